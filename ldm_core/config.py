@@ -1,0 +1,286 @@
+"""Configurations: one frozen dataclass per network, one for the whole model, and the published presets.
+
+Field names are CompVis's own wherever CompVis has one, so that a `v1-inference.yaml` reads across
+line by line. A preset is written as what changes from the one before it.
+
+Letters used in shapes throughout the package:
+
+    B batch   C channels   H, W pixels   h, w latent rows and columns   N tokens or positions
+    D head size   T diffusion steps of the noise schedule   n sampling steps
+
+Sources: Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models"
+(arXiv:2112.10752), and the configuration files that CompVis and Stability AI publish beside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal
+
+BetaSchedule = Literal["scaled_linear", "linear", "cosine", "sqrt"]
+PredictionType = Literal["eps", "v"]
+Activation = Literal["quick_gelu", "gelu"]
+
+
+class ConfigError(ValueError):
+    """A configuration that describes no network, or that contradicts another one."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    """CLIP's text transformer (Radford et al. 2021, arXiv:2103.00020, section 2.4)."""
+
+    vocab_size: int = 49408
+    context_length: int = 77
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    activation: Activation = "quick_gelu"  # OpenAI's CLIP; open_clip's models use the exact gelu
+    clip_skip: int = 0  # final blocks whose output is not used: SD2 takes the penultimate layer, 1
+    pad_token_id: int = 49407  # OpenAI's tokenizer pads with the end-of-text token, open_clip with 0
+    projection_dim: int | None = None  # open_clip files also hold the projection of CLIP's joint space
+
+    def __post_init__(self) -> None:
+        _require(
+            self.heads > 0 and self.width % self.heads == 0,
+            f"text encoder: width {self.width} is not divisible by {self.heads} heads",
+        )
+        _require(
+            self.activation in ("quick_gelu", "gelu"),
+            f"text encoder: activation must be 'quick_gelu' or 'gelu', not {self.activation!r}",
+        )
+        _require(
+            0 <= self.clip_skip < self.layers,
+            f"text encoder: clip_skip must be in 0..{self.layers - 1}, not {self.clip_skip}",
+        )
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """The cross-attention U-Net, CompVis's `UNetModel` with `use_spatial_transformer`."""
+
+    in_channels: int = 4
+    out_channels: int = 4
+    model_channels: int = 320
+    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    attention_resolutions: tuple[int, ...] = (4, 2, 1)  # downsampling factors that have attention
+    num_heads: int | None = 8  # heads per level, or
+    num_head_channels: int | None = None  # the size of a head; exactly one of the two is given
+    transformer_depth: int = 1
+    context_dim: int = 768
+    use_linear_in_transformer: bool = False  # how proj_in/out are stored: 1x1 convolution or linear
+    disable_self_attentions: tuple[bool, ...] = ()  # per level: attend to the context instead
+    num_classes: int | None = None  # a table of class embeddings (the upscaler's noise levels), or
+    adm_in_channels: int | None = None  # a vector condition of this length (unCLIP's image embedding)
+
+    def __post_init__(self) -> None:
+        _require(
+            (self.num_heads is None) != (self.num_head_channels is None),
+            "unet: give num_heads (SD1) or num_head_channels (SD2), and only one; "
+            f"got num_heads={self.num_heads}, num_head_channels={self.num_head_channels}",
+        )
+        _require(
+            self.num_classes is None or self.adm_in_channels is None,
+            "unet: num_classes and adm_in_channels exclude one another",
+        )
+        _require(
+            self.model_channels % 32 == 0,
+            f"unet: model_channels must be a multiple of 32 (group norm), not {self.model_channels}",
+        )
+        _require(
+            len(self.disable_self_attentions) in (0, len(self.channel_mult)),
+            f"unet: disable_self_attentions needs one value for each of the {len(self.channel_mult)} levels",
+        )
+        for level in self.attention_levels:
+            self.heads(self.model_channels * self.channel_mult[level])
+
+    @property
+    def attention_levels(self) -> tuple[int, ...]:
+        """The levels (0 is the finest) that have spatial transformers; the middle block always has."""
+        return tuple(i for i in range(len(self.channel_mult)) if 2**i in self.attention_resolutions)
+
+    @property
+    def downsampling(self) -> int:
+        """h and w of the input must be multiples of this."""
+        return 2 ** (len(self.channel_mult) - 1)
+
+    def heads(self, channels: int) -> int:
+        """How many attention heads a level of so many channels has."""
+        if self.num_heads is not None:
+            _require(
+                channels % self.num_heads == 0,
+                f"unet: {channels} channels are not divisible by num_heads={self.num_heads}",
+            )
+            return self.num_heads
+        assert self.num_head_channels is not None
+        _require(
+            channels % self.num_head_channels == 0,
+            f"unet: {channels} channels are not divisible by num_head_channels={self.num_head_channels}",
+        )
+        return channels // self.num_head_channels
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """The KL autoencoder, CompVis's `AutoencoderKL` with its `ddconfig`."""
+
+    embed_dim: int = 4
+    z_channels: int = 4
+    resolution: int = 256  # the training resolution; only says at which level attn_resolutions lie
+    in_channels: int = 3
+    out_ch: int = 3
+    ch: int = 128
+    ch_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    attn_resolutions: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require(self.ch % 32 == 0, f"autoencoder: ch must be a multiple of 32 (group norm), not {self.ch}")
+        _require(len(self.ch_mult) > 0, "autoencoder: ch_mult is empty")
+
+    @property
+    def downsampling(self) -> int:
+        """f in the paper: pixels per latent row or column."""
+        return 2 ** (len(self.ch_mult) - 1)
+
+    def has_attention(self, level: int) -> bool:
+        """Whether the residual blocks of this level (0 is the finest) are followed by attention."""
+        return self.resolution // 2**level in self.attn_resolutions
+
+
+@dataclass(frozen=True)
+class NoiseScheduleConfig:
+    """The forward process. CompVis calls `scaled_linear` "linear": it is linear in sqrt(beta)."""
+
+    timesteps: int = 1000
+    beta_schedule: BetaSchedule = "scaled_linear"
+    linear_start: float = 0.00085
+    linear_end: float = 0.012
+
+    def __post_init__(self) -> None:
+        _require(self.timesteps > 0, f"noise schedule: timesteps must be positive, not {self.timesteps}")
+        _require(
+            self.beta_schedule in ("scaled_linear", "linear", "cosine", "sqrt"),
+            f"noise schedule: unknown beta_schedule {self.beta_schedule!r}; "
+            "expected 'scaled_linear', 'linear', 'cosine' or 'sqrt'",
+        )
+
+
+@dataclass(frozen=True)
+class LatentDiffusionConfig:
+    """A whole model: its three networks, its forward process, and how they are joined."""
+
+    text_encoder: TextEncoderConfig = field(default_factory=TextEncoderConfig)
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    noise_schedule: NoiseScheduleConfig = field(default_factory=NoiseScheduleConfig)
+    latent_scale: float = 0.18215  # CompVis's scale_factor: unet latents = latent_scale * autoencoder latents
+    prediction: PredictionType = "eps"
+    image_size: int = 512  # pixels, the size that the model was trained for
+
+    def __post_init__(self) -> None:
+        _require(
+            self.prediction in ("eps", "v"), f"prediction must be 'eps' or 'v', not {self.prediction!r}"
+        )
+        _require(self.latent_scale > 0, f"latent_scale must be positive, not {self.latent_scale}")
+        _require(
+            self.unet.context_dim == self.text_encoder.width,
+            f"the unet attends to vectors of {self.unet.context_dim} (context_dim), "
+            f"but the text encoder gives vectors of {self.text_encoder.width} (width)",
+        )
+        _require(
+            self.unet.out_channels == self.autoencoder.embed_dim,
+            f"the unet gives {self.unet.out_channels} channels (out_channels), "
+            f"but the autoencoder's latents have {self.autoencoder.embed_dim} (embed_dim)",
+        )
+
+    @property
+    def size_multiple(self) -> int:
+        """Height and width in pixels must be multiples of this."""
+        return self.autoencoder.downsampling * self.unet.downsampling
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dictionaries, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> LatentDiffusionConfig:
+        """The inverse of `to_dict`. Raises ConfigError for unknown fields, naming them."""
+        parts = {
+            "text_encoder": TextEncoderConfig,
+            "unet": UNetConfig,
+            "autoencoder": AutoencoderConfig,
+            "noise_schedule": NoiseScheduleConfig,
+        }
+        values = {key: _build(parts[key], value) if key in parts else value for key, value in data.items()}
+        return _build(cls, values)
+
+
+def _build(cls: type[Any], values: Any) -> Any:
+    """Construct a config dataclass from JSON values, turning lists into the tuples that it holds."""
+    _require(isinstance(values, dict), f"{cls.__name__}: expected a mapping, not {type(values).__name__}")
+    unknown = sorted(set(values) - {f.name for f in fields(cls)})
+    _require(not unknown, f"{cls.__name__}: unknown field(s) {', '.join(map(str, unknown))}")
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+SD1 = LatentDiffusionConfig()
+SD1_INPAINT = replace(SD1, unet=replace(SD1.unet, in_channels=9))
+
+SD2_BASE = replace(
+    SD1,
+    text_encoder=TextEncoderConfig(
+        width=1024, layers=24, heads=16, activation="gelu", clip_skip=1, pad_token_id=0, projection_dim=1024
+    ),
+    unet=replace(
+        SD1.unet, num_heads=None, num_head_channels=64, context_dim=1024, use_linear_in_transformer=True
+    ),
+)
+SD2_V = replace(SD2_BASE, prediction="v", image_size=768)
+SD2_INPAINT = replace(SD2_BASE, unet=replace(SD2_BASE.unet, in_channels=9))
+SD2_DEPTH = replace(SD2_BASE, unet=replace(SD2_BASE.unet, in_channels=5))
+SD2_UNCLIP_H = replace(SD2_V, unet=replace(SD2_V.unet, adm_in_channels=2048))
+SD2_UNCLIP_L = replace(SD2_V, unet=replace(SD2_V.unet, adm_in_channels=1536))
+X4_UPSCALER = replace(
+    SD2_V,
+    unet=replace(
+        SD2_V.unet,
+        in_channels=7,
+        model_channels=256,
+        channel_mult=(1, 2, 2, 4),
+        attention_resolutions=(2, 4, 8),
+        num_heads=8,
+        num_head_channels=None,
+        disable_self_attentions=(True, True, True, False),
+        num_classes=1000,
+    ),
+    autoencoder=replace(SD2_V.autoencoder, ch_mult=(1, 2, 4)),
+    noise_schedule=NoiseScheduleConfig(linear_start=0.0001, linear_end=0.02),
+    latent_scale=0.08333,
+    image_size=512,
+)
+
+PRESETS: dict[str, LatentDiffusionConfig] = {
+    "sd1": SD1,
+    "sd1-inpaint": SD1_INPAINT,
+    "sd2-base": SD2_BASE,
+    "sd2-v": SD2_V,
+    "sd2-inpaint": SD2_INPAINT,
+    "sd2-depth": SD2_DEPTH,
+    "sd2-unclip-h": SD2_UNCLIP_H,
+    "sd2-unclip-l": SD2_UNCLIP_L,
+    "x4-upscaler": X4_UPSCALER,
+}
+
+
+def preset(name: str) -> LatentDiffusionConfig:
+    """The preset of this name. Raises ConfigError with the known names."""
+    if name not in PRESETS:
+        raise ConfigError(f"unknown model configuration {name!r}; expected one of {', '.join(PRESETS)}")
+    return PRESETS[name]

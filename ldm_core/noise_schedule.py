@@ -1,0 +1,146 @@
+"""The forward process: how much signal and how much noise is left at each of the T training steps.
+
+    q(x_t | x_0) = N(a_t x_0, s_t^2 I),   a_t = sqrt(alphas_cumprod[t]),   s_t = sqrt(1 - alphas_cumprod[t])
+
+(Ho et al. 2020, arXiv:2006.11239, equation 4). A network predicts eps (the noise), or
+v = a_t eps - s_t x_0 (Salimans and Ho 2022, arXiv:2202.00512, appendix D); with x_t and t either one,
+or x_0, gives the others. CompVis keeps these tables as buffers of `DDPM.register_schedule`.
+
+All tables are float64 on the CPU, and a coefficient is a Python float, so that using one never waits
+for a device and never rounds to the latents' dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ldm_core.config import BetaSchedule, NoiseScheduleConfig, PredictionType
+
+
+def make_betas(beta_schedule: BetaSchedule, timesteps: int, start: float, end: float) -> Tensor:
+    """The variance beta_t that each step of the forward process adds, float64 (T,).
+
+    `scaled_linear` is linear in sqrt(beta); CompVis's configurations call it "linear", and call the
+    plain one "sqrt_linear". `cosine` is Nichol and Dhariwal 2021 (arXiv:2102.09672), equation 17, and
+    ignores `start` and `end`. `sqrt` is the square root of the linear one.
+    """
+    if beta_schedule == "scaled_linear":
+        return torch.linspace(start**0.5, end**0.5, timesteps, dtype=torch.float64) ** 2
+    if beta_schedule == "linear":
+        return torch.linspace(start, end, timesteps, dtype=torch.float64)
+    if beta_schedule == "sqrt":
+        return torch.linspace(start, end, timesteps, dtype=torch.float64) ** 0.5
+    if beta_schedule == "cosine":
+        offset = 8e-3
+        u = torch.arange(timesteps + 1, dtype=torch.float64) / timesteps
+        alphas_cumprod = torch.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2
+        return (1 - alphas_cumprod[1:] / alphas_cumprod[:-1]).clamp(0, 0.999)
+    raise ValueError(
+        f"unknown beta_schedule {beta_schedule!r}; expected 'scaled_linear', 'linear', 'cosine' or 'sqrt'"
+    )
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the network says about x_t, in both of the forms that update rules use: shapes as x_t."""
+
+    x0: Tensor
+    eps: Tensor
+
+
+class NoiseSchedule:
+    """The tables of one forward process, and the conversions between eps, v and x0.
+
+    Attributes: `betas` and `alphas_cumprod`, float64 (T,).
+    """
+
+    def __init__(self, config: NoiseScheduleConfig | None = None, *, betas: Tensor | None = None) -> None:
+        """From a configuration, or from a table of betas in (0, 1] of one's own."""
+        config = config or NoiseScheduleConfig()
+        if betas is None:
+            betas = make_betas(
+                config.beta_schedule, config.timesteps, config.linear_start, config.linear_end
+            )
+        betas = torch.as_tensor(betas, dtype=torch.float64).cpu()
+        if betas.ndim != 1 or not bool(((betas > 0) & (betas <= 1)).all()):
+            raise ValueError(f"betas must be a vector of values in (0, 1], got shape {tuple(betas.shape)}")
+        self.betas = betas
+        self.alphas_cumprod = torch.cumprod(1 - betas, dim=0)
+
+    def __len__(self) -> int:
+        return len(self.betas)
+
+    def alpha_cumprod(self, t: int) -> float:
+        """alphas_cumprod[t]; t = -1 is the clean image, 1. Raises ValueError outside -1..T-1."""
+        if not -1 <= t < len(self):
+            raise ValueError(f"timestep {t} is outside the table of {len(self)} steps (-1..{len(self) - 1})")
+        return 1.0 if t == -1 else float(self.alphas_cumprod[t])
+
+    def signal_and_noise(self, t: int) -> tuple[float, float]:
+        """(a_t, s_t): the factors of x_0 and of the noise in x_t."""
+        alpha_cumprod = self.alpha_cumprod(t)
+        return math.sqrt(alpha_cumprod), math.sqrt(1 - alpha_cumprod)
+
+    def add_noise(self, x0: Tensor, noise: Tensor, t: int) -> Tensor:
+        """A draw from q(x_t | x_0) with the given standard normal noise (DDPM equation 4)."""
+        a, s = self.signal_and_noise(t)
+        return a * x0 + s * noise
+
+    def x0_from_eps(self, x: Tensor, eps: Tensor, t: int) -> Tensor:
+        """x_0 = (x_t - s_t eps) / a_t. Not defined where a_t is 0."""
+        a, s = self.signal_and_noise(t)
+        return (x - s * eps) / a
+
+    def eps_from_x0(self, x: Tensor, x0: Tensor, t: int) -> Tensor:
+        """eps = (x_t - a_t x_0) / s_t. Not defined at t = -1, where s_t is 0."""
+        a, s = self.signal_and_noise(t)
+        return (x - a * x0) / s
+
+    def v_from_eps_x0(self, eps: Tensor, x0: Tensor, t: int) -> Tensor:
+        """v = a_t eps - s_t x_0."""
+        a, s = self.signal_and_noise(t)
+        return a * eps - s * x0
+
+    def x0_from_v(self, x: Tensor, v: Tensor, t: int) -> Tensor:
+        """x_0 = a_t x_t - s_t v; defined everywhere, also where a_t is 0."""
+        a, s = self.signal_and_noise(t)
+        return a * x - s * v
+
+    def eps_from_v(self, x: Tensor, v: Tensor, t: int) -> Tensor:
+        """eps = s_t x_t + a_t v."""
+        a, s = self.signal_and_noise(t)
+        return s * x + a * v
+
+    def interpret(self, x: Tensor, output: Tensor, t: int, prediction: PredictionType) -> Prediction:
+        """Read a network's output as (x_0, eps)."""
+        if prediction == "eps":
+            return Prediction(x0=self.x0_from_eps(x, output, t), eps=output)
+        if prediction == "v":
+            return Prediction(x0=self.x0_from_v(x, output, t), eps=self.eps_from_v(x, output, t))
+        raise ValueError(f"prediction must be 'eps' or 'v', not {prediction!r}")
+
+
+class Predict(Protocol):
+    """What a scheduler sees of the network: `predict(x, t)`, and the schedule it was trained on."""
+
+    schedule: NoiseSchedule
+
+    def __call__(self, x: Tensor, t: int) -> Prediction: ...
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """Makes a `Predict` of any function (x, t) -> network output, shapes as x."""
+
+    function: Callable[[Tensor, int], Tensor]
+    schedule: NoiseSchedule
+    prediction: PredictionType = "eps"
+
+    def __call__(self, x: Tensor, t: int) -> Prediction:
+        return self.schedule.interpret(x, self.function(x, t), t, self.prediction)

@@ -61,15 +61,20 @@ class NoiseSchedule:
     """
 
     def __init__(self, config: NoiseScheduleConfig | None = None, *, betas: Tensor | None = None) -> None:
-        """From a configuration, or from a table of betas in (0, 1] of one's own."""
+        """From a configuration (SD1's by default), or from a table of betas of one's own.
+
+        betas: (T,), each in (0, 1]; ValueError names the first that is not.
+        """
         config = config or NoiseScheduleConfig()
         if betas is None:
-            betas = make_betas(
-                config.beta_schedule, config.timesteps, config.linear_start, config.linear_end
-            )
+            betas = make_betas(config.beta_schedule, config.timesteps, config.linear_start, config.linear_end)
         betas = torch.as_tensor(betas, dtype=torch.float64).cpu()
-        if betas.ndim != 1 or not bool(((betas > 0) & (betas <= 1)).all()):
-            raise ValueError(f"betas must be a vector of values in (0, 1], got shape {tuple(betas.shape)}")
+        if betas.ndim != 1 or len(betas) == 0:
+            raise ValueError(f"betas must be a vector of one value per step, got shape {tuple(betas.shape)}")
+        outside = ~((betas > 0) & (betas <= 1))
+        if bool(outside.any()):
+            t = int(outside.nonzero()[0])
+            raise ValueError(f"betas must lie in (0, 1], got {float(betas[t])} at timestep {t}")
         self.betas = betas
         self.alphas_cumprod = torch.cumprod(1 - betas, dim=0)
 
@@ -93,13 +98,20 @@ class NoiseSchedule:
         return a * x0 + s * noise
 
     def x0_from_eps(self, x: Tensor, eps: Tensor, t: int) -> Tensor:
-        """x_0 = (x_t - s_t eps) / a_t. Not defined where a_t is 0."""
+        """x_0 = (x_t - s_t eps) / a_t. ValueError where a_t is 0: pure noise says nothing of x_0."""
         a, s = self.signal_and_noise(t)
+        if a == 0:
+            raise ValueError(
+                f"eps does not determine x0 at timestep {t}, where alphas_cumprod is 0; a network that "
+                "predicts v does, with a scheduler that uses its x0 (DDIM or DDPM, not PNDM)"
+            )
         return (x - s * eps) / a
 
     def eps_from_x0(self, x: Tensor, x0: Tensor, t: int) -> Tensor:
-        """eps = (x_t - a_t x_0) / s_t. Not defined at t = -1, where s_t is 0."""
+        """eps = (x_t - a_t x_0) / s_t. ValueError at t = -1, where s_t is 0 and there is no noise."""
         a, s = self.signal_and_noise(t)
+        if s == 0:
+            raise ValueError(f"x0 does not determine eps at timestep {t}, where there is no noise")
         return (x - a * x0) / s
 
     def v_from_eps_x0(self, eps: Tensor, x0: Tensor, t: int) -> Tensor:
@@ -118,7 +130,11 @@ class NoiseSchedule:
         return s * x + a * v
 
     def interpret(self, x: Tensor, output: Tensor, t: int, prediction: PredictionType) -> Prediction:
-        """Read a network's output as (x_0, eps)."""
+        """Read a network's output as (x_0, eps). ValueError unless it has x's shape."""
+        if output.shape != x.shape:
+            raise ValueError(
+                f"the network's output must have x's shape {tuple(x.shape)}, got {tuple(output.shape)}"
+            )
         if prediction == "eps":
             return Prediction(x0=self.x0_from_eps(x, output, t), eps=output)
         if prediction == "v":

@@ -28,7 +28,10 @@ class Scheduler(Protocol):
     """The seam: anything with these two methods can drive the sampler."""
 
     def timesteps(self, schedule: NoiseSchedule, n: int) -> list[tuple[int, int]]:
-        """n pairs (t, t_prev), noisiest first; t_prev is the next pair's t, and -1 at the end."""
+        """n pairs (t, t_prev), noisiest first; t_prev is the next pair's t, and -1 at the end.
+
+        Raises ValueError for n outside 1..len(schedule).
+        """
         ...
 
     def step(
@@ -38,6 +41,23 @@ class Scheduler(Protocol):
 
         `predict(x, t)` gives the guided `Prediction` and may be called more than once;
         `predict.schedule` has the tables. `history` is None at the first step, then the last step's.
-        `noise` is a standard normal draw of x's shape, which a deterministic scheduler ignores.
+        `noise` is a standard normal draw of x's shape and dtype, which a deterministic scheduler ignores.
+        No argument is modified, and equal arguments give equal bits.
         """
         ...
+
+
+def require_noise(noise: Tensor | None, x: Tensor) -> Tensor:
+    """The noise of a step that adds some. Raises ValueError where it is missing or not of x's shape."""
+    if noise is None:
+        raise ValueError("this step adds noise: pass a standard normal draw of x's shape, not None")
+    if noise.shape != x.shape:
+        raise ValueError(f"noise must have x's shape {tuple(x.shape)}, got {tuple(noise.shape)}")
+    return noise
+
+
+def last_alpha_cumprod(schedule: NoiseSchedule, t_prev: int, set_alpha_to_one: bool) -> float:
+    """alphas_cumprod at t_prev, where the end of the run (-1) is 1 or, as in CompVis, alphas_cumprod[0]."""
+    if t_prev == -1 and not set_alpha_to_one:
+        return schedule.alpha_cumprod(0)
+    return schedule.alpha_cumprod(t_prev)

@@ -1,0 +1,110 @@
+"""PNDM and PLMS: Liu et al. 2022, "Pseudo Numerical Methods for Diffusion Models" (arXiv:2202.09778).
+
+A pseudo numerical method replaces the straight line of a classical solver by DDIM's update (the paper's
+transfer part, equation 11) and combines several eps as the classical method would combine slopes:
+
+    Adams-Bashforth (equation 12)   one call a step, from the eps of this step and up to three earlier ones
+    Runge-Kutta     (equation 13)   four calls: at t, twice half-way, and at t_prev
+    improved Euler                  two calls: at t and at t_prev
+
+The first steps have no earlier eps. With warmup="plms" the first is an improved Euler step, and the order
+of Adams-Bashforth grows from 2 to 4 (CompVis's `PLMSSampler`). With "runge_kutta" the first three are
+Runge-Kutta steps (the paper's F-PNDM).
+
+DDIM's update with a combined eps is accurate to second order in the step, however high the order of the
+combination (the paper's theorem; measured in tests/test_scheduler_convergence.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from ldm_core.noise_schedule import NoiseSchedule, Predict
+from ldm_core.schedulers.base import Step
+from ldm_core.schedulers.ddim import ddim_update
+from ldm_core.schedulers.spacing import Spacing, check_spacing, spaced_pairs
+
+Warmup = Literal["plms", "runge_kutta"]
+History = tuple[Tensor, ...]
+
+# Weights of Adams-Bashforth for equal strides, by the number of eps at hand; the newest comes first.
+ADAMS_BASHFORTH: tuple[tuple[float, ...], ...] = (
+    (1,),
+    (3 / 2, -1 / 2),
+    (23 / 12, -16 / 12, 5 / 12),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+)
+
+
+def adams_bashforth(eps: History) -> Tensor:
+    """The combined eps from 1 to 4 of them, newest first; a single one is returned as it is."""
+    weights = ADAMS_BASHFORTH[len(eps) - 1]
+    return sum((w * e for w, e in zip(weights[1:], eps[1:])), start=weights[0] * eps[0])
+
+
+@dataclass(frozen=True)
+class PNDM:
+    """Deterministic multistep sampling; `history` holds the last eps, newest first, at most three.
+
+    warmup: "plms" (n + 1 network calls in n steps) or "runge_kutta" (n + 9, from n = 4 on; 4n - 3 below).
+    The last step leads to no further timestep where a network could be asked, so it is never a warm-up
+    step, and a run of one step is one plain DDIM step with one call.
+    spacing, steps_offset, set_alpha_to_one: as in `DDIM`. The weights suppose equal strides; a spacing that
+    rounds its timesteps, or a fraction of a step at an img2img's start, costs some accuracy, not the order.
+    """
+
+    warmup: Warmup = "plms"
+    spacing: Spacing = "leading"
+    steps_offset: int = 1
+    set_alpha_to_one: bool = False
+
+    def __post_init__(self) -> None:
+        if self.warmup not in ("plms", "runge_kutta"):
+            raise ValueError(f"warmup must be 'plms' or 'runge_kutta', not {self.warmup!r}")
+        check_spacing(self.spacing, self.steps_offset)
+
+    def timesteps(self, schedule: NoiseSchedule, n: int) -> list[tuple[int, int]]:
+        """The pairs (t, t_prev), noisiest first. ValueError for n outside 1..T."""
+        return spaced_pairs(len(schedule), n, self.spacing, self.steps_offset)
+
+    def step(
+        self, predict: Predict, x: Tensor, t: int, t_prev: int, history: History | None, noise: Tensor | None
+    ) -> Step:
+        """From x_t (B, C, h, w) to x_{t_prev}; see `Scheduler.step`. Ignores `noise`.
+
+        The step's x0 is the one that belongs to the combined eps.
+        """
+        past = history or ()
+        eps = predict(x, t).eps
+        is_last = t_prev == -1
+        if self.warmup == "runge_kutta" and len(past) < 3 and not is_last:
+            combined = self._runge_kutta(predict, x, eps, t, t_prev)
+        elif not past and not is_last:
+            x_next, _ = self._transfer(predict.schedule, x, eps, t, t_prev)
+            combined = (eps + predict(x_next, t_prev).eps) / 2
+        else:
+            combined = adams_bashforth((eps, *past))
+        x_prev, x0 = self._transfer(predict.schedule, x, combined, t, t_prev)
+        return Step(x_prev, x0, (eps, *past)[:3])
+
+    def _runge_kutta(self, predict: Predict, x: Tensor, eps: Tensor, t: int, t_prev: int) -> Tensor:
+        """Equation 13. The network knows whole timesteps only, so half-way is rounded down."""
+        half = (t + t_prev) // 2
+
+        def eps_at(eps: Tensor, to: int) -> Tensor:
+            return predict(self._transfer(predict.schedule, x, eps, t, to)[0], to).eps
+
+        eps_2 = eps_at(eps, half)
+        eps_3 = eps_at(eps_2, half)
+        eps_4 = eps_at(eps_3, t_prev)
+        return (eps + 2 * eps_2 + 2 * eps_3 + eps_4) / 6
+
+    def _transfer(
+        self, schedule: NoiseSchedule, x: Tensor, eps: Tensor, t: int, t_prev: int
+    ) -> tuple[Tensor, Tensor]:
+        """DDIM's update from x_t along any eps: (x_{t_prev}, x_0)."""
+        x0 = schedule.x0_from_eps(x, eps, t)
+        return ddim_update(schedule, x0, eps, t, t_prev, set_alpha_to_one=self.set_alpha_to_one), x0

@@ -1,0 +1,144 @@
+"""Which of the T training timesteps a sampler visits, and where img2img enters that list.
+
+Four published ways to pick n of T timesteps; each gives other pictures (docs/schedulers.md compares them):
+
+    leading    (0, 1, .., n-1) * (T // n) + offset     diffusers' default; what CompVis means to do
+    trailing   round(T - (0, 1, .., n-1) * T / n) - 1   begins at T - 1, where training ends
+    linspace   round(linspace(0, T - 1, n))             begins at T - 1 and ends at 0
+    compvis    range(0, T, T // n) + 1                  `make_ddim_timesteps`, which may give other than n
+
+Source of the names: Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are Flawed"
+(arXiv:2305.08891), table 2. Timesteps are indices into the tables, 0..T-1; -1 stands for the clean image.
+"""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral
+from typing import Literal, get_args
+
+Spacing = Literal["leading", "trailing", "linspace", "compvis"]
+Pairs = list[tuple[int, int]]
+
+
+def leading(total: int, n: int, offset: int = 0) -> list[int]:
+    """Multiples of total // n, plus `offset`; n of them, rising.
+
+    The offset is lowered where the last timestep would leave the table: with offset 1 only at n = total.
+    The multiples may stop well short of the table's end: total 1000 and n 501 stop at 500.
+    """
+    _check_count(total, n)
+    stride = total // n
+    offset = min(offset, total - 1 - (n - 1) * stride)
+    return [k * stride + offset for k in range(n)]
+
+
+def trailing(total: int, n: int) -> list[int]:
+    """Counted back from the end of the table, rounding half to even; n timesteps, rising."""
+    _check_count(total, n)
+    return [round(total - k * (total / n)) - 1 for k in reversed(range(n))]
+
+
+def linspace(total: int, n: int) -> list[int]:
+    """From 0 to total - 1 with both ends, rounding half to even; n timesteps, rising. n = 1 gives [0]."""
+    _check_count(total, n)
+    stride = (total - 1) / max(n - 1, 1)
+    return [round(k * stride) for k in range(n)]
+
+
+def compvis(total: int, n: int) -> list[int]:
+    """The original's own: every (total // n)-th timestep of the table, plus one; rising.
+
+    Gives more than n timesteps where n does not divide total (31 for n = 30 of 1000). Raises ValueError
+    where the last one is past the table, which in the original ends in an IndexError.
+    """
+    _check_count(total, n)
+    levels = [t + 1 for t in range(0, total, total // n)]
+    if levels[-1] >= total:
+        raise ValueError(
+            f"the 'compvis' spacing for n={n} reaches timestep {levels[-1]}, past the table's last, "
+            f"{total - 1}; choose another n, or spacing='leading'"
+        )
+    return levels
+
+
+def spaced_pairs(total: int, n: int, spacing: Spacing, offset: int = 0) -> Pairs:
+    """The (t, t_prev) of a whole sampling run, noisiest first; the last t_prev is -1.
+
+    total: length of the noise schedule. n: sampling steps, 1..total. offset: added to every timestep of the
+    "leading" spacing; the others have none to choose. Raises ValueError for n outside its range.
+    """
+    check_spacing(spacing, offset)
+    if spacing == "leading":
+        levels = leading(total, n, offset)
+    else:
+        levels = {"trailing": trailing, "linspace": linspace, "compvis": compvis}[spacing](total, n)
+    return [(t, t_prev) for t_prev, t in zip([-1, *levels[:-1]], levels)][::-1]
+
+
+def check_spacing(spacing: str, offset: int) -> None:
+    """Raises ValueError for settings that no spacing has; schedulers call it when they are made."""
+    if spacing not in get_args(Spacing):
+        raise ValueError(f"spacing must be one of {', '.join(get_args(Spacing))}, not {spacing!r}")
+    if not isinstance(offset, Integral) or offset < 0:
+        raise ValueError(f"steps_offset must be a whole number, 0 or more, not {offset!r}")
+
+
+def _check_count(total: int, n: int) -> None:
+    if not isinstance(n, Integral) or not 1 <= n <= total:
+        raise ValueError(f"the number of steps must be a whole number in 1..{total}, not {n!r}")
+
+
+def truncate(pairs: Pairs, strength: float) -> tuple[int, Pairs]:
+    """Where img2img starts: (t_start, the pairs to run from there).
+
+    pairs: a scheduler's whole run, n pairs. strength: how much of it to redo, in (0, 1]; 1 is all of it.
+    Noise the image to t_start with `NoiseSchedule.add_noise`, then step through the pairs returned.
+
+    Name the levels L_n (the first t) down to L_1 (the last t). A whole strength * n = k starts at L_k. A
+    fraction starts in between, at the timestep linearly interpolated from L_k to L_{k+1} (below L_1: from the
+    end, -1), and the first step then goes down to the next level. So a larger strength starts at least as
+    high, and two strengths start alike only if they round to the same training timestep. At least one step
+    is run.
+
+    Raises ValueError for strength outside (0, 1] and for an empty list of pairs.
+    """
+    _check_truncation(pairs, strength)
+    levels = [-1, *(t for t, _ in reversed(pairs))]
+    u = strength * len(pairs)
+    if math.isclose(u, round(u), rel_tol=1e-9):  # 0.7 * 10 is 7.000000000000001 but means 7
+        u = round(u)
+    k = math.floor(u)
+    low, high = levels[k], levels[min(k + 1, len(pairs))]
+    t_start = max(0, math.floor(low + (u - k) * (high - low) + 0.5))
+    below = [pair for pair in pairs if pair[0] <= t_start]
+    if below and below[0][0] == t_start:
+        return t_start, below
+    return t_start, [(t_start, below[0][0] if below else -1), *below]
+
+
+def truncate_compvis(pairs: Pairs, strength: float, n: int | None = None) -> tuple[int, Pairs]:
+    """Where CompVis's `scripts/img2img.py` starts: (t_noise, the pairs to run), with its mismatch kept.
+
+    With k = int(strength * n) it noises the image to L_{k+1} (`stochastic_encode` at index k, counted from 0)
+    but denoises from L_k (`decode` of the first k), one level lower; strength * n < 1 runs no step at all.
+    n: the steps that were asked for, where the "compvis" spacing gave more; by default len(pairs).
+
+    Raises ValueError where there is no L_{k+1}: at strength 1, where the original ends in an index error.
+    """
+    _check_truncation(pairs, strength)
+    k = int(strength * (len(pairs) if n is None else n))
+    if k >= len(pairs):
+        raise ValueError(
+            f"CompVis's img2img has no start for strength {strength} of {len(pairs)} steps: it noises to one "
+            "level above the first that it runs, and there is none; use less strength, or `truncate`"
+        )
+    rising = pairs[::-1]
+    return rising[k][0], rising[:k][::-1]
+
+
+def _check_truncation(pairs: Pairs, strength: float) -> None:
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength must be in (0, 1], not {strength!r}")
+    if not pairs:
+        raise ValueError("there are no timesteps to truncate: pairs is empty")

@@ -185,9 +185,7 @@ class LatentDiffusionConfig:
     image_size: int = 512  # pixels, the size that the model was trained for
 
     def __post_init__(self) -> None:
-        _require(
-            self.prediction in ("eps", "v"), f"prediction must be 'eps' or 'v', not {self.prediction!r}"
-        )
+        _require(self.prediction in ("eps", "v"), f"prediction must be 'eps' or 'v', not {self.prediction!r}")
         _require(self.latent_scale > 0, f"latent_scale must be positive, not {self.latent_scale}")
         _require(
             self.unet.context_dim == self.text_encoder.width,

@@ -1,0 +1,1 @@
+"""ldm_core: latent diffusion that you can trust, read and take apart."""

@@ -1,0 +1,53 @@
+"""One random stream per image, so that an image does not depend on which batch it was drawn in.
+
+Numbers are drawn on the CPU in float32 and moved, so that all devices and dtypes start from the same noise.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+def image_seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
+    """One seed per image: s, s+1, … from an int, a list as it is, fresh ones from None.
+
+    PyTorch's CPU generator uses the low 32 bits, so seeds that differ by 2**32 give the same image.
+    Raises ValueError for another number of seeds, a negative seed or one of 2**63 and more.
+    """
+    if seed is None:
+        seeds = [secrets.randbits(32) for _ in range(count)]
+    elif isinstance(seed, int) and not isinstance(seed, bool):
+        seeds = [seed + k for k in range(count)]
+    else:
+        if isinstance(seed, (str, bytes)) or not isinstance(seed, Sequence):
+            raise ValueError(f"seed must be an int, one int per image, or None, not {type(seed).__name__}")
+        seeds = list(seed)
+        if len(seeds) != count:
+            raise ValueError(f"expected one seed per image ({count}), got {len(seeds)}")
+    for s in seeds:
+        if not isinstance(s, int) or isinstance(s, bool) or not 0 <= s < 2**63:
+            raise ValueError(f"a seed must be an int in 0..2**63-1, not {s!r}")
+    return seeds
+
+
+def generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    """One CPU generator per seed."""
+    return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+
+
+def randn(shape: Sequence[int], generator: Generators = None) -> Tensor:
+    """Standard normal numbers of `shape`, float32 on the CPU.
+
+    With a list of generators, row k comes from generator k, exactly as if it had been drawn alone.
+    """
+    if generator is None or isinstance(generator, torch.Generator):
+        return torch.randn(*shape, generator=generator, dtype=torch.float32)
+    if len(generator) != shape[0]:
+        raise ValueError(f"expected one generator per image ({shape[0]}), got {len(generator)}")
+    return torch.cat([torch.randn(1, *shape[1:], generator=g, dtype=torch.float32) for g in generator])

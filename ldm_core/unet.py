@@ -231,8 +231,9 @@ class UNet(nn.Module):
         (B, adm_in_channels), for a model that has them -> (B, out_channels, h, w) in x's dtype.
         Raises ValueError for shapes that do not fit.
         """
-        self._check(x, context, y)
-        t = torch.as_tensor(t, device=x.device).expand(x.shape[0])
+        self._check(x, t, context, y)
+        if isinstance(t, int):
+            t = torch.full((x.shape[0],), t, device=x.device)
         emb = self.time_embed(timestep_embedding(t, self.config.model_channels).to(x.dtype))
         if self.label_emb is not None:
             emb = emb + self.label_emb(y)
@@ -251,7 +252,7 @@ class UNet(nn.Module):
 
         return self.conv_out(F.silu(self.norm_out(x)))
 
-    def _check(self, x: Tensor, context: Tensor, y: Tensor | None) -> None:
+    def _check(self, x: Tensor, t: Tensor | int, context: Tensor, y: Tensor | None) -> None:
         config, f = self.config, self.config.downsampling
         if x.ndim != 4 or x.shape[1] != config.in_channels:
             raise ValueError(f"unet: expected x of (B, {config.in_channels}, h, w), got {tuple(x.shape)}")
@@ -260,6 +261,8 @@ class UNet(nn.Module):
         if context.ndim != 3 or context.shape[0] != x.shape[0] or context.shape[2] != config.context_dim:
             wanted = f"({x.shape[0]}, M, {config.context_dim})"
             raise ValueError(f"unet: expected context of {wanted}, got {tuple(context.shape)}")
+        if isinstance(t, Tensor) and t.shape != x.shape[:1]:
+            raise ValueError(f"unet: expected t as an int or ({x.shape[0]},), got {tuple(t.shape)}")
         if (y is None) != (self.label_emb is None):
             wanted = "no class labels y" if self.label_emb is None else "class labels y"
             raise ValueError(f"unet: this model takes {wanted}, got {'none' if y is None else 'some'}")

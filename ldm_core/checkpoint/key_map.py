@@ -1,0 +1,123 @@
+"""Key maps: how the tensors of a file become the parameters of the networks, and back.
+
+A map is a fully expanded table {file key: Entry}. An entry names the parameters that one file tensor
+holds and the invertible change of shape between them. The way back is derived from the same table, so
+the two cannot disagree. Whatever is left over or missing is an error that names the keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ldm_core.checkpoint.errors import CheckpointError
+
+NAMES_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Transform:
+    """An invertible change between one file tensor and the parameters that it holds."""
+
+    name: str
+    load: Callable[[Tensor], tuple[Tensor, ...]]
+    save: Callable[[tuple[Tensor, ...]], Tensor]
+
+
+SAME = Transform("same", lambda x: (x,), lambda xs: xs[0])
+
+# (O, I, 1, 1) in the file, (O, I) in the network: a 1x1 convolution is a linear layer over pixels.
+CONV_1X1 = Transform("conv 1x1 <-> linear", lambda x: (_squeeze(x),), lambda xs: xs[0][:, :, None, None])
+
+# (3 * O, …) in the file, three of (O, …) in the network: queries, keys and values stored as one.
+FUSED_QKV = Transform("fused qkv <-> split", lambda x: _thirds(x), lambda xs: torch.cat(xs))
+
+
+def _squeeze(x: Tensor) -> Tensor:
+    if x.ndim != 4 or x.shape[2:] != (1, 1):
+        raise ValueError(f"expected a 1x1 convolution (O, I, 1, 1), got {tuple(x.shape)}")
+    return x[:, :, 0, 0]
+
+
+def _thirds(x: Tensor) -> tuple[Tensor, ...]:
+    if x.ndim == 0 or x.shape[0] % 3:
+        raise ValueError(f"expected queries, keys and values stacked (3 * O, …), got {tuple(x.shape)}")
+    return x.chunk(3)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What one tensor of a file is: the parameters in it, and the transform that takes them out."""
+
+    parameters: tuple[str, ...]
+    transform: Transform = SAME
+
+
+KeyMap = dict[str, Entry]
+
+
+def prefixed(key_map: KeyMap, file_prefix: str, parameter_prefix: str) -> KeyMap:
+    """The map with a prefix before every file key and every parameter name."""
+    return {
+        file_prefix + key: Entry(tuple(parameter_prefix + p for p in entry.parameters), entry.transform)
+        for key, entry in key_map.items()
+    }
+
+
+def to_parameters(
+    key_map: KeyMap, tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], *, source: str
+) -> dict[str, Tensor]:
+    """The parameters that `tensors` hold, by name, as views wherever the transform allows it.
+
+    `shapes` are the shapes that the networks want. Raises CheckpointError, naming `source`, the keys that
+    are missing and those whose shape is wrong.
+    """
+    missing = [key for key in key_map if key not in tensors]
+    parameters: dict[str, Tensor] = {}
+    wrong = []
+    for key, entry in key_map.items():
+        if key in missing:
+            continue
+        try:
+            values = entry.transform.load(tensors[key])
+        except ValueError as error:
+            wrong.append(f"{key}: {error}")
+            continue
+        for name, value in zip(entry.parameters, values, strict=True):
+            if value.shape != shapes[name]:
+                wrong.append(f"{key}: expected {_wanted(entry, shapes)}, got {tuple(tensors[key].shape)}")
+                break
+            parameters[name] = value
+    report(source, {"missing": missing, "of the wrong shape": wrong})
+    return parameters
+
+
+def _wanted(entry: Entry, shapes: Mapping[str, torch.Size]) -> tuple[int, ...]:
+    """The shape that the file's tensor should have had."""
+    blanks = tuple(torch.empty(shapes[name], device="meta") for name in entry.parameters)
+    return tuple(entry.transform.save(blanks).shape)
+
+
+def to_file(key_map: KeyMap, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `to_parameters`: the tensors that a file of this layout holds."""
+    return {
+        key: entry.transform.save(tuple(parameters[name] for name in entry.parameters))
+        for key, entry in key_map.items()
+    }
+
+
+def report(source: str, problems: Mapping[str, Iterable[str]]) -> None:
+    """Raise one CheckpointError that lists every group of problems, some names of each; or do nothing."""
+    lines = []
+    for kind, names in problems.items():
+        names = list(names)
+        if names:
+            lines.append(f"{len(names)} tensor(s) {kind}:")
+            lines += [f"    {name}" for name in names[:NAMES_SHOWN]]
+            if len(names) > NAMES_SHOWN:
+                lines.append(f"    … and {len(names) - NAMES_SHOWN} more")
+    if lines:
+        raise CheckpointError("\n".join([f"{source} does not fit the model:", *lines]))

@@ -1,0 +1,112 @@
+"""Pictures in and out: PIL images of any mode to tensors, and tensors to PIL images.
+
+Inside the package an image is (B, 3, H, W) in [-1, 1], as the autoencoder was trained; outside it is
+a PIL image or (B, 3, H, W) in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+ImageInput = Any  # a PIL image, a tensor (3, H, W) or (B, 3, H, W) in [0, 1], or a list of either
+
+
+def to_rgb(image: Image) -> Image:
+    """Any PIL image upright and as 8-bit RGB: EXIF rotation applied, transparency laid on white."""
+    from PIL import Image as PIL
+    from PIL import ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _to_8_bit(image)
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return PIL.alpha_composite(PIL.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_8_bit(image: Image) -> Image:
+    """16- and 32-bit grey to 8 bits; PIL's own conversion clips at 255 and so turns them white."""
+    from PIL import Image as PIL
+
+    values = np.asarray(image).astype(np.float64)
+    if image.mode != "F":
+        values = values / 257.0  # 65535 becomes 255
+    return PIL.fromarray(values.round().clip(0, 255).astype(np.uint8))
+
+
+def image_to_tensor(image: ImageInput) -> Tensor:
+    """One or several images of one size to (B, 3, H, W), float32 in [-1, 1].
+
+    Raises ValueError for other types, tensors of another shape, values outside [0, 1], or several sizes.
+    """
+    if isinstance(image, Tensor):
+        tensor = image if image.ndim == 4 else image[None]
+        if tensor.ndim != 4 or tensor.shape[1] != 3:
+            raise ValueError(f"expected an image of (B, 3, H, W) or (3, H, W), got {tuple(image.shape)}")
+        tensor = tensor.detach().float().cpu()
+        if tensor.numel() and not (tensor.min() >= 0 and tensor.max() <= 1):
+            raise ValueError(
+                f"expected image values in [0, 1], got {float(tensor.min()):.3g} to {float(tensor.max()):.3g}"
+            )
+        return tensor * 2 - 1
+    if isinstance(image, Sequence) and not isinstance(image, str) and len(image) > 0:
+        tensors = [image_to_tensor(one) for one in image]
+        sizes = {tuple(t.shape[2:]) for t in tensors}
+        if len(sizes) > 1:
+            raise ValueError(f"expected images of one size (H, W), got {sorted(sizes)}")
+        return torch.cat(tensors)
+    _require_pil(image, "image")
+    pixels = np.array(to_rgb(image))  # (H, W, 3), uint8
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
+def mask_to_tensor(mask: ImageInput) -> Tensor:
+    """A mask, or several, to (B, 1, H, W), float32 in [0, 1]: white, 1, is what is repainted.
+
+    A tensor may be (H, W), (1, H, W) or (B, 1, H, W) in [0, 1]; transparency in a picture counts as black.
+    """
+    if isinstance(mask, Tensor):
+        tensor = mask.detach().float().cpu()
+        tensor = tensor[None, None] if tensor.ndim == 2 else tensor[None] if tensor.ndim == 3 else tensor
+        if tensor.ndim != 4 or tensor.shape[1] != 1:
+            raise ValueError(f"expected a mask of (H, W), (1, H, W) or (B, 1, H, W), got {tuple(mask.shape)}")
+        if tensor.numel() and not (tensor.min() >= 0 and tensor.max() <= 1):
+            raise ValueError("expected mask values in [0, 1]")
+        return tensor
+    if isinstance(mask, Sequence) and not isinstance(mask, str) and len(mask) > 0:
+        return torch.cat([mask_to_tensor(one) for one in mask])
+    _require_pil(mask, "mask")
+    from PIL import Image as PIL
+    from PIL import ImageOps
+
+    upright = ImageOps.exif_transpose(mask)
+    if upright.mode in ("LA", "RGBA", "PA") or "transparency" in upright.info:
+        rgba = upright.convert("RGBA")
+        upright = PIL.alpha_composite(PIL.new("RGBA", rgba.size, "black"), rgba)
+    elif upright.mode.startswith("I") or upright.mode == "F":
+        upright = _to_8_bit(upright)
+    return torch.from_numpy(np.array(upright.convert("L")))[None, None].float() / 255
+
+
+def _require_pil(value: Any, what: str) -> None:
+    from PIL import Image as PIL
+
+    if not isinstance(value, PIL.Image):
+        raise ValueError(f"expected the {what} as a PIL image or a tensor, not {type(value).__name__}")
+
+
+def tensor_to_pil(images: Tensor) -> list[Image]:
+    """(B, 3, H, W) in [0, 1] to 8-bit RGB images, rounded to the nearest of the 256 levels."""
+    from PIL import Image as PIL
+
+    pixels = (images.float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return [PIL.fromarray(p) for p in pixels.permute(0, 2, 3, 1).cpu().numpy()]

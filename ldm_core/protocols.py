@@ -1,0 +1,42 @@
+"""The seams between the parts: what each must do so that another one can take its place.
+
+Anything that fits is accepted: a module, a function, a wrapper around somebody else's network.
+The scheduler's seam is `ldm_core.schedulers.Scheduler`, the guidance's `ldm_core.guidance.Guidance`, and
+attention's `ldm_core.attention.AttentionFunction`. `ldm_core.testing` checks a part against its seam.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from ldm_core.autoencoder import DiagonalGaussian
+
+
+class Tokenizer(Protocol):
+    """Prompts to token ids, LongTensor (B, N) with one N for all prompts."""
+
+    def __call__(self, text: str | Sequence[str], /) -> Tensor: ...
+
+
+class TextEncoder(Protocol):
+    """Token ids (B, N) to vectors (B, N, width)."""
+
+    def __call__(self, tokens: Tensor, /) -> Tensor: ...
+
+
+class NoisePredictor(Protocol):
+    """Noisy latents (B, C_in, h, w), timesteps (an int or LongTensor (B,)) and context (B, N, width) to
+    a prediction of eps or v, (B, C, h, w). The U-Net is one."""
+
+    def __call__(self, x: Tensor, t: Tensor | int, context: Tensor, /) -> Tensor: ...
+
+
+class Autoencoder(Protocol):
+    """Images (B, 3, H, W) in [-1, 1] to a Gaussian over latents (B, C, H/f, W/f), and latents to images."""
+
+    def encode(self, images: Tensor, /) -> DiagonalGaussian: ...
+
+    def decode(self, z: Tensor, /) -> Tensor: ...

@@ -1,0 +1,132 @@
+"""The same networks in independent code: diffusers and transformers, filled by their own converters.
+
+Weights go from a model of this package through its own key map to a file's tensors in CompVis's layout,
+and from there through the reference libraries' single-file converters. So a comparison of outputs tests
+the network and the key map at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from diffusers import AutoencoderKL as DiffusersAutoencoder
+from diffusers import UNet2DConditionModel
+from diffusers.loaders.single_file_utils import (
+    convert_ldm_unet_checkpoint,
+    convert_ldm_vae_checkpoint,
+    convert_open_clip_checkpoint,
+)
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from ldm_core.checkpoint.save import file_tensors
+from ldm_core.config import AutoencoderConfig, LatentDiffusionConfig, TextEncoderConfig, UNetConfig
+from ldm_core.model import LatentDiffusion, build
+
+logging.getLogger("diffusers").setLevel(logging.ERROR)
+
+
+def random_model(config: LatentDiffusionConfig, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
+    """A model with random weights of which none is zero or one, so that no term can hide."""
+    torch.manual_seed(seed)
+    model = build(config)
+    for module in model.modules.values():
+        for parameter in module.parameters():
+            if parameter.ndim <= 1:
+                parameter.data += 0.1 * torch.randn_like(parameter)
+    return model.to(dtype=dtype)
+
+
+def unet_arguments(config: UNetConfig) -> dict[str, Any]:
+    """Our configuration in diffusers' words. It calls the number of heads `attention_head_dim`."""
+    widths = [config.model_channels * mult for mult in config.channel_mult]
+    attends = [level in config.attention_levels for level in range(len(widths))]
+    arguments: dict[str, Any] = {
+        "in_channels": config.in_channels,
+        "out_channels": config.out_channels,
+        "block_out_channels": widths,
+        "layers_per_block": config.num_res_blocks,
+        "down_block_types": ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends],
+        "up_block_types": ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)],
+        "cross_attention_dim": config.context_dim,
+        "transformer_layers_per_block": config.transformer_depth,
+        "attention_head_dim": [config.heads(width) for width in widths],
+        "use_linear_projection": config.use_linear_in_transformer,
+    }
+    if config.disable_self_attentions:
+        arguments["only_cross_attention"] = list(config.disable_self_attentions)
+    if config.num_classes is not None:
+        arguments["num_class_embeds"] = config.num_classes
+    if config.adm_in_channels is not None:
+        arguments |= {
+            "class_embed_type": "projection",
+            "projection_class_embeddings_input_dim": config.adm_in_channels,
+        }
+    return arguments
+
+
+def reference_unet(model: LatentDiffusion) -> UNet2DConditionModel:
+    arguments = unet_arguments(model.config.unet)
+    reference = UNet2DConditionModel(**arguments).eval()
+    settings = {**dict(reference.config)}
+    converted = convert_ldm_unet_checkpoint(file_tensors(model), settings)
+    return _filled(reference, converted)
+
+
+def reference_autoencoder(model: LatentDiffusion) -> DiffusersAutoencoder:
+    config: AutoencoderConfig = model.config.autoencoder
+    reference = DiffusersAutoencoder(
+        in_channels=config.in_channels,
+        out_channels=config.out_ch,
+        latent_channels=config.z_channels,
+        block_out_channels=[config.ch * mult for mult in config.ch_mult],
+        layers_per_block=config.num_res_blocks,
+        down_block_types=["DownEncoderBlock2D"] * len(config.ch_mult),
+        up_block_types=["UpDecoderBlock2D"] * len(config.ch_mult),
+    ).eval()
+    converted = convert_ldm_vae_checkpoint(file_tensors(model), dict(reference.config))
+    return _filled(reference, converted)
+
+
+def reference_text_encoder(model: LatentDiffusion) -> CLIPTextModel:
+    config: TextEncoderConfig = model.config.text_encoder
+    reference = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.width,
+            intermediate_size=4 * config.width,
+            num_hidden_layers=config.layers - config.clip_skip,
+            num_attention_heads=config.heads,
+            max_position_embeddings=config.context_length,
+            hidden_act=config.activation,
+            projection_dim=config.projection_dim or config.width,
+        )
+    ).eval()
+    tensors = file_tensors(model)
+    if config.projection_dim is None:
+        prefix = "cond_stage_model.transformer."
+        converted = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    else:
+        converted = convert_open_clip_checkpoint(reference, tensors, prefix="cond_stage_model.model.")
+    wanted = reference.state_dict()
+    bare = not any(key.startswith("text_model.") for key in wanted)  # transformers 5 dropped the prefix
+    converted = {(k.removeprefix("text_model.") if bare else k): v for k, v in converted.items()}
+    return _filled(reference, {k: v for k, v in converted.items() if k in wanted})
+
+
+def _filled(reference: nn.Module, tensors: dict[str, Tensor]) -> Any:
+    """Strict, so that a key that one side does not know is an error."""
+    dtype = next(t.dtype for t in tensors.values() if t.is_floating_point())
+    reference.to(dtype)
+    reference.load_state_dict(tensors, strict=True)
+    return reference.requires_grad_(False)
+
+
+def relative_error(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference over the largest value."""
+    return float((ours - theirs).abs().max() / theirs.abs().max())

@@ -36,7 +36,8 @@ def leading(total: int, n: int, offset: int = 0) -> list[int]:
 def trailing(total: int, n: int) -> list[int]:
     """Counted back from the end of the table, rounding half to even; n timesteps, rising."""
     _check_count(total, n)
-    return [round(total - k * (total / n)) - 1 for k in reversed(range(n))]
+    stride = total - (total - total / n)  # as numpy's arange rounds it, which decides ties: diffusers uses it
+    return [round(total - k * stride) - 1 for k in reversed(range(n))]
 
 
 def linspace(total: int, n: int) -> list[int]:
@@ -106,7 +107,7 @@ def truncate(pairs: Pairs, strength: float) -> tuple[int, Pairs]:
     _check_truncation(pairs, strength)
     levels = [-1, *(t for t, _ in reversed(pairs))]
     u = strength * len(pairs)
-    if math.isclose(u, round(u), rel_tol=1e-9):  # 0.7 * 10 is 7.000000000000001 but means 7
+    if math.isclose(u, round(u), rel_tol=1e-9):  # 0.29 * 100 is 28.999999999999996 but means 29
         u = round(u)
     k = math.floor(u)
     low, high = levels[k], levels[min(k + 1, len(pairs))]

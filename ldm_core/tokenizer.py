@@ -2,12 +2,12 @@
 
 Byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909) over the UTF-8 bytes of a word, so that no
 text is out of vocabulary (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners",
-section 2.2). A prompt passes through four stages, and this file has one function for each:
+section 2.2). A prompt passes through four stages:
 
     clean   repair broken Unicode, resolve HTML entities, collapse whitespace, lower the case
     split   runs of letters, single digits, runs of anything else, English contractions
     merge   each word's bytes, joined pair by pair in the order in which the pairs were learned
-    pack    start token, at most context_length - 2 tokens, end token, padding
+    call    start token, at most context_length - 2 tokens, end token, padding
 
 An id says how its token was made: 0..255 are bytes, 256..511 bytes that end a word (written `</w>`), and
 512 + k is the product of the k-th learned merge. So the smallest id among the possible merges is the one
@@ -15,13 +15,14 @@ to make first, and no table of ranks is needed beside the ids.
 
 CompVis's counterpart is `FrozenCLIPEmbedder.tokenizer` (transformers' `CLIPTokenizer`), which pads with
 the end token. The reference here is OpenAI's own algorithm in the form that open_clip ships: `encode`
-gives its ids for every string, given the same version of ftfy. It and transformers differ in two ways:
+gives its ids for every string, given the same version of ftfy. Ordinary text has the same ids in
+transformers (5.23); the two differ where a prompt has one of these:
 
-* transformers neither repairs Unicode nor resolves HTML entities ("&amp;", curly quotes, full-width
-  letters), so such prompts have other ids there. Ordinary text has the same ids in both.
+* What `clean` repairs or resolves: "&amp;", curly quotes, full-width letters. transformers does neither.
 * Special tokens written out in a prompt: here, as in open_clip, `<start_of_text>` and `<end_of_text>`
   are the special tokens, and `<|startoftext|>` and `<|endoftext|>` are ordinary text; in transformers
   it is the other way round.
+* A long s after an apostrophe, U+0345 (see `split`), and code points that one side's Unicode lacks.
 
 The vocabulary is OpenAI's (`data/bpe_simple_vocab_16e6.txt.gz`), read when it is first needed.
 """

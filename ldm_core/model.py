@@ -54,17 +54,22 @@ class LatentDiffusion:
 
     @property
     def device(self) -> torch.device:
-        """Where the U-Net's weights are; the CPU if it has none."""
-        return self._unet_weight().device
+        """Where the U-Net's weights are; the CPU if no part has any."""
+        return self._weight_of("unet").device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the U-Net's weights; float32 if it has none."""
-        return self._unet_weight().dtype
+        """The type of the U-Net's weights; float32 if no part has any."""
+        return self._weight_of("unet").dtype
 
-    def _unet_weight(self) -> Tensor:
-        weights = self.unet.parameters() if isinstance(self.unet, nn.Module) else iter(())
-        return next(weights, torch.empty(0))
+    def _weight_of(self, part: str) -> Tensor:
+        """A weight of this part or, if it is a plain function without any, of another one."""
+        modules = self.modules
+        for name in (part, *modules):
+            weight = next(modules[name].parameters(), None) if name in modules else None
+            if weight is not None:
+                return weight
+        return torch.empty(0)
 
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> LatentDiffusion:
         """Move or cast the networks, in place as torch modules do, and return the model."""
@@ -78,13 +83,14 @@ class LatentDiffusion:
         With a generator, or one per image, a draw from the encoder's Gaussian, as CompVis does; without,
         its mode.
         """
-        posterior = self.autoencoder.encode(images.to(self.device, self.dtype))
+        posterior = self.autoencoder.encode(images.to(self._weight_of("autoencoder")))
         z = posterior.mode() if generator is None else posterior.sample(generator)
         return z * self.config.latent_scale
 
     def decode_latent(self, latent: Tensor) -> Tensor:
         """The U-Net's latents (B, C, h, w) to images (B, 3, h*f, w*f), about [-1, 1]; the inverse scaling."""
-        return self.autoencoder.decode(latent.to(self.device, self.dtype) / self.config.latent_scale)
+        z = latent / self.config.latent_scale
+        return self.autoencoder.decode(z.to(self._weight_of("autoencoder")))
 
 
 def build(config: LatentDiffusionConfig, device: Any = "cpu") -> LatentDiffusion:

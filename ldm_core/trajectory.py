@@ -111,7 +111,7 @@ def prepare(
             known = KnownPart(latent_mask(mask, f).to(x0), x0, noise, model.noise_schedule)
             latent = known.put_back(latent, start)
     contexts = encode_prompts(model, prompts + negatives, batch_size=batch_size, clip_skip=clip_skip)
-    cond, uncond = contexts.chunk(2)
+    cond, uncond = contexts.to(model.device, model.dtype).chunk(2)
     return Trajectory(
         latent=latent if replacement is None else replacement.to(noise),
         timesteps=pairs if task.timesteps is None else list(task.timesteps),

@@ -1,0 +1,352 @@
+"""Loading: where the configuration comes from, what is refused, and that weights arrive unchanged."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import SMALL
+from reference import random_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import ldm_core
+from ldm_core.checkpoint import CheckpointError, inspect, save
+from ldm_core.checkpoint.compvis import ema_key
+from ldm_core.checkpoint.save import file_tensors
+from ldm_core.config import SD1, NoiseScheduleConfig
+from ldm_core.model import LatentDiffusion, bundled_model
+from ldm_core.noise_schedule import NoiseSchedule
+
+EMOJI_YAML = """
+model:
+  target: ldm.models.diffusion.ddpm.LatentDiffusion
+  params:
+    linear_start: 0.00085
+    linear_end: 0.012
+    timesteps: 1000
+    image_size: 16
+    channels: 4
+    conditioning_key: crossattn
+    scale_factor: 0.186105
+    unet_config:
+      target: ldm.modules.diffusionmodules.openaimodel.UNetModel
+      params:
+        image_size: 16
+        in_channels: 4
+        out_channels: 4
+        model_channels: 64
+        attention_resolutions: [4, 2, 1]
+        num_res_blocks: 1
+        channel_mult: [1, 2, 4]
+        num_heads: 2
+        use_spatial_transformer: true
+        transformer_depth: 1
+        context_dim: 128
+        legacy: false
+    first_stage_config:
+      target: ldm.models.autoencoder.AutoencoderKL
+      params:
+        embed_dim: 4
+        ddconfig:
+          double_z: true
+          z_channels: 4
+          resolution: 64
+          in_channels: 3
+          out_ch: 3
+          ch: 64
+          ch_mult: [1, 1, 2]
+          num_res_blocks: 1
+          attn_resolutions: []
+          dropout: 0.0
+    cond_stage_config:
+      target: ldm.modules.encoders.modules.FrozenCLIPEmbedder
+"""
+
+
+def same_weights(a: LatentDiffusion, b: LatentDiffusion) -> bool:
+    ours, theirs = file_tensors(a), file_tensors(b)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> tuple[LatentDiffusion, Path]:
+    model = random_model(SMALL["sd1"])
+    save(model, tmp_path / "small.safetensors")
+    return model, tmp_path / "small.safetensors"
+
+
+def tensors_of(path: Path) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in load_file(path).items()}
+
+
+@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("ending", ["safetensors", "ckpt"])
+def test_save_then_load_is_the_identity(kind: str, ending: str, tmp_path: Path) -> None:
+    model = random_model(SMALL[kind])
+    path = tmp_path / f"model.{ending}"
+    save(model, path)
+    loaded = ldm_core.load(path)
+    assert loaded.config == model.config
+    assert same_weights(loaded, model)
+    assert list(tmp_path.iterdir()) == [path], "a temporary file was left"
+
+
+def test_the_bundled_model_loads_and_says_what_it_is(bundled: LatentDiffusion) -> None:
+    assert bundled.config.latent_scale == 0.186105
+    assert bundled.config.image_size == 64
+    assert bundled.dtype == torch.float32
+    report = inspect(bundled_model())
+    assert report.parts["unet"]["parameters"] == 16_779_140
+    assert report.unknown == ()
+    assert set(report.dtypes) == {"float16", "int64"}
+
+
+def test_a_yaml_beside_the_checkpoint_is_used(tmp_path: Path, bundled: LatentDiffusion) -> None:
+    path = tmp_path / "emoji.safetensors"
+    save_file(load_file(bundled_model()), path)  # without metadata
+    with pytest.raises(CheckpointError, match="give config="):
+        ldm_core.load(path)
+    (tmp_path / "emoji.yaml").write_text(EMOJI_YAML)
+    loaded = ldm_core.load(path)
+    assert loaded.config.unet == bundled.config.unet
+    assert loaded.config.text_encoder == bundled.config.text_encoder
+    assert loaded.config.latent_scale == bundled.config.latent_scale
+    assert same_weights(loaded, bundled)
+
+
+def test_a_yaml_can_be_given_by_its_path(tmp_path: Path, bundled: LatentDiffusion) -> None:
+    yaml = tmp_path / "elsewhere.yaml"
+    yaml.write_text(EMOJI_YAML.replace("0.186105", "0.2"))
+    assert ldm_core.load(bundled_model(), config=yaml).config.latent_scale == 0.2
+    assert ldm_core.load(bundled_model(), config=str(yaml)).config.latent_scale == 0.2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "model_channels: 64",
+            "model_channels: 96",
+            "unet.model_channels: the configuration says 96, the tensors 64",
+        ),
+        ("ch_mult: [1, 1, 2]", "ch_mult: [1, 2, 2]", "autoencoder.ch_mult"),
+        ("scale_factor: 0.186105", "scale_factor: -1", "latent_scale must be positive"),
+        ("FrozenCLIPEmbedder", "BERTEmbedder", "BERTEmbedder is not one of"),
+        ("context_dim: 128", "context_dimension: 128", "no value for 'context_dim'"),
+        ("unet_config:", "unet:", "no section unet_config"),
+        ("model:", "- model:", "not a YAML file|no section model"),
+        ("channel_mult: [1, 2, 4]", "channel_mult: 3", "wrong type"),
+    ],
+)
+def test_a_yaml_that_is_wrong_or_contradicts_the_file(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    yaml = tmp_path / "wrong.yaml"
+    assert old in EMOJI_YAML
+    yaml.write_text(EMOJI_YAML.replace(old, new))
+    with pytest.raises(CheckpointError, match=message):
+        ldm_core.load(bundled_model(), config=yaml)
+
+
+def test_a_yaml_cannot_run_code(tmp_path: Path) -> None:
+    yaml = tmp_path / "evil.yaml"
+    yaml.write_text(f"model: !!python/object/apply:os.system ['touch {tmp_path / 'ran'}']\n")
+    with pytest.raises(CheckpointError, match="not a YAML file"):
+        ldm_core.load(bundled_model(), config=yaml)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_config_that_contradicts_the_file(small: tuple[LatentDiffusion, Path]) -> None:
+    _, path = small
+    with pytest.raises(
+        CheckpointError,
+        match=r"small.safetensors contradicts preset sd1:\n    text_encoder.width: the config",
+    ):
+        ldm_core.load(path, config="sd1")
+    with pytest.raises(ValueError, match="unknown model configuration 'sd9'; expected one of sd1, "):
+        ldm_core.load(path, config="sd9")
+
+
+def test_a_given_config_wins_over_metadata(small: tuple[LatentDiffusion, Path]) -> None:
+    model, path = small
+    config = replace(model.config, latent_scale=0.5)
+    assert ldm_core.load(path, config=config).config == config
+
+
+def test_damaged_metadata_is_said(small: tuple[LatentDiffusion, Path]) -> None:
+    _, path = small
+    save_file(load_file(path), path, {"ldm_core.config": '{"unet": {"flux": 1}}'})
+    with pytest.raises(CheckpointError, match="metadata is damaged: UNetConfig: unknown field"):
+        ldm_core.load(path)
+
+
+def test_missing_extra_and_wrong_tensors(small: tuple[LatentDiffusion, Path]) -> None:
+    model, path = small
+    tensors = tensors_of(path)
+    key = "model.diffusion_model.out.2.bias"
+
+    save_file({k: v for k, v in tensors.items() if k != key}, path)
+    with pytest.raises(CheckpointError, match=rf"1 tensor\(s\) missing:\n    {key}"):
+        ldm_core.load(path, config=model.config)
+
+    save_file({**tensors, "model.diffusion_model.new.weight": torch.zeros(1)}, path)
+    with pytest.raises(
+        CheckpointError, match=r"no network of the model takes:\n    model.diffusion_model.new"
+    ):
+        ldm_core.load(path, config=model.config)
+
+    save_file({**tensors, key: torch.zeros(5)}, path)
+    with pytest.raises(CheckpointError, match=rf"{key}: expected \(4,\), got \(5,\)"):
+        ldm_core.load(path, config=model.config)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_weights_that_are_not_finite_are_named(
+    small: tuple[LatentDiffusion, Path], value: float, dtype: torch.dtype
+) -> None:
+    model, path = small
+    tensors = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors_of(path).items()}
+    tensors["first_stage_model.quant_conv.bias"][0] = value
+    save_file(tensors, path)
+    with pytest.raises(
+        CheckpointError,
+        match=r"1 tensor\(s\) with values that are not finite:\n    autoencoder.quant_conv.bias",
+    ):
+        ldm_core.load(path, config=model.config)
+
+
+def test_large_finite_weights_are_not_mistaken_for_infinite(small: tuple[LatentDiffusion, Path]) -> None:
+    model, path = small
+    tensors = tensors_of(path)
+    tensors["first_stage_model.quant_conv.bias"][:] = 3e38  # their float32 sum overflows
+    save_file(tensors, path)
+    assert ldm_core.load(path, config=model.config).config == model.config
+
+
+@pytest.mark.parametrize("part", ["model.diffusion_model.", "first_stage_model.", "cond_stage_model."])
+def test_a_missing_part_is_named(small: tuple[LatentDiffusion, Path], part: str) -> None:
+    _, path = small
+    save_file({k: v for k, v in tensors_of(path).items() if not k.startswith(part)}, path)
+    name = {"model.": "U-Net", "first": "autoencoder", "cond_": "text encoder"}
+    expected = next(value for key, value in name.items() if part.startswith(key))
+    with pytest.raises(CheckpointError, match=f"holds no {expected}"):
+        ldm_core.load(path)
+
+
+def test_ema_weights_are_loaded_when_asked_for(small: tuple[LatentDiffusion, Path]) -> None:
+    model, path = small
+    tensors = tensors_of(path)
+    with pytest.raises(CheckpointError, match="no averaged"):
+        ldm_core.load(path, ema=True, config=model.config)
+    tensors |= {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(7)}
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match="no averaged"):
+        ldm_core.load(path, ema=True, config=model.config)
+    unet = [k for k in tensors if k.startswith("model.diffusion_model.")]
+    tensors |= {ema_key(k): tensors[k] + 1 for k in unet}
+    save_file(tensors, path)
+    plain, averaged = (file_tensors(ldm_core.load(path, ema=e, config=model.config)) for e in (False, True))
+    assert all(torch.equal(averaged[k], plain[k] + 1) for k in unet)
+    del tensors[ema_key(unet[0])]
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match="no averaged weights for"):
+        ldm_core.load(path, ema=True, config=model.config)
+
+
+def test_betas_in_the_file_must_be_the_configurations(small: tuple[LatentDiffusion, Path]) -> None:
+    model, path = small
+    tensors = tensors_of(path)
+    tensors["betas"] = NoiseSchedule(model.config.noise_schedule).betas.half()
+    save_file(tensors, path)
+    ldm_core.load(path, config=model.config)
+    other = replace(model.config, noise_schedule=NoiseScheduleConfig(linear_end=0.02))
+    with pytest.raises(CheckpointError, match=r"trained with 1000 betas from 0.00085\d* to 0.012"):
+        ldm_core.load(path, config=other)
+
+
+def test_dtype(small: tuple[LatentDiffusion, Path]) -> None:
+    model, path = small
+    save(model, path, dtype=torch.bfloat16)
+    assert ldm_core.load(path).dtype == torch.float32
+    half = ldm_core.load(path, dtype=torch.float16)
+    assert {p.dtype for m in half.modules.values() for p in m.parameters()} == {torch.float16}
+
+
+def test_sd2_without_a_word_on_what_it_predicts_is_not_guessed(published: dict[str, Any]) -> None:
+    from ldm_core.checkpoint.config_source import resolve_config
+    from ldm_core.checkpoint.reader import Checkpoint
+
+    listed = published["stable-diffusion-2/v2-inference-v"]["tensors"]
+    tensors = {key: torch.empty(shape, device="meta") for key, shape in listed.items()}
+    checkpoint = Checkpoint(
+        path=Path("768.ckpt"), format="torch-zip", tensors=tensors, metadata={}, foreign=()
+    )
+    with pytest.raises(CheckpointError, match=r"sd2-base and of sd2-v, which differ in what they predict"):
+        resolve_config(checkpoint, None)
+    assert resolve_config(checkpoint, "sd2-v").prediction == "v"
+
+
+def test_a_file_with_exactly_sd1s_tensors_is_sd1(published: dict[str, Any]) -> None:
+    from ldm_core.checkpoint.config_source import resolve_config
+    from ldm_core.checkpoint.reader import Checkpoint
+
+    listed = published["stable-diffusion/v1-inference"]["tensors"]
+    assert len(listed) == 1131
+    tensors = {key: torch.empty(shape, device="meta") for key, shape in listed.items()}
+    checkpoint = Checkpoint(
+        path=Path("sd-v1-4.ckpt"), format="torch-zip", tensors=tensors, metadata={}, foreign=()
+    )
+    assert resolve_config(checkpoint, None) == SD1
+
+
+def test_saving_refuses_what_it_cannot_write(small: tuple[LatentDiffusion, Path], tmp_path: Path) -> None:
+    model, path = small
+    with pytest.raises(CheckpointError, match="expected an ending of"):
+        save(model, tmp_path / "model.gguf")
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        save(model, tmp_path / "no" / "such" / "folder.safetensors")
+    odd = replace(model, unet=torch.nn.Linear(2, 2))
+    before = path.read_bytes()
+    with pytest.raises(CheckpointError, match="not those of its configuration"):
+        save(odd, path)
+    assert path.read_bytes() == before
+
+
+def test_a_crash_while_saving_leaves_the_old_file(
+    small: tuple[LatentDiffusion, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import safetensors.torch
+
+    model, path = small
+    before = path.read_bytes()
+
+    def full_disk(tensors: Any, target: Path, metadata: Any) -> None:
+        Path(target).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full_disk)
+    with pytest.raises(CheckpointError, match="No space left"):
+        save(model, path)
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_copied_package_finds_its_model(tmp_path: Path) -> None:
+    """As in a wheel, where weights/ lies inside the package, and as in a source tree, where it is beside."""
+    import subprocess
+    import sys
+
+    package = Path(ldm_core.__file__).parent
+    shutil.copytree(package, tmp_path / "ldm_core", ignore=shutil.ignore_patterns("weights", "__pycache__"))
+    (tmp_path / "ldm_core" / "weights").symlink_to(bundled_model().parent)
+    code = "from ldm_core.model import bundled_model; print(bundled_model())"
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == str(tmp_path / "ldm_core" / "weights" / "emoji.safetensors")

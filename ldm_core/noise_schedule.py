@@ -145,7 +145,8 @@ class NoiseSchedule:
 class Predict(Protocol):
     """What a scheduler sees of the network: `predict(x, t)`, and the schedule it was trained on."""
 
-    schedule: NoiseSchedule
+    @property
+    def schedule(self) -> NoiseSchedule: ...
 
     def __call__(self, x: Tensor, t: int) -> Prediction: ...
 

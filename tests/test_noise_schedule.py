@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -28,9 +29,9 @@ def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torc
     [("scaled_linear", "scaled_linear"), ("linear", "linear"), ("cosine", "squaredcos_cap_v2")],
 )
 @pytest.mark.parametrize("total", [10, 1000])
-def test_betas_agree_with_diffusers(ours: str, theirs: str, total: int) -> None:
+def test_betas_agree_with_diffusers(ours: Any, theirs: str, total: int) -> None:
     betas = make_betas(ours, total, 0.00085, 0.012)
-    scheduler = DDPMScheduler(total, beta_start=0.00085, beta_end=0.012, beta_schedule=theirs)
+    scheduler: Any = DDPMScheduler(total, beta_start=0.00085, beta_end=0.012, beta_schedule=theirs)
     torch.testing.assert_close(betas, scheduler.betas.double(), rtol=1e-6, atol=0)
 
 
@@ -48,7 +49,7 @@ def test_compvis_linear_is_linear_in_the_root_of_beta() -> None:
 
 
 @pytest.mark.parametrize("name", ["scaled_linear", "linear", "cosine", "sqrt"])
-def test_tables_are_float64_and_fall_from_near_one_towards_zero(name: str) -> None:
+def test_tables_are_float64_and_fall_from_near_one_towards_zero(name: Any) -> None:
     schedule = NoiseSchedule(NoiseScheduleConfig(beta_schedule=name))
     assert schedule.betas.dtype == schedule.alphas_cumprod.dtype == torch.float64
     assert len(schedule) == 1000
@@ -103,7 +104,7 @@ def test_an_unknown_schedule_is_an_error_that_lists_the_known() -> None:
 
 @pytest.mark.parametrize("t", [0, 1, 500, 999])
 def test_add_noise_and_v_agree_with_diffusers(t: int) -> None:
-    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    scheduler: Any = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     x0, noise, ts = draw(2, 4, 8, 8), draw(2, 4, 8, 8, seed=1), torch.tensor([t, t])
 
     # diffusers' table is float32, where 1 - alphas_cumprod[0] = 0.00085 has lost three digits: that sets
@@ -132,13 +133,13 @@ def test_eps_v_and_x0_invert_one_another(t: int, seed: int) -> None:
     x0, eps = draw(3, 4, 2, 2, seed=seed), draw(3, 4, 2, 2, seed=seed + 1)
     x = SD1.add_noise(x0, eps, t)
     v = SD1.v_from_eps_x0(eps, x0, t)
-    close = {"rtol": 0, "atol": 1e-9}
+    close: dict[str, Any] = {"rtol": 0, "atol": 1e-9}
     torch.testing.assert_close(SD1.x0_from_eps(x, eps, t), x0, **close)
     torch.testing.assert_close(SD1.eps_from_x0(x, x0, t), eps, **close)
     torch.testing.assert_close(SD1.x0_from_v(x, v, t), x0, **close)
     torch.testing.assert_close(SD1.eps_from_v(x, v, t), eps, **close)
     for output, prediction in ((eps, "eps"), (v, "v")):
-        read = SD1.interpret(x, output, t, prediction)
+        read = SD1.interpret(x, output, t, prediction)  # type: ignore[arg-type]
         torch.testing.assert_close(read.x0, x0, **close)
         torch.testing.assert_close(read.eps, eps, **close)
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ldm_core.noise_schedule import Denoiser, NoiseSchedule, make_betas
-from ldm_core.schedulers import DDIM, DDPM, PNDM
+from ldm_core.schedulers import DDIM, DDPM, PNDM, truncate
 
 MU, C = 0.3, 0.5
 
@@ -69,10 +69,15 @@ def linear_sigma_schedule(total: int) -> NoiseSchedule:
     return NoiseSchedule(betas=1 - torch.cat([alphas_cumprod[:1], ratios]))
 
 
-def flow_error(scheduler: Any, schedule: NoiseSchedule, n: int) -> float:
-    """Largest error at timestep 0 over the largest value, after n strides from the table's noisy end."""
+def flow_error(scheduler: Any, schedule: NoiseSchedule, n: int, strides: float | None = None) -> float:
+    """Largest error at timestep 0 over the largest value, after n strides from the table's noisy end.
+
+    Fewer strides, not necessarily a whole number, start as an img2img does.
+    """
     pairs = scheduler.timesteps(schedule, n + 1)
     assert (pairs[0][0], pairs[-1][0]) == (len(schedule) - 1, 0)
+    if strides is not None:
+        _, pairs = truncate(pairs, (strides + 1) / (n + 1))
     start = x = torch.linspace(-2, 2, 9, dtype=torch.float64).reshape(1, 1, 3, 3)
     history = None
     for t, t_prev in pairs:
@@ -83,9 +88,14 @@ def flow_error(scheduler: Any, schedule: NoiseSchedule, n: int) -> float:
 
 
 def order(scheduler: Any, schedule: NoiseSchedule, ns: tuple[int, ...]) -> float:
+    """The order of convergence over whole runs of n strides."""
+    return slope(ns, [flow_error(scheduler, schedule, n) for n in ns])
+
+
+def slope(ns: tuple[int, ...], errors: list[float]) -> float:
     """The slope of -log error over log n, by least squares."""
     log_n = torch.tensor([math.log(n) for n in ns], dtype=torch.float64)
-    log_error = torch.tensor([math.log(flow_error(scheduler, schedule, n)) for n in ns], dtype=torch.float64)
+    log_error = torch.tensor([math.log(error) for error in errors], dtype=torch.float64)
     log_n = log_n - log_n.mean()
     return -float((log_n * log_error).sum() / (log_n * log_n).sum())
 
@@ -105,6 +115,13 @@ def test_order_of_convergence(scheduler: Any, theory: int) -> None:
     # 2022), because the weights are those for equal strides of the variable it integrates, and s_t / a_t is
     # not linear in t.
     assert order(scheduler, smooth_schedule(16_000), STEPS) == pytest.approx(theory, abs=0.1)
+
+
+@pytest.mark.parametrize(("scheduler", "theory"), [(EULER, 1), (PLMS, 2), (RUNGE_KUTTA, 2)])
+def test_an_img2img_start_between_two_levels_keeps_the_order(scheduler: Any, theory: int) -> None:
+    # The first stride is half as long as the others, which the multistep weights know nothing of.
+    errors = [flow_error(scheduler, smooth_schedule(16_000), n, strides=n * 3 // 4 + 0.5) for n in STEPS]
+    assert slope(STEPS, errors) == pytest.approx(theory, abs=0.1)
 
 
 @pytest.mark.parametrize(("scheduler", "theory"), [(EULER, 1), (RUNGE_KUTTA, 4)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ def visited(spacing: str, n: int, offset: int = 1) -> list[int]:
 
 
 def diffusers_timesteps(spacing: str, n: int, offset: int = 1) -> list[int]:
-    scheduler = DDIMScheduler(T, timestep_spacing=spacing, steps_offset=offset)
+    scheduler: Any = DDIMScheduler(T, timestep_spacing=spacing, steps_offset=offset)
     scheduler.set_timesteps(n)
     return scheduler.timesteps.tolist()
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from ldm_core.noise_schedule import Denoiser, NoiseSchedule
-from ldm_core.schedulers import DDIM, PNDM, spaced_pairs
+from ldm_core.schedulers import DDIM, PNDM, Spacing, spaced_pairs
 
 SCHEDULE = NoiseSchedule()
 MU, C = 0.3, 0.5
@@ -67,7 +67,7 @@ def draw(out: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    spacings = ("leading", "trailing", "linspace", "compvis")
+    spacings = get_args(Spacing)
     for row, spacing in enumerate(spacings):
         timesteps = [t for t, _ in spaced_pairs(len(SCHEDULE), 7, spacing, 1)]
         left.plot(timesteps, [row] * len(timesteps), "o")

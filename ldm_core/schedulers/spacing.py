@@ -27,22 +27,22 @@ def leading(total: int, n: int, offset: int = 0) -> list[int]:
     The offset is lowered where the last timestep would leave the table: with offset 1 only at n = total.
     The multiples may stop well short of the table's end: total 1000 and n 501 stop at 500.
     """
-    _check_count(total, n)
+    n = _whole_count(total, n)
     stride = total // n
-    offset = min(offset, total - 1 - (n - 1) * stride)
+    offset = min(int(offset), total - 1 - (n - 1) * stride)
     return [k * stride + offset for k in range(n)]
 
 
 def trailing(total: int, n: int) -> list[int]:
     """Counted back from the end of the table, rounding half to even; n timesteps, rising."""
-    _check_count(total, n)
+    n = _whole_count(total, n)
     stride = total - (total - total / n)  # as numpy's arange rounds it, which decides ties: diffusers uses it
     return [round(total - k * stride) - 1 for k in reversed(range(n))]
 
 
 def linspace(total: int, n: int) -> list[int]:
     """From 0 to total - 1 with both ends, rounding half to even; n timesteps, rising. n = 1 gives [0]."""
-    _check_count(total, n)
+    n = _whole_count(total, n)
     stride = (total - 1) / max(n - 1, 1)
     return [round(k * stride) for k in range(n)]
 
@@ -53,7 +53,7 @@ def compvis(total: int, n: int) -> list[int]:
     Gives more than n timesteps where n does not divide total (31 for n = 30 of 1000). Raises ValueError
     where the last one is past the table, which in the original ends in an IndexError.
     """
-    _check_count(total, n)
+    n = _whole_count(total, n)
     levels = [t + 1 for t in range(0, total, total // n)]
     if levels[-1] >= total:
         raise ValueError(
@@ -85,9 +85,10 @@ def check_spacing(spacing: str, offset: int) -> None:
         raise ValueError(f"steps_offset must be a whole number, 0 or more, not {offset!r}")
 
 
-def _check_count(total: int, n: int) -> None:
+def _whole_count(total: int, n: int) -> int:
     if not isinstance(n, Integral) or not 1 <= n <= total:
         raise ValueError(f"the number of steps must be a whole number in 1..{total}, not {n!r}")
+    return int(n)  # a numpy integer would make numpy integers of all timesteps
 
 
 def truncate(pairs: Pairs, strength: float) -> tuple[int, Pairs]:

@@ -77,7 +77,7 @@ def test_settings_that_no_spacing_has_are_an_error_when_the_scheduler_is_made(sc
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace", "compvis"])
 def test_numpy_integers_are_whole_numbers_too(spacing: Any) -> None:
-    pairs = spaced_pairs(T, np.int64(50), spacing, np.int64(1))  # type: ignore[arg-type]
+    pairs = spaced_pairs(T, np.int64(50), spacing, np.int64(1))
     assert pairs == spaced_pairs(T, 50, spacing, 1)
     assert all(type(t) is int for pair in pairs for t in pair)
 

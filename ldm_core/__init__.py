@@ -1,7 +1,7 @@
 """ldm_core: latent diffusion that you can trust, read and take apart."""
 
 from ldm_core import config
-from ldm_core.attention import attention, set_attention
+from ldm_core.attention import set_attention
 from ldm_core.attention_maps import record_attention
 from ldm_core.checkpoint import CheckpointError
 from ldm_core.guidance import ClassifierFreeGuidance
@@ -20,7 +20,6 @@ __all__ = [
     "LatentDiffusion",
     "Sampler",
     "SamplerStep",
-    "attention",
     "config",
     "load",
     "record_attention",

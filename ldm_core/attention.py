@@ -37,14 +37,18 @@ def attention_weights(q: Tensor, k: Tensor, *, causal: bool = False, first: int 
     """softmax(q k^T / sqrt(D)): (B, heads, N, M). `first` is the position of q's first row.
 
     The softmax is taken in float32 at least: its sum over thousands of keys does not fit in 8 or 11 bits.
+    Float16 scores are, too: a product of large queries and keys passes float16's 65,504.
     """
+    dtype = q.dtype
+    if dtype == torch.float16:
+        q, k = q.float(), k.float()
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if causal:
         n, m = scores.shape[-2:]
         hidden = torch.ones(n, m, dtype=torch.bool, device=q.device).triu(1 + first)
         scores = scores.masked_fill(hidden, float("-inf"))
     wide = torch.promote_types(scores.dtype, torch.float32)
-    return scores.softmax(dim=-1, dtype=wide).to(q.dtype)
+    return scores.softmax(dim=-1, dtype=wide).to(dtype)
 
 
 def math_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:

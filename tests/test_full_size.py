@@ -1,0 +1,159 @@
+"""SD1 and SD2 at their published size, with random weights: parity, loading, and pictures of 512×512.
+
+These need about 12 GB of memory and 10 GB of disk, hence `slow`.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from reference import (
+    random_model,
+    reference_autoencoder,
+    reference_text_encoder,
+    reference_unet,
+    relative_error,
+)
+from safetensors.torch import save_file
+
+from ldm_core.checkpoint.save import file_tensors
+from ldm_core.config import SD1, SD2_V
+from ldm_core.model import LatentDiffusion
+
+pytestmark = pytest.mark.slow
+
+FLOAT32 = 1e-5  # the largest difference over the largest value; see test_parity.py
+
+
+@pytest.fixture(scope="module")
+def sd1() -> LatentDiffusion:
+    return random_model(SD1)
+
+
+@pytest.fixture(scope="module")
+def files(sd1: LatentDiffusion, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+    """SD1's 1,131 tensors and nothing else, as .safetensors and as .ckpt: 4.3 GB each, removed at the end."""
+    folder = tmp_path_factory.mktemp("sd1")
+    paths = {"safetensors": folder / "sd1.safetensors", "ckpt": folder / "sd1.ckpt"}
+    tensors = file_tensors(sd1)
+    assert len(tensors) == 1131
+    save_file(tensors, paths["safetensors"])
+    torch.save({"state_dict": tensors}, paths["ckpt"])
+    yield paths
+    for path in paths.values():
+        path.unlink()
+
+
+def test_unet_of_sd1_agrees_with_diffusers(sd1: LatentDiffusion) -> None:
+    reference = reference_unet(sd1)
+    x, t, context = torch.randn(1, 4, 64, 64), torch.tensor([501]), torch.randn(1, 77, 768)
+    with torch.no_grad():
+        assert relative_error(sd1.unet(x, t, context), reference(x, t, context).sample) < FLOAT32
+
+
+def test_autoencoder_of_sd1_agrees_with_diffusers(sd1: LatentDiffusion) -> None:
+    reference = reference_autoencoder(sd1)
+    images, z = torch.rand(1, 3, 512, 512) * 2 - 1, torch.randn(1, 4, 64, 64)
+    with torch.no_grad():
+        ours, theirs = sd1.autoencoder.encode(images), reference.encode(images).latent_dist
+        assert relative_error(ours.mean, theirs.mean) < FLOAT32
+        assert relative_error(ours.std, theirs.std) < FLOAT32
+        assert relative_error(sd1.autoencoder.decode(z), reference.decode(z).sample) < FLOAT32
+
+
+def test_text_encoder_of_sd1_agrees_with_transformers(sd1: LatentDiffusion) -> None:
+    reference = reference_text_encoder(sd1)
+    tokens = sd1.tokenizer(["a photograph of an astronaut riding a horse", ""])
+    with torch.no_grad():
+        assert relative_error(sd1.text_encoder(tokens), reference(tokens).last_hidden_state) < FLOAT32
+
+
+def test_networks_of_sd2_agree() -> None:
+    model = random_model(SD2_V)
+    x, t, context = torch.randn(1, 4, 32, 32), torch.tensor([501]), torch.randn(1, 77, 1024)
+    tokens = model.tokenizer(["a photograph of an astronaut riding a horse", ""])
+    with torch.no_grad():
+        unet = reference_unet(model)
+        assert relative_error(model.unet(x, t, context), unet(x, t, context).sample) < FLOAT32
+        del unet
+        text = reference_text_encoder(model)
+        assert relative_error(model.text_encoder(tokens), text(tokens).last_hidden_state) < FLOAT32
+
+
+# Run in a process of its own, since the peak of a process never falls.
+MEASURE = """
+import json, resource, sys, time
+import torch, ldm_core
+path, how = sys.argv[1:]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+start = time.perf_counter()
+if how == "ldm_core":
+    model = ldm_core.load(path)
+    tensors = [p for m in model.modules.values() for p in m.parameters()]
+elif path.endswith(".safetensors"):
+    from safetensors import safe_open
+    file = safe_open(path, "pt")
+    tensors = [file.get_tensor(key) for key in file.keys()]
+else:
+    tensors = list(torch.load(path, mmap=True, weights_only=True)["state_dict"].values())
+loaded = time.perf_counter() - start
+for tensor in tensors:
+    tensor.sum()
+seconds = time.perf_counter() - start
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(json.dumps({"loaded": loaded, "seconds": seconds, "peak": peak * 1024}))
+"""
+
+
+def measure(path: Path, how: str) -> dict[str, float]:
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(path), how], capture_output=True, text=True, check=True
+    )
+    return json.loads(run.stdout)
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "ckpt"])
+def test_loading_4_gb_takes_the_memory_and_time_of_the_file(files: dict[str, Path], ending: str) -> None:
+    """Peak at most 1.15 × the file; time, with every weight read, at most 1.5 × the plain readers'."""
+    path = files[ending]
+    size = path.stat().st_size
+    assert size > 4.2e9
+    plain, ours = [], []
+    for _ in range(3):  # alternating, from a warm page cache
+        plain.append(measure(path, "plain"))
+        ours.append(measure(path, "ldm_core"))
+    memory = max(run["peak"] for run in ours) / size
+    time = sorted(run["loaded"] for run in ours)[1] / sorted(run["seconds"] for run in plain)[1]
+    print(f"{ending}: peak {memory:.3f} × the file, time {time:.2f} × reading and touching every byte")
+    assert memory <= 1.15
+    assert time <= 1.5
+
+
+DRAW = """
+import sys, torch, ldm_core
+model = ldm_core.load(sys.argv[1], dtype=getattr(torch, sys.argv[2]))
+assert model.config == ldm_core.config.SD1
+image = ldm_core.Sampler(model).txt2img("a photograph of an astronaut riding a horse", steps=2, seed=0,
+                                        output="tensor")
+assert image.shape == (1, 3, 512, 512), image.shape
+assert image.isfinite().all()
+torch.save(image, sys.argv[3])
+"""
+
+
+def test_sd1_draws_512_by_512_in_float32_and_bfloat16(files: dict[str, Path], tmp_path: Path) -> None:
+    """A file of exactly SD1's 1,131 tensors, with no word on what it is, from the prompt to the picture."""
+    results = {}
+    for dtype in ("float32", "bfloat16"):
+        out = tmp_path / f"{dtype}.pt"
+        subprocess.run([sys.executable, "-c", DRAW, str(files["safetensors"]), dtype, str(out)], check=True)
+        results[dtype] = torch.load(out, weights_only=True)
+    assert results["float32"].std() > 0
+    # Random weights amplify rounding, but the two must still be the same picture.
+    assert (results["float32"] - results["bfloat16"]).abs().mean() < 0.05

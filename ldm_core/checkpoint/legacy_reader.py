@@ -1,0 +1,73 @@
+"""What `torch.save` wrote before PyTorch 1.6, and writes with `_use_new_zipfile_serialization=False`.
+
+Five pickles and then the numbers, one after another: a magic number, the format's version, facts about the
+machine, the object itself, and the keys of its storages; then, for each key, the number of elements as 8
+bytes and the elements. Nothing is aligned, so most storages are read into memory; those that the state
+dict does not use (an optimizer's, say) are not read at all.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm_core.checkpoint.errors import CheckpointError
+from ldm_core.checkpoint.file_bytes import FileBytes
+from ldm_core.checkpoint.pickle_reader import MAX_PICKLE_BYTES, PickleReader, PickleStream
+from ldm_core.checkpoint.pickle_values import StorageRef
+from ldm_core.checkpoint.state_dict import split
+
+MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
+PROTOCOL_VERSION = 1001
+
+
+def read_legacy(file: FileBytes) -> tuple[dict[str, Tensor], dict[str, Any], tuple[str, ...]]:
+    """(tensors, metadata, foreign names). Raises CheckpointError."""
+    pickles = PickleStream(file.read(0, min(file.size, MAX_PICKLE_BYTES)))
+    if PickleReader().load(pickles) != MAGIC_NUMBER:
+        raise CheckpointError("it does not begin with PyTorch's magic number")
+    version = PickleReader().load(pickles)
+    if version != PROTOCOL_VERSION:
+        raise CheckpointError(f"its format has the version {ascii(version)[:40]}, not {PROTOCOL_VERSION}")
+    machine = PickleReader().load(pickles)
+    if not isinstance(machine, dict) or machine.get("little_endian") is not True:
+        raise CheckpointError("it was written on a big-endian machine, which is not supported")
+    reader = PickleReader()
+    with reader.naming_suspects():
+        root = reader.load(pickles)
+        keys = PickleReader().load(pickles)
+        places = _places(file, pickles.tell(), keys, reader.storages)
+        tensors, metadata = split(root, partial(_fetch, file, places))
+    return tensors, metadata, tuple(reader.foreign)
+
+
+def _fetch(file: FileBytes, places: dict[str, int], ref: StorageRef) -> torch.UntypedStorage:
+    if ref.key not in places:
+        raise CheckpointError(f"the numbers of a tensor are missing: {ascii(ref.key)[:80]}")
+    return file.storage(places[ref.key], ref.nbytes, ref.alignment)
+
+
+def _places(file: FileBytes, position: int, keys: Any, storages: dict[str, StorageRef]) -> dict[str, int]:
+    """Where each storage's numbers begin. Raises CheckpointError where the file ends before they do."""
+    if not isinstance(keys, list):
+        raise CheckpointError("its list of storages is damaged")
+    places: dict[str, int] = {}
+    for key in keys:
+        if not isinstance(key, str) or key not in storages or key in places:
+            raise CheckpointError(
+                f"its list of storages names {ascii(key)[:80]}, which its pickle does not use once"
+            )
+        count = int.from_bytes(file.read(position, 8), "little", signed=True)
+        if count != storages[key].numel:
+            raise CheckpointError(
+                f"its pickle expects {storages[key].numel:,} elements in the storage {ascii(key)[:80]}, "
+                f"which has {count:,}"
+            )
+        places[key] = position + 8
+        position += 8 + storages[key].nbytes
+        if position > file.size:
+            raise CheckpointError("the file is cut short: the numbers of its tensors are missing")
+    return places

@@ -1,0 +1,332 @@
+"""Reads a pickle without running it.
+
+A pickle is a program for a small stack machine. This is that machine, with every instruction that reaches
+outside it (GLOBAL, REDUCE, BUILD …) answered from the table in `pickle_globals`, or else by an
+`InertObject`. It is written out here, instead of subclassing `pickle.Unpickler`, because then there is
+nothing to override and nothing to forget: no instruction imports, no attribute is ever looked up, the only
+callables are the table's, and a stack in a list nests as deep as memory goes. It also lets each instruction
+be counted, so that a small file cannot keep the machine busy for long. It reads more than a million
+instructions a second; a Stable Diffusion checkpoint has some 50,000.
+
+The decoding of instructions is the standard library's `pickletools.genops`, which only ever reads.
+"""
+
+from __future__ import annotations
+
+import io
+import pickletools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ldm_core.checkpoint.errors import CheckpointError
+from ldm_core.checkpoint.pickle_globals import KNOWN, KNOWN_RECORDS, KnownFunction, checked_key
+from ldm_core.checkpoint.pickle_values import InertObject, StorageRef, StorageType, StoredTensor
+
+MAX_PICKLE_BYTES = 2**26
+MAX_INSTRUCTIONS = 1_000_000
+MAX_COPIED = 2**27  # bytes that the table's functions may copy, for they can be called many times
+MAX_LINE = 2**16
+
+_LITERALS = frozenset(
+    ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
+     "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8",
+     "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8")
+)  # fmt: skip
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+_EMPTY: dict[str, Callable[[], Any]] = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set}
+_TUPLE_SIZES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_NO_EFFECT = frozenset(("PROTO", "FRAME"))
+
+
+class PickleStream(io.BytesIO):
+    """Bytes that begin with a pickle; reading one leaves the position behind its end."""
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        # Old Pythons take minutes to read an integer of a million digits.
+        return super().readline(MAX_LINE)
+
+
+class PickleReader:
+    """One pickle, read by `load`. Afterwards `foreign` and `storages` tell what it named.
+
+    foreign    dotted names of the classes and functions that are not in the table, in order of appearance
+    storages   the blocks of numbers that its tensors view, by key
+    """
+
+    def __init__(self) -> None:
+        self.foreign: list[str] = []
+        self.storages: dict[str, StorageRef] = {}
+        self._stack: list[Any] = []
+        self._marks: list[int] = []  # the stack's height at each open MARK
+        self._memo: dict[int, Any] = {}
+        self._records: dict[str, InertObject] = {}
+        self._copied = 0
+
+    def load(self, stream: PickleStream) -> Any:
+        """The value, in plain containers, `StoredTensor`s and `InertObject`s. Raises CheckpointError.
+
+        The stream is left just behind the pickle's end.
+        """
+        try:
+            for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+                if count >= MAX_INSTRUCTIONS:
+                    raise CheckpointError(
+                        f"its pickle has more than {MAX_INSTRUCTIONS:,} instructions, "
+                        "which no checkpoint needs"
+                    )
+                self._execute(opcode.name, argument)
+        except CheckpointError:
+            raise
+        # What genops and the operations below raise for instructions that make no sense.
+        except (ValueError, TypeError, IndexError, KeyError, OverflowError, RecursionError) as error:
+            raise CheckpointError(f"its pickle is damaged or cut short ({error})") from error
+        if len(self._stack) != 1:
+            raise CheckpointError("its pickle is damaged: it does not end with one value")
+        return self._stack.pop()
+
+    def suspects(self) -> str:
+        """The end of an error message: what the pickle named that is not in the table."""
+        if not self.foreign:
+            return ""
+        shown = ", ".join(self.foreign[:5]) + (", …" if len(self.foreign) > 5 else "")
+        return f" (its pickle names {shown}, which was not imported or run)"
+
+    @contextmanager
+    def naming_suspects(self) -> Iterator[None]:
+        """Add the suspects to every error."""
+        try:
+            yield
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}{self.suspects()}") from error
+
+    def _execute(self, name: str, argument: Any) -> None:
+        if name in _LITERALS:
+            self._stack.append(argument)
+        elif name in _CONSTANTS:
+            self._stack.append(_CONSTANTS[name])
+        elif name in _EMPTY:
+            self._stack.append(_EMPTY[name]())
+        elif name in _TUPLE_SIZES:
+            self._stack.append(tuple(reversed([self._pop() for _ in range(_TUPLE_SIZES[name])])))
+        elif name in _HANDLERS:
+            _HANDLERS[name](self, argument)
+        elif name == "STOP":
+            if self._marks:
+                raise CheckpointError("its pickle is damaged: a group of values is not closed")
+        elif name not in _NO_EFFECT:
+            raise CheckpointError(f"its pickle uses {name}, which no checkpoint needs")
+
+    # The stack and the memo
+
+    def _pop(self) -> Any:
+        if self._marks and len(self._stack) == self._marks[-1]:
+            raise CheckpointError("its pickle is damaged: it takes a value beyond a mark")
+        return self._stack.pop()
+
+    def _pop_group(self) -> list[Any]:
+        start = self._marks.pop()
+        group = self._stack[start:]
+        del self._stack[start:]
+        return group
+
+    def _mark(self, _: Any) -> None:
+        self._marks.append(len(self._stack))
+
+    def _discard(self, _: Any) -> None:
+        if self._marks and len(self._stack) == self._marks[-1]:
+            self._marks.pop()
+        else:
+            self._stack.pop()
+
+    def _discard_group(self, _: Any) -> None:
+        self._pop_group()
+
+    def _duplicate(self, _: Any) -> None:
+        self._stack.append(self._stack[-1])
+
+    def _get(self, index: Any) -> None:
+        self._stack.append(self._memo[int(index)])
+
+    def _put(self, index: Any) -> None:
+        self._memo[int(index)] = self._stack[-1]
+
+    def _memoize(self, _: Any) -> None:
+        self._memo[len(self._memo)] = self._stack[-1]
+
+    # Containers
+
+    def _tuple(self, _: Any) -> None:
+        self._stack.append(tuple(self._pop_group()))
+
+    def _list(self, _: Any) -> None:
+        self._stack.append(self._pop_group())
+
+    def _dict(self, _: Any) -> None:
+        group = self._pop_group()
+        self._stack.append({})
+        self._set_items(group)
+
+    def _frozenset(self, _: Any) -> None:
+        self._stack.append({checked_key(item) for item in self._pop_group()})
+
+    def _append(self, _: Any) -> None:
+        self._append_items([self._pop()])
+
+    def _appends(self, _: Any) -> None:
+        self._append_items(self._pop_group())
+
+    def _append_items(self, items: list[Any]) -> None:
+        target = self._stack[-1]
+        if isinstance(target, InertObject):
+            if target.items is None:
+                target.items = []
+            target = target.items
+        if not isinstance(target, list):
+            raise CheckpointError(f"its pickle is damaged: it appends to a {type(target).__name__}")
+        target.extend(items)
+
+    def _add_items(self, _: Any) -> None:
+        group = self._pop_group()
+        target = self._stack[-1]
+        if not isinstance(target, set):
+            raise CheckpointError(f"its pickle is damaged: it adds to a {type(target).__name__}")
+        target.update(checked_key(item) for item in group)
+
+    def _setitem(self, _: Any) -> None:
+        value = self._pop()
+        self._set_items([self._pop(), value])
+
+    def _setitems(self, _: Any) -> None:
+        self._set_items(self._pop_group())
+
+    def _set_items(self, group: list[Any]) -> None:
+        target = self._stack[-1]
+        if isinstance(target, InertObject):
+            if target.entries is None:
+                target.entries = {}
+            target = target.entries
+        if not isinstance(target, dict) or len(group) % 2:
+            raise CheckpointError(f"its pickle is damaged: it sets items of a {type(target).__name__}")
+        for key, value in zip(group[::2], group[1::2]):
+            target[checked_key(key)] = value
+
+    # Names, calls and states: everything by which a pickle could reach outside
+
+    def _global(self, argument: Any) -> None:
+        self._stack.append(self._named(*argument.split(" ", 1)))
+
+    def _stack_global(self, _: Any) -> None:
+        name, module = self._pop(), self._pop()
+        if not isinstance(name, str) or not isinstance(module, str):
+            raise CheckpointError("its pickle is damaged: it names a class by something other than text")
+        self._stack.append(self._named(module, name))
+
+    def _named(self, module: str, name: str) -> Any:
+        dotted = f"{module}.{name}"
+        if dotted in KNOWN:
+            return KNOWN[dotted]
+        if dotted in KNOWN_RECORDS:
+            return self._records.setdefault(dotted, InertObject(dotted))
+        printable = dotted if dotted.isprintable() and len(dotted) <= 200 else ascii(dotted)[:200]
+        if printable not in self._records:
+            self._records[printable] = InertObject(printable)
+            self.foreign.append(printable)
+        return self._records[printable]
+
+    def _reduce(self, _: Any) -> None:
+        args = self._pop()
+        self._stack.append(self._call(self._pop(), args))
+
+    def _newobj_ex(self, _: Any) -> None:
+        keywords, args, function = self._pop(), self._pop(), self._pop()
+        if keywords and isinstance(function, KnownFunction):
+            raise CheckpointError(f"its pickle calls {function.name} with keywords")
+        self._stack.append(self._call(function, (*args, keywords) if keywords else args))
+
+    def _inst(self, argument: Any) -> None:
+        args = tuple(self._pop_group())
+        self._stack.append(self._call(self._named(*argument.split(" ", 1)), args))
+
+    def _obj(self, _: Any) -> None:
+        function, *args = self._pop_group()
+        self._stack.append(self._call(function, tuple(args)))
+
+    def _call(self, function: Any, args: Any) -> Any:
+        """What the pickle would have called is called only if it is ours."""
+        if not isinstance(args, tuple):
+            raise CheckpointError("its pickle is damaged: a call's arguments are not a tuple")
+        if isinstance(function, KnownFunction):
+            # An item of a container takes as long to copy as some 32 bytes.
+            self._copied += sum(len(arg) for arg in args if isinstance(arg, str | bytes | bytearray))
+            self._copied += sum(32 * len(arg) for arg in args if isinstance(arg, list | tuple | dict | set))
+            if self._copied > MAX_COPIED:
+                raise CheckpointError("its pickle copies the same data over and over")
+            return function.build(*args)
+        if isinstance(function, InertObject):
+            # A call on the result of a call, as getattr(os, "system")("ls"), is named by its beginning.
+            name = function.name if function.args is None else f"{function.name.removesuffix('()')}()"
+            return InertObject(name, args)
+        raise CheckpointError(f"its pickle is damaged: it calls a {type(function).__name__}")
+
+    def _build(self, _: Any) -> None:
+        state = self._pop()
+        target = self._stack[-1]
+        if isinstance(target, InertObject):
+            target.state = state
+        # A state dict's _metadata and a tensor's attributes come this way; nobody needs them.
+        elif not isinstance(target, dict | set | StoredTensor):
+            raise CheckpointError(f"its pickle is damaged: it sets the state of a {type(target).__name__}")
+
+    def _persistent(self, _: Any) -> None:
+        """torch.save's persistent ids: ("storage", type, key, location, numel), or a module's class."""
+        identity = self._pop()
+        match identity:
+            case ("module", InertObject() as record, *_):
+                self._stack.append(record)
+                return
+            case ("storage", StorageType(dtype=dtype), str(key), _, int(numel)) if numel >= 0:
+                pass
+            case ("storage", StorageType(dtype=dtype), str(key), _, int(numel), None) if numel >= 0:
+                pass
+            case ("storage", InertObject(name=name), *_):
+                raise CheckpointError(f"it stores numbers as {name}, which is not supported")
+            case _:
+                raise CheckpointError("its pickle refers to data outside it in an unknown way")
+        storage = StorageRef(key, dtype, numel)
+        if self.storages.setdefault(key, storage) != storage:
+            raise CheckpointError(f"its pickle describes the storage {key!r} in two ways")
+        self._stack.append(storage)
+
+
+_HANDLERS: dict[str, Callable[[PickleReader, Any], None]] = {
+    "MARK": PickleReader._mark,
+    "POP": PickleReader._discard,
+    "POP_MARK": PickleReader._discard_group,
+    "DUP": PickleReader._duplicate,
+    "GET": PickleReader._get,
+    "BINGET": PickleReader._get,
+    "LONG_BINGET": PickleReader._get,
+    "PUT": PickleReader._put,
+    "BINPUT": PickleReader._put,
+    "LONG_BINPUT": PickleReader._put,
+    "MEMOIZE": PickleReader._memoize,
+    "TUPLE": PickleReader._tuple,
+    "LIST": PickleReader._list,
+    "DICT": PickleReader._dict,
+    "FROZENSET": PickleReader._frozenset,
+    "APPEND": PickleReader._append,
+    "APPENDS": PickleReader._appends,
+    "ADDITEMS": PickleReader._add_items,
+    "SETITEM": PickleReader._setitem,
+    "SETITEMS": PickleReader._setitems,
+    "GLOBAL": PickleReader._global,
+    "STACK_GLOBAL": PickleReader._stack_global,
+    "REDUCE": PickleReader._reduce,
+    "NEWOBJ": PickleReader._reduce,  # cls.__new__(cls, *args): for us the same as a call
+    "NEWOBJ_EX": PickleReader._newobj_ex,
+    "INST": PickleReader._inst,
+    "OBJ": PickleReader._obj,
+    "BUILD": PickleReader._build,
+    "BINPERSID": PickleReader._persistent,
+}

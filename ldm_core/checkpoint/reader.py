@@ -1,0 +1,106 @@
+"""Reading a checkpoint, whatever its kind, without running anything in it and without reading its numbers.
+
+`read` tells the format by the file's content. Tensors are views of a private memory map, so a file of 4 GB
+opens in a moment and occupies memory only as its tensors are used. Pickles are never unpickled: see
+`pickle_reader`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ldm_core.checkpoint.errors import CheckpointError
+from ldm_core.checkpoint.file_bytes import FileBytes
+from ldm_core.checkpoint.file_kind import Format, identify
+from ldm_core.checkpoint.legacy_reader import read_legacy
+from ldm_core.checkpoint.safetensors_reader import read_safetensors
+from ldm_core.checkpoint.torch_zip import read_torch_zip
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds.
+
+    tensors    by the file's own names, on the CPU, in the file's dtypes; in a private memory map where
+               possible: writing to one changes neither the file nor another reader's tensors
+    metadata   everything else, as plain values (None, bool, int, float, str, list, dict): `epoch`,
+               `global_step`, `callbacks` …, or safetensors' `__metadata__`; what is not plain is a short
+               text in angle brackets
+    foreign    dotted names of the classes and functions that a pickle named and that were not imported
+    """
+
+    path: Path
+    format: Format
+    tensors: dict[str, Tensor]
+    metadata: dict[str, Any]
+    foreign: tuple[str, ...] = ()
+
+
+Contents = tuple[dict[str, Tensor], dict[str, Any], tuple[str, ...]]
+
+_READERS: dict[Format, Callable[[FileBytes], Contents]] = {
+    "safetensors": read_safetensors,
+    "torch-zip": read_torch_zip,
+    "torch-legacy": read_legacy,
+}
+
+
+def read(path: str | os.PathLike[str], *, mmap: bool = True) -> Checkpoint:
+    """Read a `.safetensors`, `.ckpt`, `.pt`, `.pth` or `.bin` file, told apart by their content.
+
+    With `mmap=False` the tensors are read into memory, and the file may be overwritten or deleted after.
+    Raises CheckpointError, in one line that begins with the path, for a file that is missing, damaged, or
+    no checkpoint.
+    """
+    path = Path(path)
+    with _errors_named(path), _open(path, mapped=mmap) as file:
+        kind = identify(file)
+        tensors, metadata, foreign = _READERS[kind](file)
+    return Checkpoint(path, kind, tensors, metadata, foreign)
+
+
+def looks_like(path: str | os.PathLike[str]) -> Format:
+    """The format of a checkpoint, from its first bytes. Raises CheckpointError where it is something else."""
+    path = Path(path)
+    with _errors_named(path), _open(path, mapped=False) as file:
+        return identify(file)
+
+
+def _open(path: Path, *, mapped: bool) -> FileBytes:
+    if sys.byteorder != "little":
+        raise CheckpointError("checkpoints can only be read on a little-endian machine")
+    if path.is_dir():
+        raise CheckpointError(_describe_folder(path))
+    return FileBytes(path, mapped=mapped)
+
+
+@contextmanager
+def _errors_named(path: Path) -> Iterator[None]:
+    """Make every error of reading a CheckpointError that begins with the path."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: there is no such file") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    # A path with a NUL in it is a ValueError of the operating system's interface.
+    except (OSError, ValueError, MemoryError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error or type(error).__name__})") from error
+
+
+def _describe_folder(path: Path) -> str:
+    names = sorted(entry.name for entry in path.iterdir())
+    parts = [name for name in names if name in ("unet", "vae", "text_encoder", "scheduler", "tokenizer")]
+    if "model_index.json" in names or "unet" in parts:
+        return f"a diffusers folder ({', '.join(parts)}); folders are not supported yet, give a single file"
+    files = [name for name in names if name.endswith((".ckpt", ".safetensors", ".pt", ".pth", ".bin"))]
+    shown = ", ".join((files or names)[:5]) or "nothing"
+    return f"a folder, not a file; it holds {shown}"

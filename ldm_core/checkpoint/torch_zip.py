@@ -1,0 +1,76 @@
+"""The ZIP archive that `torch.save` writes since PyTorch 1.6.
+
+All members lie in one folder: `data.pkl`, the pickle, refers by number to `data/0`, `data/1` …, which hold
+the raw little-endian numbers of one storage each, uncompressed and aligned to 64 bytes, so that they can be
+mapped into memory where they lie. `version`, `.format_version`, `.data/serialization_id` and their like say
+nothing that is needed here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm_core.checkpoint.errors import CheckpointError
+from ldm_core.checkpoint.file_bytes import FileBytes
+from ldm_core.checkpoint.pickle_reader import MAX_PICKLE_BYTES, PickleReader, PickleStream
+from ldm_core.checkpoint.pickle_values import StorageRef
+from ldm_core.checkpoint.state_dict import split
+from ldm_core.checkpoint.zip_directory import Member, data_offset, read_directory, read_member
+
+MAX_INFLATION = 8  # times the file's size that its compressed storages may become; weights hardly compress
+MIN_INFLATED = 2**26  # bytes that are always allowed
+
+
+def read_torch_zip(file: FileBytes) -> tuple[dict[str, Tensor], dict[str, Any], tuple[str, ...]]:
+    """(tensors, metadata, foreign names). Raises CheckpointError."""
+    members = read_directory(file)
+    folder = _folder(members)
+    order = members.get(f"{folder}byteorder")
+    if order is not None and read_member(file, order, 16) != b"little":
+        raise CheckpointError("it was written on a big-endian machine, which is not supported")
+    pickle = read_member(file, members[f"{folder}data.pkl"], MAX_PICKLE_BYTES)
+    reader = PickleReader()
+    storages = _Storages(file, members, folder)
+    with reader.naming_suspects():
+        tensors, metadata = split(reader.load(PickleStream(pickle)), storages.fetch)
+    return tensors, metadata, tuple(reader.foreign)
+
+
+class _Storages:
+    """The raw numbers in the archive, by the key that the pickle gives."""
+
+    def __init__(self, file: FileBytes, members: dict[str, Member], folder: str) -> None:
+        self._file, self._members, self._folder = file, members, folder
+        self._may_inflate = max(MIN_INFLATED, MAX_INFLATION * file.size)
+
+    def fetch(self, ref: StorageRef) -> torch.UntypedStorage:
+        member = self._members.get(f"{self._folder}data/{ref.key}")
+        if member is None:
+            raise CheckpointError(f"the numbers of a tensor are missing: data/{ascii(ref.key)[:80]}")
+        if member.size != ref.nbytes:
+            raise CheckpointError(
+                f"its pickle expects {ref.nbytes:,} bytes in {member.name!a}, which has {member.size:,}"
+            )
+        if member.is_stored:
+            return self._file.storage(data_offset(self._file, member), member.size, ref.alignment)
+        data = read_member(self._file, member, self._may_inflate)
+        self._may_inflate -= len(data)
+        return torch.frombuffer(bytearray(data), dtype=torch.uint8).untyped_storage()
+
+
+def _folder(members: dict[str, Member]) -> str:
+    """The folder of the archive's only pickle, with its slash. Raises CheckpointError where it has none."""
+    folders = [name.removesuffix("data.pkl") for name in members if name.count("/") == 1]
+    folders = [folder for folder in folders if f"{folder}data.pkl" in members and folder.endswith("/")]
+    if len(folders) == 1 and f"{folders[0]}constants.pkl" not in members:
+        return folders[0]
+    if folders:
+        what = "several pickles" if len(folders) > 1 else "a TorchScript program"
+        raise CheckpointError(f"a zip archive with {what}, not a checkpoint")
+    shown = ", ".join(ascii(name)[:60] for name in list(members)[:5]) or "nothing"
+    inner = next((n for n in members if n.endswith((".ckpt", ".safetensors", ".pt", ".pth", ".bin"))), None)
+    advice = f"; unpack it first and give {ascii(inner)[:60]}" if inner else ""
+    raise CheckpointError(f"a zip archive, but no checkpoint: it holds {shown}{advice}")

@@ -1,0 +1,168 @@
+"""The directory of a ZIP archive: which members it has, and where their bytes lie in the file.
+
+It knows as much of the format (PKWARE's APPNOTE.TXT, sections 4.3 and 4.5.3) as `torch.save` and common
+archivers use: one disk, no encryption, stored or deflated members, and the 64-bit fields of large files. A
+reader of its own, because tensors are mapped from where they lie, and because a member that is listed
+twice, or that overlaps another, is a sign of damage or mischief that should be named.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass, replace
+
+from ldm_core.checkpoint.errors import CheckpointError
+from ldm_core.checkpoint.file_bytes import FileBytes
+
+MAX_MEMBERS = 200_000
+MAX_DIRECTORY = 2**25
+
+_END = struct.Struct("<4s4H2LH")
+_END64_LOCATOR = struct.Struct("<4sLQL")
+_END64 = struct.Struct("<4sQ2H2L4Q")
+_ENTRY = struct.Struct("<4s6H3L5H2L")
+_LOCAL = struct.Struct("<4s5H3L2H")
+_STORED, _DEFLATED = 0, 8
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file within the archive. Offsets and sizes in bytes."""
+
+    name: str
+    raw_name: bytes
+    method: int
+    encrypted: bool
+    crc: int
+    compressed_size: int
+    size: int
+    header: int  # where its local header begins
+    end: int  # where the next member or the directory begins: its bytes lie before
+
+    @property
+    def is_stored(self) -> bool:
+        return self.method == _STORED
+
+
+def read_directory(file: FileBytes) -> dict[str, Member]:
+    """The archive's members by name, in the order of the directory. Raises CheckpointError."""
+    count, size, start = _find_directory(file)
+    if count > MAX_MEMBERS or size > MAX_DIRECTORY:
+        raise CheckpointError(f"its zip directory claims {count:,} members in {size:,} bytes")
+    directory = file.read(start, size)
+    members: dict[str, Member] = {}
+    position = 0
+    try:
+        for _ in range(count):
+            member, position = _read_entry(directory, position)
+            if member.name in members:
+                raise CheckpointError(f"its zip directory lists {member.name!a} twice")
+            members[member.name] = member
+    except struct.error as error:
+        raise CheckpointError("its zip directory is damaged") from error
+    return _with_ends(members, start)
+
+
+def data_offset(file: FileBytes, member: Member) -> int:
+    """Where a member's bytes begin. Raises CheckpointError where its own header contradicts the directory."""
+    header = file.read(member.header, _LOCAL.size)
+    magic, *_, name_length, extra_length = _LOCAL.unpack(header)
+    name_start = member.header + _LOCAL.size
+    if magic != b"PK\3\4" or file.read(name_start, name_length) != member.raw_name:
+        raise CheckpointError(f"its zip directory does not fit the member {member.name!a}")
+    offset: int = name_start + name_length + extra_length
+    if offset + member.compressed_size > member.end:
+        raise CheckpointError(f"its zip member {member.name!a} overlaps what follows it")
+    if member.encrypted or member.method not in (_STORED, _DEFLATED):
+        raise CheckpointError(f"its zip member {member.name!a} is encrypted or compressed in a rare way")
+    if member.is_stored and member.size != member.compressed_size:
+        raise CheckpointError(f"its zip member {member.name!a} has two different sizes")
+    return offset
+
+
+def read_member(file: FileBytes, member: Member, limit: int) -> bytes:
+    """A member's bytes, decompressed: `limit` at most, or CheckpointError."""
+    offset = data_offset(file, member)
+    if member.size > limit:
+        raise CheckpointError(f"its zip member {member.name!a} is {member.size:,} bytes, too large")
+    if member.is_stored:
+        return file.read(offset, member.size)
+    decompressor = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        # One byte more than it claims tells a member that lies about its size.
+        data = decompressor.decompress(file.read(offset, member.compressed_size), member.size + 1)
+    except zlib.error as error:
+        raise CheckpointError(f"its zip member {member.name!a} is damaged ({error})") from error
+    if len(data) != member.size or zlib.crc32(data) != member.crc:
+        raise CheckpointError(f"its zip member {member.name!a} is damaged: size or checksum differ")
+    return data
+
+
+def _find_directory(file: FileBytes) -> tuple[int, int, int]:
+    """(number of members, size, offset) of the directory, from the record at the end of the file."""
+    tail_start = max(0, file.size - _END.size - 0xFFFF)
+    tail = file.read(tail_start, file.size - tail_start)
+    at = tail.rfind(b"PK\5\6", 0, len(tail) - _END.size + 4)
+    if at < 0:
+        raise CheckpointError("the zip archive is cut short: the directory at its end is missing")
+    _, disk, first_disk, here, count, size, start, _ = _END.unpack_from(tail, at)
+    end = tail_start + at
+    if disk != first_disk or here != count:
+        raise CheckpointError("the zip archive is one part of several")
+    locator_at = end - _END64_LOCATOR.size
+    if (count == 0xFFFF or size == 0xFFFFFFFF or start == 0xFFFFFFFF) and locator_at >= 0:
+        magic, _, end64, _ = _END64_LOCATOR.unpack(file.read(locator_at, _END64_LOCATOR.size))
+        if magic == b"PK\6\7":
+            record = _END64.unpack(file.read(end64, _END64.size))
+            if record[0] != b"PK\6\6":
+                raise CheckpointError("the zip archive's 64-bit directory is damaged")
+            count, size, start, end = record[7], record[8], record[9], end64
+    if start + size > end:
+        raise CheckpointError("the zip archive is cut short or damaged: its directory lies outside it")
+    return count, size, start
+
+
+def _read_entry(directory: bytes, position: int) -> tuple[Member, int]:
+    fields = _ENTRY.unpack_from(directory, position)
+    magic, _, _, flags, method, _, _, crc, compressed_size, size = fields[:10]
+    name_length, extra_length, comment_length, _, _, _, header = fields[10:]
+    name_start = position + _ENTRY.size
+    extra_start = name_start + name_length
+    raw_name = directory[name_start:extra_start]
+    extra = directory[extra_start : extra_start + extra_length]
+    if magic != b"PK\1\2" or len(raw_name) != name_length or len(extra) != extra_length:
+        raise CheckpointError("its zip directory is damaged")
+    size, compressed_size, header = _wide_fields(extra, [size, compressed_size, header])
+    try:
+        name = raw_name.decode("utf-8")
+    except UnicodeDecodeError:
+        name = raw_name.decode("cp437")
+    member = Member(name, raw_name, method, bool(flags & 1), crc, compressed_size, size, header, end=0)
+    return member, extra_start + extra_length + comment_length
+
+
+def _wide_fields(extra: bytes, values: list[int]) -> list[int]:
+    """The 64-bit forms of those values that are all ones, which lie in that order in extra field 1."""
+    position = 0
+    while position + 4 <= len(extra):
+        kind, length = struct.unpack_from("<HH", extra, position)
+        position += 4
+        if kind == 1:
+            wide = iter(struct.unpack_from(f"<{length // 8}Q", extra, position))
+            return [next(wide, value) if value == 0xFFFFFFFF else value for value in values]
+        position += length
+    return values
+
+
+def _with_ends(members: dict[str, Member], directory_start: int) -> dict[str, Member]:
+    """Each member with the place that its bytes must not reach. Raises CheckpointError for overlaps."""
+    ordered = sorted(members.values(), key=lambda member: member.header, reverse=True)
+    ends: dict[str, int] = {}
+    end = directory_start
+    for member in ordered:
+        if member.header + _LOCAL.size + len(member.raw_name) + member.compressed_size > end:
+            raise CheckpointError(f"its zip member {member.name!a} overlaps what follows it")
+        ends[member.name] = end
+        end = member.header
+    return {name: replace(member, end=ends[name]) for name, member in members.items()}

@@ -75,7 +75,7 @@ def inspect(path: str | Path) -> Report:
         presets, why = (), str(error)
     in_parts = {part: _count(tensors, prefixes) for part, prefixes in PARTS.items()}
     prefixes = tuple(prefix for group in PARTS.values() for prefix in group)
-    left_out = {key: why for key in tensors if (why := ignored(key)) is not None}
+    left_out = {key: reason for key in tensors if (reason := ignored(key)) is not None}
     return Report(
         path=str(path),
         format=checkpoint.format,

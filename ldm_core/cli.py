@@ -1,0 +1,241 @@
+"""The command line: `python -m ldm_core` and `ldm-core`.
+
+This file holds the commands and their options; `cli_run` does what they ask, and is imported only then.
+Standard output carries nothing but the paths of the files that were written, one a line; everything said to
+people goes to standard error. Exit status: 0, 2 for bad input (with one line that says what is wrong), 1 for
+a machine that is too small, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+PROG = "ldm-core"
+SCHEDULERS = ("ddim", "ddpm", "plms", "pndm", "pndm-rk")
+SPACINGS = ("leading", "trailing", "linspace", "compvis")
+DTYPES = ("float32", "float16", "bfloat16")
+
+# What is used where neither the command line nor a recipe says anything: for the bundled model what its
+# card recommends, for any other what CompVis's scripts use.
+BUNDLED_STEPS, BUNDLED_GUIDANCE = 25, 4.0
+STEPS, GUIDANCE = 50, 7.5
+STRENGTH = {"img2img": 0.75, "inpaint": 1.0}
+
+EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Bad options end like any other bad input: in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status. `--help` and `--version` end in SystemExit, as usual."""
+    try:
+        args = build_parser().parse_args(argv)
+        from ldm_core import cli_run
+
+        return cli_run.run(args)
+    except KeyboardInterrupt:
+        _tell("interrupted before the first picture was drawn")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the paths has gone; Python would complain again as it flushes the pipe at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except (ValueError, OSError) as error:
+        _tell(f"error: {one_line(error)}")
+        return EXIT_BAD_INPUT
+    except (MemoryError, RuntimeError) as error:
+        if not _is_memory(error):
+            raise
+        _tell("error: out of memory; try a smaller --size or --batch-size, or --dtype bfloat16")
+        return EXIT_FAILED
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line; an operating system's error as "path: reason"."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = "; ".join(lines).replace(":;", ":")
+    return text or type(error).__name__
+
+
+def _is_memory(error: BaseException) -> bool:
+    """PyTorch's CPU allocator has no class of its own for this."""
+    return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate" in str(error)
+
+
+def _tell(message: str) -> None:
+    print(f"{PROG}: {message}", file=sys.stderr)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole grammar of the command line. A parse error is a ValueError."""
+    from ldm_core import __version__
+
+    parser = _Parser(prog=PROG, description="Draw pictures with latent diffusion models.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"ldm_core {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, summary: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+
+    txt2img = command("txt2img", "Draw pictures of prompts.")
+    _add_what(txt2img)
+    img2img = command("img2img", "Redraw a picture after a prompt.")
+    _add_what(img2img)
+    img2img.add_argument("--image", metavar="FILE", help="the picture to redraw")
+    inpaint = command("inpaint", "Repaint a part of a picture after a prompt.")
+    _add_what(inpaint)
+    inpaint.add_argument("--image", metavar="FILE", help="the picture to repaint")
+    inpaint.add_argument("--mask", metavar="FILE", help="a picture of its size: white is repainted")
+    for redraw, default in ((img2img, STRENGTH["img2img"]), (inpaint, STRENGTH["inpaint"])):
+        redraw.add_argument(
+            "--strength", type=_number, metavar="X", help=f"how much to change, in (0, 1] (default {default})"
+        )
+    for drawing in (txt2img, img2img, inpaint):
+        _add_how(drawing)
+        _add_where(drawing)
+
+    inspect = command("inspect", "Tell what is in a checkpoint, or a picture's recipe.")
+    inspect.add_argument("file", metavar="FILE", help="a .ckpt or .safetensors file, or a .png drawn here")
+    inspect.add_argument("--json", action="store_true", help="for programs")
+    return parser
+
+
+def _add_what(parser: argparse.ArgumentParser) -> None:
+    """What is to be drawn, with which model."""
+    group = parser.add_argument_group("what to draw")
+    group.add_argument(
+        "prompt", nargs="*", metavar="PROMPT", help="what to draw; several give several pictures"
+    )
+    group.add_argument(
+        "--prompts", metavar="FILE", help="prompts from a UTF-8 file, one a line; - for standard input"
+    )
+    group.add_argument(
+        "--negative-prompt",
+        action="append",
+        metavar="TEXT",
+        help="what to avoid; once for all prompts, or once for each",
+    )
+    group.add_argument(
+        "--from",
+        dest="recipe",
+        metavar="FILE.png",
+        help="draw this picture again from the recipe inside; other options override it",
+    )
+    group.add_argument("--num", type=_positive, metavar="N", help="pictures per prompt (default 1)")
+    group.add_argument(
+        "--seed",
+        type=_seeds,
+        metavar="N[,N…]",
+        help="picture k has seed N + k, or the k-th of a list (default: a fresh one, kept in the recipe)",
+    )
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", metavar="FILE", help="a checkpoint (default: the bundled model)")
+    group.add_argument("--config", metavar="NAME|FILE.yaml", help="its configuration, if it must be said")
+    group.add_argument("--ema", action=argparse.BooleanOptionalAction, help="use the averaged U-Net weights")
+    group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 … (default: cuda if there is one)")
+    group.add_argument(
+        "--dtype", choices=DTYPES, help="(default: float32 on a CPU, the file's own type elsewhere)"
+    )
+
+
+def _add_how(parser: argparse.ArgumentParser) -> None:
+    """How it is drawn."""
+    group = parser.add_argument_group("how to draw")
+    group.add_argument(
+        "--steps",
+        type=int,
+        metavar="N",
+        help=f"(default {BUNDLED_STEPS} for the bundled model, else {STEPS})",
+    )
+    group.add_argument("--scheduler", choices=SCHEDULERS, help="(default ddim; plms and pndm are the same)")
+    group.add_argument("--eta", type=_number, metavar="X", help="ddim's fresh noise, 0 to 1 (default 0)")
+    group.add_argument("--spacing", choices=SPACINGS, help="of the timesteps (default leading)")
+    group.add_argument(
+        "--guidance",
+        dest="guidance_scale",
+        type=_number,
+        metavar="X",
+        help=f"scale; 1 is none (default {BUNDLED_GUIDANCE:g} for the bundled model, else {GUIDANCE})",
+    )
+    group.add_argument("--guidance-rescale", type=_number, metavar="X", help="phi, 0 to 1 (default 0)")
+    group.add_argument(
+        "--size",
+        type=_size,
+        metavar="WxH",
+        help="in pixels, or one number (default: the model's, or the image's)",
+    )
+    group.add_argument(
+        "--clip-skip", type=int, metavar="N", help="text encoder blocks to skip (default: the model's)"
+    )
+    group.add_argument(
+        "--batch-size",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="pictures drawn at once, and kept as they are done (default 1)",
+    )
+
+
+def _add_where(parser: argparse.ArgumentParser) -> None:
+    """Where the result goes."""
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "-o",
+        "--output",
+        default=".",
+        metavar="FILE.png|FOLDER",
+        help="a file for one picture, or a folder, where pictures are numbered (default: this folder)",
+    )
+    group.add_argument("--force", action="store_true", help="overwrite FILE.png")
+    group.add_argument(
+        "--show-steps", action="store_true", help="also save what the picture looked like after every step"
+    )
+    group.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no warnings")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive whole number, not {text!r}")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"expected a number, not {text!r}")
+    return number
+
+
+def _seeds(text: str) -> int | list[int]:
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected whole numbers with commas between, not {text!r}"
+        ) from None
+    return seeds if "," in text else seeds[0]
+
+
+def _size(text: str) -> tuple[int, int]:
+    match: Any = re.fullmatch(r"(\d{1,6})(?:[xX×](\d{1,6}))?", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(
+            f"expected WIDTHxHEIGHT or one number, such as 768x512, not {text!r}"
+        )
+    return int(match[1]), int(match[2] or match[1])

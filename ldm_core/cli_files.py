@@ -1,0 +1,190 @@
+"""The command line's files: where pictures go, without overwriting one, and the pictures that come in."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ldm_core.images import mask_to_tensor, tensor_to_pil, to_rgb
+from ldm_core.recipe import Recipe, SourceFile, source_file, write_png
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass
+class Output:
+    """A folder in which pictures are numbered, or one file.
+
+    stem: what a numbered file's name begins with: `txt2img-0001.png`.
+    file: the one file, if it is not to be numbered. force: overwrite it.
+    """
+
+    folder: Path
+    stem: str
+    file: Path | None = None
+    force: bool = False
+    _next: int = field(default=0, init=False)
+
+    def save(self, image: Image, recipe: Recipe) -> Path:
+        """Write a picture under a name that is still free, and return its path."""
+        path = self._reserve()
+        try:
+            write_png(image, path, recipe)
+        except BaseException:
+            if path.stat().st_size == 0:  # the reservation; a file that --force could not replace stays
+                path.unlink()
+            raise
+        return path
+
+    def save_steps(self, picture: Path, frames: Sequence[Image]) -> list[Path]:
+        """Write what a picture looked like after each step, numbered from 1, in a folder beside it."""
+        if not frames:
+            return []
+        folder = steps_folder(picture)
+        folder.mkdir(exist_ok=self.force)
+        for old in folder.glob("[0-9][0-9][0-9][0-9].png"):  # --force, and there may have been more steps
+            old.unlink()
+        paths = [folder / f"{number:04d}.png" for number in range(1, len(frames) + 1)]
+        for path, frame in zip(paths, frames):
+            frame.save(path)
+        return paths
+
+    def _reserve(self) -> Path:
+        """Take a name by creating an empty file, so that two processes cannot take the same one."""
+        if self.file is not None:
+            self.file.open("ab" if self.force else "xb").close()
+            return self.file
+        if not self._next:
+            pattern = re.compile(re.escape(self.stem) + r"-(\d+)\b")
+            taken = [int(m[1]) for name in os.listdir(self.folder) if (m := pattern.match(name))]
+            self._next = max(taken, default=0) + 1
+        while True:
+            path = self.folder / f"{self.stem}-{self._next:04d}.png"
+            self._next += 1
+            try:
+                path.open("xb").close()
+            except FileExistsError:
+                continue
+            return path
+
+
+def find_output(name: str, stem: str, *, count: int, steps: bool, force: bool) -> Output:
+    """Where `count` pictures shall go. Raises ValueError, before anything is drawn, if they cannot.
+
+    name: a folder that is there, or a file's name that ends in .png. steps: whether a folder of steps will
+    be beside each.
+    """
+    path = Path(name)
+    if path.is_dir():
+        output = Output(path, stem)
+    elif path.suffix.lower() != ".png" or name.endswith(os.sep):
+        raise ValueError(f"--output {name}: no such folder; give one that is there, or a file name in .png")
+    elif count > 1:
+        raise ValueError(f"--output {name}: {count} pictures do not fit in one file; give a folder")
+    elif path.exists() and not force:
+        raise ValueError(f"--output {name}: the file is already there; --force overwrites it")
+    elif steps and steps_folder(path).exists() and not force:
+        raise ValueError(f"--output {name}: {steps_folder(path)} is already there; --force overwrites it")
+    else:
+        output = Output(path.parent, stem, path, force)
+    _require_writable(output.folder)
+    return output
+
+
+def steps_folder(picture: Path) -> Path:
+    """Where the steps of a picture are kept: `cat-steps` for `cat.png`."""
+    return picture.with_name(f"{picture.stem}-steps")
+
+
+def _require_writable(folder: Path) -> None:
+    """Permissions tell too little (a full disk, a read-only mount, the administrator), so it is tried."""
+    trial = folder / f".ldm-core-{os.getpid()}.part"
+    try:
+        with open(trial, "wb") as file:
+            file.write(b"\0")
+        trial.unlink()
+    except OSError as error:
+        raise ValueError(f"--output: nothing can be written in {folder}: {error.strerror}") from None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The pictures that a drawing starts from, with the record of their files."""
+
+    image: Image | None = None
+    mask: Image | None = None
+    image_file: SourceFile | None = None
+    mask_file: SourceFile | None = None
+
+
+def open_inputs(image: str | None, mask: str | None, size: tuple[int, int] | None) -> Inputs:
+    """Open what is there, upright. With a size (width, height), fit it: cut to its proportions, then scale.
+
+    Raises OSError for a file that cannot be opened, ValueError for one that is no picture, and for a mask of
+    another size than the image.
+    """
+    if image is None:
+        return Inputs()
+    image_file, picture = _open(image, to_rgb)
+    if mask is None:
+        return Inputs(_fitted(picture, size), None, image_file)
+    mask_file, white = _open(mask, _to_grey)
+    if white.size != picture.size:
+        sizes = ["×".join(map(str, one.size)) for one in (white, picture)]
+        raise ValueError(f"the mask has {sizes[0]} pixels, the image {sizes[1]}; they must be the same")
+    return Inputs(_fitted(picture, size), _fitted(white, size), image_file, mask_file)
+
+
+def _open(path: str, convert: Callable[[Image], Image]) -> tuple[SourceFile, Image]:
+    from PIL import Image as PIL
+
+    record = source_file(path)
+    try:
+        with PIL.open(path) as image:
+            return record, convert(image)
+    except (OSError, SyntaxError, ValueError, PIL.DecompressionBombError) as error:
+        reason = "not a picture" if isinstance(error, PIL.UnidentifiedImageError) else error
+        raise ValueError(f"{path}: the picture cannot be read ({reason})") from None
+
+
+def _to_grey(mask: Image) -> Image:
+    """A mask in any mode as 8-bit grey; see `mask_to_tensor`."""
+    return tensor_to_pil(mask_to_tensor(mask).expand(1, 3, -1, -1))[0].convert("L")
+
+
+def _fitted(image: Image, size: tuple[int, int] | None) -> Image:
+    from PIL import Image as PIL
+    from PIL import ImageOps
+
+    if size is None or image.size == size:
+        return image
+    return ImageOps.fit(image, size, PIL.Resampling.LANCZOS if image.mode == "RGB" else PIL.Resampling.BOX)
+
+
+def read_prompts(name: str) -> list[str]:
+    """One prompt a line of a UTF-8 file, or of standard input for "-"; blank lines are skipped."""
+    try:
+        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--prompts {name}: not UTF-8 text (byte {error.start})") from None
+    prompts = [line.strip() for line in text.split("\n")]
+    return [prompt for prompt in prompts if prompt]
+
+
+def usable_device(name: str | None) -> torch.device:
+    """A device that works here; without a name, a GPU if there is one. Raises ValueError for another."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.ones(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
+    return device

@@ -1,0 +1,231 @@
+"""From the parsed command line to a job: everything is checked and opened, and nothing drawn yet.
+
+What was not said on the command line comes from the recipe of `--from`, and after that from the defaults.
+"""
+
+from __future__ import annotations
+
+import warnings
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ldm_core
+from ldm_core import cli, schedulers
+from ldm_core.cli_files import Inputs, Output, find_output, open_inputs, read_prompts, usable_device
+from ldm_core.guidance import ClassifierFreeGuidance
+from ldm_core.model import bundled_model, load
+from ldm_core.random import image_seeds
+from ldm_core.recipe import Recipe, SourceFile, read_recipe, source_file
+from ldm_core.sampler import Sampler
+
+SCHEDULERS: dict[str, Any] = {
+    "ddim": schedulers.DDIM(),
+    "ddpm": schedulers.DDPM(),
+    "plms": schedulers.PNDM(),
+    "pndm": schedulers.PNDM(),
+    "pndm-rk": schedulers.PNDM(warmup="runge_kutta"),
+}
+CLASSES: dict[str, Any] = {type(scheduler).__name__: type(scheduler) for scheduler in SCHEDULERS.values()}
+NEEDED: dict[str, tuple[str, ...]] = {"txt2img": (), "img2img": ("image",), "inpaint": ("image", "mask")}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A whole command: what to draw with, where to put it, and one recipe per picture."""
+
+    sampler: Sampler
+    recipes: Sequence[Recipe]
+    inputs: Inputs
+    output: Output
+
+
+def prepare(args: Namespace) -> Job:
+    """Check and open everything, the cheap things first, so that what is wrong shows before it costs time."""
+    again = _recipe_to_follow(args)
+    prompts, negatives = _texts(args, again)
+    num = _pictures_per_prompt(args, len(prompts))
+    seeds = image_seeds(_chosen(args, again, "seed", None), len(prompts) * num)
+    scheduler = _scheduler(args, again)
+    guidance = ClassifierFreeGuidance(rescale=_chosen(args, again, "guidance_rescale", 0.0))
+    output = find_output(args.output, args.command, count=len(seeds), steps=args.show_steps, force=args.force)
+    size = args.size or ((again.width, again.height) if again else None)
+    inputs = _inputs(args, again, size)
+    device = usable_device(args.device)
+
+    path = _model_path(args, again)
+    config, ema = _chosen(args, again, "config", None), _chosen(args, again, "ema", False)
+    model = load(path, device=device, dtype=_dtype(args, again), config=config, ema=ema)
+    if inputs.image is not None:
+        size = inputs.image.size
+    width, height = size or (model.config.image_size, model.config.image_size)
+    template = Recipe(
+        task=args.command,
+        prompt="",
+        seed=0,
+        steps=_chosen(args, again, "steps", cli.STEPS if path else cli.BUNDLED_STEPS),
+        width=width,
+        height=height,
+        guidance_scale=_chosen(args, again, "guidance_scale", cli.GUIDANCE if path else cli.BUNDLED_GUIDANCE),
+        guidance_rescale=guidance.rescale,
+        strength=_strength(args, again),
+        scheduler=type(scheduler).__name__,
+        scheduler_settings=asdict(scheduler),
+        model=source_file(path or bundled_model(), bundled=path is None),
+        config=config,
+        ema=ema,
+        clip_skip=_chosen(args, again, "clip_skip", None),
+        image=inputs.image_file,
+        mask=inputs.mask_file,
+        device=str(device),
+        dtype=str(model.dtype).removeprefix("torch."),
+        versions={"ldm_core": ldm_core.__version__, "torch": str(torch.__version__)},
+    )
+    if again is not None:
+        _warn_of_differences(args.recipe, again, template)
+    sampler = Sampler(model, scheduler, guidance, clip_skip=template.clip_skip)
+    texts = [texts for texts in zip(prompts, negatives) for _ in range(num)]
+    recipes = [
+        replace(template, prompt=prompt, negative_prompt=negative, seed=seed)
+        for (prompt, negative), seed in zip(texts, seeds)
+    ]
+    return Job(sampler, recipes, inputs, output)
+
+
+def _chosen(args: Namespace, again: Recipe | None, name: str, default: Any) -> Any:
+    """An option as it was given, else from the recipe that is followed, else the default."""
+    for value in (getattr(args, name, None), getattr(again, name, None)):
+        if value is not None:
+            return value
+    return default
+
+
+def _strength(args: Namespace, again: Recipe | None) -> float | None:
+    if args.command == "txt2img":
+        return None
+    strength: float = _chosen(args, again, "strength", cli.STRENGTH[args.command])
+    return strength
+
+
+def _recipe_to_follow(args: Namespace) -> Recipe | None:
+    if args.recipe is None:
+        return None
+    again = read_recipe(args.recipe)
+    if _is_ours(again) and again.task != args.command:
+        raise ValueError(f"{args.recipe} was drawn by {again.task}: use {cli.PROG} {again.task} --from")
+    return again
+
+
+def _is_ours(recipe: Recipe) -> bool:
+    return "ldm_core" in recipe.versions
+
+
+def _texts(args: Namespace, again: Recipe | None) -> tuple[list[str], list[str]]:
+    """The prompts, and a negative prompt for each."""
+    if args.prompt and args.prompts is not None:
+        raise ValueError("give prompts, or --prompts with a file of them, but not both")
+    if args.prompts is not None:
+        prompts = read_prompts(args.prompts)
+    elif args.prompt or again is None:
+        prompts = args.prompt
+    else:
+        prompts = [again.prompt]
+    if not prompts:
+        raise ValueError("there is nothing to draw: give a prompt, --prompts FILE or --from FILE.png")
+    negatives = args.negative_prompt or [again.negative_prompt if again else ""]
+    if len(negatives) not in (1, len(prompts)):
+        raise ValueError(
+            f"{len(prompts)} prompt(s) take one --negative-prompt, or one for each, got {len(negatives)}"
+        )
+    return prompts, negatives * (len(prompts) // len(negatives))
+
+
+def _pictures_per_prompt(args: Namespace, prompts: int) -> int:
+    """What --num says; without it, as many as the list of seeds is long."""
+    if args.num is None and isinstance(args.seed, list):
+        return max(1, len(args.seed) // prompts)
+    return args.num or 1
+
+
+def _scheduler(args: Namespace, again: Recipe | None) -> Any:
+    if args.scheduler is not None or again is None:
+        scheduler = SCHEDULERS[args.scheduler or "ddim"]
+    elif again.scheduler not in CLASSES:
+        raise ValueError(
+            f"{args.recipe} was drawn with the sampler {again.scheduler!r}, which is not known here; "
+            "choose one with --scheduler"
+        )
+    else:
+        try:
+            scheduler = CLASSES[again.scheduler](**again.scheduler_settings)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{args.recipe}: the recipe's scheduler cannot be made: {error}") from None
+    if args.eta is not None:
+        if not isinstance(scheduler, schedulers.DDIM):
+            raise ValueError("--eta belongs to the ddim scheduler alone")
+        scheduler = replace(scheduler, eta=args.eta)
+    return scheduler if args.spacing is None else replace(scheduler, spacing=args.spacing)
+
+
+def _dtype(args: Namespace, again: Recipe | None) -> torch.dtype | None:
+    name = _chosen(args, again, "dtype", None)
+    if name is not None and name not in cli.DTYPES:
+        raise ValueError(
+            f"{args.recipe}: the recipe's dtype must be one of {', '.join(cli.DTYPES)}, not {name!r}"
+        )
+    return None if name is None else getattr(torch, name)
+
+
+def _inputs(args: Namespace, again: Recipe | None, size: tuple[int, int] | None) -> Inputs:
+    """The pictures that a command starts from: those given, or else the recipe's, from where they were."""
+    paths: dict[str, str | None] = {"image": None, "mask": None}
+    for name in NEEDED[args.command]:
+        recorded = getattr(again, name, None)
+        paths[name] = getattr(args, name)
+        if paths[name] is None and recorded is not None:
+            paths[name] = _recorded_path(args.recipe, recorded, f"--{name}")
+        if paths[name] is None:
+            raise ValueError(f"{args.command} needs --{name} FILE")
+    return open_inputs(paths["image"], paths["mask"], size)
+
+
+def _model_path(args: Namespace, again: Recipe | None) -> str | None:
+    """The checkpoint to load; None for the bundled one."""
+    if args.model is not None or again is None:
+        return args.model
+    if again.model.path is None and again.model.same_as(source_file(bundled_model())):
+        return None
+    return _recorded_path(args.recipe, again.model, "--model")
+
+
+def _recorded_path(recipe: str, file: SourceFile, option: str) -> str:
+    if file.path is not None and Path(file.path).is_file():
+        return file.path
+    where = "which does not come with this package" if file.path is None else f"which is not at {file.path}"
+    raise ValueError(
+        f"{recipe} was drawn with {file.name or 'an unnamed file'} "
+        f"(sha256 {file.short_hash or 'unknown'}), {where}: give it with {option}"
+    )
+
+
+def _warn_of_differences(path: str, again: Recipe, now: Recipe) -> None:
+    """Say why the picture will not be the same, if it will not."""
+    if not _is_ours(again):
+        warnings.warn(f"{path} was drawn by another program: expect a similar picture at best", stacklevel=2)
+        return
+    for name in ("model", "image", "mask"):
+        then, new = getattr(again, name), getattr(now, name)
+        if then is not None and not new.same_as(then):
+            warnings.warn(
+                f"{path} was drawn with the {name} {then.name} (sha256 {then.short_hash}…), not with "
+                f"{new.name} ({new.short_hash}…): expect another picture",
+                stacklevel=2,
+            )
+    if again.device is not None and again.device.split(":")[0] != str(now.device).split(":")[0]:
+        warnings.warn(
+            f"{path} was drawn on {again.device}, not on {now.device}: expect small differences", stacklevel=2
+        )

@@ -1,0 +1,158 @@
+"""What the command line's commands do: draw pictures in chunks, each kept as soon as it is done.
+
+Each picture has its own seed, so the chunks do not change what is drawn.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import warnings
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ldm_core import cli
+from ldm_core.checkpoint import inspect
+from ldm_core.cli_plan import Job, prepare
+from ldm_core.images import tensor_to_pil
+from ldm_core.model import LatentDiffusion
+from ldm_core.recipe import Recipe, read_recipe, to_json, to_parameters_text
+from ldm_core.sampler import SamplerStep
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+
+
+def run(args: Namespace) -> int:
+    """Do what the parsed command line asks; the exit status. Raises ValueError or OSError for bad input."""
+    if args.command == "inspect":
+        return _inspect(args.file, as_json=args.json)
+    with _warnings_in_words(args.quiet):
+        return _draw(args)
+
+
+def _inspect(path: str, *, as_json: bool) -> int:
+    if _is_png(path):
+        recipe = read_recipe(path)
+        print(to_json(recipe) if as_json else to_parameters_text(recipe))
+    else:
+        report = inspect(path)
+        print(json.dumps(report.to_dict(), default=str) if as_json else report)
+    return 0
+
+
+def _is_png(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(PNG_MAGIC)) == PNG_MAGIC
+    except OSError:
+        return False  # `inspect` says in words what is wrong with it
+
+
+@contextmanager
+def _warnings_in_words(quiet: bool) -> Iterator[None]:
+    """Show each warning once, as one line and without a place in the code."""
+    seen: set[str] = set()
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        if not quiet and str(message) not in seen:
+            seen.add(str(message))
+            tqdm.write(f"{cli.PROG}: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = show
+        yield
+
+
+def _draw(args: Namespace) -> int:
+    job = prepare(args)
+    total, done = len(job.recipes), 0
+    try:
+        with _Progress(total, args.batch_size, quiet=args.quiet) as progress:
+            for start in range(0, total, args.batch_size):
+                recipes = job.recipes[start : start + args.batch_size]
+                frames: list[list[Image]] = []  # by step, then by picture
+                watch = frames.append if args.show_steps else None
+                for k, image in enumerate(_draw_chunk(job, recipes, progress, watch)):
+                    path = job.output.save(image, recipes[k])
+                    done += 1
+                    _print_path(path)
+                    for step in job.output.save_steps(path, [images[k] for images in frames]):
+                        _print_path(step)
+    except KeyboardInterrupt:
+        print(f"{cli.PROG}: interrupted; {done} of {total} pictures are done and kept", file=sys.stderr)
+        return cli.EXIT_INTERRUPTED
+    return 0
+
+
+def _draw_chunk(
+    job: Job, recipes: Sequence[Recipe], progress: _Progress, watch: Callable[[list[Image]], None] | None
+) -> list[Image]:
+    """The pictures of a chunk of recipes, which differ in their prompts and seeds alone.
+
+    watch: called after every step with what the pictures look like then (the predicted x0, decoded).
+    """
+
+    def on_step(step: SamplerStep) -> None:
+        if watch is not None:
+            watch(_decoded(job.sampler.model, step.x0))
+        progress.update(step)
+
+    recipe, inputs = recipes[0], job.inputs
+    prompts = [r.prompt for r in recipes]
+    options: dict[str, Any] = {
+        "negative_prompt": [r.negative_prompt for r in recipes],
+        "steps": recipe.steps,
+        "guidance_scale": recipe.guidance_scale,
+        "seed": [r.seed for r in recipes],
+        "on_step": on_step,
+    }
+    if recipe.task != "txt2img":
+        options["strength"] = recipe.strength
+    images: list[Image]
+    if recipe.task == "inpaint":
+        images = job.sampler.inpaint(prompts, inputs.image, inputs.mask, **options)
+    elif recipe.task == "img2img":
+        images = job.sampler.img2img(prompts, inputs.image, **options)
+    else:
+        images = job.sampler.txt2img(prompts, height=recipe.height, width=recipe.width, **options)
+    return images
+
+
+def _print_path(path: Path) -> None:
+    tqdm.write(str(path))  # a print that leaves a progress bar whole
+    sys.stdout.flush()
+
+
+class _Progress:
+    """A bar on the terminal, one tick per step of a chunk; nothing where standard error is no terminal."""
+
+    def __init__(self, pictures: int, batch_size: int, *, quiet: bool) -> None:
+        self._chunks = math.ceil(pictures / batch_size)
+        self._bar = tqdm(unit="step", disable=True if quiet else None, dynamic_ncols=True)
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def update(self, step: SamplerStep) -> None:
+        self._bar.total = step.total * self._chunks
+        self._bar.update()
+
+
+@torch.no_grad()
+def _decoded(model: LatentDiffusion, latent: Tensor) -> list[Image]:
+    return tensor_to_pil(model.decode_latent(latent).float() / 2 + 0.5)

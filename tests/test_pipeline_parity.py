@@ -1,0 +1,114 @@
+"""Whole pictures: the bundled model in diffusers' StableDiffusionPipeline and here, from the same noise.
+
+Text encoder, U-Net, guidance, scheduler and decoder together. Errors grow along the walk, so the bound is
+looser than a network's: 1e-4 of the picture's range, which is far below one of its 256 levels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from reference import reference_autoencoder, reference_text_encoder, reference_unet
+from transformers import CLIPTokenizer as TransformersTokenizer
+
+from ldm_core import DDIM, PNDM, Sampler
+from ldm_core.model import LatentDiffusion
+from ldm_core.tokenizer import read_merges, vocabulary
+
+SCHEDULE = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+PROMPTS = ["grinning cat", "strawberry, fluent emoji"]
+NEGATIVE = "blurry, noto emoji"
+PICTURE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def parts(bundled: LatentDiffusion) -> dict[str, Any]:
+    """diffusers' parts with the bundled weights; its autoencoder also holds the latent scale."""
+    vae = reference_autoencoder(bundled)
+    vae.register_to_config(scaling_factor=bundled.config.latent_scale)
+    unet = reference_unet(bundled)
+    unet.register_to_config(sample_size=16)
+    return {
+        "vae": vae,
+        "unet": unet,
+        "text_encoder": reference_text_encoder(bundled),
+        "tokenizer": transformers_tokenizer(),
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    }
+
+
+def transformers_tokenizer() -> TransformersTokenizer:
+    """transformers' own tokenizer over the same merges, with the names that its files give the specials."""
+    vocab = {token: i for i, token in enumerate(vocabulary()[:-2])}
+    vocab |= {"<|startoftext|>": len(vocab), "<|endoftext|>": len(vocab) + 1}
+    return TransformersTokenizer(vocab=vocab, merges=read_merges(), model_max_length=77)
+
+
+def quiet(pipeline: Any) -> Any:
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (DDIM(), DDIMScheduler(**SCHEDULE, clip_sample=False)),
+        (PNDM(), PNDMScheduler(**SCHEDULE, skip_prk_steps=True)),
+    ],
+    ids=["DDIM", "PNDM"],
+)
+@pytest.mark.parametrize("steps", [10])
+def test_txt2img(bundled: LatentDiffusion, parts: dict[str, Any], ours: Any, theirs: Any, steps: int) -> None:
+    noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    image = Sampler(bundled, ours).txt2img(
+        PROMPTS, NEGATIVE, steps=steps, guidance_scale=4.0, noise=noise, output="tensor"
+    )
+    pipeline = quiet(StableDiffusionPipeline(**parts, scheduler=theirs))
+    reference = pipeline(
+        PROMPTS,
+        negative_prompt=[NEGATIVE] * 2,
+        num_inference_steps=steps,
+        guidance_scale=4.0,
+        latents=noise,
+        height=64,
+        width=64,
+        output_type="pt",
+    ).images
+    assert (image - reference).abs().max() < PICTURE
+
+
+def test_img2img(bundled: LatentDiffusion, parts: dict[str, Any]) -> None:
+    """diffusers draws the posterior and then the noise from one stream; here the noise comes first."""
+    theirs = quiet(
+        StableDiffusionImg2ImgPipeline(**parts, scheduler=DDIMScheduler(**SCHEDULE, clip_sample=False))
+    )
+    with torch.no_grad():
+        x = bundled.encode_image(torch.full((1, 3, 64, 64), 0.3))  # latents go in as they are
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    reference = theirs(
+        "pizza",
+        image=x,
+        strength=0.5,
+        num_inference_steps=10,
+        guidance_scale=4.0,
+        generator=torch.Generator().manual_seed(0),
+        output_type="pt",
+    ).images
+    start = bundled.noise_schedule.add_noise(x, noise, 401)
+    pairs = DDIM().timesteps(bundled.noise_schedule, 10)[5:]
+    walk = Sampler(bundled).steps("pizza", guidance_scale=4.0, latent=start, timesteps=pairs, seed=0)
+    latent = list(walk)[-1].latent
+    with torch.no_grad():
+        image = (bundled.decode_latent(latent) / 2 + 0.5).clamp(0, 1)
+    assert (image - reference).abs().max() < PICTURE

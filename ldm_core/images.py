@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,6 +34,7 @@ def to_rgb(image: Image) -> Image:
 
 def _to_8_bit(image: Image) -> Image:
     """16- and 32-bit grey to 8 bits; PIL's own conversion clips at 255 and so turns them white."""
+    import numpy as np
     from PIL import Image as PIL
 
     values = np.asarray(image).astype(np.float64)
@@ -65,6 +65,8 @@ def image_to_tensor(image: ImageInput) -> Tensor:
             raise ValueError(f"expected images of one size (H, W), got {sorted(sizes)}")
         return torch.cat(tensors)
     _require_pil(image, "image")
+    import numpy as np
+
     pixels = np.array(to_rgb(image))  # (H, W, 3), uint8
     return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
 
@@ -85,6 +87,7 @@ def mask_to_tensor(mask: ImageInput) -> Tensor:
     if isinstance(mask, Sequence) and not isinstance(mask, str) and len(mask) > 0:
         return torch.cat([mask_to_tensor(one) for one in mask])
     _require_pil(mask, "mask")
+    import numpy as np
     from PIL import Image as PIL
     from PIL import ImageOps
 

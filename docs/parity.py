@@ -1,0 +1,145 @@
+"""Measures how far this package is from independent code, and writes docs/parity.md.
+
+python docs/parity.py            small sizes and the bundled model, a minute or two
+python docs/parity.py --full     also SD1 and SD2 at full size: 16 GB of memory, some minutes
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from conftest import SMALL  # noqa: E402
+from reference import (  # noqa: E402
+    random_model,
+    reference_autoencoder,
+    reference_text_encoder,
+    reference_unet,
+    relative_error,
+)
+
+from ldm_core.config import SD1, SD1_INPAINT, SD2_V, LatentDiffusionConfig  # noqa: E402
+
+NAMES = {torch.float32: "float32", torch.float64: "float64"}
+BOUND = {torch.float32: 1e-5, torch.float64: 1e-9}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    component: str
+    size: str
+    reference: str
+    dtype: torch.dtype
+    error: float
+
+    def __str__(self) -> str:
+        verdict = "" if self.error <= BOUND[self.dtype] else " **over**"
+        return (
+            f"| {self.component} | {self.size} | {self.reference} | {NAMES[self.dtype]} "
+            f"| {self.error:.1e}{verdict} | {BOUND[self.dtype]:.0e} |"
+        )
+
+
+@torch.no_grad()
+def compare(config: LatentDiffusionConfig, size: str, dtype: torch.dtype, latent: int) -> Iterator[Row]:
+    """Each network of one configuration with random weights, against its reference."""
+    model: Any = random_model(config, dtype=dtype)
+    unet_config = config.unet
+    torch.manual_seed(1)
+
+    reference: Any = reference_unet(model)
+    x = torch.randn(1, unet_config.in_channels, latent, latent, dtype=dtype)
+    t, context = torch.tensor([501]), torch.randn(1, 77, unet_config.context_dim, dtype=dtype)
+    error = relative_error(model.unet(x, t, context), reference(x, t, context).sample)
+    yield Row("U-Net", size, "diffusers `UNet2DConditionModel`", dtype, error)
+    del reference
+
+    reference = reference_autoencoder(model)
+    f = config.autoencoder.downsampling
+    images = torch.rand(1, 3, latent * f, latent * f, dtype=dtype) * 2 - 1
+    z = torch.randn(1, config.autoencoder.embed_dim, latent, latent, dtype=dtype)
+    ours, theirs = model.autoencoder.encode(images), reference.encode(images).latent_dist
+    name = "diffusers `AutoencoderKL`"
+    yield Row("encoder, mean", size, name, dtype, relative_error(ours.mean, theirs.mean))
+    yield Row("encoder, std", size, name, dtype, relative_error(ours.std, theirs.std))
+    error = relative_error(model.autoencoder.decode(z), reference.decode(z).sample)
+    yield Row("decoder", size, name, dtype, error)
+    del reference
+
+    reference = reference_text_encoder(model)
+    tokens = model.tokenizer(["a photograph of an astronaut riding a horse", ""])
+    error = relative_error(model.text_encoder(tokens), reference(tokens).last_hidden_state)
+    yield Row("text encoder", size, "transformers `CLIPTextModel`", dtype, error)
+
+
+def rows(full: bool) -> Iterator[Row]:
+    for dtype in (torch.float32, torch.float64):
+        for kind in ("sd1", "sd1-inpaint", "sd2"):
+            yield from compare(SMALL[kind], f"small {kind}", dtype, latent=16)
+    if full:
+        yield from compare(SD1, "SD1, 512×512", torch.float32, latent=64)
+        yield from compare(SD1_INPAINT, "SD1 inpainting, 256×256", torch.float32, latent=32)
+        yield from compare(SD2_V, "SD2-v, 256×256", torch.float32, latent=32)
+
+
+PAGE = """# What agrees with what, and to how many digits
+
+Written by `python docs/parity.py{flag}` with torch {torch}, diffusers {diffusers} and transformers {transformers};
+the tests hold every row to its bound (`tests/test_parity.py`, `tests/test_full_size.py`).
+
+Both sides have the same random weights. They go from here through this package's own key map to CompVis's file keys,
+and from there through the reference's own converter, so a row tests the network and the key map at once. The error is
+the largest difference over the largest value.
+
+| component | size | reference | dtype | largest error | bound |
+|---|---|---|---|---|---|
+{table}
+
+float32 differs in the order of sums. In float64 both sides compute in float64 throughout, but for the timestep
+embedding, which both take in float32 by the same operations, so that it is equal.
+
+Held by tests alone, with the same kind of comparison:
+
+| what | against | bound | test |
+|---|---|---|---|
+| token ids | open_clip's tokenizer, thousands of strings in every script, and generated ones | equal | `test_tokenizer.py` |
+| one step of DDIM, PNDM, DDPM | diffusers' schedulers with this package's float64 table | 1e-9 | `test_schedulers.py` |
+| the same with their own float32 table | diffusers' schedulers | 2e-6 (their table's rounding) | `test_schedulers.py` |
+| 50-step trajectories | diffusers' schedulers | 1e-5 | `test_schedulers.py` |
+| DDIM and PLMS | the original's formulas, in numpy | 1e-9 | `test_schedulers.py` |
+| whole pictures, text to pixels | diffusers' `StableDiffusionPipeline` and its img2img kin with the bundled weights | 1e-4 of the range | `test_pipeline_parity.py` |
+| key maps | names and shapes of all published SD1 and SD2 tensors | exact, both ways | `test_key_maps.py` |
+
+Where this package and diffusers mean different things by one name (the last alpha, spacings, PNDM's v-prediction and
+others), [`schedulers.md`](schedulers.md) says how they differ.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--full", action="store_true", help="also SD1 and SD2 at full size")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "parity.md")
+    arguments = parser.parse_args()
+    table = []
+    for row in rows(arguments.full):
+        print(row, flush=True)
+        table.append(str(row))
+    versions = {name: version(name).split("+")[0] for name in ("torch", "diffusers", "transformers")}
+    flag = " --full" if arguments.full else ""
+    arguments.output.write_text(PAGE.format(table="\n".join(table), flag=flag, **versions), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

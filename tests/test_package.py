@@ -1,0 +1,131 @@
+"""The package as a whole: what importing it costs and does, who imports whom, and file and function sizes."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import ldm_core
+
+PACKAGE = Path(ldm_core.__file__).parent
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if "weights" not in path.parts)
+
+
+def python(code: str) -> str:
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stderr == ""
+    return run.stdout
+
+
+def test_importing_prints_nothing_and_leaves_triton_alone() -> None:
+    assert python("import ldm_core") == ""
+    assert (
+        python("import sys, ldm_core; print('triton' in sys.modules, 'diffusers' in sys.modules)")
+        == "False False\n"
+    )
+
+
+def test_importing_costs_little_more_than_torch() -> None:
+    """At most 0.15 s on top of torch; the least of several tries, since other work only ever adds to it."""
+    code = (
+        "import time, torch; t = time.perf_counter(); import ldm_core; print(time.perf_counter() - t)"
+    )
+    assert min(float(python(code)) for _ in range(5)) < 0.15
+
+
+def test_importing_opens_no_connection_and_no_file_but_code() -> None:
+    code = """
+import sys, torch, numpy
+opened = []
+def hook(event, args):
+    if event == "open" and isinstance(args[0], str) and not args[0].endswith((".py", ".pyc", ".so")):
+        opened.append(args[0])
+    if event in ("socket.connect", "os.mkdir", "subprocess.Popen"):
+        opened.append(event)
+sys.addaudithook(hook)
+import ldm_core
+print([name for name in opened if "site-packages" not in name and "__pycache__" not in name])
+"""
+    assert python(code) == "[]\n"
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The modules of this package that a file imports when it is imported."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing_only = {
+        node
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.dump(block.test)
+        for node in ast.walk(block)
+    }
+    for node in ast.walk(tree):
+        if node in typing_only:
+            continue
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ldm_core"):
+            yield (node.module or "").removeprefix("ldm_core").removeprefix(".")
+        elif isinstance(node, ast.Import):
+            yield from (
+                n.name.removeprefix("ldm_core.") for n in node.names if n.name.startswith("ldm_core.")
+            )
+
+
+# What each file may import of the package. Anything that is not listed may import anything.
+ALLOWED = {
+    "config": set(),
+    "random": set(),
+    "tokenizer": set(),
+    "noise_schedule": {"config"},
+    "attention": set(),
+    "attention_maps": {"attention"},
+    "layers": set(),
+    "text_encoder": {"config", "attention"},
+    "unet": {"config", "attention", "layers"},
+    "autoencoder": {"config", "attention", "layers", "random"},
+    "tiling": {"autoencoder"},
+    "guidance": set(),
+    "images": set(),
+    "schedulers": {"noise_schedule", "schedulers"},
+    "checkpoint": {"config", "checkpoint"},
+}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_dependencies_point_one_way(path: Path) -> None:
+    name = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    if name in ALLOWED:
+        used = {module.split(".")[0] for module in imports(path)}
+        assert used <= ALLOWED[name], f"{name} may import {sorted(ALLOWED[name])}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_can_be_read_in_one_sitting(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    assert len(text.splitlines()) <= 400
+    assert ast.get_docstring(tree), "a file begins with what it is"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 60, f"{node.name} is longer than 60 lines"
+
+
+def test_the_public_names_are_there() -> None:
+    for name in ldm_core.__all__:
+        assert getattr(ldm_core, name) is not None
+    for name in ("SD1", "SD1_INPAINT", "SD2_BASE", "SD2_V"):
+        assert isinstance(getattr(ldm_core.config, name), ldm_core.config.LatentDiffusionConfig)
+    assert issubclass(ldm_core.checkpoint.CheckpointError, ValueError)
+    assert callable(ldm_core.checkpoint.read)
+    assert callable(ldm_core.checkpoint.inspect)
+    assert callable(ldm_core.checkpoint.save)
+    for module, name in (
+        ("unet", "UNet"),
+        ("autoencoder", "AutoencoderKL"),
+        ("text_encoder", "CLIPTextEncoder"),
+        ("tokenizer", "CLIPTokenizer"),
+    ):
+        assert callable(getattr(getattr(ldm_core, module), name))

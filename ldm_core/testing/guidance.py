@@ -1,0 +1,71 @@
+"""The contract of `ldm_core.guidance.Guidance`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ldm_core.guidance import Guidance
+from ldm_core.testing.contract import TOLERANCE, Contract, describe, draw, isolated
+from ldm_core.testing.tensor_clauses import Case, check_tensor_function, result_is
+
+B, N, WIDTH, C, SIZE = 3, 5, 6, 4, 4
+T = 500
+
+
+@isolated
+def check_guidance(
+    guidance: Guidance, *, neutral_scale: float | None = 1.0, dtype: torch.dtype = torch.float32
+) -> None:
+    """Raise ContractError, which names every clause that a guidance breaks; None if it keeps them all.
+
+    neutral_scale: the scale at which it is the conditional prediction alone; None where it has none. dtype:
+    of the latents and contexts that it is tried on.
+    """
+    contract = Contract(guidance, "ldm_core.guidance.Guidance")
+    calls: list[tuple[Tensor, object, Tensor]] = []
+
+    def network(x: Tensor, t: int, context: Tensor) -> Tensor:
+        calls.append((x, t, context))
+        moved = context.mean(dim=(1, 2))[:, None, None, None]
+        return torch.tanh(0.8 * x - 0.5 * x.roll(1, dims=-1) + 2 * moved + t / 1000)
+
+    def case(scale: float, progress: float = 0.5) -> Case:
+        def call(x: Tensor, cond: Tensor, uncond: Tensor) -> Tensor:
+            return guidance(network, x, T, cond, uncond, scale=scale, progress=progress)
+
+        arguments = {
+            "x": draw(B, C, SIZE, SIZE, seed=0, dtype=dtype, device=torch.device("cpu")),
+            "cond": draw(B, N, WIDTH, seed=1, dtype=dtype, device=torch.device("cpu")),
+            "uncond": draw(B, N, WIDTH, seed=2, dtype=dtype, device=torch.device("cpu")),
+        }
+        what = f"the guided prediction at scale {scale}, progress {progress}"
+        return Case(guidance, what, call, arguments, TOLERANCE[dtype])
+
+    shape = (B, C, SIZE, SIZE)
+    for scale in (0.0, 0.5, 1.0, 7.5):
+        for progress in (0.0, 0.5, 1.0):
+            result_is(contract, case(scale, progress), shape, dtype, f"shape and dtype, at scale {scale}")
+    contract.verdict()
+    with contract.clause(
+        "network calls",
+        "the network of a Sampler takes the batch once or twice: it adds what inpainting needs",
+    ) as clause:
+        calls.clear()
+        case(7.5)()
+        clause.expect(bool(calls), "at least one call of the network", "none")
+        for x, t, context in calls:
+            fits = len(x) in (B, 2 * B) and x.shape[1:] == shape[1:] and len(context) == len(x)
+            rows = f"x of {B} or {2 * B} rows and a context with as many"
+            clause.expect(fits, rows, f"{describe(x)} with {describe(context)}")
+            clause.expect(type(t) is int and t == T, f"t={T} as it came in", f"t={t!r}")
+    check_tensor_function(contract, case(7.5))
+    if neutral_scale is not None:
+        with contract.clause(
+            "neutral scale", f"users compare methods at scale {neutral_scale}, where guidance is off"
+        ) as clause:
+            neutral = case(neutral_scale)
+            expected = network(neutral.arguments["x"], T, neutral.arguments["cond"])
+            what = f"scale {neutral_scale} to be the conditional prediction"
+            clause.expect_close(neutral(), expected, what, neutral.tolerance)
+    contract.verdict()

@@ -1,0 +1,95 @@
+"""A scheduler on trial: a network of known behaviour, and a run whose every step is kept."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm_core.noise_schedule import NoiseSchedule, Prediction
+from ldm_core.schedulers.base import Scheduler, Step
+from ldm_core.testing.contract import draw, snapshot
+
+SHAPE = (3, 4, 4, 6)  # B, C, h, w of the latents that steps are tried on
+STEPS = 6  # of the trajectory that most clauses look at
+
+Pairs = list[tuple[int, int]]
+
+
+class FixedNetwork:
+    """A `Predict`: nonlinear in x and t, mixes the pixels of an image, and remembers how it was called."""
+
+    def __init__(self, schedule: NoiseSchedule) -> None:
+        self.schedule = schedule
+        self.calls: list[tuple[Any, Any]] = []  # (x's shape, t)
+        self.given: list[tuple[Prediction, Prediction]] = []  # what was returned, and a copy
+
+    def __call__(self, x: Tensor, t: int) -> Prediction:
+        self.calls.append((tuple(x.shape), t))
+        v = torch.tanh(0.9 * x - 0.6 * x.roll(1, dims=-1) + math.sin(t / 150))
+        prediction = Prediction(self.schedule.x0_from_v(x, v, t), self.schedule.eps_from_v(x, v, t))
+        self.given.append((prediction, snapshot(prediction)))
+        return prediction
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one step, and what came of it."""
+
+    x: Tensor
+    t: int
+    t_prev: int
+    history: Any
+    noise: Tensor | None
+    step: Any = None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A scheduler with all that it takes to walk it along a trajectory."""
+
+    scheduler: Scheduler
+    schedule: NoiseSchedule
+    device: torch.device
+
+    def draw(self, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+        return draw(*SHAPE, seed=seed, dtype=dtype, device=self.device)
+
+    def pairs(self, n: int) -> Pairs:
+        return list(self.scheduler.timesteps(self.schedule, n))
+
+    def walk(
+        self,
+        x: Tensor | None = None,
+        *,
+        pairs: Pairs | None = None,
+        rows: slice = slice(None),
+        noise_seed: int = 100,
+        dtype: torch.dtype = torch.float64,
+        network: FixedNetwork | None = None,
+    ) -> list[Call]:
+        """Every step of a run. Step i has the noise of `noise_seed` + i; `rows` picks some of the batch.
+
+        Arguments and results are copied, so that a step that writes into them breaks one clause, not all.
+        """
+        x = (self.draw(0, dtype) if x is None else x)[rows]
+        network = FixedNetwork(self.schedule) if network is None else network
+        calls: list[Call] = []
+        history = None
+        for i, (t, t_prev) in enumerate(self.pairs(STEPS) if pairs is None else pairs):
+            noise = self.draw(noise_seed + i, dtype)[rows]
+            given = Call(*snapshot((x, t, t_prev, history, noise)))
+            step = snapshot(self.step(given, network))
+            calls.append(Call(x, t, t_prev, history, noise, step))
+            x, history = step.x, step.history
+        return calls
+
+    def step(self, call: Call, network: FixedNetwork) -> Step:
+        return self.scheduler.step(network, call.x, call.t, call.t_prev, call.history, call.noise)
+
+    def again(self, call: Call) -> Step:
+        """The same step once more, from copies of its arguments."""
+        return self.step(snapshot(replace(call, step=None)), FixedNetwork(self.schedule))

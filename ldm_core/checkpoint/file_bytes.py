@@ -12,19 +12,24 @@ import os
 import stat
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import torch
 from torch import Tensor
 
 from ldm_core.checkpoint.errors import CheckpointError
 
+Access = Literal["map", "copy", "none"]
+
 
 class FileBytes:
     """An open file. Use in a `with` block; tensors made from it stay valid afterwards."""
 
-    def __init__(self, path: Path, *, mapped: bool = True) -> None:
-        """Raises OSError where the file cannot be opened, CheckpointError where it is empty or no file."""
+    def __init__(self, path: Path, access: Access = "map") -> None:
+        """Raises OSError where the file cannot be opened, CheckpointError where it is empty or no file.
+
+        `access` says what tensors are made of: a memory map, copies, or nothing (on the meta device).
+        """
         # A pipe would block in open(), so what the path is comes first.
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise CheckpointError("is not a regular file")
@@ -33,7 +38,8 @@ class FileBytes:
             self.size = os.fstat(self._file.fileno()).st_size
             if self.size == 0:
                 raise CheckpointError("the file is empty")
-            self._map = _map(self._file) if mapped else None
+            self.access = access
+            self._map = _map(self._file) if access == "map" else None
         except BaseException:
             self._file.close()
             raise
@@ -63,6 +69,8 @@ class FileBytes:
         legacy pickles are full of, are read into memory.
         """
         self._check(offset, nbytes)
+        if self.access == "none":
+            return torch.UntypedStorage(nbytes, device="meta")
         if nbytes == 0:
             return torch.UntypedStorage(0)
         if self._map is not None and offset % alignment == 0:

@@ -33,7 +33,6 @@ _OTHER_MAGIC = (
     (b"\x7fELF", "a program"),
     (b"MZ", "a Windows program"),
 )
-_NEITHER = "this is neither a safetensors file nor a PyTorch checkpoint"
 _TENSORFLOW_MAGIC = b"\x57\xfb\x80\x8b\x24\x75\x47\xdb"  # the last bytes of a TensorFlow index file
 
 
@@ -68,20 +67,18 @@ def _something_else(file: FileBytes, head: bytes) -> str:
         return "this is an ONNX model, which is not supported"
     if not head.strip(b"\0"):
         return "the file begins with nothing but zeros: the download did not finish"
-    if head[:1] in (b"\x80", b"(", b"c", b"]", b"}"):
-        return _bare_pickle(file)
+    if head[:1] in (b"\x80", b"(", b"c", b"]", b"}") and _is_pickle(file, reader := PickleReader()):
+        return f"this is a pickle that torch.save did not write{reader.suspects()}"
     if file.size <= len(head) and text and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head):
         line = head.decode("ascii").split("\n")[0].strip()
         return f"this is not a checkpoint but a short text: {line[:80]!r}"
-    return _NEITHER
+    return "this is neither a safetensors file nor a PyTorch checkpoint"
 
 
-def _bare_pickle(file: FileBytes) -> str:
-    """A pickle that torch.save did not write; it is read, safely, to say what it would have done."""
-    reader = PickleReader()
+def _is_pickle(file: FileBytes, reader: PickleReader) -> bool:
+    """Whether this can be read, safely, as a pickle; the reader then knows what it would have done."""
     try:
         reader.load(PickleStream(file.read(0, min(file.size, MAX_PICKLE_BYTES))))
     except CheckpointError:
-        if not reader.foreign:
-            return _NEITHER
-    return f"this is a pickle that torch.save did not write{reader.suspects()}"
+        return False
+    return True

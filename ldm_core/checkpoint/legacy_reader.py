@@ -29,9 +29,8 @@ def read_legacy(file: FileBytes) -> tuple[dict[str, Tensor], dict[str, Any], tup
     pickles = PickleStream(file.read(0, min(file.size, MAX_PICKLE_BYTES)))
     if PickleReader().load(pickles) != MAGIC_NUMBER:
         raise CheckpointError("it does not begin with PyTorch's magic number")
-    version = PickleReader().load(pickles)
-    if version != PROTOCOL_VERSION:
-        raise CheckpointError(f"its format has the version {ascii(version)[:40]}, not {PROTOCOL_VERSION}")
+    if PickleReader().load(pickles) != PROTOCOL_VERSION:
+        raise CheckpointError(f"its format is not version {PROTOCOL_VERSION}, which is the only known one")
     machine = PickleReader().load(pickles)
     if not isinstance(machine, dict) or machine.get("little_endian") is not True:
         raise CheckpointError("it was written on a big-endian machine, which is not supported")
@@ -45,6 +44,9 @@ def read_legacy(file: FileBytes) -> tuple[dict[str, Tensor], dict[str, Any], tup
 
 
 def _fetch(file: FileBytes, places: dict[str, int], ref: StorageRef) -> torch.UntypedStorage:
+    """The bytes of a storage; one of no bytes needs no place. Raises CheckpointError."""
+    if ref.nbytes == 0:
+        return file.storage(0, 0, 1)
     if ref.key not in places:
         raise CheckpointError(f"the numbers of a tensor are missing: {ascii(ref.key)[:80]}")
     return file.storage(places[ref.key], ref.nbytes, ref.alignment)
@@ -52,11 +54,12 @@ def _fetch(file: FileBytes, places: dict[str, int], ref: StorageRef) -> torch.Un
 
 def _places(file: FileBytes, position: int, keys: Any, storages: dict[str, StorageRef]) -> dict[str, int]:
     """Where each storage's numbers begin. Raises CheckpointError where the file ends before they do."""
-    if not isinstance(keys, list):
+    # Nothing but text is shown in errors: a pickle's lists can be endless.
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise CheckpointError("its list of storages is damaged")
     places: dict[str, int] = {}
     for key in keys:
-        if not isinstance(key, str) or key not in storages or key in places:
+        if key not in storages or key in places:
             raise CheckpointError(
                 f"its list of storages names {ascii(key)[:80]}, which its pickle does not use once"
             )

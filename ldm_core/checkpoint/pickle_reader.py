@@ -27,6 +27,7 @@ MAX_PICKLE_BYTES = 2**26
 MAX_INSTRUCTIONS = 1_000_000
 MAX_COPIED = 2**27  # bytes that the table's functions may copy, for they can be called many times
 MAX_LINE = 2**16
+MAX_NAME = 100  # characters of a module's or class's name that are kept
 
 _LITERALS = frozenset(
     ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
@@ -79,8 +80,8 @@ class PickleReader:
         except CheckpointError:
             raise
         # What genops and the operations below raise for instructions that make no sense.
-        except (ValueError, TypeError, IndexError, KeyError, OverflowError, RecursionError) as error:
-            raise CheckpointError(f"its pickle is damaged or cut short ({error})") from error
+        except (ValueError, TypeError, LookupError, OverflowError, RecursionError, Warning) as error:
+            raise CheckpointError(f"its pickle is damaged or cut short ({str(error)[:120]})") from error
         if len(self._stack) != 1:
             raise CheckpointError("its pickle is damaged: it does not end with one value")
         return self._stack.pop()
@@ -223,12 +224,13 @@ class PickleReader:
         self._stack.append(self._named(module, name))
 
     def _named(self, module: str, name: str) -> Any:
-        dotted = f"{module}.{name}"
+        # No known name is as long; and to join long ones, a million times, would take hours.
+        dotted = f"{module[:MAX_NAME]}.{name[:MAX_NAME]}"
         if dotted in KNOWN:
             return KNOWN[dotted]
         if dotted in KNOWN_RECORDS:
             return self._records.setdefault(dotted, InertObject(dotted))
-        printable = dotted if dotted.isprintable() and len(dotted) <= 200 else ascii(dotted)[:200]
+        printable = dotted if dotted.isprintable() else ascii(dotted)
         if printable not in self._records:
             self._records[printable] = InertObject(printable)
             self.foreign.append(printable)
@@ -285,9 +287,9 @@ class PickleReader:
             case ("module", InertObject() as record, *_):
                 self._stack.append(record)
                 return
-            case ("storage", StorageType(dtype=dtype), str(key), _, int(numel)) if numel >= 0:
+            case ("storage", StorageType(dtype=dtype), str(key), _, int(numel)) if 0 <= numel < 2**63:
                 pass
-            case ("storage", StorageType(dtype=dtype), str(key), _, int(numel), None) if numel >= 0:
+            case ("storage", StorageType(dtype=dtype), str(key), _, int(numel), None) if 0 <= numel < 2**63:
                 pass
             case ("storage", InertObject(name=name), *_):
                 raise CheckpointError(f"it stores numbers as {name}, which is not supported")

@@ -106,7 +106,7 @@ class StoredTensor:
 
     def view(self, storage: torch.UntypedStorage) -> torch.Tensor:
         """The tensor, as a view of its storage's bytes."""
-        empty = torch.empty(0, dtype=self.dtype)
+        empty = torch.empty(0, dtype=self.dtype, device=storage.device)
         if self.numel == 0:
             return empty.reshape(self.size)
         return empty.set_(storage, self.offset, self.size, self.stride)

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from ldm_core.checkpoint.errors import CheckpointError
-from ldm_core.checkpoint.file_bytes import FileBytes
+from ldm_core.checkpoint.file_bytes import Access, FileBytes
 from ldm_core.checkpoint.file_kind import Format, identify
 from ldm_core.checkpoint.legacy_reader import read_legacy
 from ldm_core.checkpoint.safetensors_reader import read_safetensors
@@ -53,15 +53,18 @@ _READERS: dict[Format, Callable[[FileBytes], Contents]] = {
 }
 
 
-def read(path: str | os.PathLike[str], *, mmap: bool = True) -> Checkpoint:
+def read(path: str | os.PathLike[str], *, mmap: bool = True, values: bool = True) -> Checkpoint:
     """Read a `.safetensors`, `.ckpt`, `.pt`, `.pth` or `.bin` file, told apart by their content.
 
     With `mmap=False` the tensors are read into memory, and the file may be overwritten or deleted after.
+    With `values=False` they are on the meta device: names, shapes and dtypes, in a moment for any file,
+    even where numbers are compressed or so misaligned that they could not be mapped.
     Raises CheckpointError, in one line that begins with the path, for a file that is missing, damaged, or
     no checkpoint.
     """
     path = Path(path)
-    with _errors_named(path), _open(path, mapped=mmap) as file:
+    access: Access = "none" if not values else "map" if mmap else "copy"
+    with _errors_named(path), _open(path, access) as file:
         kind = identify(file)
         tensors, metadata, foreign = _READERS[kind](file)
     return Checkpoint(path, kind, tensors, metadata, foreign)
@@ -70,16 +73,16 @@ def read(path: str | os.PathLike[str], *, mmap: bool = True) -> Checkpoint:
 def looks_like(path: str | os.PathLike[str]) -> Format:
     """The format of a checkpoint, from its first bytes. Raises CheckpointError where it is something else."""
     path = Path(path)
-    with _errors_named(path), _open(path, mapped=False) as file:
+    with _errors_named(path), _open(path, "none") as file:
         return identify(file)
 
 
-def _open(path: Path, *, mapped: bool) -> FileBytes:
+def _open(path: Path, access: Access) -> FileBytes:
     if sys.byteorder != "little":
         raise CheckpointError("checkpoints can only be read on a little-endian machine")
     if path.is_dir():
         raise CheckpointError(_describe_folder(path))
-    return FileBytes(path, mapped=mapped)
+    return FileBytes(path, access)
 
 
 @contextmanager
@@ -91,9 +94,10 @@ def _errors_named(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path}: there is no such file") from error
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    # A path with a NUL in it is a ValueError of the operating system's interface.
-    except (OSError, ValueError, MemoryError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error or type(error).__name__})") from error
+    # A path with a NUL in it is a ValueError; torch has a RuntimeError for memory that it cannot get.
+    except (OSError, ValueError, MemoryError, RuntimeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path}: cannot be read ({reason})") from error
 
 
 def _describe_folder(path: Path) -> str:

@@ -56,7 +56,7 @@ def read_safetensors(file: FileBytes) -> tuple[dict[str, Tensor], dict[str, Any]
     tensors: dict[str, Tensor] = {}
     for name, (dtype, shape, begin, end) in entries.items():
         storage = file.storage(start + begin, end - begin, dtype.itemsize)
-        flat = torch.empty(0, dtype=dtype)
+        flat = torch.empty(0, dtype=dtype, device=storage.device)
         tensors[name] = (flat.set_(storage) if begin < end else flat).reshape(shape)
     if not tensors:
         raise CheckpointError("it holds no tensors")

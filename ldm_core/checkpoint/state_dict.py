@@ -7,6 +7,7 @@ callbacks and optimizer beside it; many others are the state dict itself.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,16 +15,18 @@ from torch import Tensor
 
 from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.numpy_values import numpy_array
+from ldm_core.checkpoint.pickle_reader import MAX_COPIED
 from ldm_core.checkpoint.pickle_values import InertObject, StorageRef, StoredTensor, as_mapping
 from ldm_core.checkpoint.plain_metadata import describe, is_unicode, plain_metadata
 
 MAX_NESTING = 16
+MAX_NAME = 4096
 
 Fetch = Callable[[StorageRef], torch.UntypedStorage]
 
 
 def split(root: Any, fetch: Fetch) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, metadata) of a pickle's value; `fetch` gives the bytes of a storage.
+    """(tensors, metadata) of a pickle's value; `fetch` gives the bytes of a storage (or none of them).
 
     `state_dict` is unwrapped, as often as it is nested. Where no tensor lies directly in it, dictionaries
     within it are searched, and their tensors get dotted names. All else is metadata. Raises CheckpointError
@@ -60,6 +63,7 @@ class _Collector:
         self._storages: dict[str, torch.UntypedStorage] = {}
         self._fetched: dict[int, Tensor | None] = {}
         self._visited: set[int] = set()
+        self._copied = 0
 
     def add_direct(self, mapping: dict[Any, Any]) -> dict[Any, Any]:
         """Add the tensors directly in a mapping, and return its other entries."""
@@ -75,15 +79,13 @@ class _Collector:
             if inner is None:
                 self._add(prefix, key, value)
             elif isinstance(key, str | int):
-                self.add_nested(inner, f"{prefix}{key}.", depth + 1)
+                self.add_nested(inner, _name(prefix, key) + ".", depth + 1)
 
     def _add(self, prefix: str, key: Any, value: Any) -> bool:
         tensor = self._tensor(value)
         if tensor is None:
             return False
-        if not isinstance(key, str | int) or not is_unicode(str(key)):
-            raise CheckpointError(f"a tensor's name is not text but {ascii(key)[:80]}")
-        name = f"{prefix}{key}"
+        name = _name(prefix, key)
         if name in self.tensors:
             raise CheckpointError(f"two tensors have the name {name!r}")
         self.tensors[name] = tensor
@@ -93,17 +95,34 @@ class _Collector:
         if not isinstance(value, StoredTensor | InertObject):
             return None
         if id(value) not in self._fetched:
-            array = numpy_array(value)
-            self._fetched[id(value)] = self._view(value) if isinstance(value, StoredTensor) else array
+            self._fetched[id(value)] = (
+                self._view(value) if isinstance(value, StoredTensor) else self._array(value)
+            )
         return self._fetched[id(value)]
 
     def _view(self, value: StoredTensor) -> Tensor:
         if value.numel == 0:
-            return value.view(torch.UntypedStorage(0))
+            return value.view(self._fetch(replace(value.storage, numel=0)))
         key = value.storage.key
         if key not in self._storages:
             self._storages[key] = self._fetch(value.storage)
         return value.view(self._storages[key])
+
+    def _array(self, value: InertObject) -> Tensor | None:
+        array = numpy_array(value)
+        self._copied += 0 if array is None else array.nbytes
+        if self._copied > MAX_COPIED:
+            raise CheckpointError("its pickle makes many arrays of the same data")
+        return array
+
+
+def _name(prefix: str, key: Any) -> str:
+    """The name of a tensor, or of a mapping of them. Raises CheckpointError for what cannot be one."""
+    if isinstance(key, str) and len(prefix) + len(key) > MAX_NAME:
+        raise CheckpointError(f"a tensor's name is longer than {MAX_NAME} characters")
+    if not isinstance(key, str | int) or not is_unicode(str(key)):
+        raise CheckpointError(f"a tensor's name is not text but {describe(key)}")
+    return f"{prefix}{key}"
 
 
 def _prefixed(prefix: str, entries: dict[Any, Any]) -> dict[Any, Any]:

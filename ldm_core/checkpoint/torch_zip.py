@@ -47,6 +47,9 @@ class _Storages:
         self._may_inflate = max(MIN_INFLATED, MAX_INFLATION * file.size)
 
     def fetch(self, ref: StorageRef) -> torch.UntypedStorage:
+        """The bytes of a storage; one of no bytes needs no member. Raises CheckpointError."""
+        if ref.nbytes == 0:
+            return self._file.storage(0, 0, 1)
         member = self._members.get(f"{self._folder}data/{ref.key}")
         if member is None:
             raise CheckpointError(f"the numbers of a tensor are missing: data/{ascii(ref.key)[:80]}")
@@ -54,17 +57,22 @@ class _Storages:
             raise CheckpointError(
                 f"its pickle expects {ref.nbytes:,} bytes in {member.name!a}, which has {member.size:,}"
             )
+        offset = data_offset(self._file, member)
         if member.is_stored:
-            return self._file.storage(data_offset(self._file, member), member.size, ref.alignment)
-        data = read_member(self._file, member, self._may_inflate)
-        self._may_inflate -= len(data)
+            return self._file.storage(offset, member.size, ref.alignment)
+        if member.size > self._may_inflate:
+            raise CheckpointError(f"its compressed tensors are too large, {member.name!a} among them")
+        self._may_inflate -= member.size
+        if self._file.access == "none":
+            return torch.UntypedStorage(member.size, device="meta")
+        data = read_member(self._file, member, member.size)
         return torch.frombuffer(bytearray(data), dtype=torch.uint8).untyped_storage()
 
 
 def _folder(members: dict[str, Member]) -> str:
     """The folder of the archive's only pickle, with its slash. Raises CheckpointError where it has none."""
-    folders = [name.removesuffix("data.pkl") for name in members if name.count("/") == 1]
-    folders = [folder for folder in folders if f"{folder}data.pkl" in members and folder.endswith("/")]
+    pickles = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
+    folders = [name.removesuffix("data.pkl") for name in pickles]
     if len(folders) == 1 and f"{folders[0]}constants.pkl" not in members:
         return folders[0]
     if folders:

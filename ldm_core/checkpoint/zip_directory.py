@@ -103,7 +103,7 @@ def _find_directory(file: FileBytes) -> tuple[int, int, int]:
     """(number of members, size, offset) of the directory, from the record at the end of the file."""
     tail_start = max(0, file.size - _END.size - 0xFFFF)
     tail = file.read(tail_start, file.size - tail_start)
-    at = tail.rfind(b"PK\5\6", 0, len(tail) - _END.size + 4)
+    at = tail.rfind(b"PK\5\6", 0, max(0, len(tail) - _END.size + 4))
     if at < 0:
         raise CheckpointError("the zip archive is cut short: the directory at its end is missing")
     _, disk, first_disk, here, count, size, start, _ = _END.unpack_from(tail, at)

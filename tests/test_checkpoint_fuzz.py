@@ -1,0 +1,132 @@
+"""Valid files, damaged at random: the outcome is always a Checkpoint or a CheckpointError, and soon."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from checkpoint_files import fake_class, torch_bytes, torch_zip
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ldm_core.checkpoint.errors import CheckpointError
+from ldm_core.checkpoint.reader import read
+
+Edit = tuple[str, float, Any]
+
+
+def whole_files() -> dict[str, bytes]:
+    flat = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(3).half(), "c": torch.tensor(5)}
+    with fake_class("some_callbacks.module", "Callback") as callback:
+        value = {
+            "epoch": 3,
+            "state_dict": flat,
+            "callbacks": {callback: {"best": torch.tensor(0.5)}},
+            "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(6)}}, "lr": 1e-4}],
+        }
+        return {
+            "zip": torch_bytes(value),
+            "zip, protocol 4": torch_bytes(value, protocol=4),
+            "legacy": torch_bytes(value, legacy=True),
+            "safetensors": safetensors.torch.save(flat, {"format": "pt"}),
+        }
+
+
+FILES = whole_files()
+INTERESTING = st.sampled_from(
+    [
+        b"\0",
+        b"\xff",
+        b"\xff" * 4,
+        b"\x7f" * 8,
+        b".",
+        b"R",
+        b"(",
+        b"b",
+        b"\x93",
+        b"cos\nsystem\n",
+        b"PK\5\6",
+        b"{",
+    ]
+)
+PLACE = st.floats(0, 1, exclude_max=True)  # as a fraction of the file's length
+VALUE = INTERESTING | st.binary(max_size=8)
+EDITS = st.lists(
+    st.tuples(st.just("flip"), PLACE, st.integers(1, 255))
+    | st.tuples(st.sampled_from(["overwrite", "insert"]), PLACE, VALUE)
+    | st.tuples(st.just("delete"), PLACE, st.integers(1, 40))
+    | st.tuples(st.just("cut"), PLACE, st.none()),
+    min_size=1,
+    max_size=4,
+)
+
+
+def damaged(data: bytes, edits: list[Edit]) -> bytes:
+    for kind, place, value in edits:
+        at = int(place * len(data))
+        if kind == "flip":
+            data = data[:at] + bytes(byte ^ value for byte in data[at : at + 1]) + data[at + 1 :]
+        elif kind == "overwrite":
+            data = data[:at] + value + data[at + len(value) :]
+        elif kind == "insert":
+            data = data[:at] + value + data[at:]
+        elif kind == "delete":
+            data = data[:at] + data[at + value :]
+        else:
+            data = data[:at]
+    return data
+
+
+def assert_read_or_refused(folder: Path, data: bytes) -> None:
+    path = folder / "damaged.ckpt"
+    # A new file each time, for the old one may still be mapped.
+    path.unlink(missing_ok=True)
+    path.write_bytes(data)
+    start = time.process_time()
+    try:
+        checkpoint = read(path)
+    except CheckpointError as error:
+        message = str(error)
+        assert "\n" not in message
+    else:
+        assert checkpoint.tensors
+        json.dumps(checkpoint.metadata)
+        for name, tensor in checkpoint.tensors.items():
+            name.encode()
+            assert tensor.clone().numel() <= max(2**16, len(data))
+        # Without values, nothing more can be wrong.
+        assert list(read(path, values=False).tensors) == list(checkpoint.tensors)
+    assert time.process_time() - start < 5
+
+
+def fuzz(examples: int) -> settings:
+    # The folder is shared by the examples of a test on purpose, and building an edit is slow to begin with.
+    checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    return settings(max_examples=examples, deadline=None, suppress_health_check=checks)
+
+
+@pytest.mark.parametrize("kind", FILES)
+@fuzz(100)
+@given(edits=EDITS)
+def test_damaged_files(tmp_path: Path, kind: str, edits: list[Edit]) -> None:
+    assert_read_or_refused(tmp_path, damaged(FILES[kind], edits))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FILES)
+@fuzz(5_000)
+@given(edits=EDITS)
+def test_20000_damaged_files(tmp_path: Path, kind: str, edits: list[Edit]) -> None:
+    assert_read_or_refused(tmp_path, damaged(FILES[kind], edits))
+
+
+@fuzz(200)
+@given(instructions=st.lists(INTERESTING | st.binary(min_size=1, max_size=2), max_size=60))
+def test_random_instructions(tmp_path: Path, instructions: list[bytes]) -> None:
+    """They reach what damage to a good pickle does not."""
+    assert_read_or_refused(tmp_path, torch_zip(b"\x80\x04" + b"".join(instructions) + b"."))

@@ -17,6 +17,7 @@ from ldm_core.checkpoint.compvis import AUTOENCODER, OPEN_CLIP, TEXT_ENCODER, UN
 from ldm_core.checkpoint.detect import matching_presets, proven_config
 from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.reader import Checkpoint, read
+from ldm_core.checkpoint.save import CONFIG_KEY
 
 PARTS = {"unet": (UNET,), "autoencoder": (AUTOENCODER,), "text_encoder": (TEXT_ENCODER, OPEN_CLIP)}
 
@@ -53,26 +54,34 @@ class Report:
             rows.append((name, there if counts["tensors"] else "missing"))
         rows.append(("types", ", ".join(f"{name} × {count}" for name, count in self.dtypes.items())))
         rows.append(("EMA", "averaged U-Net weights: load(…, ema=True)" if self.ema else "none"))
-        rows += [(f"  {key}", str(value)[:80]) for key, value in self.metadata.items()]
+        rows += [(key, str(value)[:80]) for key, value in self.metadata.items() if key != CONFIG_KEY]
         if self.ignored:
             rows.append(("not needed", f"{len(self.ignored)} tensors, such as {next(iter(self.ignored))}"))
         if self.unknown:
             rows.append(("unknown", f"{len(self.unknown)} tensors, such as {self.unknown[0]}"))
         if self.foreign:
             rows.append(("not imported", ", ".join(self.foreign)))
+        rows = [(_printable(name), _printable(value)) for name, value in rows]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
+def _printable(text: str) -> str:
+    """Names come from the file: none may carry codes that a terminal obeys."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
 def inspect(path: str | Path) -> Report:
     """Describe a checkpoint. Raises CheckpointError if the file is not one."""
-    checkpoint = read(path)
+    checkpoint = read(path, values=False)
     tensors = checkpoint.tensors
     try:
         presets = tuple(matching_presets(proven_config({k: tuple(v.shape) for k, v in tensors.items()})))
-        why = "its tensors are exactly those" if presets else "the tensors are of no preset"
+        why = "its tensors are exactly those" if presets else "its tensors are of no preset"
     except CheckpointError as error:
         presets, why = (), str(error)
+    if CONFIG_KEY in checkpoint.metadata:
+        why += "; its configuration is in its metadata"
     in_parts = {part: _count(tensors, prefixes) for part, prefixes in PARTS.items()}
     prefixes = tuple(prefix for group in PARTS.values() for prefix in group)
     left_out = {key: reason for key in tensors if (reason := ignored(key)) is not None}
@@ -84,7 +93,7 @@ def inspect(path: str | Path) -> Report:
         presets=presets,
         why=why,
         parts=in_parts,
-        dtypes=dict(Counter(str(t.dtype).removeprefix("torch.") for t in tensors.values())),
+        dtypes=dict(Counter(str(t.dtype).removeprefix("torch.") for t in tensors.values()).most_common()),
         ema=has_ema(checkpoint),
         ignored=left_out,
         unknown=tuple(k for k in tensors if not k.startswith(prefixes) and k not in left_out),

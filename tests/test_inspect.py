@@ -1,0 +1,96 @@
+"""What `inspect` says of a file, and that it neither reads the numbers nor passes on terminal codes."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SMALL
+from reference import random_model
+from safetensors.torch import save_file
+
+from ldm_core.checkpoint import CheckpointError, inspect, save
+from ldm_core.checkpoint.compvis import ema_key
+from ldm_core.checkpoint.save import file_tensors
+from ldm_core.config import PRESETS
+from ldm_core.model import build, bundled_model
+
+
+def test_the_bundled_model() -> None:
+    report = inspect(bundled_model())
+    assert report.format == "safetensors"
+    assert report.tensors == 625
+    assert {part: counts["parameters"] for part, counts in report.parts.items()} == {
+        "unet": 16_779_140,
+        "autoencoder": 2_903_079,
+        "text_encoder": 7_127_424,
+    }
+    text = str(report)
+    assert "not a known one (its tensors are of no preset; its configuration is in its metadata)" in text
+    assert "float16 × 624, int64 × 1" in text
+    assert json.loads(json.dumps(report.to_dict()))["presets"] == []
+
+
+@pytest.mark.parametrize(("name", "found"), [("sd1", ("sd1",)), ("sd2-v", ("sd2-base", "sd2-v"))])
+def test_a_file_of_4_gb_in_a_moment(name: str, found: tuple[str, ...], tmp_path: Path) -> None:
+    """A sparse file of the real size: a safetensors header, and a hole where the numbers would be."""
+    header, end = {}, 0
+    for key, tensor in file_tensors(build(PRESETS[name], device="meta")).items():
+        size = tensor.numel() * tensor.element_size()
+        dtype = {torch.float32: "F32", torch.int64: "I64"}[tensor.dtype]
+        header[key] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [end, end + size]}
+        end += size
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    path = tmp_path / "model.safetensors"
+    with path.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        file.truncate(8 + len(encoded) + end)
+    assert path.stat().st_size > 4e9
+    start = time.perf_counter()
+    report = inspect(path)
+    assert time.perf_counter() - start < 2
+    assert report.presets == found
+    assert all(counts["tensors"] for counts in report.parts.values())
+
+
+def test_ema_unknown_and_missing_parts_are_said(tmp_path: Path) -> None:
+    tensors = {k: v.contiguous() for k, v in file_tensors(random_model(SMALL["sd1"])).items()}
+    unet = {k: v for k, v in tensors.items() if k.startswith("model.")}
+    path = tmp_path / "unet.safetensors"
+    extra = {"betas": torch.ones(3), "strange": torch.ones(2), "model_ema.decay": torch.ones(())}
+    save_file({**unet, **extra}, path)
+    report = inspect(path)
+    assert not report.ema
+    assert report.unknown == ("strange",)
+    assert set(report.ignored) == {"betas", "model_ema.decay"}
+    assert report.parts["text_encoder"]["tensors"] == 0
+    assert "holds no autoencoder and no text encoder" in report.why
+    save_file({**unet, **{ema_key(k): v.clone() for k, v in unet.items()}}, path)
+    assert inspect(path).ema
+
+
+def test_names_cannot_drive_a_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "evil.safetensors"
+    save_file({"\x1b[2Jgone": torch.ones(1)}, path, {"\x1b]0;title": "\x07"})
+    text = str(inspect(path))
+    assert "\x1b" not in text
+    assert "\x07" not in text
+    assert "\\x1b[2Jgone" in text
+
+
+def test_a_saved_ckpt_says_what_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "small.ckpt"
+    save(random_model(SMALL["sd2"]), path)
+    report = inspect(path)
+    assert report.format == "torch-zip"
+    assert report.foreign == ()
+    assert "configuration is in its metadata" in str(report)
+
+
+def test_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="there is no such file"):
+        inspect(tmp_path / "none.ckpt")

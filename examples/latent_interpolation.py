@@ -1,0 +1,74 @@
+"""Between two noises, and between two prompts.
+
+First row: one prompt, and initial noise on the arc between two draws. The arc, not the line: a mixture of
+two Gaussian draws has less noise in it than either, and the model was trained with the full amount.
+Second row: one noise, and contexts on the line between two prompts, mixed in a guidance of our own.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from torch import Tensor
+
+import ldm_core
+from ldm_core.grid import grid
+from ldm_core.guidance import ClassifierFreeGuidance, Network
+from ldm_core.random import generators, randn
+
+
+def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
+    """The point at `weight` (0..1) of the way along the arc from a to b, as long as its ends."""
+    angle = torch.arccos((a * b).sum() / (a.norm() * b.norm()))
+    return (torch.sin((1 - weight) * angle) * a + torch.sin(weight * angle) * b) / torch.sin(angle)
+
+
+class MixedPrompts:
+    """Guidance whose prompt moves towards another context, image by image: weights (B,) from 0 to 1."""
+
+    def __init__(self, other: Tensor, weights: Tensor) -> None:
+        self.other, self.weights = other, weights[:, None, None]
+        self.guidance = ClassifierFreeGuidance()
+
+    def __call__(
+        self, network: Network, x: Tensor, t: int, cond: Tensor, uncond: Tensor, scale: float, progress: float
+    ) -> Tensor:
+        mixed = torch.lerp(cond, self.other, self.weights)  # (B, N, width)
+        return self.guidance(network, x, t, mixed, uncond, scale, progress)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("prompts", nargs="*", default=["grinning cat", "panda"], help="two prompts")
+    parser.add_argument("--output", default="interpolation.png")
+    parser.add_argument("--count", type=int, default=8, help="pictures in a row")
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--seeds", type=int, nargs=2, default=[1, 3])
+    args = parser.parse_args()
+    first, second = args.prompts
+
+    model = ldm_core.load()
+    size = model.config.image_size // model.config.autoencoder.downsampling
+    a, b = randn((2, model.config.unet.out_channels, size, size), generators(args.seeds))
+    weights = torch.linspace(0, 1, args.count)
+    options = {"steps": args.steps, "guidance_scale": args.guidance, "num_images": args.count}
+
+    noises = torch.stack([slerp(a, b, float(weight)) for weight in weights])
+    by_noise = ldm_core.Sampler(model).txt2img(first, noise=noises, **options)
+    with torch.no_grad():
+        other = model.text_encoder(model.tokenizer([second]))
+    same = a.expand(args.count, -1, -1, -1)
+    by_prompt = ldm_core.Sampler(model, guidance=MixedPrompts(other, weights)).txt2img(
+        first, noise=same, **options
+    )
+
+    names = (f"{first}\nseed {args.seeds[0]} to {args.seeds[1]}", f"{first}\nto {second}")
+    labels = [f"{float(weight):.2f}" for weight in weights]
+    grid([by_noise, by_prompt], rows=names, labels=[labels]).save(args.output)
+    print(f"saved {args.output}")
+
+
+if __name__ == "__main__":
+    main()

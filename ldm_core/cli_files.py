@@ -44,18 +44,20 @@ class Output:
             raise
         return path
 
-    def save_steps(self, picture: Path, frames: Sequence[Image]) -> list[Path]:
-        """Write what a picture looked like after each step, numbered from 1, in a folder beside it."""
-        if not frames:
-            return []
+    def save_steps(self, picture: Path, frames: Sequence[Image], strip: Image) -> list[Path]:
+        """Write what a picture looked like after each step, numbered from 1, and the strip of them all.
+
+        They go into a folder beside the picture; its paths are returned.
+        """
         folder = steps_folder(picture)
         folder.mkdir(exist_ok=self.force)
         for old in folder.glob("[0-9][0-9][0-9][0-9].png"):  # --force, and there may have been more steps
             old.unlink()
-        paths = [folder / f"{number:04d}.png" for number in range(1, len(frames) + 1)]
-        for path, frame in zip(paths, frames):
-            frame.save(path)
-        return paths
+        named = {f"{number:04d}.png": frame for number, frame in enumerate(frames, start=1)}
+        named["strip.png"] = strip
+        for name, image in named.items():
+            image.save(folder / name)
+        return [folder / name for name in named]
 
     def _reserve(self) -> Path:
         """Take a name by creating an empty file, so that two processes cannot take the same one."""
@@ -89,7 +91,7 @@ def find_output(name: str, stem: str, *, count: int, steps: bool, force: bool) -
         raise ValueError(f"--output {name}: no such folder; give one that is there, or a file name in .png")
     elif count > 1:
         raise ValueError(f"--output {name}: {count} pictures do not fit in one file; give a folder")
-    elif path.exists() and not force:
+    elif os.path.lexists(path) and not force:
         raise ValueError(f"--output {name}: the file is already there; --force overwrites it")
     elif steps and steps_folder(path).exists() and not force:
         raise ValueError(f"--output {name}: {steps_folder(path)} is already there; --force overwrites it")

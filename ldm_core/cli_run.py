@@ -10,22 +10,22 @@ import math
 import sys
 import warnings
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from ldm_core import cli
 from ldm_core.checkpoint import inspect
 from ldm_core.cli_plan import Job, prepare
 from ldm_core.images import tensor_to_pil
-from ldm_core.model import LatentDiffusion
 from ldm_core.recipe import Recipe, read_recipe, to_json, to_parameters_text
 from ldm_core.sampler import SamplerStep
+from ldm_core.strip import Recorder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -82,14 +82,13 @@ def _draw(args: Namespace) -> int:
         with _Progress(total, args.batch_size, quiet=args.quiet) as progress:
             for start in range(0, total, args.batch_size):
                 recipes = job.recipes[start : start + args.batch_size]
-                frames: list[list[Image]] = []  # by step, then by picture
-                watch = frames.append if args.show_steps else None
-                for k, image in enumerate(_draw_chunk(job, recipes, progress, watch)):
+                recorder = Recorder(job.sampler.model) if args.show_steps else None
+                for k, image in enumerate(_draw_chunk(job, recipes, progress, recorder)):
                     path = job.output.save(image, recipes[k])
                     done += 1
                     _print_path(path)
-                    for step in job.output.save_steps(path, [images[k] for images in frames]):
-                        _print_path(step)
+                    if recorder is not None:
+                        _save_steps(job, recorder, k, path, recipes[k].prompt)
     except KeyboardInterrupt:
         print(f"{cli.PROG}: interrupted; {done} of {total} pictures are done and kept", file=sys.stderr)
         return cli.EXIT_INTERRUPTED
@@ -97,16 +96,13 @@ def _draw(args: Namespace) -> int:
 
 
 def _draw_chunk(
-    job: Job, recipes: Sequence[Recipe], progress: _Progress, watch: Callable[[list[Image]], None] | None
+    job: Job, recipes: Sequence[Recipe], progress: _Progress, recorder: Recorder | None
 ) -> list[Image]:
-    """The pictures of a chunk of recipes, which differ in their prompts and seeds alone.
-
-    watch: called after every step with what the pictures look like then (the predicted x0, decoded).
-    """
+    """The pictures of a chunk of recipes, which differ in their prompts and seeds alone."""
 
     def on_step(step: SamplerStep) -> None:
-        if watch is not None:
-            watch(_decoded(job.sampler.model, step.x0))
+        if recorder is not None:
+            recorder(step)
         progress.update(step)
 
     recipe, inputs = recipes[0], job.inputs
@@ -130,6 +126,17 @@ def _draw_chunk(
     return images
 
 
+def _save_steps(job: Job, recorder: Recorder, k: int, picture: Path, caption: str) -> None:
+    """The k-th picture of a chunk after every step, and all its steps at a glance."""
+    alone = Recorder(job.sampler.model, captions=[caption])
+    for step in recorder.steps:
+        alone(replace(step, latent=step.latent[k : k + 1], x0=step.x0[k : k + 1]))
+    with torch.no_grad():
+        frames = [tensor_to_pil(alone.decode(step.x0))[0] for step in alone.steps]
+    for path in job.output.save_steps(picture, frames, alone.strip()):
+        _print_path(path)
+
+
 def _print_path(path: Path) -> None:
     tqdm.write(str(path))  # a print that leaves a progress bar whole
     sys.stdout.flush()
@@ -151,8 +158,3 @@ class _Progress:
     def update(self, step: SamplerStep) -> None:
         self._bar.total = step.total * self._chunks
         self._bar.update()
-
-
-@torch.no_grad()
-def _decoded(model: LatentDiffusion, latent: Tensor) -> list[Image]:
-    return tensor_to_pil(model.decode_latent(latent).float() / 2 + 0.5)

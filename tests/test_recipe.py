@@ -196,7 +196,8 @@ def test_the_text_of_another_tool() -> None:
         "a red fox, (snow:1.2), <lora:thing:0.8>\nin the evening\n"
         "Negative prompt: blurry, text\nwatermark\n"
         "Steps: 20, Sampler: Euler a, Schedule type: Automatic, CFG scale: 7, Seed: 3861211834, "
-        'Size: 512x768, Model hash: CC6CB27103, Model: v1-5-pruned, Clip skip: 2, Lora hashes: "thing: 0a1b, other: 2c3d", '
+        "Size: 512x768, Model hash: CC6CB27103, Model: v1-5-pruned, Clip skip: 2, "
+        'Lora hashes: "thing: 0a1b, other: 2c3d", '
         "Version: v1.10.1"
     )
     recipe = from_parameters_text(text)

@@ -203,16 +203,18 @@ BROKEN_SCHEDULERS = [
         "not to use torch's global random numbers",
         "another torch.manual_seed",
     ),
-    broken(
-        "other random numbers", PythonNoise(DDPM()), "replay", "to give the same x in another order of calls"
-    ),
+    broken("other random numbers", PythonNoise(DDPM()), "replay", "repeated after other calls"),
     broken("writes into x", Altered(before=in_place), "purity", "to leave x alone"),
     broken("writes into noise", Altered(DDPM(), before=shifted_noise), "purity", "to leave noise alone"),
     broken("writes into predictions", Altered(after=clamp_predictions), "predictions to be left alone"),
     broken("writes into history", GrowingHistory(), "to leave history alone"),
     broken("a buffer", OneBuffer(), "an earlier Step to stay as it was"),
     broken(
-        "hidden counter", HiddenCounter(), "replay", "another order of calls to the bit", "hidden counters"
+        "hidden counter",
+        HiddenCounter(),
+        "replay",
+        "repeated after other calls, to give the same x to the bit",
+        "hidden counters",
     ),
     broken("x of its own", LastOfTheFirst(), "x comes from the caller", "to depend on its x"),
     broken(

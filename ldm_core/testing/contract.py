@@ -202,7 +202,7 @@ def floating_parameter(part: Any) -> Tensor | None:
 
 
 def device_of(part: Any) -> torch.device:
-    """Where a module's weights are; the CPU for a part without any, as `LatentDiffusion.device` says."""
+    """Where a module's weights are; the CPU for a part without any."""
     weight = floating_parameter(part)
     return torch.device("cpu") if weight is None else weight.device
 
@@ -210,8 +210,7 @@ def device_of(part: Any) -> torch.device:
 def dtypes_of(part: Any) -> tuple[torch.dtype, ...]:
     """What a network is checked in: a module in its own type and cast to others, a function in float32.
 
-    A function's weights are out of sight, and `LatentDiffusion` gives such a part float32. A large module is
-    not copied unless asked.
+    A function's weights are out of sight. A large module is not copied unless asked.
     """
     weight = floating_parameter(part)
     if weight is None:

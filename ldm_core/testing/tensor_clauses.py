@@ -38,6 +38,10 @@ class Case:
         changed = {k: function(v) if isinstance(v, Tensor) else v for k, v in self.arguments.items()}
         return replace(self, arguments=changed)
 
+    def replaced(self, **changes: Any) -> Case:
+        """The same call with other values for some arguments."""
+        return replace(self, arguments={**self.arguments, **changes})
+
     @property
     def device(self) -> torch.device:
         return next(v for v in self.arguments.values() if isinstance(v, Tensor)).device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -135,6 +136,8 @@ def _texts(task: Task) -> tuple[list[str], list[str]]:
         raise ValueError(f"{len(prompts)} prompt(s) take {expected} negative prompt(s), got {len(negatives)}")
     if not isinstance(task.num_images, int) or task.num_images < 1:
         raise ValueError(f"num_images must be a positive int, not {task.num_images!r}")
+    if not math.isfinite(task.guidance_scale):
+        raise ValueError(f"guidance_scale must be a finite number, not {task.guidance_scale}")
     negatives = negatives * (len(prompts) // len(negatives))
     return (
         [p for p in prompts for _ in range(task.num_images)],

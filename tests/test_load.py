@@ -239,6 +239,17 @@ def test_a_missing_part_is_named(small: tuple[LatentDiffusion, Path], part: str)
         ldm_core.load(path)
 
 
+def test_tensors_that_describe_no_model_are_an_error_that_names_the_file(
+    small: tuple[LatentDiffusion, Path],
+) -> None:
+    _, path = small
+    tensors = tensors_of(path)
+    key = "model.diffusion_model.out.2.weight"
+    save_file({**tensors, key: tensors[key][:3]}, path)
+    with pytest.raises(CheckpointError, match=r"small.safetensors: the unet gives 3 channels"):
+        ldm_core.load(path)
+
+
 def test_ema_weights_are_loaded_when_asked_for(small: tuple[LatentDiffusion, Path]) -> None:
     model, path = small
     tensors = tensors_of(path)

@@ -324,6 +324,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"height": 0}, "height must be"),
     ({"steps": 0}, "1.*1000"),
     ({"steps": 1001}, "1.*1000"),
+    ({"guidance_scale": float("nan")}, "guidance_scale must be a finite number, not nan"),
     ({"num_images": 0}, "num_images must be a positive int"),
     ({"seed": -1}, "seed"),
     ({"seed": "x"}, "seed must be an int"),

@@ -30,8 +30,8 @@ def resolve_config(
     source = checkpoint.path.name
     try:
         proven = proven_config({key: tuple(value.shape) for key, value in checkpoint.tensors.items()})
-    except CheckpointError as error:
-        raise CheckpointError(f"{source}: {error}") from None
+    except (CheckpointError, ConfigError) as error:
+        raise CheckpointError(f"{source}: {error}") from error
     yaml = _yaml(checkpoint, config)
     if yaml is not None:
         resolved, origin = with_proven_text_encoder(read_yaml(yaml), proven), str(yaml)

@@ -26,7 +26,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 import ldm_core
-from ldm_core import cli, cli_plan, cli_run
+from ldm_core import cli
+from ldm_core.cli import plan
+from ldm_core.cli import run as commands
 from ldm_core.model import bundled_model
 from ldm_core.recipe import Recipe, SourceFile, file_sha256, read_recipe, source_file, write_png
 
@@ -71,7 +73,7 @@ def run(
             return bundled
         return ldm_core.load(path, dtype=dtype, **options)
 
-    monkeypatch.setattr(cli_plan, "load", load)
+    monkeypatch.setattr(plan, "load", load)
 
     def run(*argv: str) -> Result:
         status = cli.main([str(arg) for arg in argv])
@@ -217,10 +219,10 @@ def test_a_size_fits_the_pictures_that_come_in(draw: Draw) -> None:
 def test_defaults_for_the_bundled_model_and_for_others(
     run: Run, monkeypatch: pytest.MonkeyPatch, bundled: ldm_core.LatentDiffusion
 ) -> None:
-    monkeypatch.setattr(cli_plan, "load", lambda *_, **__: bundled)
+    monkeypatch.setattr(plan, "load", lambda *_, **__: bundled)
 
     def recipe(*argv: str) -> Any:
-        return cli_plan.prepare(cli.build_parser().parse_args(["txt2img", "x", *argv])).recipes[0]
+        return plan.prepare(cli.build_parser().parse_args(["txt2img", "x", *argv])).recipes[0]
 
     assert (recipe().steps, recipe().guidance_scale) == (25, 4.0)
     other = recipe("--model", str(bundled_model()))
@@ -355,7 +357,7 @@ def test_the_type_of_the_recipe_is_used_again(run: Run, monkeypatch: pytest.Monk
         versions={"ldm_core": "0"},
     )
     write_png(Image.new("RGB", (8, 8)), "a.png", recipe)
-    monkeypatch.setattr(cli_plan, "load", load)
+    monkeypatch.setattr(plan, "load", load)
     run("txt2img", "--from", "a.png")
     run("txt2img", "--from", "a.png", "--dtype", "float32")
     assert asked == [torch.bfloat16, torch.float32]
@@ -453,13 +455,13 @@ def test_numbers_go_on_after_the_highest(draw: Draw) -> None:
 
 
 def test_a_name_that_is_taken_meanwhile_is_left_alone(draw: Draw, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = cli_run._draw_chunk
+    drawn = commands._draw_chunk
 
     def draw_while_another_writes(*args: Any) -> Any:
         Path("txt2img-0001.png").write_text("mine")
         return drawn(*args)
 
-    monkeypatch.setattr(cli_run, "_draw_chunk", draw_while_another_writes)
+    monkeypatch.setattr(commands, "_draw_chunk", draw_while_another_writes)
     assert draw("txt2img", "fire", *SMALL) == ["txt2img-0002.png"]
     assert Path("txt2img-0001.png").read_text() == "mine"
 
@@ -553,7 +555,7 @@ def test_bad_input_ends_in_one_line(
     def load(*_: Any, **__: Any) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(cli_plan, "load", load)
+    monkeypatch.setattr(plan, "load", load)
     result = run(*shlex.split(command))
     assert (result.status, result.out, len(result.err)) == (2, [], 1)
     assert result.err[0].startswith("ldm-core: error: ")

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from ldm_core import cli
 from ldm_core.checkpoint import inspect
-from ldm_core.cli_plan import Job, prepare
+from ldm_core.cli.plan import Job, prepare
 from ldm_core.images import tensor_to_pil
 from ldm_core.recipe import Recipe, read_recipe, to_json, to_parameters_text
 from ldm_core.sampler import SamplerStep

@@ -1,6 +1,6 @@
 """The command line: `python -m ldm_core` and `ldm-core`.
 
-This file holds the commands and their options; `cli_run` does what they ask, and is imported only then.
+This file holds the commands and their options; `run` does what they ask, and is imported only then.
 Standard output carries nothing but the paths of the files that were written, one a line; everything said to
 people goes to standard error. Exit status: 0, 2 for bad input (with one line that says what is wrong), 1 for
 a machine that is too small, 130 after Ctrl-C.
@@ -41,9 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status. `--help` and `--version` end in SystemExit, as usual."""
     try:
         args = build_parser().parse_args(argv)
-        from ldm_core import cli_run
+        from ldm_core.cli import run as commands
 
-        return cli_run.run(args)
+        return commands.run(args)
     except KeyboardInterrupt:
         _tell("interrupted before the first picture was drawn")
         return EXIT_INTERRUPTED

@@ -16,7 +16,7 @@ import torch
 
 import ldm_core
 from ldm_core import cli, schedulers
-from ldm_core.cli_files import Inputs, Output, find_output, open_inputs, read_prompts, usable_device
+from ldm_core.cli.files import Inputs, Output, find_output, open_inputs, read_prompts, usable_device
 from ldm_core.guidance import ClassifierFreeGuidance
 from ldm_core.model import bundled_model, load
 from ldm_core.random import image_seeds

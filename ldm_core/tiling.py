@@ -11,7 +11,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm_core.autoencoder import AutoencoderKL, DiagonalGaussian
 
@@ -85,3 +85,27 @@ def encode_tiled(
         return torch.cat([q.mean, q.logvar], dim=1)
 
     return DiagonalGaussian.from_moments(tiled(moments, images, tile=tile, overlap=overlap, scale=f))
+
+
+class TiledAutoencoder(nn.Module):
+    """An autoencoder that works in tiles; small pictures, of one tile, come out as from the one inside.
+
+        model = dataclasses.replace(model, autoencoder=TiledAutoencoder(model.autoencoder))
+
+    tile, overlap: in latent pixels, for both directions.
+    """
+
+    def __init__(self, autoencoder: AutoencoderKL, *, tile: int = 64, overlap: int = 16) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.tile = tile
+        self.overlap = overlap
+
+    def encode(self, images: Tensor) -> DiagonalGaussian:
+        """As `AutoencoderKL.encode`."""
+        f = self.autoencoder.config.downsampling
+        return encode_tiled(self.autoencoder, images, tile=self.tile * f, overlap=self.overlap * f)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """As `AutoencoderKL.decode`."""
+        return decode_tiled(self.autoencoder, z, tile=self.tile, overlap=self.overlap)

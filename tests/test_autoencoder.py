@@ -14,7 +14,7 @@ from ldm_core.autoencoder import AutoencoderKL, DiagonalGaussian
 from ldm_core.config import AutoencoderConfig
 from ldm_core.model import LatentDiffusion
 from ldm_core.random import generators
-from ldm_core.tiling import decode_tiled, encode_tiled, tiled
+from ldm_core.tiling import TiledAutoencoder, decode_tiled, encode_tiled, tiled
 
 # ch_mult, embed_dim, attn_resolutions of the paper's KL autoencoders (table 8), and SD's f=8.
 FORMS = {
@@ -188,3 +188,16 @@ def test_impossible_tiles_are_refused(bundled: LatentDiffusion) -> None:
         decode_tiled(bundled.autoencoder, torch.zeros(1, 4, 32, 32), tile=16, overlap=16)
     with pytest.raises(ValueError, match="must be multiples of 4"):
         encode_tiled(bundled.autoencoder, torch.zeros(1, 3, 64, 64), tile=30, overlap=8)
+
+
+def test_a_model_can_be_given_a_tiled_autoencoder(bundled: LatentDiffusion) -> None:
+    from ldm_core import Sampler
+
+    model = replace(bundled, autoencoder=TiledAutoencoder(bundled.autoencoder, tile=16, overlap=8))
+    options = {"steps": 2, "seed": 0, "output": "tensor"}
+    small = Sampler(model).txt2img("fire", **options)
+    assert (small - Sampler(bundled).txt2img("fire", **options)).abs().max() < 1e-5
+    large = Sampler(model).txt2img("fire", height=64, width=160, **options)
+    assert large.shape == (1, 3, 64, 160)
+    again = Sampler(model).img2img("fire", large, 0.5, **options)
+    assert again.shape == large.shape

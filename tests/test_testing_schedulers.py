@@ -253,5 +253,9 @@ def test_whether_noise_is_used_can_be_demanded() -> None:
     assert "expected a step not to use `noise`" in told(check_scheduler, DDPM(), stochastic=False)
 
 
+def test_numbers_of_steps_can_be_named() -> None:
+    check_scheduler(DDIM(spacing="compvis"), steps=(1, 2, 10, 50))
+
+
 def test_convergence_can_be_waived() -> None:
     check_scheduler(Unrooted(), converges=False)

@@ -161,7 +161,8 @@ def same_value(a: Any, b: Any) -> bool:
         return all(same_value(getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
     if hasattr(a, "__dict__") and type(a).__eq__ is object.__eq__:
         return same_value(vars(a), vars(b))
-    return bool(a == b)
+    equal = a == b
+    return bool(equal.all()) if hasattr(equal, "all") else bool(equal)  # NumPy compares value by value
 
 
 def snapshot(value: Any) -> Any:

@@ -14,7 +14,7 @@ from ldm_core.schedulers.base import Scheduler, Step
 from ldm_core.testing.contract import draw, snapshot
 
 SHAPE = (3, 4, 4, 6)  # B, C, h, w of the latents that steps are tried on
-STEPS = 6  # of the trajectory that most clauses look at
+STEPS = 5  # of the trajectory that most clauses look at
 
 Pairs = list[tuple[int, int]]
 

@@ -30,6 +30,7 @@ from ldm_core.testing import (
     check_unet,
 )
 from ldm_core.text_encoder import CLIPTextEncoder
+from ldm_core.tiling import TiledAutoencoder
 from ldm_core.tokenizer import CLIPTokenizer
 from ldm_core.unet import UNet
 
@@ -70,6 +71,11 @@ def test_own_networks_with_random_weights(name: str) -> None:
     check_unet(UNet(config), config)
     check_text_encoder(CLIPTextEncoder(SMALL[name].text_encoder), SMALL[name].text_encoder)
     check_autoencoder(AutoencoderKL(AUTOENCODER), AUTOENCODER)
+
+
+def test_the_tiled_autoencoder() -> None:
+    torch.manual_seed(0)
+    check_autoencoder(TiledAutoencoder(AutoencoderKL(AUTOENCODER), tile=2, overlap=1), AUTOENCODER)
 
 
 def test_a_network_with_class_labels_is_checked_as_a_lambda() -> None:

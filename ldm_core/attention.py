@@ -141,11 +141,14 @@ def attention_layers(model: Any) -> Iterator[tuple[str, MultiHeadAttention]]:
 def set_attention(model: Any, backend: str | AttentionFunction) -> None:
     """Make every attention layer of `model` use a backend, by name, or a function of one's own.
 
-    `model` is a module or a `LatentDiffusion`. Raises ValueError for an unknown name.
+    `model` is a module or a `LatentDiffusion`. Raises ValueError for an unknown name or no layer.
     """
     if isinstance(backend, str):
         if backend not in BACKENDS:
             raise ValueError(f"unknown attention backend {backend!r}; expected one of {', '.join(BACKENDS)}")
         backend = BACKENDS[backend]
-    for _, layer in attention_layers(model):
+    layers = [layer for _, layer in attention_layers(model)]
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no attention layers of this package")
+    for layer in layers:
         layer.attention = backend

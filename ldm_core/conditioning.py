@@ -32,7 +32,7 @@ def encode_prompts(
 ) -> Tensor:
     """One context per prompt, (B, N, width). A prompt that occurs several times is encoded once."""
     distinct = list(dict.fromkeys(prompts))
-    tokens = model.tokenizer(distinct).to(model.device)
+    tokens = model.tokenizer(distinct).to(model.weight_of("text_encoder").device)
     options = {} if clip_skip is None else {"clip_skip": clip_skip}
     chunk = batch_size or len(distinct)
     contexts = torch.cat(

@@ -56,14 +56,14 @@ class LatentDiffusion:
     @property
     def device(self) -> torch.device:
         """Where the U-Net's weights are; the CPU if no part has any."""
-        return self._weight_of("unet").device
+        return self.weight_of("unet").device
 
     @property
     def dtype(self) -> torch.dtype:
         """The type of the U-Net's weights; float32 if no part has any."""
-        return self._weight_of("unet").dtype
+        return self.weight_of("unet").dtype
 
-    def _weight_of(self, part: str) -> Tensor:
+    def weight_of(self, part: str) -> Tensor:
         """A weight of this part or, if it is a plain function without any, of another one."""
         modules = self.modules
         for name in (part, *modules):
@@ -84,14 +84,14 @@ class LatentDiffusion:
         With a generator, or one per image, a draw from the encoder's Gaussian, as CompVis does; without,
         its mode.
         """
-        posterior = self.autoencoder.encode(images.to(self._weight_of("autoencoder")))
+        posterior = self.autoencoder.encode(images.to(self.weight_of("autoencoder")))
         z = posterior.mode() if generator is None else posterior.sample(generator)
         return z * self.config.latent_scale
 
     def decode_latent(self, latent: Tensor) -> Tensor:
         """The U-Net's latents (B, C, h, w) to images (B, 3, h*f, w*f), about [-1, 1]; the inverse scaling."""
         z = latent / self.config.latent_scale
-        return self.autoencoder.decode(z.to(self._weight_of("autoencoder")))
+        return self.autoencoder.decode(z.to(self.weight_of("autoencoder")))
 
 
 class _SkipInitialisation(TorchFunctionMode):

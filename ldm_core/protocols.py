@@ -12,7 +12,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ldm_core.autoencoder import DiagonalGaussian
+from ldm_core.random import Generators
 
 
 class Tokenizer(Protocol):
@@ -34,9 +34,17 @@ class NoisePredictor(Protocol):
     def __call__(self, x: Tensor, t: Tensor | int, context: Tensor, /) -> Tensor: ...
 
 
-class Autoencoder(Protocol):
-    """Images (B, 3, H, W) in [-1, 1] to a Gaussian over latents (B, C, H/f, W/f), and latents to images."""
+class Posterior(Protocol):
+    """A distribution over latents (B, C, h, w). `DiagonalGaussian` is one."""
 
-    def encode(self, images: Tensor, /) -> DiagonalGaussian: ...
+    def sample(self, generator: Generators = None, /) -> Tensor: ...
+
+    def mode(self) -> Tensor: ...
+
+
+class Autoencoder(Protocol):
+    """Images (B, 3, H, W) in [-1, 1] to a distribution over latents, and latents to images."""
+
+    def encode(self, images: Tensor, /) -> Posterior: ...
 
     def decode(self, z: Tensor, /) -> Tensor: ...

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import ldm_core
 from ldm_core.config import (
@@ -17,6 +18,9 @@ from ldm_core.config import (
     TextEncoderConfig,
     UNetConfig,
 )
+
+# Small networks gain nothing from a second thread, and lose much where something else runs, too.
+torch.set_num_threads(1)
 
 SMALL_SD1 = LatentDiffusionConfig(
     text_encoder=TextEncoderConfig(width=64, layers=3, heads=4),

@@ -120,6 +120,8 @@ def test_set_attention_exchanges_every_layer(bundled: LatentDiffusion) -> None:
 def test_unknown_backends_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown attention backend 'flash'; expected one of math, sdpa"):
         set_attention(torch.nn.Identity(), "flash")
+    with pytest.raises(ValueError, match="Identity has no attention layers"):
+        set_attention(torch.nn.Identity(), "math")
     with pytest.raises(ValueError, match="expected a torch module or a dataclass"):
         set_attention("model", "math")
 

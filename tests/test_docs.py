@@ -24,7 +24,7 @@ def test_code_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     text = page.read_text(encoding="utf-8")
     for match in BLOCK.finditer(text):
         line = text.count("\n", 0, match.start()) + 1
-        exec(compile("\n" * line + match.group(1), str(page), "exec"), namespace)
+        exec(compile("\n" * line + match.group(1), str(page), "exec", dont_inherit=True), namespace)
     assert "__docs__" in namespace.values()
 
 

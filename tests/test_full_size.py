@@ -6,6 +6,7 @@ These need about 12 GB of memory and 10 GB of disk, hence `slow`.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,6 +30,14 @@ from ldm_core.model import LatentDiffusion
 pytestmark = pytest.mark.slow
 
 FLOAT32 = 1e-5  # the largest difference over the largest value; see test_parity.py
+
+
+@pytest.fixture(scope="module", autouse=True)
+def all_cores() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

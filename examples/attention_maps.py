@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--output", default="attention.png")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--guidance", type=float, default=4.0)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=12)
     args = parser.parse_args()
 
     model = ldm_core.load()

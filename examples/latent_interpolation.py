@@ -40,12 +40,12 @@ class MixedPrompts:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("prompts", nargs="*", default=["grinning cat", "panda"], help="two prompts")
+    parser.add_argument("prompts", nargs="*", default=["grinning cat", "bear"], help="two prompts")
     parser.add_argument("--output", default="interpolation.png")
     parser.add_argument("--count", type=int, default=8, help="pictures in a row")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--guidance", type=float, default=4.0)
-    parser.add_argument("--seeds", type=int, nargs=2, default=[1, 3])
+    parser.add_argument("--seeds", type=int, nargs=2, default=[12, 15])
     args = parser.parse_args()
     first, second = args.prompts
 

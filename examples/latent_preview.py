@@ -1,8 +1,9 @@
 """How good, and how cheap, is a linear preview of a latent?
 
 Fits the preview without data, samples prompts that it has not seen, and sets the decoder's pictures above
-the previews. Prints how much of the decoded pictures (at the latent's resolution) the preview explains,
-beside the best that a linear map could do on these very pictures, and the times of both.
+the previews. Prints how much of the decoded pictures (at the latent's resolution) the preview explains;
+beside it, a preview fitted on samples of other prompts, and the best that a linear map could do on these
+very pictures. Then the same for noised latents (t = 500), and the times of decoder and preview.
 """
 
 from __future__ import annotations
@@ -18,15 +19,18 @@ from torch import Tensor
 import ldm_core
 from ldm_core.grid import grid
 from ldm_core.images import tensor_to_pil
-from ldm_core.preview import fit_linear, fit_preview
+from ldm_core.preview import LatentPreview, fit_linear, fit_preview
+from ldm_core.random import randn
 from ldm_core.strip import model_decode
 
+OTHERS = ["grinning cat", "fire", "angry face", "panda", "dog face", "pizza", "hamburger", "tiger face"]
 PROMPTS = ["red apple", "frog", "lion", "hot dog", "cookie", "lemon", "owl", "rocket"]
 
 
-def quality(preview: Tensor, target: Tensor) -> str:
-    """R² over all channels and places, and PSNR in dB, of pictures (B, 3, h, w) in [0, 1]."""
-    error = (preview - target).square().mean()
+def quality(preview: LatentPreview, latents: Tensor, decoded: Tensor) -> str:
+    """R² over all channels and places, and PSNR in dB, against pictures (B, 3, H, W) in [0, 1]."""
+    target = F.avg_pool2d(decoded, preview.factor)
+    error = (preview(latents) - target).square().mean()
     spread = (target - target.mean(dim=(0, 2, 3), keepdim=True)).square().mean()
     return f"R² {1 - error / spread:.2f}, PSNR {-10 * error.log10():.1f} dB"
 
@@ -51,18 +55,23 @@ def main() -> None:
 
     model = ldm_core.load()
     decode, preview = model_decode(model), fit_preview(model)
-    latents = ldm_core.Sampler(model).txt2img(
-        PROMPTS, steps=args.steps, guidance_scale=4.0, num_images=2, seed=args.seed, output="latent"
-    )
+    sampler = ldm_core.Sampler(model)
+    options = {"steps": args.steps, "guidance_scale": 4.0, "num_images": 2, "output": "latent"}
+    latents = sampler.txt2img(PROMPTS, seed=args.seed, **options)
+    others = sampler.txt2img(OTHERS, seed=args.seed, **options)
     decoded = decode(latents)
-    target = F.avg_pool2d(decoded, preview.factor)
-    print("fitted on drawings:      ", quality(preview(latents), target))
-    print("fitted on these pictures:", quality(fit_linear(latents, decoded)(latents), target))
+    previews = {"drawings": preview, "other samples": fit_linear(others, decode(others))}
+    previews["these pictures"] = fit_linear(latents, decoded)
+    noise = randn(latents.shape, torch.Generator().manual_seed(0))
+    noisy = model.noise_schedule.add_noise(latents, noise, t=500)
+    decoded_noisy = decode(noisy)
+    for name, fitted in previews.items():
+        figures = quality(fitted, latents, decoded), quality(fitted, noisy, decoded_noisy)
+        print(f"fitted on {name}: {figures[0]}; noised: {figures[1]}")
     slow, fast = seconds(lambda: decode(latents[:1]), 5), seconds(lambda: preview(latents[:1]), 50)
     print(f"decode {slow * 1e3:.1f} ms, preview {fast * 1e3:.3f} ms: {slow / fast:.0f} times cheaper")
-
-    rows = [tensor_to_pil(decoded[::2]), preview.to_pil(latents[::2])]
-    grid(rows, rows=("decoder", "preview"), labels=[PROMPTS]).save(args.output)
+    pictures = [tensor_to_pil(decoded[::2]), preview.to_pil(latents[::2])]
+    grid(pictures, rows=("decoder", "preview"), labels=[PROMPTS]).save(args.output)
     print(f"saved {args.output}")
 
 

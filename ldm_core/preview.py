@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ldm_core.images import tensor_to_pil
 from ldm_core.model import LatentDiffusion
+from ldm_core.random import randn
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,6 +28,7 @@ Upscale = Literal["nearest", "bicubic"]
 
 LATENT_SIZE = 16  # latent pixels along an edge of the pictures that are drawn for the fit
 CHUNK = 8  # pictures at a time through the autoencoder
+NOISE = 0.3  # the largest standard deviation of what is added to the latents, which have about 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,12 +67,15 @@ class LatentPreview:
 def fit_linear(latents: Tensor, images: Tensor) -> LatentPreview:
     """The least-squares preview of pictures that are known.
 
-    latents: scaled, (B, C, h, w). images: what they decode to, (B, 3, h * factor, w * factor) in [0, 1].
+    latents: scaled, (B, C, h, w). images: what they decode to, (B, 3, h * factor, w * factor), where
+        0 is black and 1 white; values beyond, as decoders give them, need not be cut off.
     Raises ValueError if the sizes do not belong together.
     """
-    (b, c, h, w), (count, colours, height, width) = latents.shape, images.shape
-    factor = height // h
-    if (count, colours, height, width) != (b, 3, h * factor, w * factor) or factor < 1:
+    if latents.ndim != 4 or latents.numel() == 0:
+        raise ValueError(f"expected latents of (B, C, h, w), got {tuple(latents.shape)}")
+    b, c, h, w = latents.shape
+    factor = images.shape[-1] // w
+    if images.shape != (b, 3, h * factor, w * factor) or factor < 1:
         raise ValueError(
             f"expected images of (B, 3, h * f, w * f) for latents of {tuple(latents.shape)}, "
             f"got {tuple(images.shape)}"
@@ -88,16 +93,20 @@ def fit_linear(latents: Tensor, images: Tensor) -> LatentPreview:
 def fit_preview(model: LatentDiffusion, seed: int = 0, *, pictures: int = 48) -> LatentPreview:
     """Fit a preview to any model, with no data: half colour fields, half shapes on plain backgrounds.
 
-    The target is what the decoder makes of a latent, not the drawing that the latent came from: the
-    decoder's picture is what a preview stands for. The same seed gives the same preview.
+    The latents are made a little noisy, as those of a sampling are: a fit to clean ones shows finished
+    pictures no better, and the first half of the way worse than plain grey would. The target is what the
+    decoder makes of such a latent. The same seed gives the same preview.
     """
     if pictures < 1:
         raise ValueError(f"pictures must be positive, not {pictures}")
     size = LATENT_SIZE * model.config.autoencoder.downsampling
-    drawings = draw_pictures(pictures, size, torch.Generator().manual_seed(seed))
-    latents = torch.cat([model.encode_image(chunk * 2 - 1) for chunk in drawings.split(CHUNK)])
+    generator = torch.Generator().manual_seed(seed)
+    drawings = draw_pictures(pictures, size, generator)
+    clean = torch.cat([model.encode_image(chunk * 2 - 1) for chunk in drawings.split(CHUNK)])
+    level = NOISE * torch.rand(pictures, 1, 1, 1, generator=generator)
+    latents = clean + (level * randn(clean.shape, generator)).to(clean)
     decoded = torch.cat([model.decode_latent(chunk).float().cpu() for chunk in latents.split(CHUNK)])
-    return fit_linear(latents, (decoded / 2 + 0.5).clamp(0, 1))
+    return fit_linear(latents, decoded / 2 + 0.5)
 
 
 def draw_pictures(count: int, size: int, generator: torch.Generator) -> Tensor:

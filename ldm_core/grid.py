@@ -1,7 +1,7 @@
 """Pictures side by side, with a title, words beside the rows and words above the pictures.
 
 What strips, animations and the examples show their pictures with. It needs no font files: the letters
-are those that Pillow carries.
+are those that Pillow carries, Latin ones, and a box stands for any other.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ PAPER, INK, FAINT, EDGE = "#ffffff", "#1c1c1e", "#76767c", "#e3e3e6"
 MARGIN, GAP = 20, 8  # pixels around the whole, and between neighbours
 TITLE_SIZE, TEXT_SIZE, LINE = 20, 13, 17  # heights of letters, and from one line of labels to the next
 SMALLEST, LARGEST = 128, 256  # pixels that a picture's longer side is brought between
+LONGEST = 400  # letters of a line of words that are looked at; no sheet has room for more
 
 
 def grid(
@@ -58,7 +59,8 @@ def grid(
     bottom = top + sum(heads) + len(scaled) * (height + GAP) - GAP
     sheet = PIL.new("RGB", (right + MARGIN, bottom + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN, MARGIN), _shortened(title, right - MARGIN, large), INK, large, anchor="lt")
+    heading = _shortened(" ".join(title.split()), right - MARGIN, large)
+    draw.text((MARGIN, MARGIN), heading, INK, large, anchor="lt")
 
     y = top
     for i, row in enumerate(scaled):
@@ -97,11 +99,9 @@ def _scaled(picture: Image, tile: int | None) -> Image:
     target = min(max(longer, SMALLEST), LARGEST) if tile is None else tile
     width, height = (max(1, round(side * target / longer)) for side in picture.size)
     picture = picture.convert("RGB")
-    return (
-        picture
-        if picture.size == (width, height)
-        else picture.resize((width, height), PIL.Resampling.LANCZOS)
-    )
+    if picture.size == (width, height):
+        return picture
+    return picture.resize((width, height), PIL.Resampling.LANCZOS)
 
 
 def _lines(texts: Sequence[str]) -> int:
@@ -118,8 +118,9 @@ def _text_width(text: str, font: Font) -> int:
 
 
 def _shortened(text: str, room: int, font: Font) -> str:
-    if _text_width(text, font) <= room:
+    if len(text) <= LONGEST and _text_width(text, font) <= room:
         return text
+    text = text[:LONGEST]
     while text and _text_width(text + "…", font) > room:
         text = text[:-1]
     return text.rstrip() + "…"

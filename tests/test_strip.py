@@ -222,6 +222,25 @@ def test_words_without_room_are_cut_and_not_drawn_over_a_neighbour() -> None:
     assert (pixels(sheet)[: MARGIN + 16, MARGIN + TILE + GAP :] == 255).all()
 
 
+@pytest.mark.parametrize("title", ["two\nlines\r\n", "猫 🐱 \u202e\ud800 \0", "x" * 100_000, " "])
+def test_any_prompt_can_be_a_title(title: str) -> None:
+    picture = Image.new("RGB", (TILE, TILE), "red")
+    sheet = grid([[picture, picture]], title=title, tile=TILE)
+    assert sheet.width == 2 * MARGIN + 2 * TILE + GAP
+    assert (pixels(sheet)[:, sheet.width - MARGIN + 1 :] == 255).all(), (
+        "only an edge of one pixel is in the margin"
+    )
+    assert np.array_equal(tile_at(sheet, 1, 2, rows_below=0), pixels(picture))
+
+
+def test_one_step_is_an_animation_of_one_frame(preview: LatentPreview, tmp_path: Path) -> None:
+    for ending in ("gif", "webp"):
+        path = tmp_path / f"one.{ending}"
+        recorder_of(1, preview).save_animation(path)
+        with Image.open(path) as image:
+            assert getattr(image, "n_frames", 1) == 1
+
+
 def test_nothing_to_draw_is_named() -> None:
     with pytest.raises(ValueError, match="at least one picture"):
         grid([[]])

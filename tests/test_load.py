@@ -289,6 +289,20 @@ def test_dtype(small: tuple[LatentDiffusion, Path]) -> None:
     assert {p.dtype for m in half.modules.values() for p in m.parameters()} == {torch.float16}
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_convolutions_of_16_bits_are_channels_last(
+    small: tuple[LatentDiffusion, Path], dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """And a file that is saved from them has the usual order of values."""
+    _, path = small
+    model = ldm_core.load(path, dtype=dtype)
+    weights = [p for m in model.modules.values() for p in m.parameters() if p.ndim == 4]
+    assert weights
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
+    save(model, tmp_path / "again.safetensors")
+    assert same_weights(ldm_core.load(tmp_path / "again.safetensors", dtype=dtype), model)
+
+
 def test_sd2_without_a_word_on_what_it_predicts_is_not_guessed(published: dict[str, Any]) -> None:
     from ldm_core.checkpoint.config_source import resolve_config
     from ldm_core.checkpoint.reader import Checkpoint

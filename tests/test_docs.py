@@ -34,8 +34,3 @@ def test_links_and_pictures_are_there(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) + re.findall(r'src="([^"]+)"', text)
     broken = [t for t in targets if "://" not in t and not (page.parent / t).exists()]
     assert broken == []
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_pages_name_no_machine(page: Path) -> None:
-    assert not re.search(r"/work/|/tmp/|/root/|\.\./shared", page.read_text(encoding="utf-8"))

@@ -234,7 +234,7 @@ class UNet(nn.Module):
         self._check(x, t, context, y)
         if isinstance(t, int):
             t = torch.full((x.shape[0],), t, device=x.device)
-        emb = self.time_embed(timestep_embedding(t, self.config.model_channels).to(x.dtype))
+        emb = self.time_embed(timestep_embedding(t, self.config.model_channels).to(x))
         if self.label_emb is not None:
             emb = emb + self.label_emb(y)
         emb = F.silu(emb)  # every residual block projects the activated embedding

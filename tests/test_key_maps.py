@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from reference import random_model
 from torch import Tensor
 
+from ldm_core.autoencoder import AutoencoderKL
 from ldm_core.checkpoint import CheckpointError
-from ldm_core.checkpoint.compvis import ema_key, ignored, model_map
+from ldm_core.checkpoint.compvis import autoencoder_map, ema_key, ignored, model_map
 from ldm_core.checkpoint.compvis_yaml import from_yaml
 from ldm_core.checkpoint.detect import blank, differences, matching_presets, proven_config
 from ldm_core.checkpoint.key_map import CONV_1X1, FUSED_QKV, SAME, to_file, to_parameters
 from ldm_core.checkpoint.save import file_tensors
-from ldm_core.config import PRESETS, LatentDiffusionConfig
+from ldm_core.config import PRESETS, AutoencoderConfig, LatentDiffusionConfig
 from ldm_core.model import LatentDiffusion, build
 
 PUBLISHED = {
@@ -125,6 +126,25 @@ def test_published_yaml_gives_the_preset(name: str, published: dict[str, Any]) -
     assert differences(config, blank(PRESETS[name])) == []
     assert config.unet.num_heads == PRESETS[name].unet.num_heads
     assert config.unet.num_head_channels == PRESETS[name].unet.num_head_channels
+
+
+@pytest.mark.parametrize("f", [4, 8, 16, 32])
+def test_every_tensor_of_the_papers_kl_autoencoders_is_one_parameter(
+    f: int, published: dict[str, Any]
+) -> None:
+    """Their files have no prefix; those of f=16 and f=32 have attention in their coarse levels, too."""
+    entry = published[f"latent-diffusion/first_stage_models/kl-f{f}"]
+    params = entry["config"]["params"]
+    fields = {key: value for key, value in params["ddconfig"].items() if key not in ("double_z", "dropout")}
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    config = AutoencoderConfig(embed_dim=params["embed_dim"], **fields)
+    assert config.downsampling == f
+    with torch.device("meta"):
+        shapes = {name: p.shape for name, p in AutoencoderKL(config).state_dict().items()}
+    tensors = {key: t for key, t in on_meta(entry["tensors"]).items() if not key.startswith("loss.")}
+    key_map = autoencoder_map(config)
+    assert key_map.keys() == tensors.keys()
+    assert to_parameters(key_map, tensors, shapes, source=f"kl-f{f}").keys() == shapes.keys()
 
 
 def test_missing_wrong_and_unknown_tensors_are_named_in_groups() -> None:

@@ -72,7 +72,7 @@ def chunked_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) 
 
 
 def auto_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
-    """SDPA: its fused kernels are the fastest of the three on every device, and need no N x M matrix."""
+    """SDPA, which picks a fused kernel that needs no N x M matrix wherever PyTorch has one for the device."""
     return sdpa_attention(q, k, v, causal=causal)
 
 

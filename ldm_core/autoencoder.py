@@ -8,7 +8,9 @@ Every norm here has epsilon 1e-6.
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -196,26 +198,36 @@ class AutoencoderKL(nn.Module):
             raise ValueError(
                 f"autoencoder: H and W must be multiples of {f}, got {images.shape[2]} and {images.shape[3]}"
             )
-        return DiagonalGaussian.from_moments(self.quant_conv(self.encoder(images)))
+        moments = self._rescue(self._moments(images), images, AutoencoderKL._moments)
+        return DiagonalGaussian.from_moments(moments)
 
     def decode(self, z: Tensor) -> Tensor:
         """z (B, embed_dim, h, w), not scaled -> images (B, 3, h*f, w*f), about [-1, 1].
 
         The published SD autoencoders overflow in float16 for some latents, which shows as black images;
-        when that happens the decoding is done again in float32.
+        those images are decoded again in float32.
         """
         if z.ndim != 4 or z.shape[1] != self.config.embed_dim:
             raise ValueError(
                 f"autoencoder: expected latents of (B, {self.config.embed_dim}, h, w), got {tuple(z.shape)}"
             )
-        images = self._decode(z)
-        if images.dtype == torch.float16 and not images.isfinite().all():
-            wide = {name: p.float() for name, p in self.named_parameters()}
-            images = torch.func.functional_call(self, wide, (z.float(),)).to(z.dtype)
-        return images
+        return self._rescue(self._decode(z), z, AutoencoderKL._decode)
+
+    def _moments(self, images: Tensor) -> Tensor:
+        return self.quant_conv(self.encoder(images))
 
     def _decode(self, z: Tensor) -> Tensor:
         return self.decoder(self.post_quant_conv(z))
+
+    def _rescue(self, out: Tensor, x: Tensor, method: Callable[[AutoencoderKL, Tensor], Tensor]) -> Tensor:
+        """The output of `method` for x, with the rows that overflowed in float16 computed in float32."""
+        if out.dtype != torch.float16:
+            return out
+        bad = ~out.isfinite().flatten(1).all(dim=1)
+        if not bad.any():
+            return out
+        wide = copy.deepcopy(self).float()
+        return out.index_put((bad,), method(wide, x[bad].float()).to(out.dtype))
 
     def forward(self, z: Tensor) -> Tensor:
         return self.decode(z)

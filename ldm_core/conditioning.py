@@ -86,9 +86,9 @@ def inpainting_condition(
     """What an inpainting U-Net takes after its latents: the mask and the masked image, (B, 1 + C, h, w).
 
     As in the original `inpaint_st.py`: the mask is cut at 0.5 and taken at the latents' resolution from
-    the nearest pixel; the image is grey (0) where it is to be repainted.
+    the nearest pixel; the image is grey where it is to be repainted. image: in [0, 1].
     """
     hard = (mask >= 0.5).float()
-    masked = model.encode_image(image * (1 - hard), generator)
+    masked = model.encode_image((image * 2 - 1) * (1 - hard), generator)
     small = F.interpolate(hard, size=masked.shape[2:], mode="nearest").to(masked)
     return torch.cat([small, masked], dim=1)

@@ -85,6 +85,13 @@ class UNetConfig:
             "unet: give num_heads (SD1) or num_head_channels (SD2), and only one; "
             f"got num_heads={self.num_heads}, num_head_channels={self.num_head_channels}",
         )
+        for name in ("num_heads", "num_head_channels"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"unet: {name} must be positive, not {value}")
+        _require(
+            min(len(self.channel_mult), self.num_res_blocks, self.transformer_depth) > 0,
+            "unet: channel_mult must not be empty, nor num_res_blocks or transformer_depth be 0",
+        )
         _require(
             self.num_classes is None or self.adm_in_channels is None,
             "unet: num_classes and adm_in_channels exclude one another",

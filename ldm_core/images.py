@@ -1,7 +1,7 @@
 """Pictures in and out: PIL images of any mode to tensors, and tensors to PIL images.
 
-Inside the package an image is (B, 3, H, W) in [-1, 1], as the autoencoder was trained; outside it is
-a PIL image or (B, 3, H, W) in [0, 1].
+At its border the package takes and gives PIL images, or (B, 3, H, W) in [0, 1]; inside, the autoencoder
+works on [-1, 1], as it was trained.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _to_8_bit(image: Image) -> Image:
 
 
 def image_to_tensor(image: ImageInput) -> Tensor:
-    """One or several images of one size to (B, 3, H, W), float32 in [-1, 1].
+    """One or several images of one size to (B, 3, H, W), float32 in [0, 1] on the CPU.
 
     Raises ValueError for other types, tensors of another shape, values outside [0, 1], or several sizes.
     """
@@ -52,23 +52,29 @@ def image_to_tensor(image: ImageInput) -> Tensor:
         tensor = image if image.ndim == 4 else image[None]
         if tensor.ndim != 4 or tensor.shape[1] != 3:
             raise ValueError(f"expected an image of (B, 3, H, W) or (3, H, W), got {tuple(image.shape)}")
-        tensor = tensor.detach().float().cpu()
-        if tensor.numel() and not (tensor.min() >= 0 and tensor.max() <= 1):
-            raise ValueError(
-                f"expected image values in [0, 1], got {float(tensor.min()):.3g} to {float(tensor.max()):.3g}"
-            )
-        return tensor * 2 - 1
+        return _within_range(tensor, "image")
     if isinstance(image, Sequence) and not isinstance(image, str) and len(image) > 0:
-        tensors = [image_to_tensor(one) for one in image]
-        sizes = {tuple(t.shape[2:]) for t in tensors}
-        if len(sizes) > 1:
-            raise ValueError(f"expected images of one size (H, W), got {sorted(sizes)}")
-        return torch.cat(tensors)
+        return _of_one_size([image_to_tensor(one) for one in image], "images")
     _require_pil(image, "image")
     import numpy as np
 
     pixels = np.array(to_rgb(image))  # (H, W, 3), uint8
-    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+
+
+def _within_range(tensor: Tensor, what: str) -> Tensor:
+    tensor = tensor.detach().cpu().float()
+    if tensor.numel() and not (tensor.min() >= 0 and tensor.max() <= 1):
+        found = f"{float(tensor.min()):.3g} to {float(tensor.max()):.3g}"
+        raise ValueError(f"expected {what} values in [0, 1], got {found}")
+    return tensor
+
+
+def _of_one_size(tensors: list[Tensor], what: str) -> Tensor:
+    sizes = {tuple(tensor.shape[2:]) for tensor in tensors}
+    if len(sizes) > 1:
+        raise ValueError(f"expected {what} of one size (H, W), got {sorted(sizes)}")
+    return torch.cat(tensors)
 
 
 def mask_to_tensor(mask: ImageInput) -> Tensor:
@@ -77,15 +83,12 @@ def mask_to_tensor(mask: ImageInput) -> Tensor:
     A tensor may be (H, W), (1, H, W) or (B, 1, H, W) in [0, 1]; transparency in a picture counts as black.
     """
     if isinstance(mask, Tensor):
-        tensor = mask.detach().float().cpu()
-        tensor = tensor[None, None] if tensor.ndim == 2 else tensor[None] if tensor.ndim == 3 else tensor
+        tensor = mask[None, None] if mask.ndim == 2 else mask[None] if mask.ndim == 3 else mask
         if tensor.ndim != 4 or tensor.shape[1] != 1:
             raise ValueError(f"expected a mask of (H, W), (1, H, W) or (B, 1, H, W), got {tuple(mask.shape)}")
-        if tensor.numel() and not (tensor.min() >= 0 and tensor.max() <= 1):
-            raise ValueError("expected mask values in [0, 1]")
-        return tensor
+        return _within_range(tensor, "mask")
     if isinstance(mask, Sequence) and not isinstance(mask, str) and len(mask) > 0:
-        return torch.cat([mask_to_tensor(one) for one in mask])
+        return _of_one_size([mask_to_tensor(one) for one in mask], "masks")
     _require_pil(mask, "mask")
     import numpy as np
     from PIL import Image as PIL

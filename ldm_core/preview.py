@@ -80,8 +80,8 @@ def fit_linear(latents: Tensor, images: Tensor) -> LatentPreview:
             f"expected images of (B, 3, h * f, w * f) for latents of {tuple(latents.shape)}, "
             f"got {tuple(images.shape)}"
         )
-    targets = F.avg_pool2d(images.double().cpu(), factor)
-    x = latents.double().cpu().movedim(1, -1).reshape(-1, c)  # (B, C, h, w) -> (B * h * w, C)
+    targets = F.avg_pool2d(images.cpu().double(), factor)
+    x = latents.cpu().double().movedim(1, -1).reshape(-1, c)  # (B, C, h, w) -> (B * h * w, C)
     y = targets.movedim(1, -1).reshape(-1, 3)
     ones = torch.ones(len(x), 1, dtype=torch.float64)
     # gelsd, as PyTorch's default driver is wrong where channels depend on one another (seen in torch 2.13)

@@ -1,4 +1,4 @@
-"""Encode and decode large images tile by tile, in memory that does not grow with the image.
+"""Encode and decode large images tile by tile: beside the result, the memory of one tile is enough.
 
 Neighbouring tiles overlap and are blended with linear ramps, so that no seam shows. The result is close
 to the untiled one but not equal: group norm takes its statistics, and the middle block its attention,
@@ -55,8 +55,9 @@ def tiled(
             out = function(x[:, :, top : top + tile, left : left + tile])
             if total is None:
                 size = (int(x.shape[2] * scale), int(x.shape[3] * scale))
-                total = torch.zeros(*out.shape[:2], *size, dtype=torch.float32, device=out.device)
-                weight = torch.zeros(size, dtype=torch.float32, device=out.device)
+                wide = torch.promote_types(out.dtype, torch.float32)
+                total = torch.zeros(*out.shape[:2], *size, dtype=wide, device=out.device)
+                weight = torch.zeros(size, dtype=wide, device=out.device)
             soft = int(overlap * scale)
             vertical = _ramp(out.shape[2], soft, first=top == 0, last=top == rows[-1])
             horizontal = _ramp(out.shape[3], soft, first=left == 0, last=left == columns[-1])

@@ -228,23 +228,23 @@ class CLIPTokenizer:
         import torch
 
         rows = []
-        for index, prompt in enumerate(_as_prompts(prompts)):
+        for prompt in _as_prompts(prompts):
             ids = self.encode(prompt)
             room = self.context_length - 2
             if len(ids) > room:
-                warnings.warn(self._describe_loss(index, ids), stacklevel=2)
+                warnings.warn(self._describe_loss(prompt, ids), stacklevel=2)
             row = [self.bos_token_id, *ids[:room], self.eos_token_id]
             rows.append(row + [self.pad_token_id] * (self.context_length - len(row)))
         return torch.tensor(rows, dtype=torch.long).reshape(len(rows), self.context_length)
 
-    def _describe_loss(self, index: int, ids: list[int]) -> str:
+    def _describe_loss(self, prompt: str, ids: list[int]) -> str:
         room = self.context_length - 2
         lost = self.decode(ids[room:])
         if len(lost) > SHOWN_LOSS:
             lost = lost[: SHOWN_LOSS - 1] + "…"
         return (
-            f"prompt {index} has {len(ids)} tokens, and only {room} fit between the start and end tokens; "
-            f"lost: {lost!r}"
+            f"the prompt {prompt:.20}… has {len(ids)} tokens, and only {room} fit between the start and end "
+            f"tokens; lost: {lost!r}"
         )
 
     def decode(self, ids: Iterable[int]) -> str:

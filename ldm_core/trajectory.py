@@ -61,7 +61,7 @@ class Trajectory:
     cond: Tensor  # (B, N, width), the prompts
     uncond: Tensor  # (B, N, width), the negative prompts
     guidance_scale: float
-    image: Tensor | None = None  # (B, 3, H, W) in [-1, 1]
+    image: Tensor | None = None  # (B, 3, H, W) in [0, 1]
     mask: Tensor | None = None  # (B, 1, H, W) in [0, 1]
     known: KnownPart | None = None  # inpainting with a U-Net that takes latents only
     extra: Tensor | None = None  # (B, 1 + C, h, w), what an inpainting U-Net takes after its latents
@@ -70,8 +70,8 @@ class Trajectory:
         """Lay the original over decoded images (B, 3, H, W) in [0, 1] where the mask is black."""
         if self.mask is None or self.image is None:
             return images
-        original = self.image / 2 + 0.5
-        return torch.where(self.mask == 0, original, self.mask * images + (1 - self.mask) * original)
+        blend = self.mask * images + (1 - self.mask) * self.image
+        return torch.where(self.mask == 0, self.image, blend)
 
 
 @torch.no_grad()
@@ -87,6 +87,7 @@ def prepare(
 
     Each image's stream gives its initial noise first, so txt2img, img2img and inpaint start alike.
     """
+    _check_task(model)
     prompts, negatives = _texts(task)
     image, mask = _pixels(task, len(prompts))
     height, width = _size(model, task, image)
@@ -98,7 +99,6 @@ def prepare(
     noise = (randn(shape, streams) if noise is None else noise).to(model.device, state)
     start, pairs = truncate(scheduler.timesteps(model.noise_schedule, task.steps), task.strength)
     replacement = _checked(task.latent, "latent", shape)
-    _check_channels(model)
 
     chunk = batch_size or len(prompts)
     latent, known, extra = noise, None, None
@@ -136,8 +136,8 @@ def _texts(task: Task) -> tuple[list[str], list[str]]:
         raise ValueError(f"{len(prompts)} prompt(s) take {expected} negative prompt(s), got {len(negatives)}")
     if not isinstance(task.num_images, int) or task.num_images < 1:
         raise ValueError(f"num_images must be a positive int, not {task.num_images!r}")
-    if not math.isfinite(task.guidance_scale):
-        raise ValueError(f"guidance_scale must be a finite number, not {task.guidance_scale}")
+    if not isinstance(task.guidance_scale, (int, float)) or not math.isfinite(task.guidance_scale):
+        raise ValueError(f"guidance_scale must be a finite number, not {task.guidance_scale!r}")
     negatives = negatives * (len(prompts) // len(negatives))
     return (
         [p for p in prompts for _ in range(task.num_images)],
@@ -187,8 +187,10 @@ def _checked(tensor: Tensor | None, name: str, shape: tuple[int, ...]) -> Tensor
     return tensor
 
 
-def _check_channels(model: LatentDiffusion) -> None:
+def _check_task(model: LatentDiffusion) -> None:
     unet = model.config.unet
+    if unet.num_classes is not None or unet.adm_in_channels is not None:
+        raise ValueError("this U-Net also takes class labels or image embeddings; the sampler gives none")
     latents, inpainting = unet.out_channels, 2 * unet.out_channels + 1
     if unet.in_channels not in (latents, inpainting):
         raise ValueError(
@@ -200,7 +202,7 @@ def _check_channels(model: LatentDiffusion) -> None:
 def _encode(model: LatentDiffusion, image: Tensor, streams: Streams, chunk: int) -> Tensor:
     return torch.cat(
         [
-            model.encode_image(image[i : i + chunk], streams[i : i + chunk])
+            model.encode_image(image[i : i + chunk] * 2 - 1, streams[i : i + chunk])
             for i in range(0, len(image), chunk)
         ]
     )
@@ -217,7 +219,7 @@ def _inpainting_input(
     """The further channels of an inpainting U-Net; without a mask, everything is to be painted."""
     f = model.config.autoencoder.downsampling
     size = (shape[2] * f, shape[3] * f)
-    image = torch.zeros(shape[0], 3, *size) if image is None else image
+    image = torch.full((shape[0], 3, *size), 0.5) if image is None else image
     mask = torch.ones(shape[0], 1, *size) if mask is None else mask
     return torch.cat(
         [

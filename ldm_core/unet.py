@@ -232,8 +232,8 @@ class UNet(nn.Module):
         Raises ValueError for shapes that do not fit.
         """
         self._check(x, t, context, y)
-        if isinstance(t, int):
-            t = torch.full((x.shape[0],), t, device=x.device)
+        if not isinstance(t, Tensor):
+            t = torch.full((x.shape[0],), int(t), device=x.device)
         emb = self.time_embed(timestep_embedding(t, self.config.model_channels).to(x))
         if self.label_emb is not None:
             emb = emb + self.label_emb(y)

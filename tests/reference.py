@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -80,16 +81,29 @@ def reference_unet(model: LatentDiffusion) -> UNet2DConditionModel:
 
 def reference_autoencoder(model: LatentDiffusion) -> DiffusersAutoencoder:
     config: AutoencoderConfig = model.config.autoencoder
+    last = len(config.ch_mult) - 1
+    attends = [config.has_attention(level) for level in range(last + 1)]
     reference = DiffusersAutoencoder(
         in_channels=config.in_channels,
         out_channels=config.out_ch,
         latent_channels=config.z_channels,
         block_out_channels=[config.ch * mult for mult in config.ch_mult],
         layers_per_block=config.num_res_blocks,
-        down_block_types=["DownEncoderBlock2D"] * len(config.ch_mult),
-        up_block_types=["UpDecoderBlock2D"] * len(config.ch_mult),
+        down_block_types=["AttnDownEncoderBlock2D" if a else "DownEncoderBlock2D" for a in attends],
+        up_block_types=["AttnUpDecoderBlock2D" if a else "UpDecoderBlock2D" for a in reversed(attends)],
     ).eval()
-    converted = convert_ldm_vae_checkpoint(file_tensors(model), dict(reference.config))
+    tensors = file_tensors(model)
+    converted = convert_ldm_vae_checkpoint(tensors, dict(reference.config))
+    # The converter knows attention in the middle block only, as SD's autoencoder has it.
+    names = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+    for key, value in tensors.items():
+        found = re.fullmatch(r"first_stage_model\.(\w+)\.(down|up)\.(\d)\.attn\.(\d)\.(\w+)\.(\w+)", key)
+        if found:
+            side, way, level, block, leaf, kind = found.groups()
+            place = int(level) if way == "down" else last - int(level)
+            name = f"{side}.{way}_blocks.{place}.attentions.{block}.{names[leaf]}.{kind}"
+            converted[name] = value.flatten(1) if value.ndim == 4 else value
+            converted.pop(key.removeprefix("first_stage_model."), None)
     return _filled(reference, converted)
 
 

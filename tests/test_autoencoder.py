@@ -113,6 +113,7 @@ def test_float16_overflow_is_decoded_again_in_float32() -> None:
     with torch.no_grad():
         autoencoder.decoder.conv_in.weight *= 2e5  # group norm undoes the size, after float16 has overflowed
         z = torch.randn(1, 4, 8, 8)
+        autoencoder.encoder.conv_in.weight *= 2e5
         half = autoencoder.half()
         weights = {name: p.clone() for name, p in half.named_parameters()}
         assert not half._decode(z.half()).isfinite().all()
@@ -120,6 +121,12 @@ def test_float16_overflow_is_decoded_again_in_float32() -> None:
         assert rescued.dtype == torch.float16
         assert rescued.isfinite().all()
         assert all(torch.equal(p, weights[name]) for name, p in half.named_parameters())
+        images = torch.rand(2, 3, 16, 16) * 2 - 1
+        images[1] = 0  # nothing to overflow: this row must not depend on the other
+        posterior = half.encode(images.half())
+        assert posterior.mean.isfinite().all()
+        alone = half.encode(images[1:].half())
+        assert torch.allclose(posterior.mean[1:], alone.mean, atol=2e-3)  # float16 of another batch size
         expected = autoencoder.float().decode(z.half().float())
     assert (rescued.float() - expected).abs().max() < 2e-3 * expected.abs().max()
 

@@ -404,7 +404,9 @@ def test_a_negative_prompt_for_each_prompt(draw: Draw) -> None:
 def test_a_cut_prompt_is_said_once(run: Run) -> None:
     result = run("txt2img", "cat " * 76, *SMALL, "--num", "2", "--steps", "1", "--device", "cpu")
     assert (result.status, len(result.out), len(result.err)) == (0, 2, 1)
-    assert result.err[0].startswith("ldm-core: warning: prompt 0 has 76 tokens, and only 75 fit")
+    assert result.err[0].startswith(
+        "ldm-core: warning: the prompt cat cat cat cat cat … has 76 tokens, and only 75 fit"
+    )
     assert "lost: 'cat'" in result.err[0]
 
 

@@ -153,6 +153,55 @@ def test_a_yaml_that_is_wrong_or_contradicts_the_file(
         ldm_core.load(bundled_model(), config=yaml)
 
 
+def test_a_yaml_says_which_layer_of_the_text_encoder(published: dict[str, Any]) -> None:
+    """open_clip's class takes the last layer unless it is told; SD2's files tell it."""
+    from ldm_core.checkpoint.compvis_yaml import from_yaml
+
+    config = published["stable-diffusion-2/v2-inference"]["config"]
+    stage = config["params"]["cond_stage_config"]
+    assert stage["params"]["layer"] == "penultimate"
+    assert from_yaml({"model": config}).text_encoder.clip_skip == 1
+    stage["params"] = {"freeze": True}
+    assert from_yaml({"model": config}).text_encoder.clip_skip == 0
+    stage["params"] = {"layer": "hidden"}
+    with pytest.raises(ValueError, match="FrozenOpenCLIPEmbedder's layer must be one of last, penultimate"):
+        from_yaml({"model": config})
+    stage["params"] = {"layer": "penultimate"}
+
+
+def test_a_measured_latent_scale_comes_from_the_file(tmp_path: Path) -> None:
+    """With scale_by_std CompVis measures the scale in training and stores it."""
+    path, yaml = tmp_path / "emoji.safetensors", tmp_path / "emoji.yaml"
+    tensors = load_file(bundled_model())
+    save_file(tensors, path)
+    yaml.write_text(EMOJI_YAML.replace("scale_factor: 0.186105", "scale_by_std: true"))
+    with pytest.raises(CheckpointError, match="should hold a scale_factor, and does not"):
+        ldm_core.load(path)
+    save_file({**tensors, "scale_factor": torch.tensor(0.25)}, path)
+    assert ldm_core.load(path).config.latent_scale == 0.25
+    yaml.write_text(EMOJI_YAML)
+    with pytest.raises(
+        CheckpointError, match=r"latent_scale: the configuration says 0.186105, the file 0.25"
+    ):
+        ldm_core.load(path)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_heads": 0},
+        {"num_heads": -1},
+        {"channel_mult": ()},
+        {"num_res_blocks": 0},
+        {"transformer_depth": 0},
+    ],
+    ids=str,
+)
+def test_impossible_configurations_are_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ldm_core.config.ConfigError, match="must"):
+        replace(SD1.unet, **fields)
+
+
 def test_a_yaml_cannot_run_code(tmp_path: Path) -> None:
     yaml = tmp_path / "evil.yaml"
     yaml.write_text(f"model: !!python/object/apply:os.system ['touch {tmp_path / 'ran'}']\n")

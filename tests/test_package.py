@@ -32,9 +32,7 @@ def test_importing_prints_nothing_and_leaves_triton_alone() -> None:
 
 def test_importing_costs_little_more_than_torch() -> None:
     """At most 0.15 s on top of torch; the least of several tries, since other work only ever adds to it."""
-    code = (
-        "import time, torch; t = time.perf_counter(); import ldm_core; print(time.perf_counter() - t)"
-    )
+    code = "import time, torch; t = time.perf_counter(); import ldm_core; print(time.perf_counter() - t)"
     assert min(float(python(code)) for _ in range(5)) < 0.15
 
 
@@ -129,3 +127,21 @@ def test_the_public_names_are_there() -> None:
         ("tokenizer", "CLIPTokenizer"),
     ):
         assert callable(getattr(getattr(ldm_core, module), name))
+
+
+@pytest.mark.slow  # builds the package in a process of its own
+def test_a_wheel_holds_the_bundled_model(tmp_path: Path) -> None:
+    import zipfile
+
+    root = PACKAGE.parent
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(root)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    code = "import ldm_core; print(ldm_core.model.bundled_model()); ldm_core.load()"
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path / "site", capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == str(tmp_path / "site" / "ldm_core" / "weights" / "emoji.safetensors")
+    assert (tmp_path / "site" / "ldm_core" / "py.typed").exists()

@@ -250,6 +250,13 @@ def test_inpainting_leaves_the_rest_exactly(
     assert not np.array_equal(before[:, 32:], after[:, 32:])
 
 
+def test_inpainting_leaves_tensors_exactly_too(bundled: LatentDiffusion, half_mask: Image.Image) -> None:
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    result = Sampler(bundled).inpaint("fire", image, half_mask, seed=0, **QUICK)
+    assert torch.equal(result[..., :32], image[..., :32])
+    assert not torch.equal(result[..., 32:], image[..., 32:])
+
+
 def test_inpainting_a_grey_mask_blends(bundled: LatentDiffusion, picture: Image.Image) -> None:
     sampler = Sampler(bundled)
     images = {
@@ -257,7 +264,7 @@ def test_inpainting_a_grey_mask_blends(bundled: LatentDiffusion, picture: Image.
         for level in (0, 255)
     }
     original = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
-    assert (images[0][0] - original).abs().max() < 1e-6
+    assert torch.equal(images[0][0], original)
     assert torch.equal(images[255], sampler.txt2img("fire", seed=0, **QUICK))
 
 
@@ -325,6 +332,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"steps": 0}, "1.*1000"),
     ({"steps": 1001}, "1.*1000"),
     ({"guidance_scale": float("nan")}, "guidance_scale must be a finite number, not nan"),
+    ({"guidance_scale": "7"}, "guidance_scale must be a finite number, not '7'"),
     ({"num_images": 0}, "num_images must be a positive int"),
     ({"seed": -1}, "seed"),
     ({"seed": "x"}, "seed must be an int"),
@@ -371,7 +379,7 @@ def test_bad_images_and_masks(bundled: LatentDiffusion, picture: Image.Image) ->
 def test_a_model_whose_task_is_another(picture: Image.Image) -> None:
     with pytest.raises(ValueError, match="this U-Net takes 5 channels"):
         Sampler(random_model(SMALL["sd2-depth"])).txt2img("fire", steps=1)
-    with pytest.raises(ValueError, match="takes class labels y"):
+    with pytest.raises(ValueError, match="also takes class labels"):
         Sampler(random_model(SMALL["sd2-unclip"])).txt2img("fire", steps=1)
     with pytest.raises(ValueError, match="batch_size must be positive"):
         Sampler(random_model(SMALL["sd1"]), batch_size=0)

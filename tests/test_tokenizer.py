@@ -368,7 +368,7 @@ def test_75_tokens_fit() -> None:
 
 
 def test_76_tokens_are_cut_and_the_warning_names_what_was_lost() -> None:
-    with pytest.warns(UserWarning, match="prompt 1 has 77 tokens") as caught:
+    with pytest.warns(UserWarning, match="has 77 tokens") as caught:
         rows = TOKENIZER(["a dog", "cat " * 74 + "on a Horse"])
     assert rows[1].tolist() == [START_OF_TEXT, *[2368] * 74, TOKENIZER.encode("on")[0], END_OF_TEXT]
     (warning,) = caught

@@ -74,7 +74,7 @@ IGNORED = {
     "posterior_mean_coef2": "table of the noise schedule",
     "logvar": "loss weight, used in training only",
     "lvlb_weights": "loss weight, used in training only",
-    "scale_factor": "latent scale, part of the configuration",
+    "scale_factor": "latent scale, held against the configuration",
     TEXT_ENCODER + "embeddings.position_ids": "0..76, and damaged in files that were cast to 16 bits",
     OPEN_CLIP + "attn_mask": "the causal mask, which follows from the number of tokens",
 }

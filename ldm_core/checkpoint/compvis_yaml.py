@@ -18,6 +18,7 @@ from ldm_core.config import (
     ConfigError,
     LatentDiffusionConfig,
     NoiseScheduleConfig,
+    TextEncoderConfig,
     UNetConfig,
 )
 
@@ -27,8 +28,11 @@ BETA_SCHEDULES = {"linear": "scaled_linear", "sqrt_linear": "linear", "cosine": 
 PREDICTIONS = {"eps": "eps", "v": "v"}
 
 
-def read_yaml(path: str | Path) -> LatentDiffusionConfig:
-    """The configuration in a YAML file. Raises CheckpointError naming the file and what is wrong in it."""
+def read_yaml(path: str | Path, *, stored_scale: float | None = None) -> LatentDiffusionConfig:
+    """The configuration in a YAML file. Raises CheckpointError naming the file and what is wrong in it.
+
+    stored_scale: the latent scale that the checkpoint itself holds, if it does.
+    """
     import yaml
 
     try:
@@ -38,28 +42,25 @@ def read_yaml(path: str | Path) -> LatentDiffusionConfig:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: not a YAML file: {str(error).splitlines()[0]}") from error
     try:
-        return from_yaml(data)
+        return from_yaml(data, stored_scale=stored_scale)
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def from_yaml(data: Any) -> LatentDiffusionConfig:
+def from_yaml(data: Any, *, stored_scale: float | None = None) -> LatentDiffusionConfig:
     """The configuration in a parsed YAML document. Raises ConfigError naming what is missing or wrong."""
     try:
-        return _latent_diffusion(_section(data, "model", "params"))
+        return _latent_diffusion(_section(data, "model", "params"), stored_scale)
     except KeyError as error:
         raise ConfigError(f"no value for {error}") from error
     except (TypeError, AttributeError) as error:
         raise ConfigError(f"a value has the wrong type: {error}") from error
 
 
-def _latent_diffusion(params: Mapping[str, Any]) -> LatentDiffusionConfig:
+def _latent_diffusion(params: Mapping[str, Any], stored_scale: float | None) -> LatentDiffusionConfig:
     unet = _unet(_section(params, "unet_config", "params"))
     autoencoder = _autoencoder(_section(params, "first_stage_config", "params"))
-    target = str(_section(params, "cond_stage_config").get("target")).rpartition(".")[2]
-    if target not in TEXT_ENCODERS:
-        raise ConfigError(f"text encoder {target} is not one of {', '.join(TEXT_ENCODERS)}")
-    text_encoder = TEXT_ENCODERS[target]
+    text_encoder = _text_encoder(_section(params, "cond_stage_config"))
     if unet.context_dim != text_encoder.width:
         # Another size than the class's default: its width is the context's, the rest is in the tensors.
         text_encoder = replace(text_encoder, width=unet.context_dim, heads=1)
@@ -68,10 +69,28 @@ def _latent_diffusion(params: Mapping[str, Any]) -> LatentDiffusionConfig:
         unet=unet,
         autoencoder=autoencoder,
         noise_schedule=_noise_schedule(params),
-        latent_scale=float(params.get("scale_factor", 1.0)),
+        latent_scale=_latent_scale(params, stored_scale),
         prediction=_lookup(PREDICTIONS, params.get("parameterization", "eps"), "parameterization"),
         image_size=int(params.get("image_size", 64)) * autoencoder.downsampling,
     )
+
+
+def _text_encoder(stage: Mapping[str, Any]) -> TextEncoderConfig:
+    target = str(stage.get("target")).rpartition(".")[2]
+    if target not in TEXT_ENCODERS:
+        raise ConfigError(f"text encoder {target} is not one of {', '.join(TEXT_ENCODERS)}")
+    layer = (stage.get("params") or {}).get("layer", "last")
+    skips = {"last": 0, "penultimate": 1} if target == "FrozenOpenCLIPEmbedder" else {"last": 0}
+    return replace(TEXT_ENCODERS[target], clip_skip=_lookup(skips, layer, f"{target}'s layer"))
+
+
+def _latent_scale(params: Mapping[str, Any], stored: float | None) -> float:
+    """With `scale_by_std` CompVis measures the scale on its first batch and keeps it in the checkpoint."""
+    if not params.get("scale_by_std"):
+        return float(params.get("scale_factor", 1.0))
+    if stored is None:
+        raise ConfigError("scale_by_std: the checkpoint should hold a scale_factor, and does not")
+    return stored
 
 
 def _section(data: Any, *names: str) -> Mapping[str, Any]:

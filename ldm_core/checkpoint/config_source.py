@@ -7,6 +7,7 @@ file; the one known model that has exactly these tensors. Whatever is used is he
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 from ldm_core.checkpoint.compvis_yaml import read_yaml
@@ -18,6 +19,7 @@ from ldm_core.checkpoint.save import CONFIG_KEY
 from ldm_core.config import ConfigError, LatentDiffusionConfig, preset
 
 YAML = (".yaml", ".yml")
+SCALE_RTOL = 1e-2  # a scale stored in 16 bits is off by up to 2**-9
 
 
 def resolve_config(
@@ -34,7 +36,8 @@ def resolve_config(
         raise CheckpointError(f"{source}: {error}") from error
     yaml = _yaml(checkpoint, config)
     if yaml is not None:
-        resolved, origin = with_proven_text_encoder(read_yaml(yaml), proven), str(yaml)
+        resolved = with_proven_text_encoder(read_yaml(yaml, stored_scale=_stored_scale(checkpoint)), proven)
+        origin = str(yaml)
     elif isinstance(config, LatentDiffusionConfig):
         resolved, origin = config, "the given configuration"
     elif config is not None:
@@ -44,10 +47,19 @@ def resolve_config(
     else:
         resolved, origin = _only_match(source, proven), "the tensors"
     wrong = differences(resolved, proven)
+    scale = _stored_scale(checkpoint)
+    if scale is not None and not math.isclose(scale, resolved.latent_scale, rel_tol=SCALE_RTOL):
+        wrong.append(f"latent_scale: the configuration says {resolved.latent_scale}, the file {scale:.6g}")
     if wrong:
         lines = "\n    ".join(wrong[:NAMES_SHOWN])
         raise CheckpointError(f"{source} contradicts {origin}:\n    {lines}")
     return resolved
+
+
+def _stored_scale(checkpoint: Checkpoint) -> float | None:
+    """The latent scale that CompVis's trainer leaves in a checkpoint if it measured one (`scale_by_std`)."""
+    stored = checkpoint.tensors.get("scale_factor")
+    return float(stored) if stored is not None and stored.numel() == 1 else None
 
 
 def _yaml(checkpoint: Checkpoint, config: str | Path | LatentDiffusionConfig | None) -> Path | None:

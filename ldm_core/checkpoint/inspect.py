@@ -16,6 +16,7 @@ from torch import Tensor
 from ldm_core.checkpoint.compvis import AUTOENCODER, OPEN_CLIP, TEXT_ENCODER, UNET, ignored
 from ldm_core.checkpoint.detect import matching_presets, proven_config
 from ldm_core.checkpoint.errors import CheckpointError
+from ldm_core.checkpoint.key_map import printable
 from ldm_core.checkpoint.reader import Checkpoint, read
 from ldm_core.checkpoint.save import CONFIG_KEY
 
@@ -61,14 +62,9 @@ class Report:
             rows.append(("unknown", f"{len(self.unknown)} tensors, such as {self.unknown[0]}"))
         if self.foreign:
             rows.append(("not imported", ", ".join(self.foreign)))
-        rows = [(_printable(name), _printable(value)) for name, value in rows]
+        rows = [(printable(name), printable(value)) for name, value in rows]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
-
-
-def _printable(text: str) -> str:
-    """Names come from the file: none may carry codes that a terminal obeys."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def inspect(path: str | Path) -> Report:

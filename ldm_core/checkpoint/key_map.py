@@ -79,7 +79,7 @@ def to_parameters(
     parameters: dict[str, Tensor] = {}
     wrong = []
     for key, entry in key_map.items():
-        if key in missing:
+        if key not in tensors:
             continue
         try:
             values = entry.transform.load(tensors[key])
@@ -109,6 +109,11 @@ def to_file(key_map: KeyMap, parameters: Mapping[str, Tensor]) -> dict[str, Tens
     }
 
 
+def printable(text: str) -> str:
+    """Names come from the file: none may carry codes that a terminal obeys."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
 def report(source: str, problems: Mapping[str, Iterable[str]]) -> None:
     """Raise one CheckpointError that lists every group of problems, some names of each; or do nothing."""
     lines = []
@@ -116,7 +121,7 @@ def report(source: str, problems: Mapping[str, Iterable[str]]) -> None:
         names = list(names)
         if names:
             lines.append(f"{len(names)} tensor(s) {kind}:")
-            lines += [f"    {name}" for name in names[:NAMES_SHOWN]]
+            lines += [f"    {printable(name)}" for name in names[:NAMES_SHOWN]]
             if len(names) > NAMES_SHOWN:
                 lines.append(f"    … and {len(names) - NAMES_SHOWN} more")
     if lines:

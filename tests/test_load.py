@@ -96,6 +96,16 @@ def test_save_then_load_is_the_identity(kind: str, ending: str, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == [path], "a temporary file was left"
 
 
+def test_a_mapped_model_can_be_saved_over_its_own_file(tmp_path: Path) -> None:
+    """Its weights are views of the file that is being replaced."""
+    model = random_model(SMALL["sd1"])
+    path = tmp_path / "model.safetensors"
+    save(model, path)
+    for _ in range(2):
+        save(ldm_core.load(path), path)
+    assert same_weights(ldm_core.load(path), model)
+
+
 def test_the_bundled_model_loads_and_says_what_it_is(bundled: LatentDiffusion) -> None:
     assert bundled.config.latent_scale == 0.186105
     assert bundled.config.image_size == 64

@@ -106,6 +106,13 @@ def test_outputs(bundled: LatentDiffusion) -> None:
     assert np.abs(np.asarray(pil) / 255 - tensor[0].permute(1, 2, 0).numpy()).max() <= 0.5 / 255 + 1e-6
 
 
+def test_options_may_be_given_in_order(bundled: LatentDiffusion) -> None:
+    sampler = Sampler(bundled)
+    expected = sampler.txt2img("fire", "blue", steps=2, guidance_scale=3.0, seed=0, output="latent")
+    ordered = sampler.txt2img("fire", "blue", 2, 3.0, None, None, 1, 0, output="latent")
+    assert torch.equal(ordered, expected)
+
+
 def test_any_size_that_fits(bundled: LatentDiffusion) -> None:
     (image,) = Sampler(bundled).txt2img("fire", steps=1, height=48, width=112, seed=0)
     assert image.size == (112, 48)

@@ -10,13 +10,28 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
-from reference import reference_autoencoder, reference_text_encoder, reference_unet
+from conftest import SMALL
+from diffusers import (
+    DDIMScheduler,
+    PNDMScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+)
+from PIL import Image
+from reference import (
+    random_model,
+    reference_autoencoder,
+    reference_text_encoder,
+    reference_unet,
+    relative_error,
+)
 from transformers import CLIPTokenizer as TransformersTokenizer
 
 from ldm_core import DDIM, PNDM, Sampler
 from ldm_core.model import LatentDiffusion
 from ldm_core.tokenizer import read_merges, vocabulary
+from ldm_core.trajectory import Task, prepare
 
 SCHEDULE = {
     "beta_schedule": "scaled_linear",
@@ -32,15 +47,19 @@ PICTURE = 1e-4
 
 @pytest.fixture(scope="module")
 def parts(bundled: LatentDiffusion) -> dict[str, Any]:
-    """diffusers' parts with the bundled weights; its autoencoder also holds the latent scale."""
-    vae = reference_autoencoder(bundled)
-    vae.register_to_config(scaling_factor=bundled.config.latent_scale)
-    unet = reference_unet(bundled)
+    return reference_parts(bundled)
+
+
+def reference_parts(model: LatentDiffusion) -> dict[str, Any]:
+    """diffusers' parts with a model's weights; its autoencoder also holds the latent scale."""
+    vae = reference_autoencoder(model)
+    vae.register_to_config(scaling_factor=model.config.latent_scale)
+    unet = reference_unet(model)
     unet.register_to_config(sample_size=16)
     return {
         "vae": vae,
         "unet": unet,
-        "text_encoder": reference_text_encoder(bundled),
+        "text_encoder": reference_text_encoder(model),
         "tokenizer": transformers_tokenizer(),
         "safety_checker": None,
         "feature_extractor": None,
@@ -112,3 +131,39 @@ def test_img2img(bundled: LatentDiffusion, parts: dict[str, Any]) -> None:
     with torch.no_grad():
         image = (bundled.decode_latent(latent) / 2 + 0.5).clamp(0, 1)
     assert (image - reference).abs().max() < PICTURE
+
+
+def test_inpainting_with_a_unet_that_sees_the_mask() -> None:
+    """Mask, masked image and their order as in the original. The masked image's latent is a draw, which
+    both sides take from their own random streams: diffusers is given ours."""
+    model = random_model(SMALL["sd1-inpaint"])
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    mask = Image.new("L", (64, 64), 0)
+    mask.paste(255, (24, 8, 64, 40))
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    options: dict[str, Any] = {"noise": noise, "seed": 0, "steps": 5, "guidance_scale": 3.0}
+    sampler = Sampler(model)
+    task = Task("pizza", "blurry", image=image, mask=mask, **options)
+    extra = prepare(model, sampler.scheduler, task).extra
+    assert extra is not None
+    pipeline = quiet(
+        StableDiffusionInpaintPipeline(
+            **reference_parts(model), scheduler=DDIMScheduler(**SCHEDULE, clip_sample=False)
+        )
+    )
+    reference = pipeline(
+        "pizza",
+        negative_prompt="blurry",
+        image=image,
+        mask_image=mask,
+        masked_image_latents=extra[:, 1:],
+        strength=1.0,
+        num_inference_steps=5,
+        guidance_scale=3.0,
+        latents=noise,
+        height=64,
+        width=64,
+        output_type="latent",
+    ).images
+    ours = sampler.inpaint("pizza", image, mask, 1.0, "blurry", output="latent", **options)
+    assert relative_error(ours, reference) < 1e-5

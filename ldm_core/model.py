@@ -6,7 +6,9 @@ it only holds the parts. `dataclasses.replace(model, unet=mine)` exchanges one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -132,6 +134,19 @@ def bundled_model() -> Path:
     raise CheckpointError(f"the bundled model {BUNDLED} is neither in {package} nor beside it")
 
 
+@contextmanager
+def _collection_paused() -> Iterator[None]:
+    """A full garbage collection walks all of torch's objects, which takes as long as reading 2 GB."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_collection_paused()
 def load(
     path: str | Path | None = None,
     *,
@@ -154,27 +169,24 @@ def load(
     checkpoint = read(path if path is not None else bundled_model())
     source = checkpoint.path.name
     config = resolve_config(checkpoint, config)
+    tensors = _with_ema(checkpoint) if ema else checkpoint.tensors
+    key_map = model_map(config)
+    weights = {key: tensors[key] for key in key_map if key in tensors}
     with _SkipInitialisation():
         model = build(config, device="meta")
     _check_betas(checkpoint, model.noise_schedule)
-    shapes = {
-        f"{part}.{name}": value.shape
-        for part, module in model.modules.items()
-        for name, value in module.state_dict().items()
-    }
-    tensors = _with_ema(checkpoint) if ema else checkpoint.tensors
-    key_map = model_map(config)
-    parameters = to_parameters(key_map, tensors, shapes, source=source)
+    states = {part: module.state_dict() for part, module in model.modules.items()}
+    shapes = {f"{part}.{name}": v.shape for part, state in states.items() for name, v in state.items()}
+    parameters = to_parameters(key_map, weights, shapes, source=source)
     unexpected = [key for key in tensors if key not in key_map and ignored(key) is None]
     report(source, {"that no network of the model takes": unexpected})
+    report(source, {"with values that are not finite": _not_finite(weights)})
+
     if dtype is None:
         on_cpu = torch.device(device).type == "cpu"
         dtype = torch.float32 if on_cpu else tensors[f"{UNET}input_blocks.0.0.weight"].dtype
-    parameters = {name: _placed(value, device, dtype) for name, value in parameters.items()}
-    not_finite = [name for name, value in parameters.items() if not _finite(value)]
-    report(source, {"with values that are not finite": not_finite})
     for part, module in model.modules.items():
-        state = {name: parameters[f"{part}.{name}"] for name in module.state_dict()}
+        state = {name: _placed(parameters.pop(f"{part}.{name}"), device, dtype) for name in states[part]}
         module.load_state_dict(state, strict=True, assign=True)
     return model
 
@@ -206,10 +218,14 @@ def _placed(tensor: Tensor, device: Any, dtype: torch.dtype) -> Tensor:
     return tensor
 
 
-def _finite(tensor: Tensor) -> bool:
-    """Whether all values are finite. The sum reads each once and all but always settles it."""
-    wide = tensor.float()  # sums of 16-bit values are slow on a CPU
-    return bool(wide.sum().isfinite()) or bool(wide.isfinite().all())
+def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The keys of tensors with NaN or infinity. A sum reads each value once and all but always settles it."""
+    bad = []
+    for key, tensor in tensors.items():
+        wide = tensor.float()  # sums of 16-bit values are slow on a CPU
+        if not bool(wide.sum().isfinite()) and not bool(wide.isfinite().all()):
+            bad.append(key)
+    return bad
 
 
 def _check_betas(checkpoint: Checkpoint, schedule: NoiseSchedule) -> None:

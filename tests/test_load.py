@@ -275,7 +275,7 @@ def test_weights_that_are_not_finite_are_named(
     save_file(tensors, path)
     with pytest.raises(
         CheckpointError,
-        match=r"1 tensor\(s\) with values that are not finite:\n    autoencoder.quant_conv.bias",
+        match=r"1 tensor\(s\) with values that are not finite:\n    first_stage_model.quant_conv.bias",
     ):
         ldm_core.load(path, config=model.config)
 

@@ -7,35 +7,32 @@ it only holds the parts. `dataclasses.replace(model, unet=mine)` exchanges one.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from ldm_core.autoencoder import AutoencoderKL
-from ldm_core.checkpoint.compvis import UNET, ema_key, ignored, model_map
-from ldm_core.checkpoint.config_source import resolve_config
+from ldm_core.checkpoint.config_source import undecided
 from ldm_core.checkpoint.errors import CheckpointError
-from ldm_core.checkpoint.inspect import has_ema
-from ldm_core.checkpoint.key_map import report, to_parameters
-from ldm_core.checkpoint.reader import Checkpoint, read
-from ldm_core.config import LatentDiffusionConfig
+from ldm_core.checkpoint.key_map import report
+from ldm_core.checkpoint.parts import Part
+from ldm_core.checkpoint.reader import Checkpoint
+from ldm_core.checkpoint.stored_schedule import betas_problem, stored_betas
+from ldm_core.checkpoint.values import all_finite
+from ldm_core.config import LatentDiffusionConfig, PredictionType
 from ldm_core.noise_schedule import NoiseSchedule
 from ldm_core.protocols import Autoencoder, NoisePredictor, TextEncoder, Tokenizer
 from ldm_core.random import Generators
-from ldm_core.text_encoder import CLIPTextEncoder
 from ldm_core.tokenizer import CLIPTokenizer
-from ldm_core.unet import UNet
+from ldm_core.weights import Weights, build_networks, open_part, open_weights
 
 BUNDLED = "emoji.safetensors"
-
-# A file's table of betas in 16 bits is off by up to 2**-11; one of another schedule by far more.
-BETAS_RTOL = 1e-2
 
 
 @dataclass
@@ -96,32 +93,19 @@ class LatentDiffusion:
         return self.autoencoder.decode(z.to(self.weight_of("autoencoder")))
 
 
-class _SkipInitialisation(TorchFunctionMode):
-    """Weights that a file is about to replace need no values; drawing them on "meta" takes two seconds."""
-
-    FILLS = ("uniform_", "normal_", "kaiming_uniform_", "fill_", "zero_")
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if getattr(func, "__name__", "") in self.FILLS:
-            return args[0] if args else (kwargs or {})["tensor"]
-        return func(*args, **(kwargs or {}))
-
-
 def build(config: LatentDiffusionConfig, device: Any = "cpu") -> LatentDiffusion:
     """A model of this configuration with freshly initialised weights; on "meta", with none at all."""
-    with torch.device(device):
-        text_encoder = CLIPTextEncoder(config.text_encoder)
-        unet = UNet(config.unet)
-        autoencoder = AutoencoderKL(config.autoencoder)
+    return _bundle(config, build_networks(config, device))
+
+
+def _bundle(config: LatentDiffusionConfig, networks: Mapping[Part, Any]) -> LatentDiffusion:
     return LatentDiffusion(
         tokenizer=CLIPTokenizer(config.text_encoder.context_length, config.text_encoder.pad_token_id),
-        text_encoder=text_encoder.eval(),
-        unet=unet.eval(),
-        autoencoder=autoencoder.eval(),
         noise_schedule=NoiseSchedule(config.noise_schedule),
         config=config,
+        text_encoder=networks["text_encoder"],
+        unet=networks["unet"],
+        autoencoder=networks["autoencoder"],
     )
 
 
@@ -146,64 +130,115 @@ def _collection_paused() -> Iterator[None]:
             gc.enable()
 
 
-@_collection_paused()
 def load(
     path: str | Path | None = None,
     *,
     device: Any = "cpu",
     dtype: torch.dtype | None = None,
     config: str | Path | LatentDiffusionConfig | None = None,
+    prediction: PredictionType | None = None,
     ema: bool = False,
+    variant: str | None = None,
+    text_encoder: str | Path | None = None,
+    unet: str | Path | None = None,
+    autoencoder: str | Path | None = None,
 ) -> LatentDiffusion:
-    """Load a checkpoint in CompVis's layout (`.ckpt` or `.safetensors`); without a path, the bundled model.
+    """Load a model: a `.ckpt` or `.safetensors` file, or a diffusers folder; without a path, the bundled one.
 
     device, dtype: where to and as what; dtype None is float32 on a CPU and the file's own type elsewhere.
     config: a preset's name ("sd1", "sd2-v", …), a configuration, or the path of a CompVis YAML file. With
-        none: a YAML file of the same name beside the checkpoint, then metadata in the file, then the one
-        known model that has exactly these tensors. What a file cannot prove is never guessed.
+        none: a YAML file of the same name beside the checkpoint, then metadata in the file, a folder's
+        settings, then the one known model that has exactly these tensors. What a file cannot prove is
+        never guessed.
+    prediction: "eps" or "v", whatever the configuration says. Without it, a file whose tensors fit models
+        of both kinds is asked: see `ldm_core.prediction`. A warning then says what it answered.
     ema: take the averaged U-Net weights that some files also hold.
+    variant: which files of a diffusers folder, such as "fp16".
+    text_encoder, unet, autoencoder: other files to take these parts from: files or folders of one part, or
+        of whole models.
 
     On a CPU and without a cast, the weights stay views of the memory-mapped file. Raises CheckpointError
     for a file that cannot be read, does not fit the configuration, or holds values that are not finite.
     """
-    checkpoint = read(path if path is not None else bundled_model())
-    source = checkpoint.path.name
-    config = resolve_config(checkpoint, config)
-    tensors = _with_ema(checkpoint) if ema else checkpoint.tensors
-    key_map = model_map(config)
-    weights = {key: tensors[key] for key in key_map if key in tensors}
-    with _SkipInitialisation():
-        model = build(config, device="meta")
-    _check_betas(checkpoint, model.noise_schedule)
-    states = {part: module.state_dict() for part, module in model.modules.items()}
-    shapes = {f"{part}.{name}": v.shape for part, state in states.items() for name, v in state.items()}
-    parameters = to_parameters(key_map, weights, shapes, source=source)
-    unexpected = [key for key in tensors if key not in key_map and ignored(key) is None]
-    report(source, {"that no network of the model takes": unexpected})
-    report(source, {"with values that are not finite": _not_finite(weights)})
-
-    if dtype is None:
-        on_cpu = torch.device(device).type == "cpu"
-        dtype = torch.float32 if on_cpu else tensors[f"{UNET}input_blocks.0.0.weight"].dtype
-    for part, module in model.modules.items():
-        state = {name: _placed(parameters.pop(f"{part}.{name}"), device, dtype) for name in states[part]}
-        module.load_state_dict(state, strict=True, assign=True)
-    return model
-
-
-def _with_ema(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
-    """The file's tensors with the averaged U-Net in the place of the trained one."""
-    if not has_ema(checkpoint):
-        raise CheckpointError(
-            f"{checkpoint.path.name} holds no averaged (EMA) weights: load it with ema=False"
+    with _collection_paused():
+        weights = open_weights(
+            path if path is not None else bundled_model(),
+            config=config,
+            prediction=prediction,
+            ema=ema,
+            variant=variant,
+            parts={"text_encoder": text_encoder, "unet": unet, "autoencoder": autoencoder},
         )
-    tensors = dict(checkpoint.tensors)
-    for key in checkpoint.tensors:
-        if key.startswith(UNET):
-            if ema_key(key) not in tensors:
-                raise CheckpointError(f"{checkpoint.path.name}: no averaged weights for {key}")
-            tensors[key] = tensors[ema_key(key)]
-    return tensors
+        model = _bundle(weights.configs[0], weights.networks)
+        source = weights.checkpoint.path.name
+        _check_betas(weights.checkpoint, weights.configs[0])
+        parameters = weights.parameters
+        report(source, {"with values that are not finite": _not_finite(weights)})
+        if dtype is None:
+            on_cpu = torch.device(device).type == "cpu"
+            dtype = torch.float32 if on_cpu else _own_dtype(parameters["unet"].values())
+        for part, network in weights.networks.items():
+            state = {
+                name: _placed(parameters[part].pop(name), device, dtype) for name in list(parameters[part])
+            }
+            network.load_state_dict(state, strict=True, assign=True)
+    return model if len(weights.configs) == 1 else _with_asked_prediction(model, weights.configs, source)
+
+
+def load_part(
+    part: Part,
+    path: str | Path,
+    *,
+    device: Any = "cpu",
+    dtype: torch.dtype | None = None,
+    config: str | LatentDiffusionConfig | None = None,
+    variant: str | None = None,
+) -> nn.Module:
+    """One network of a file or folder, which may hold nothing else: "text_encoder", "unet" or "autoencoder".
+
+    Options and errors are `load`'s. An autoencoder needs no configuration, since its shapes prove it; the
+    others must be a known model's, or have their settings beside them, or be given `config`.
+    """
+    with _collection_paused():
+        network, parameters = open_part(path, part, config, variant)
+        if dtype is None:
+            on_cpu = torch.device(device).type == "cpu"
+            dtype = torch.float32 if on_cpu else _own_dtype(parameters.values())
+        bad = [name for name, tensor in parameters.items() if not all_finite(tensor)]
+        report(Path(path).name, {"with values that are not finite": bad})
+        state = {name: _placed(parameters.pop(name), device, dtype) for name in list(parameters)}
+        network.load_state_dict(state, strict=True, assign=True)
+    return network
+
+
+def _with_asked_prediction(
+    model: LatentDiffusion, configs: list[LatentDiffusionConfig], source: str
+) -> LatentDiffusion:
+    """The model with that one of the configurations that its U-Net's answer fits."""
+    from ldm_core.prediction import decide_prediction, noise_similarity
+
+    similarity = noise_similarity(model)
+    answer = decide_prediction(similarity)
+    fitting = [config for config in configs if config.prediction == answer]
+    if len(fitting) != 1:
+        raise undecided(source, configs, f", and its answer to pure noise settles nothing ({similarity:.2f})")
+    warnings.warn(
+        f"nothing in {source} says what its U-Net predicts. Its answer to pure noise has a likeness of "
+        f"{similarity:.2f} to that noise, as of one that predicts {answer}; prediction={answer!r} spares "
+        "the question",
+        stacklevel=3,
+    )
+    return replace(model, config=fitting[0])
+
+
+def _own_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
+    """The type of most of the weights; float16 where that is a float8, in which nothing computes."""
+    sizes: Counter[torch.dtype] = Counter()
+    for tensor in tensors:
+        if tensor.is_floating_point():
+            sizes[tensor.dtype] += tensor.numel()
+    dtype = sizes.most_common(1)[0][0]
+    return dtype if dtype.itemsize > 1 else torch.float16
 
 
 def _placed(tensor: Tensor, device: Any, dtype: torch.dtype) -> Tensor:
@@ -218,24 +253,20 @@ def _placed(tensor: Tensor, device: Any, dtype: torch.dtype) -> Tensor:
     return tensor
 
 
-def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """The keys of tensors with NaN or infinity. A sum reads each value once and all but always settles it."""
-    bad = []
-    for key, tensor in tensors.items():
-        wide = tensor.float()  # sums of 16-bit values are slow on a CPU
-        if not bool(wide.sum().isfinite()) and not bool(wide.isfinite().all()):
-            bad.append(key)
-    return bad
+def _not_finite(weights: Weights) -> list[str]:
+    """The keys of tensors with NaN or infinity."""
+    bad = [
+        weights.keys[part][name]
+        for part, tensors in weights.parameters.items()
+        for name, tensor in tensors.items()
+        if not all_finite(tensor)
+    ]
+    return list(dict.fromkeys(bad))
 
 
-def _check_betas(checkpoint: Checkpoint, schedule: NoiseSchedule) -> None:
+def _check_betas(checkpoint: Checkpoint, config: LatentDiffusionConfig) -> None:
     """Files of CompVis's trainer also hold the betas that they were trained with."""
-    stored, betas = checkpoint.tensors.get("betas"), schedule.betas
-    if stored is None:
-        return
-    if stored.shape != betas.shape or not stored.double().allclose(betas, rtol=BETAS_RTOL, atol=0):
-        raise CheckpointError(
-            f"{checkpoint.path.name} was trained with {len(stored)} betas from {float(stored[0]):.6g} to "
-            f"{float(stored[-1]):.6g}, but its configuration says {len(betas)} from {float(betas[0]):.6g} to "
-            f"{float(betas[-1]):.6g}"
-        )
+    betas = stored_betas(checkpoint)
+    problem = None if betas is None else betas_problem(betas, config.noise_schedule)
+    if problem is not None:
+        raise CheckpointError(f"{checkpoint.path.name} {problem}")

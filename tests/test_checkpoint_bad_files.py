@@ -77,16 +77,16 @@ def test_what_is_no_checkpoint_is_named(tmp_path: Path, name: str) -> None:
 def test_paths_that_are_no_files(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nowhere\.ckpt: there is no such file"):
         read(tmp_path / "nowhere.ckpt")
-    with pytest.raises(CheckpointError, match="a folder, not a file; it holds nothing"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"a folder, and not a diffusers model's \(no model_index.json\); it holds nothing",
+    ):
         read(tmp_path)
     write(tmp_path, b"", "sd.ckpt")
-    with pytest.raises(CheckpointError, match=r"a folder, not a file; it holds sd\.ckpt"):
+    with pytest.raises(CheckpointError, match=r"a folder, and not a diffusers .*; it holds sd\.ckpt"):
         read(tmp_path)
-    for part in ("unet", "vae", "text_encoder"):
-        (tmp_path / part).mkdir()
-    with pytest.raises(
-        CheckpointError, match=r"a diffusers folder \(text_encoder, unet, vae\); folders are not"
-    ):
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="the folder holds no weights"):
         read(tmp_path)
     with pytest.raises(CheckpointError, match="cannot be read"):
         read("a\0b")

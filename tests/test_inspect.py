@@ -13,7 +13,7 @@ from reference import random_model
 from safetensors.torch import save_file
 
 from ldm_core.checkpoint import CheckpointError, inspect, save
-from ldm_core.checkpoint.compvis import ema_key
+from ldm_core.checkpoint.parts import ema_key
 from ldm_core.checkpoint.save import file_tensors
 from ldm_core.config import PRESETS
 from ldm_core.model import build, bundled_model
@@ -29,7 +29,7 @@ def test_the_bundled_model() -> None:
         "text_encoder": 7_127_424,
     }
     text = str(report)
-    assert "not a known one (its tensors are of no preset; its configuration is in its metadata)" in text
+    assert "of its own (proved: its configuration is in its metadata, and its tensors agree)" in text
     assert "float16 × 624, int64 × 1" in text
     assert json.loads(json.dumps(report.to_dict()))["presets"] == []
 
@@ -68,8 +68,11 @@ def test_ema_unknown_and_missing_parts_are_said(tmp_path: Path) -> None:
     assert report.unknown == ("strange",)
     assert set(report.ignored) == {"betas", "model_ema.decay"}
     assert report.parts["text_encoder"]["tensors"] == 0
-    assert "holds no autoencoder and no text encoder" in report.why
-    save_file({**unet, **{ema_key(k): v.clone() for k, v in unet.items()}}, path)
+    assert "holds no text encoder and no autoencoder" in report.why
+    save_file(
+        {**unet, **{ema_key(k.removeprefix("model.diffusion_model.")): v.clone() for k, v in unet.items()}},
+        path,
+    )
     assert inspect(path).ema
 
 

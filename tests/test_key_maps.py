@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +15,14 @@ from torch import Tensor
 
 from ldm_core.autoencoder import AutoencoderKL
 from ldm_core.checkpoint import CheckpointError
-from ldm_core.checkpoint.compvis import autoencoder_map, ema_key, ignored, model_map
+from ldm_core.checkpoint.compvis import autoencoder_map
 from ldm_core.checkpoint.compvis_yaml import from_yaml
-from ldm_core.checkpoint.detect import blank, differences, matching_presets, proven_config
+from ldm_core.checkpoint.detect import blank, differences, matching_presets
 from ldm_core.checkpoint.key_map import CONV_1X1, FUSED_QKV, SAME, to_file, to_parameters
+from ldm_core.checkpoint.original_file import model_map
+from ldm_core.checkpoint.parts import PARTS, ema_key, find_parts, ignored
+from ldm_core.checkpoint.prove import prove_all
+from ldm_core.checkpoint.reader import Checkpoint
 from ldm_core.checkpoint.save import file_tensors
 from ldm_core.config import PRESETS, AutoencoderConfig, LatentDiffusionConfig
 from ldm_core.model import LatentDiffusion, build
@@ -108,9 +113,9 @@ def test_transforms_are_invertible(rows: int, columns: int) -> None:
 
 @NAMES
 def test_shapes_prove_the_preset_up_to_what_they_cannot_prove(name: str, published: dict[str, Any]) -> None:
-    shapes = {key: tuple(shape) for key, shape in published[PUBLISHED[name]]["tensors"].items()}
-    proven = proven_config(shapes)
-    assert proven == blank(PRESETS[name])
+    tensors = on_meta(published[PUBLISHED[name]]["tensors"])
+    proven = prove_all(find_parts(Checkpoint(Path(name), "safetensors", tensors, {})))
+    assert proven == {part: blank(getattr(PRESETS[name], part)) for part in PARTS}
     expected = ["sd2-base", "sd2-v"] if name in ("sd2-base", "sd2-v") else [name]
     assert matching_presets(proven) == expected
 
@@ -123,7 +128,7 @@ def test_published_yaml_gives_the_preset(name: str, published: dict[str, Any]) -
     for field in fields:
         assert getattr(config, field) == getattr(PRESETS[name], field), field
     assert sorted(config.unet.attention_resolutions) == sorted(PRESETS[name].unet.attention_resolutions)
-    assert differences(config, blank(PRESETS[name])) == []
+    assert differences(config, {part: blank(getattr(PRESETS[name], part)) for part in PARTS}) == []
     assert config.unet.num_heads == PRESETS[name].unet.num_heads
     assert config.unet.num_head_channels == PRESETS[name].unet.num_head_channels
 
@@ -169,7 +174,7 @@ def test_missing_wrong_and_unknown_tensors_are_named_in_groups() -> None:
 
 
 def test_ignored_keys_are_explicit() -> None:
-    for key in ("alphas_cumprod", "model_ema.decay", "first_stage_model.loss.logvar"):
+    for key in ("alphas_cumprod", "model_ema.decay", "depth_model.model.weight"):
         assert ignored(key)
     for key in model_map(PRESETS["sd1"]) | model_map(PRESETS["sd2-base"]):
         assert ignored(key) is None, key
@@ -178,11 +183,8 @@ def test_ignored_keys_are_explicit() -> None:
 
 def test_ema_names_are_unique() -> None:
     keys = [k for k in model_map(PRESETS["sd1"]) if k.startswith("model.diffusion_model.")]
-    assert len({ema_key(k) for k in keys}) == len(keys)
-    assert (
-        ema_key("model.diffusion_model.input_blocks.0.0.weight")
-        == "model_ema.diffusion_modelinput_blocks00weight"
-    )
+    assert len({ema_key(k.removeprefix("model.diffusion_model.")) for k in keys}) == len(keys)
+    assert ema_key("input_blocks.0.0.weight") == "model_ema.diffusion_modelinput_blocks00weight"
 
 
 def test_configs_survive_json() -> None:

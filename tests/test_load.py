@@ -16,9 +16,12 @@ from torch import Tensor
 
 import ldm_core
 from ldm_core.checkpoint import CheckpointError, inspect, save
-from ldm_core.checkpoint.compvis import ema_key
+from ldm_core.checkpoint.config_source import resolve_config
+from ldm_core.checkpoint.parts import ema_key, find_parts
+from ldm_core.checkpoint.prove import prove_all
+from ldm_core.checkpoint.reader import Checkpoint
 from ldm_core.checkpoint.save import file_tensors
-from ldm_core.config import SD1, NoiseScheduleConfig
+from ldm_core.config import SD1, SD2_BASE, SD2_V, NoiseScheduleConfig
 from ldm_core.model import LatentDiffusion, bundled_model
 from ldm_core.noise_schedule import NoiseSchedule
 
@@ -319,11 +322,11 @@ def test_ema_weights_are_loaded_when_asked_for(small: tuple[LatentDiffusion, Pat
     with pytest.raises(CheckpointError, match="no averaged"):
         ldm_core.load(path, ema=True, config=model.config)
     unet = [k for k in tensors if k.startswith("model.diffusion_model.")]
-    tensors |= {ema_key(k): tensors[k] + 1 for k in unet}
+    tensors |= {ema_key(k.removeprefix("model.diffusion_model.")): tensors[k] + 1 for k in unet}
     save_file(tensors, path)
     plain, averaged = (file_tensors(ldm_core.load(path, ema=e, config=model.config)) for e in (False, True))
     assert all(torch.equal(averaged[k], plain[k] + 1) for k in unet)
-    del tensors[ema_key(unet[0])]
+    del tensors[ema_key(unet[0].removeprefix("model.diffusion_model."))]
     save_file(tensors, path)
     with pytest.raises(CheckpointError, match="no averaged weights for"):
         ldm_core.load(path, ema=True, config=model.config)
@@ -362,31 +365,29 @@ def test_convolutions_of_16_bits_are_channels_last(
     assert same_weights(ldm_core.load(tmp_path / "again.safetensors", dtype=dtype), model)
 
 
-def test_sd2_without_a_word_on_what_it_predicts_is_not_guessed(published: dict[str, Any]) -> None:
-    from ldm_core.checkpoint.config_source import resolve_config
-    from ldm_core.checkpoint.reader import Checkpoint
-
-    listed = published["stable-diffusion-2/v2-inference-v"]["tensors"]
+def resolved(listed: dict[str, list[int]], metadata: dict[str, str], *args: Any, **options: Any) -> Any:
     tensors = {key: torch.empty(shape, device="meta") for key, shape in listed.items()}
-    checkpoint = Checkpoint(
-        path=Path("768.ckpt"), format="torch-zip", tensors=tensors, metadata={}, foreign=()
-    )
-    with pytest.raises(CheckpointError, match=r"sd2-base and of sd2-v, which differ in what they predict"):
-        resolve_config(checkpoint, None)
-    assert resolve_config(checkpoint, "sd2-v").prediction == "v"
+    checkpoint = Checkpoint(path=Path("768.ckpt"), format="torch-zip", tensors=tensors, metadata=metadata)
+    return resolve_config(checkpoint, *args, prove_all(find_parts(checkpoint)), **options)
+
+
+def test_sd2_without_a_word_on_what_it_predicts_is_not_guessed(published: dict[str, Any]) -> None:
+    listed = published["stable-diffusion-2/v2-inference-v"]["tensors"]
+    assert resolved(listed, {}, None) == [SD2_BASE, SD2_V]
+    assert resolved(listed, {}, "sd2-v") == [SD2_V]
+    assert resolved(listed, {}, None, prediction="eps") == [SD2_BASE]
+    assert resolved({**listed, "v_pred": [0]}, {}, None) == [SD2_V]
+    assert resolved(listed, {"modelspec.prediction_type": "v"}, None) == [SD2_V]
+    assert resolved(listed, {"modelspec.prediction_type": "epsilon"}, None) == [SD2_BASE]
+    with pytest.raises(CheckpointError, match="prediction must be 'eps' or 'v', not 'x0'"):
+        resolved(listed, {}, None, prediction="x0")
 
 
 def test_a_file_with_exactly_sd1s_tensors_is_sd1(published: dict[str, Any]) -> None:
-    from ldm_core.checkpoint.config_source import resolve_config
-    from ldm_core.checkpoint.reader import Checkpoint
-
     listed = published["stable-diffusion/v1-inference"]["tensors"]
     assert len(listed) == 1131
-    tensors = {key: torch.empty(shape, device="meta") for key, shape in listed.items()}
-    checkpoint = Checkpoint(
-        path=Path("sd-v1-4.ckpt"), format="torch-zip", tensors=tensors, metadata={}, foreign=()
-    )
-    assert resolve_config(checkpoint, None) == SD1
+    assert resolved(listed, {}, None) == [SD1]
+    assert resolved(listed, {"modelspec.prediction_type": "v"}, None) == [replace(SD1, prediction="v")]
 
 
 def test_saving_refuses_what_it_cannot_write(small: tuple[LatentDiffusion, Path], tmp_path: Path) -> None:
@@ -405,16 +406,14 @@ def test_saving_refuses_what_it_cannot_write(small: tuple[LatentDiffusion, Path]
 def test_a_crash_while_saving_leaves_the_old_file(
     small: tuple[LatentDiffusion, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import safetensors.torch
-
     model, path = small
     before = path.read_bytes()
 
-    def full_disk(tensors: Any, target: Path, metadata: Any) -> None:
+    def full_disk(tensors: Any, metadata: Any, target: Path) -> None:
         Path(target).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(safetensors.torch, "save_file", full_disk)
+    monkeypatch.setitem(ldm_core.checkpoint.save.__globals__, "write_safetensors", full_disk)
     with pytest.raises(CheckpointError, match="No space left"):
         save(model, path)
     assert path.read_bytes() == before

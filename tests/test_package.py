@@ -88,7 +88,7 @@ ALLOWED = {
     "guidance": set(),
     "images": set(),
     "schedulers": {"noise_schedule", "schedulers"},
-    "checkpoint": {"config", "checkpoint"},
+    "checkpoint": {"config", "noise_schedule", "tokenizer", "checkpoint"},
 }
 
 

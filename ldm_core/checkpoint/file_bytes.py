@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ldm_core.checkpoint.errors import CheckpointError
 
-Access = Literal["map", "copy", "none"]
+Access = Literal["map", "copy", "small", "none"]
+SMALL = 2**14  # bytes: a noise schedule's tables and a bias are smaller, a layer's weights are not
 
 
 class FileBytes:
@@ -28,7 +29,8 @@ class FileBytes:
     def __init__(self, path: Path, access: Access = "map") -> None:
         """Raises OSError where the file cannot be opened, CheckpointError where it is empty or no file.
 
-        `access` says what tensors are made of: a memory map, copies, or nothing (on the meta device).
+        `access` says what tensors are made of: a memory map, copies, copies of the small ones only, or
+        nothing (the rest is on the meta device).
         """
         # A pipe would block in open(), so what the path is comes first.
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -62,6 +64,10 @@ class FileBytes:
             raise CheckpointError("the file was cut short while it was read")
         return data
 
+    def leaves_out(self, nbytes: int) -> bool:
+        """Whether numbers of so many bytes are not read."""
+        return self.access == "none" or (self.access == "small" and nbytes > SMALL)
+
     def storage(self, offset: int, nbytes: int, alignment: int) -> torch.UntypedStorage:
         """`nbytes` from `offset` as a storage: mapped where aligned, else copied.
 
@@ -69,7 +75,7 @@ class FileBytes:
         legacy pickles are full of, are read into memory.
         """
         self._check(offset, nbytes)
-        if self.access == "none":
+        if self.leaves_out(nbytes):
             return torch.UntypedStorage(nbytes, device="meta")
         if nbytes == 0:
             return torch.UntypedStorage(0)

@@ -13,7 +13,7 @@ from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.file_bytes import FileBytes
 from ldm_core.checkpoint.pickle_reader import MAX_PICKLE_BYTES, PickleReader, PickleStream
 
-Format = Literal["safetensors", "torch-zip", "torch-legacy"]
+Format = Literal["safetensors", "torch-zip", "torch-legacy", "diffusers"]  # the last is a folder
 
 _LEGACY_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number as a pickle
 _OTHER_MAGIC = (

@@ -1,109 +1,212 @@
-"""What is in a file: format, model, parts, types, and the oddities that a user should know of.
+"""The checkpoint doctor: what a file is, what is in it, what is odd about it, and how to load it.
 
-Only headers are read; the tensors' bytes are not touched.
+Only headers and small tables are read, so a file of 4 GB takes a moment; `check_values` reads everything.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
-from ldm_core.checkpoint.compvis import AUTOENCODER, OPEN_CLIP, TEXT_ENCODER, UNET, ignored
-from ldm_core.checkpoint.detect import matching_presets, proven_config
-from ldm_core.checkpoint.errors import CheckpointError
+from ldm_core.checkpoint.config_source import CONFIG_KEY
+from ldm_core.checkpoint.diagnosis import Diagnosis, diagnose
 from ldm_core.checkpoint.key_map import printable
+from ldm_core.checkpoint.parts import PARTS, PartSource, find_parts, has_ema, leftovers
 from ldm_core.checkpoint.reader import Checkpoint, read
-from ldm_core.checkpoint.save import CONFIG_KEY
+from ldm_core.checkpoint.stored_schedule import describe_betas, stored_betas
+from ldm_core.checkpoint.values import all_finite
 
-PARTS = {"unet": (UNET,), "autoencoder": (AUTOENCODER,), "text_encoder": (TEXT_ENCODER, OPEN_CLIP)}
+NAMES_SHOWN = 3
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `inspect` found. `str()` is a table for people, `to_dict()` is for programs."""
+    """What `inspect` found. `str()` is a table for people, `to_dict()` is for programs.
+
+    family, sure, why   what model it is: "proved" by its tensors or its words, "fits" several, or "unknown"
+    presets             the known models that have exactly these tensors
+    parts               part -> its tensors, parameters, names (layout) and the prefix they are under
+    ema                 whether there are averaged U-Net weights
+    schedule            the betas in the file, in words, or None
+    prediction          "eps", "v", or None where the file does not prove it
+    step                how long it was trained, if it says so
+    ignored, unknown    tensors outside of the parts: with the reason why they are not needed, or without
+    suspicious          what a user should know before trusting the file, one sentence each
+    not_finite          tensors with NaN or infinity; None if the values were not read
+    foreign             classes and functions in a pickle, which were not imported
+    load                the line of Python that loads it, or None
+    """
 
     path: str
     format: str
     tensors: int
     bytes: int
-    presets: tuple[str, ...]  # known models that have exactly these tensors
+    family: str
+    sure: Literal["proved", "fits", "unknown"]
     why: str
-    parts: dict[str, dict[str, int]]  # part -> {"tensors": …, "parameters": …}
+    presets: tuple[str, ...]
+    parts: dict[str, dict[str, Any]]
+    missing: tuple[str, ...]
     dtypes: dict[str, int]
     ema: bool
-    ignored: dict[str, str]  # key -> why no network takes it
-    unknown: tuple[str, ...]  # keys that are in no part and not known to be ignorable
+    schedule: str | None
+    prediction: str | None
+    step: int | None
+    ignored: dict[str, str]
+    unknown: tuple[str, ...]
+    suspicious: tuple[str, ...]
+    not_finite: tuple[str, ...] | None
     metadata: dict[str, Any]
-    foreign: tuple[str, ...]  # classes and functions in the pickle, which were not imported
+    foreign: tuple[str, ...]
+    load: str | None
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON but for numbers that JSON does not have (NaN, infinity)."""
         return asdict(self)
 
     def __str__(self) -> str:
         rows = [
             ("file", self.path),
-            ("format", f"{self.format}, {self.tensors} tensors, {self.bytes / 2**20:,.1f} MiB"),
-            ("model", f"{' or '.join(self.presets) or 'not a known one'} ({self.why})"),
+            ("format", f"{self.format}, {self.tensors:,} tensors, {self.bytes / 2**20:,.1f} MiB"),
+            ("model", f"{self.family} ({self.sure}: {self.why})"),
+            *self._part_rows(),
+            ("types", ", ".join(f"{name} × {count}" for name, count in self.dtypes.items())),
+            ("EMA", self._ema_words()),
+            ("schedule", self.schedule or "no betas in the file"),
+            ("predicts", self.prediction or "the file does not say"),
+            ("trained", "the file does not say" if self.step is None else f"{self.step:,} steps"),
         ]
-        for name, counts in self.parts.items():
-            there = f"{counts['tensors']} tensors, {counts['parameters']:,} parameters"
-            rows.append((name, there if counts["tensors"] else "missing"))
-        rows.append(("types", ", ".join(f"{name} × {count}" for name, count in self.dtypes.items())))
-        rows.append(("EMA", "averaged U-Net weights: load(…, ema=True)" if self.ema else "none"))
-        rows += [(key, str(value)[:80]) for key, value in self.metadata.items() if key != CONFIG_KEY]
+        shown = {k: v for k, v in self.metadata.items() if k != CONFIG_KEY and not k.endswith(".json")}
+        rows += [(key, str(value)[:80]) for key, value in shown.items()]
         if self.ignored:
-            rows.append(("not needed", f"{len(self.ignored)} tensors, such as {next(iter(self.ignored))}"))
+            rows.append(("not needed", _some(list(self.ignored))))
         if self.unknown:
-            rows.append(("unknown", f"{len(self.unknown)} tensors, such as {self.unknown[0]}"))
+            rows.append(("unknown", _some(list(self.unknown))))
         if self.foreign:
             rows.append(("not imported", ", ".join(self.foreign)))
+        rows += [("suspicious", sentence) for sentence in self.suspicious]
+        if self.not_finite is not None:
+            rows.append(("values", _some(list(self.not_finite)) + " with NaN or infinity"))
+        rows.append(("load", self.load or "not by this package"))
         rows = [(printable(name), printable(value)) for name, value in rows]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
+    def _part_rows(self) -> list[tuple[str, str]]:
+        if len(self.missing) == len(self.parts):
+            return []
+        rows = []
+        for part, found in self.parts.items():
+            text = "missing"
+            if found["tensors"]:
+                text = f"{found['tensors']:,} tensors, {found['parameters']:,} parameters, "
+                text += f"{found['layout']} names"
+                text += f" under {found['prefix']}" if found["prefix"] else ""
+            rows.append((part, text))
+        return rows
 
-def inspect(path: str | Path) -> Report:
-    """Describe a checkpoint. Raises CheckpointError if the file is not one."""
-    checkpoint = read(path, values=False)
+    def _ema_words(self) -> str:
+        if self.ema:
+            return "averaged U-Net weights: load(…, ema=True)"
+        counters = any(key.startswith("model_ema.") for key in self.ignored)
+        return "none, only a training run's counters" if counters else "none"
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:NAMES_SHOWN])
+    more = ", …" if len(names) > NAMES_SHOWN else ""
+    return f"{len(names):,} tensor{'' if len(names) == 1 else 's'}" + (f" ({shown}{more})" if names else "")
+
+
+def inspect(path: str | Path, *, check_values: bool = False, variant: str | None = None) -> Report:
+    """Describe a checkpoint, a diffusers folder, or an adapter.
+
+    check_values: read every tensor and look for NaN and infinity. Raises CheckpointError if it cannot be
+    read at all.
+    """
+    checkpoint = read(path, values=True if check_values else "small", variant=variant)
     tensors = checkpoint.tensors
-    try:
-        presets = tuple(matching_presets(proven_config({k: tuple(v.shape) for k, v in tensors.items()})))
-        why = "its tensors are exactly those" if presets else "its tensors are of no preset"
-    except CheckpointError as error:
-        presets, why = (), str(error)
-    if CONFIG_KEY in checkpoint.metadata:
-        why += "; its configuration is in its metadata"
-    in_parts = {part: _count(tensors, prefixes) for part, prefixes in PARTS.items()}
-    prefixes = tuple(prefix for group in PARTS.values() for prefix in group)
-    left_out = {key: reason for key in tensors if (reason := ignored(key)) is not None}
+    sources = find_parts(checkpoint)
+    diagnosis = diagnose(checkpoint, sources)
+    known, unknown = leftovers(checkpoint, sources.values())
+    betas = stored_betas(checkpoint)
+    not_finite = None
+    if check_values:
+        not_finite = tuple(k for k, v in tensors.items() if k not in known and not all_finite(v))
     return Report(
         path=str(path),
         format=checkpoint.format,
         tensors=len(tensors),
         bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
-        presets=presets,
-        why=why,
-        parts=in_parts,
+        family=diagnosis.family,
+        sure=diagnosis.sure,
+        why=diagnosis.why,
+        presets=diagnosis.presets,
+        parts={part: _part(sources.get(part)) for part in PARTS},
+        missing=tuple(part for part in PARTS if part not in sources),
         dtypes=dict(Counter(str(t.dtype).removeprefix("torch.") for t in tensors.values()).most_common()),
         ema=has_ema(checkpoint),
-        ignored=left_out,
-        unknown=tuple(k for k in tensors if not k.startswith(prefixes) and k not in left_out),
+        schedule=None if betas is None else describe_betas(betas),
+        prediction=diagnosis.prediction,
+        step=_step(checkpoint),
+        ignored=known,
+        unknown=() if diagnosis.is_other else tuple(unknown),
+        suspicious=_suspicious(checkpoint, diagnosis, unknown),
+        not_finite=not_finite,
         metadata=checkpoint.metadata,
         foreign=checkpoint.foreign,
+        load=diagnosis.load,
     )
 
 
-def has_ema(checkpoint: Checkpoint) -> bool:
-    """Whether a file holds averaged weights, and not only the counters that every training run leaves."""
-    counters = ("model_ema.decay", "model_ema.num_updates")
-    return any(key.startswith("model_ema.") and key not in counters for key in checkpoint.tensors)
+def _part(source: PartSource | None) -> dict[str, Any]:
+    if source is None:
+        return {"tensors": 0, "parameters": 0, "layout": None, "prefix": None}
+    return {
+        "tensors": len(source.tensors),
+        "parameters": sum(tensor.numel() for tensor in source.tensors.values()),
+        "layout": source.layout.name,
+        "prefix": source.prefix,
+    }
 
 
-def _count(tensors: Mapping[str, Tensor], prefixes: tuple[str, ...]) -> dict[str, int]:
-    chosen = [t for k, t in tensors.items() if k.startswith(prefixes) and ignored(k) is None]
-    return {"tensors": len(chosen), "parameters": sum(t.numel() for t in chosen)}
+def _step(checkpoint: Checkpoint) -> int | None:
+    """How many steps of training the file tells of, under the names that programs use for it."""
+    for name in ("global_step", "step", "ss_steps", "modelspec.steps"):
+        value = checkpoint.metadata.get(name)
+        if isinstance(value, str) and value.isdecimal() and len(value) < 16:
+            value = int(value)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+            return int(value)
+    return None
+
+
+def _suspicious(checkpoint: Checkpoint, diagnosis: Diagnosis, unknown: list[str]) -> tuple[str, ...]:
+    found = list(diagnosis.contradictions)
+    if checkpoint.foreign:
+        found.append(
+            "its pickle names classes or functions that torch.load without weights_only would have run; "
+            "nothing was imported here"
+        )
+    for key, tensor in checkpoint.tensors.items():
+        if key.endswith("position_ids") and not _counts_up(tensor):
+            found.append(f"{key} is damaged ({str(tensor.dtype).removeprefix('torch.')}); it is not used")
+    empty = [key for key, tensor in checkpoint.tensors.items() if tensor.numel() == 0 and key != "v_pred"]
+    if empty:
+        found.append(f"tensors without any values: {_some(empty)}")
+    if unknown and not diagnosis.is_other:
+        found.append("tensors that nobody here knows, so load refuses the file")
+    return tuple(found)
+
+
+def _counts_up(ids: Tensor) -> bool:
+    """Whether these are 0, 1, 2 …, as whole numbers."""
+    if ids.is_floating_point() or ids.is_meta:
+        return ids.is_meta
+    return bool(torch.equal(ids.flatten(), torch.arange(ids.numel(), dtype=ids.dtype)))

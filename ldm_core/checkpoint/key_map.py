@@ -17,6 +17,9 @@ from ldm_core.checkpoint.errors import CheckpointError
 
 NAMES_SHOWN = 8
 
+WEIGHT, BIAS = ("weight",), ("bias",)
+BOTH = WEIGHT + BIAS
+
 
 @dataclass(frozen=True)
 class Transform:
@@ -29,7 +32,8 @@ class Transform:
 
 SAME = Transform("same", lambda x: (x,), lambda xs: xs[0])
 
-# (O, I, 1, 1) in the file, (O, I) in the network: a 1x1 convolution is a linear layer over pixels.
+# (O, I, 1, 1) in the file, (O, I) in the network: a 1x1 convolution is a linear layer over pixels. Some
+# converters leave the network's form in the file.
 CONV_1X1 = Transform("conv 1x1 <-> linear", lambda x: (_squeeze(x),), lambda xs: xs[0][:, :, None, None])
 
 # (3 * O, …) in the file, three of (O, …) in the network: queries, keys and values stored as one.
@@ -37,6 +41,8 @@ FUSED_QKV = Transform("fused qkv <-> split", lambda x: _thirds(x), lambda xs: to
 
 
 def _squeeze(x: Tensor) -> Tensor:
+    if x.ndim == 2:
+        return x
     if x.ndim != 4 or x.shape[2:] != (1, 1):
         raise ValueError(f"expected a 1x1 convolution (O, I, 1, 1), got {tuple(x.shape)}")
     return x[:, :, 0, 0]
@@ -65,6 +71,26 @@ def prefixed(key_map: KeyMap, file_prefix: str, parameter_prefix: str) -> KeyMap
         file_prefix + key: Entry(tuple(parameter_prefix + p for p in entry.parameters), entry.transform)
         for key, entry in key_map.items()
     }
+
+
+# Leaf modules within a block: (name in the file, name here, which tensors, transform of the weight).
+Leaf = tuple[str, str, tuple[str, ...], Transform]
+
+
+def leaves(table: list[Leaf], file_prefix: str, parameter_prefix: str) -> KeyMap:
+    """Expand a table of leaf modules. A transform changes the weight; biases are always the same."""
+    return {
+        f"{file_prefix}{there}.{tensor}": Entry(
+            (f"{parameter_prefix}{here}.{tensor}",), transform if tensor == "weight" else SAME
+        )
+        for there, here, tensors, transform in table
+        for tensor in tensors
+    }
+
+
+def module(there: str, here: str, transform: Transform = SAME) -> KeyMap:
+    """A module of one weight and one bias."""
+    return leaves([(there, here, BOTH, transform)], "", "")
 
 
 def to_parameters(

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.file_bytes import Access, FileBytes
 from ldm_core.checkpoint.file_kind import Format, identify
+from ldm_core.checkpoint.folder import is_diffusers_folder, read_folder
 from ldm_core.checkpoint.legacy_reader import read_legacy
 from ldm_core.checkpoint.safetensors_reader import read_safetensors
 from ldm_core.checkpoint.torch_zip import read_torch_zip
@@ -33,7 +34,7 @@ class Checkpoint:
                possible: writing to one changes neither the file nor another reader's tensors
     metadata   everything else, as plain values (None, bool, int, float, str, list, dict): `epoch`,
                `global_step`, `callbacks` …, or safetensors' `__metadata__`; what is not plain is a short
-               text in angle brackets
+               text in angle brackets. Of a diffusers folder: its JSON files, by name
     foreign    dotted names of the classes and functions that a pickle named and that were not imported
     """
 
@@ -53,17 +54,30 @@ _READERS: dict[Format, Callable[[FileBytes], Contents]] = {
 }
 
 
-def read(path: str | os.PathLike[str], *, mmap: bool = True, values: bool = True) -> Checkpoint:
+def read(
+    path: str | os.PathLike[str],
+    *,
+    mmap: bool = True,
+    values: bool | Literal["small"] = True,
+    variant: str | None = None,
+) -> Checkpoint:
     """Read a `.safetensors`, `.ckpt`, `.pt`, `.pth` or `.bin` file, told apart by their content.
+
+    Or a diffusers folder, or one part's folder of it; `variant` says which files of it, such as "fp16".
 
     With `mmap=False` the tensors are read into memory, and the file may be overwritten or deleted after.
     With `values=False` they are on the meta device: names, shapes and dtypes, in a moment for any file,
-    even where numbers are compressed or so misaligned that they could not be mapped.
+    even where numbers are compressed or so misaligned that they could not be mapped. With "small", only
+    those of more than 16 KiB are.
     Raises CheckpointError, in one line that begins with the path, for a file that is missing, damaged, or
     no checkpoint.
     """
     path = Path(path)
-    access: Access = "none" if not values else "map" if mmap else "copy"
+    if path.is_dir() and is_diffusers_folder(path):
+        with _errors_named(path):
+            contents = read_folder(path, variant, lambda file: read(file, mmap=mmap, values=values))
+        return Checkpoint(path, "diffusers", *contents)
+    access: Access = "small" if values == "small" else "none" if not values else "map" if mmap else "copy"
     with _errors_named(path), _open(path, access) as file:
         kind = identify(file)
         tensors, metadata, foreign = _READERS[kind](file)
@@ -93,6 +107,8 @@ def _errors_named(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: there is no such file") from error
     except CheckpointError as error:
+        if str(error).startswith(str(path)):  # a file in a folder has said its own path
+            raise
         raise CheckpointError(f"{path}: {error}") from error
     # A path with a NUL in it is a ValueError; torch has a RuntimeError for memory that it cannot get.
     except (OSError, ValueError, MemoryError, RuntimeError) as error:
@@ -102,9 +118,6 @@ def _errors_named(path: Path) -> Iterator[None]:
 
 def _describe_folder(path: Path) -> str:
     names = sorted(entry.name for entry in path.iterdir())
-    parts = [name for name in names if name in ("unet", "vae", "text_encoder", "scheduler", "tokenizer")]
-    if "model_index.json" in names or "unet" in parts:
-        return f"a diffusers folder ({', '.join(parts)}); folders are not supported yet, give a single file"
     files = [name for name in names if name.endswith((".ckpt", ".safetensors", ".pt", ".pth", ".bin"))]
     shown = ", ".join((files or names)[:5]) or "nothing"
-    return f"a folder, not a file; it holds {shown}"
+    return f"a folder, and not a diffusers model's (no model_index.json); it holds {shown}"

@@ -1,26 +1,30 @@
-"""Writing a model in the original layout, so that everything that reads CompVis's files can read it."""
+"""Writing a model: one file in the original layout, or a diffusers folder, tensor by tensor."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 
-from ldm_core.checkpoint.compvis import OPEN_CLIP, TEXT_ENCODER, model_map
+from ldm_core.checkpoint.config_source import CONFIG_KEY
+from ldm_core.checkpoint.diffusers_folder import merges_text, part_maps, settings
 from ldm_core.checkpoint.errors import CheckpointError
-from ldm_core.checkpoint.key_map import to_file
-from ldm_core.config import LatentDiffusionConfig
+from ldm_core.checkpoint.key_map import Entry, KeyMap, to_file
+from ldm_core.checkpoint.original_file import buffers, model_map
+from ldm_core.checkpoint.parts import PARTS
+from ldm_core.checkpoint.writer import Pending, write_safetensors, write_then_move, write_torch_zip
+from ldm_core.config import ConfigError, LatentDiffusionConfig
 
-if TYPE_CHECKING:
-    from torch import dtype as Dtype
-
-CONFIG_KEY = "ldm_core.config"  # where the configuration lies in a file's metadata, as JSON
+LayoutName = Literal["compvis", "diffusers"]
+Parameters = Mapping[str, Tensor]  # by "part.name"
 
 
 class Model(Protocol):
@@ -36,75 +40,139 @@ class Model(Protocol):
     def autoencoder(self) -> nn.Module: ...
 
 
+def save(
+    model: Model, path: str | Path, *, layout: LayoutName = "compvis", dtype: torch.dtype | None = None
+) -> None:
+    """Write a model.
+
+    layout: "compvis", one file with the original's keys, `.safetensors`, or a PyTorch zip for `.ckpt` and
+        `.pt`; or "diffusers", a new folder that `StableDiffusionPipeline.from_pretrained` reads.
+    dtype: what to cast the weights to; None keeps each as it is.
+
+    It is written under a temporary name and moved into place, so a crash leaves no half file and an older
+    file whole. Adapters that are applied live are not in it, unless they are fused. Raises CheckpointError
+    for another ending, a folder that is not there (or, for "diffusers", one that is), or a model whose
+    parameters are not its configuration's.
+    """
+    write_model(model.config, _parameters(model), path, layout=layout, dtype=dtype)
+
+
+def write_model(
+    config: LatentDiffusionConfig,
+    parameters: Mapping[str, Tensor | Pending],
+    path: str | Path,
+    *,
+    layout: LayoutName = "compvis",
+    dtype: torch.dtype | None = None,
+) -> None:
+    """`save` for parameters by "part.name", some of which may only be made when they are written."""
+    path = Path(path)
+    if layout not in get_args(LayoutName):
+        raise CheckpointError(f"layout must be 'compvis' or 'diffusers', not {layout!r}")
+    _check_names(config, parameters)
+    if layout == "diffusers":
+        _write_folder(config, parameters, path, dtype)
+    else:
+        _write_file(config, parameters, path, dtype)
+
+
 def file_tensors(model: Model) -> dict[str, Tensor]:
-    """The tensors of `model` under the file's keys, buffers that follow from the configuration included."""
-    parameters: dict[str, Tensor] = {}
-    for part in ("text_encoder", "unet", "autoencoder"):
-        module: nn.Module = getattr(model, part)
-        parameters |= {f"{part}.{name}": value for name, value in module.state_dict().items()}
-    key_map = model_map(model.config)
-    known = {name for entry in key_map.values() for name in entry.parameters}
+    """The tensors of `model` under the original file's keys, buffers included."""
+    parameters = _parameters(model)
+    _check_names(model.config, parameters)
+    return to_file(model_map(model.config), parameters) | buffers(model.config)
+
+
+def _parameters(model: Model) -> dict[str, Tensor]:
+    return {
+        f"{part}.{name}": value for part in PARTS for name, value in getattr(model, part).state_dict().items()
+    }
+
+
+def _check_names(config: LatentDiffusionConfig, parameters: Mapping[str, Any]) -> None:
+    known = {name for entry in model_map(config).values() for name in entry.parameters}
+    # Under transformers' names there is no projection, whatever the configuration says.
     if known != set(parameters):
         odd = sorted(known ^ set(parameters))
         raise CheckpointError(
             f"the model's parameters are not those of its configuration: {len(odd)} differ, such as {odd[0]}"
         )
-    return to_file(key_map, parameters) | _buffers(model.config)
 
 
-def _buffers(config: LatentDiffusionConfig) -> dict[str, Tensor]:
-    """What the original classes keep as buffers, and readers of their files expect."""
-    length = config.text_encoder.context_length
-    if config.text_encoder.projection_dim is None:
-        return {TEXT_ENCODER + "embeddings.position_ids": torch.arange(length)[None]}
-    mask = torch.full((length, length), float("-inf")).triu(1)
-    return {OPEN_CLIP + "attn_mask": mask}
-
-
-def save(model: Model, path: str | Path, *, dtype: Dtype | None = None) -> None:
-    """Write a model as one CompVis-layout file: `.safetensors`, or a PyTorch zip for `.ckpt` and `.pt`.
-
-    `dtype` casts the weights; None keeps each as it is. The file is written under a temporary name and
-    moved into place, so a crash leaves no half file and an older file whole. Raises CheckpointError for
-    another ending, a folder that is not there, or a model whose parameters are not its configuration's.
-    """
-    path = Path(path)
-    tensors = {
-        key: (value.to(dtype) if dtype and value.is_floating_point() else value).detach().cpu().contiguous()
-        for key, value in file_tensors(model).items()
-    }
-    metadata = {"format": "pt", CONFIG_KEY: json.dumps(model.config.to_dict())}
-    writers: dict[str, Callable[[Path], None]] = {
-        ".safetensors": lambda target: _write_safetensors(tensors, metadata, target),
-        ".ckpt": lambda target: torch.save({"state_dict": tensors, **metadata}, target),
-        ".pt": lambda target: torch.save({"state_dict": tensors, **metadata}, target),
-    }
+def _write_file(
+    config: LatentDiffusionConfig,
+    parameters: Mapping[str, Tensor | Pending],
+    path: Path,
+    dtype: torch.dtype | None,
+) -> None:
+    tensors = _pending(model_map(config), parameters, dtype)
+    tensors |= {key: _cast(_whole(value), dtype) for key, value in buffers(config).items()}
+    metadata = {"format": "pt", CONFIG_KEY: json.dumps(config.to_dict())}
+    writers = {".safetensors": write_safetensors, ".ckpt": write_torch_zip, ".pt": write_torch_zip}
     if path.suffix not in writers:
         raise CheckpointError(f"{path}: expected an ending of {', '.join(writers)}, got {path.suffix!r}")
-    write_then_move(path, writers[path.suffix])
+    write_then_move(path, lambda target: writers[path.suffix](tensors, metadata, target))
 
 
-def _write_safetensors(tensors: Mapping[str, Tensor], metadata: dict[str, str], target: Path) -> None:
-    from safetensors.torch import save_file
-
-    save_file(dict(tensors), target, metadata)
-
-
-def write_then_move(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then move it there in one step."""
+def _write_folder(
+    config: LatentDiffusionConfig,
+    parameters: Mapping[str, Tensor | Pending],
+    path: Path,
+    dtype: torch.dtype | None,
+) -> None:
+    """A folder is filled beside its place and then moved there, so that it appears all at once."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise CheckpointError(f"{path} is already there; a folder is only written where there is none")
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        os.close(handle)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from error
-    temporary = Path(name)
+        texts = {name: json.dumps(value, indent=2) + "\n" for name, value in settings(config).items()}
+    except (KeyError, ConfigError) as error:
+        raise CheckpointError(f"diffusers has no name for a setting of this model: {error}") from error
+    texts["tokenizer/merges.txt"] = merges_text()
+    temporary: Path | None = None
     try:
-        write(temporary)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+        for name, text in texts.items():
+            (temporary / name).parent.mkdir(exist_ok=True)
+            (temporary / name).write_text(text, encoding="utf-8")
+        for name, key_map in part_maps(config).items():
+            file = temporary / f"{name}.safetensors"
+            write_safetensors(_pending(key_map, parameters, dtype), {"format": "pt"}, file)
         mask = os.umask(0)
         os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        os.replace(temporary, path)
+        temporary.chmod(0o777 & ~mask)
+        temporary.replace(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _pending(
+    key_map: KeyMap, parameters: Mapping[str, Tensor | Pending], dtype: torch.dtype | None
+) -> dict[str, Pending]:
+    """The tensors of a file, each to be made from its parameters when it is written."""
+    pending = {}
+    for key, entry in key_map.items():
+        values = [_whole(parameters[name]) for name in entry.parameters]
+        blanks = tuple(torch.empty(v.shape, dtype=v.dtype, device="meta") for v in values)
+        stored = entry.transform.save(blanks)
+        pending[key] = _cast(Pending(stored.dtype, tuple(stored.shape), partial(_join, entry, values)), dtype)
+    return pending
+
+
+def _whole(value: Tensor | Pending) -> Pending:
+    if isinstance(value, Pending):
+        return value
+    return Pending(value.dtype, tuple(value.shape), lambda: value)
+
+
+def _join(entry: Entry, values: list[Pending]) -> Tensor:
+    return entry.transform.save(tuple(value.make() for value in values))
+
+
+def _cast(pending: Pending, dtype: torch.dtype | None) -> Pending:
+    """The tensor as it is to be stored; whole numbers stay what they are."""
+    if dtype is None or not pending.dtype.is_floating_point or pending.dtype == dtype:
+        return pending
+    return Pending(dtype, pending.shape, lambda: pending.make().to(dtype))

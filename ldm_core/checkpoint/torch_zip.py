@@ -63,7 +63,7 @@ class _Storages:
         if member.size > self._may_inflate:
             raise CheckpointError(f"its compressed tensors are too large, {member.name!a} among them")
         self._may_inflate -= member.size
-        if self._file.access == "none":
+        if self._file.leaves_out(member.size):
             return torch.UntypedStorage(member.size, device="meta")
         data = read_member(self._file, member, member.size)
         return torch.frombuffer(bytearray(data), dtype=torch.uint8).untyped_storage()

@@ -1,0 +1,147 @@
+"""What model a file is of, how sure that is, and the line of Python that loads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ldm_core.checkpoint.config_source import CONFIG_KEY, resolve_config, stated_prediction
+from ldm_core.checkpoint.detect import Proven, matching_presets
+from ldm_core.checkpoint.errors import CheckpointError
+from ldm_core.checkpoint.family import other_family
+from ldm_core.checkpoint.parts import PARTS, Part, PartSource, leftovers
+from ldm_core.checkpoint.prove import prove_all
+from ldm_core.checkpoint.reader import Checkpoint
+from ldm_core.checkpoint.stored_schedule import betas_problem, stored_betas
+from ldm_core.config import PRESETS, LatentDiffusionConfig
+
+TITLES = {
+    "sd1": "Stable Diffusion 1",
+    "sd1-inpaint": "Stable Diffusion 1 for inpainting",
+    "sd2-base": "Stable Diffusion 2 base",
+    "sd2-v": "Stable Diffusion 2 v",
+    "sd2-inpaint": "Stable Diffusion 2 for inpainting",
+    "sd2-depth": "Stable Diffusion 2 with depth",
+    "sd2-unclip-h": "Stable Diffusion 2 unCLIP-H",
+    "sd2-unclip-l": "Stable Diffusion 2 unCLIP-L",
+    "x4-upscaler": "Stable Diffusion x4 upscaler",
+}
+_WORDS = {"text_encoder": "text encoder", "unet": "U-Net", "autoencoder": "autoencoder"}
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The findings that `inspect.Report` has under the same names."""
+
+    family: str
+    sure: Literal["proved", "fits", "unknown"]
+    why: str
+    load: str | None
+    presets: tuple[str, ...] = ()
+    prediction: str | None = None
+    contradictions: list[str] = field(default_factory=list)
+    is_other: bool = False  # of a kind that is no latent diffusion model, so its tensors are not unknown
+
+
+def diagnose(checkpoint: Checkpoint, sources: Mapping[Part, PartSource]) -> Diagnosis:
+    """What a file is. Never raises for a file that could be read."""
+    other = other_family(checkpoint.tensors)
+    if other is not None:
+        return _other(checkpoint, other)
+    if not sources:
+        keys = ", ".join(repr(key) for key in list(checkpoint.tensors)[:3])
+        return Diagnosis("not a known kind", "unknown", f"no names known here (keys such as {keys})", None)
+    try:
+        proven = prove_all(sources)
+    except CheckpointError as error:
+        return Diagnosis("of an unknown structure", "unknown", str(error), None)
+    presets = tuple(matching_presets(proven))
+    missing = [part for part in PARTS if part not in sources]
+    if missing:
+        return _incomplete(checkpoint, proven, presets, missing)
+    return _whole(checkpoint, sources, proven, presets)
+
+
+def _other(checkpoint: Checkpoint, what: str) -> Diagnosis:
+    load = None
+    for call, words in (("apply_lora", "a LoRA"), ("apply_textual_inversion", "a textual inversion")):
+        if what.startswith(words):
+            load = f"ldm_core.{call}(model, {str(checkpoint.path)!r})"
+    return Diagnosis(what.split(",")[0].split(":")[0], "proved", what, load, is_other=True)
+
+
+def _incomplete(
+    checkpoint: Checkpoint, proven: Proven, presets: tuple[str, ...], missing: list[Part]
+) -> Diagnosis:
+    """A file of one or two parts."""
+    held = " and ".join(_WORDS[part] for part in PARTS if part in proven)
+    path = repr(str(checkpoint.path))
+    if "unet" in proven:
+        load = f"ldm_core.load({path}, {', '.join(f'{part}=FILE' for part in missing)})"
+    else:
+        load = f"ldm_core.load(MODEL, {', '.join(f'{part}={path}' for part in proven)})"
+    of = f", as of {' or '.join(presets)}" if presets else ", of no known model's size"
+    why = f"it holds no {' and no '.join(_WORDS[part] for part in missing)}"
+    return Diagnosis(f"{held} alone{of}", "proved" if presets else "unknown", why, load, presets)
+
+
+def _whole(
+    checkpoint: Checkpoint, sources: Mapping[Part, PartSource], proven: Proven, presets: tuple[str, ...]
+) -> Diagnosis:
+    path = repr(str(checkpoint.path))
+    try:
+        configs = resolve_config(checkpoint, None, proven)
+    except CheckpointError as error:
+        if presets:
+            return Diagnosis(_titles(presets), "fits", str(error), None, presets, contradictions=[str(error)])
+        why = "its tensors are of no preset, and nothing in it says the rest"
+        return Diagnosis(
+            "a latent diffusion model of its own", "unknown", why, f"ldm_core.load({path}, config=…)"
+        )
+    contradictions = _contradictions(checkpoint, configs[0])
+    loadable = not leftovers(checkpoint, sources.values())[1] and not contradictions
+    if len(configs) > 1:
+        words = " or ".join(f"prediction={config.prediction!r}" for config in configs)
+        load = f"ldm_core.load({path})  # asks the U-Net what it predicts; or say {words}"
+        why = "its tensors are exactly those of both, and nothing in it says what it predicts"
+        return Diagnosis(
+            _titles(presets), "fits", why, load if loadable else None, presets, None, contradictions
+        )
+    named = [name for name in presets if _agrees(name, configs[0])]
+    return Diagnosis(
+        _titles(tuple(named) or presets) if presets else "a latent diffusion model of its own",
+        "proved",
+        _why(checkpoint, presets),
+        f"ldm_core.load({path})" if loadable else None,
+        tuple(named) or presets,
+        configs[0].prediction,
+        contradictions,
+    )
+
+
+def _agrees(name: str, config: LatentDiffusionConfig) -> bool:
+    return PRESETS[name].prediction == config.prediction
+
+
+def _titles(presets: tuple[str, ...]) -> str:
+    return " or ".join(f"{TITLES[name]} ({name})" for name in presets)
+
+
+def _why(checkpoint: Checkpoint, presets: tuple[str, ...]) -> str:
+    if CONFIG_KEY in checkpoint.metadata:
+        return "its configuration is in its metadata, and its tensors agree"
+    if checkpoint.format == "diffusers":
+        return "its settings say so, and its tensors agree"
+    stated = stated_prediction(checkpoint)
+    if stated is not None and len(presets) > 1:
+        return f"its tensors are exactly those, and {stated[1]} says what it predicts"
+    return (
+        "its tensors are exactly those" if presets else "a YAML file beside it says so, and its tensors agree"
+    )
+
+
+def _contradictions(checkpoint: Checkpoint, config: LatentDiffusionConfig) -> list[str]:
+    betas = stored_betas(checkpoint)
+    problem = None if betas is None else betas_problem(betas, config.noise_schedule)
+    return [] if problem is None else [f"it {problem}"]

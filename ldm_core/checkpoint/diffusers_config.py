@@ -1,0 +1,268 @@
+"""The configuration files of a diffusers folder: JSON to our configuration, and back.
+
+A setting that this package has no network for is refused by name, and so is one that is missing and has
+no default in diffusers. Two of its names mislead: `attention_head_dim` of a U-Net is the number of heads,
+and `scaled_linear` is CompVis's "linear".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ldm_core.checkpoint.errors import CheckpointError
+from ldm_core.config import (
+    AutoencoderConfig,
+    ConfigError,
+    LatentDiffusionConfig,
+    NoiseScheduleConfig,
+    TextEncoderConfig,
+    UNetConfig,
+)
+
+Settings = Mapping[str, Any]
+
+# The files of a folder, by the names under which `read` keeps them.
+MODEL_INDEX = "model_index.json"
+UNET = "unet/config.json"
+AUTOENCODER = "vae/config.json"
+TEXT_ENCODER = "text_encoder/config.json"
+SCHEDULER = "scheduler/scheduler_config.json"
+TOKENIZER = "tokenizer/tokenizer_config.json"
+SPECIAL_TOKENS = "tokenizer/special_tokens_map.json"
+NEEDED = (UNET, AUTOENCODER, TEXT_ENCODER, SCHEDULER)
+
+END_OF_TEXT, EXCLAMATION_MARK = 49407, 0
+PAD_TOKENS = {"<|endoftext|>": END_OF_TEXT, "!": EXCLAMATION_MARK}
+PREDICTIONS = {"epsilon": "eps", "v_prediction": "v"}
+BETA_SCHEDULES = {"scaled_linear": "scaled_linear", "linear": "linear", "squaredcos_cap_v2": "cosine"}
+
+# Settings that change a network, with the one value (or the absence) that the networks here have.
+_UNET_FIXED = {
+    "act_fn": "silu",
+    "addition_embed_type": None,
+    "center_input_sample": False,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "downsample_padding": 1,
+    "dual_cross_attention": False,
+    "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "mid_block_scale_factor": 1,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "norm_eps": 1e-5,
+    "norm_num_groups": 32,
+    "resnet_time_scale_shift": "default",
+    "time_cond_proj_dim": None,
+    "time_embedding_type": "positional",
+}
+_AUTOENCODER_FIXED = {
+    "act_fn": "silu",
+    "latents_mean": None,
+    "mid_block_add_attention": True,
+    "norm_num_groups": 32,
+    "shift_factor": None,
+    "use_post_quant_conv": True,
+    "use_quant_conv": True,
+}
+_SCHEDULER_FIXED = {"rescale_betas_zero_snr": False, "trained_betas": None}
+_CLASSES = {
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL",),
+    "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+}
+
+
+def from_settings(settings: Mapping[str, Settings]) -> LatentDiffusionConfig:
+    """The configuration of a whole folder, from its parsed JSON files by name. Raises CheckpointError."""
+    _check_classes(settings.get(MODEL_INDEX, {}))
+    missing = [name for name in NEEDED if name not in settings]
+    if missing:
+        raise CheckpointError(f"the folder has no {' and no '.join(missing)}")
+    autoencoder = autoencoder_config(settings[AUTOENCODER])
+    prediction = settings[SCHEDULER].get("prediction_type", "epsilon")
+    with _Reading(AUTOENCODER):
+        latent_scale = float(settings[AUTOENCODER].get("scaling_factor", 0.18215))
+    size = settings[UNET].get("sample_size")
+    try:
+        return LatentDiffusionConfig(
+            text_encoder=text_encoder_config(settings[TEXT_ENCODER], _pad_token_id(settings)),
+            unet=unet_config(settings[UNET]),
+            autoencoder=autoencoder,
+            noise_schedule=noise_schedule_config(settings[SCHEDULER]),
+            latent_scale=latent_scale,
+            prediction=_one_of(SCHEDULER, "prediction_type", prediction, PREDICTIONS),
+            image_size=(size if isinstance(size, int) else 64) * autoencoder.downsampling,
+        )
+    except ConfigError as error:
+        raise CheckpointError(f"the folder's parts do not fit each other: {error}") from error
+
+
+def unet_config(settings: Settings) -> UNetConfig:
+    """`UNet2DConditionModel`'s settings. Raises CheckpointError naming what is missing or unknown here."""
+    _check_fixed(UNET, settings, _UNET_FIXED)
+    with _Reading(UNET):
+        widths = settings["block_out_channels"]
+        types = settings["down_block_types"]
+        attends = [level for level, kind in enumerate(types) if kind == "CrossAttnDownBlock2D"]
+        _check_blocks(types, settings["up_block_types"])
+        heads = settings.get("num_attention_heads") or settings.get("attention_head_dim", 8)
+        heads = heads if isinstance(heads, list) else [heads] * len(widths)
+        disabled = settings.get("only_cross_attention") or []
+        embedding = settings.get("class_embed_type")
+        _one_of(UNET, "class_embed_type", embedding or "none", {"none": 0, "projection": 0})
+        per_head = {width // count for width, count in zip(widths, heads, strict=True)}
+        if len(set(heads)) > 1 and len(per_head) > 1:
+            raise ConfigError(f"heads {heads} for widths {widths} are neither of one number nor of one size")
+        return UNetConfig(
+            in_channels=_whole(settings, "in_channels"),
+            out_channels=_whole(settings, "out_channels"),
+            model_channels=widths[0],
+            channel_mult=tuple(_multiple(width, widths[0]) for width in widths),
+            num_res_blocks=_one_number("layers_per_block", settings["layers_per_block"]),
+            attention_resolutions=tuple(2**level for level in attends),
+            num_heads=heads[0] if len(set(heads)) == 1 else None,
+            num_head_channels=None if len(set(heads)) == 1 else per_head.pop(),
+            transformer_depth=_one_number(
+                "transformer_layers_per_block", settings.get("transformer_layers_per_block", 1)
+            ),
+            context_dim=_one_number("cross_attention_dim", settings["cross_attention_dim"]),
+            use_linear_in_transformer=bool(settings.get("use_linear_projection", False)),
+            disable_self_attentions=tuple(disabled) if any(disabled) else (),
+            num_classes=_whole(settings, "num_class_embeds") if settings.get("num_class_embeds") else None,
+            adm_in_channels=_whole(settings, "projection_class_embeddings_input_dim") if embedding else None,
+        )
+
+
+def autoencoder_config(settings: Settings) -> AutoencoderConfig:
+    """`AutoencoderKL`'s settings. Raises CheckpointError naming what is missing or unknown here."""
+    _check_fixed(AUTOENCODER, settings, _AUTOENCODER_FIXED)
+    with _Reading(AUTOENCODER):
+        widths, types = settings["block_out_channels"], settings["down_block_types"]
+        mirrored = [kind.replace("UpDecoder", "DownEncoder") for kind in reversed(settings["up_block_types"])]
+        if types != mirrored or not set(types) <= {"DownEncoderBlock2D", "AttnDownEncoderBlock2D"}:
+            raise ConfigError(f"blocks {types} and {settings['up_block_types']} are not known here")
+        attends = [level for level, kind in enumerate(types) if kind.startswith("Attn")]
+        latent_channels = _whole(settings, "latent_channels")
+        resolution = AutoencoderConfig.resolution
+        return AutoencoderConfig(
+            embed_dim=latent_channels,
+            z_channels=latent_channels,
+            in_channels=_whole(settings, "in_channels", 3),
+            out_ch=_whole(settings, "out_channels", 3),
+            ch=widths[0],
+            ch_mult=tuple(_multiple(width, widths[0]) for width in widths),
+            num_res_blocks=_one_number("layers_per_block", settings["layers_per_block"]),
+            attn_resolutions=tuple(resolution // 2**level for level in attends),
+        )
+
+
+def text_encoder_config(settings: Settings, pad_token_id: int) -> TextEncoderConfig:
+    """transformers' `CLIPTextConfig`. A file's `pad_token_id` is not the tokenizer's, and not used."""
+    _check_fixed(TEXT_ENCODER, settings, {"layer_norm_eps": 1e-5})
+    with _Reading(TEXT_ENCODER):
+        width = _whole(settings, "hidden_size", 512)
+        if _whole(settings, "intermediate_size", 2048) != 4 * width:
+            raise ConfigError(f"intermediate_size {settings.get('intermediate_size')} is not 4 × {width}")
+        return TextEncoderConfig(
+            vocab_size=_whole(settings, "vocab_size", 49408),
+            context_length=_whole(settings, "max_position_embeddings", 77),
+            width=width,
+            layers=_whole(settings, "num_hidden_layers", 12),
+            heads=_whole(settings, "num_attention_heads", 8),
+            activation=settings.get("hidden_act", "quick_gelu"),
+            pad_token_id=pad_token_id,
+        )
+
+
+def noise_schedule_config(settings: Settings) -> NoiseScheduleConfig:
+    """A scheduler's settings, of whatever class it is. Missing ones are diffusers' own defaults."""
+    _check_fixed(SCHEDULER, settings, _SCHEDULER_FIXED)
+    with _Reading(SCHEDULER):
+        name = settings.get("beta_schedule", "linear")
+        return NoiseScheduleConfig(
+            timesteps=_whole(settings, "num_train_timesteps", 1000),
+            beta_schedule=_one_of(SCHEDULER, "beta_schedule", name, BETA_SCHEDULES),
+            linear_start=float(settings.get("beta_start", 0.0001)),
+            linear_end=float(settings.get("beta_end", 0.02)),
+        )
+
+
+class _Reading:
+    """Whatever goes wrong in reading one file's settings is an error that names the file."""
+
+    def __init__(self, file: str) -> None:
+        self._file = file
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, KeyError):
+            raise CheckpointError(f"{self._file} has no setting {error}") from error
+        if isinstance(error, CheckpointError):
+            return
+        if isinstance(error, (TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError)):
+            raise CheckpointError(f"{self._file}: {error}") from error
+
+
+def _check_classes(index: Settings) -> None:
+    for part, classes in _CLASSES.items():
+        entry = index.get(part)
+        name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+        if name is not None and name not in classes:
+            raise CheckpointError(
+                f"{MODEL_INDEX}: its {part} is a {name}; only {' and '.join(classes)} can be read"
+            )
+
+
+def _check_fixed(file: str, settings: Settings, fixed: Settings) -> None:
+    for name, value in fixed.items():
+        if name in settings and settings[name] != value:
+            raise CheckpointError(f"{file}: {name} is {settings[name]!r}; only {value!r} is supported")
+
+
+def _check_blocks(down: Any, up: Any) -> None:
+    mirrored = [kind.replace("Up", "Down") for kind in reversed(up)]
+    if list(down) != mirrored or not set(down) <= {"CrossAttnDownBlock2D", "DownBlock2D"}:
+        raise ConfigError(f"blocks {down} and {up} are not those of a cross-attention U-Net")
+
+
+def _whole(settings: Settings, name: str, default: int | None = None) -> int:
+    value = settings[name] if default is None else settings.get(name, default)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ConfigError(f"{name} must be a whole number, not {value!r}")
+    return value
+
+
+def _multiple(width: Any, unit: Any) -> int:
+    if width % unit:
+        raise ConfigError(f"the width {width} is no multiple of the first, {unit}")
+    return int(width // unit)
+
+
+def _one_number(name: str, value: Any) -> int:
+    values = set(value) if isinstance(value, list) else {value}
+    number = values.pop() if len(values) == 1 else None
+    if not isinstance(number, int):
+        raise ConfigError(f"{name} must be one whole number for all levels, not {value!r}")
+    return number
+
+
+def _one_of(file: str, name: str, value: Any, table: Mapping[str, Any]) -> Any:
+    if not isinstance(value, str) or value not in table:
+        raise CheckpointError(f"{file}: {name} is {value!r}; expected one of {', '.join(table)}")
+    return table[value]
+
+
+def _pad_token_id(settings: Mapping[str, Settings]) -> int:
+    """What the folder's tokenizer pads with: SD1's with the end of text, SD2's with "!", which is 0."""
+    for file in (SPECIAL_TOKENS, TOKENIZER):
+        token = settings.get(file, {}).get("pad_token")
+        text = token.get("content") if isinstance(token, dict) else token
+        if text is not None:
+            return int(_one_of(file, "pad_token", text, PAD_TOKENS))
+    return END_OF_TEXT

@@ -1,0 +1,70 @@
+"""Files of other kinds, told by their tensors' names: so that an error says what the file is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+Names = list[str]
+
+
+def _starts(*prefixes: str) -> Callable[[Names], bool]:
+    return lambda names: any(name.startswith(prefixes) for name in names)
+
+
+def _ends(*suffixes: str) -> Callable[[Names], bool]:
+    return lambda names: any(name.endswith(suffixes) for name in names)
+
+
+def _is_embedding(names: Names) -> bool:
+    return "emb_params" in names or any(name.startswith("string_to_param") for name in names)
+
+
+# In this order: what is specific comes before what it is made of.
+_FAMILIES: tuple[tuple[str, Callable[[Names], bool]], ...] = (
+    (
+        "a Stable Diffusion XL model, which is not supported (its keys conditioner.embedders.1 are a second "
+        "text encoder)",
+        _starts("conditioner.embedders.1.", "text_encoder_2.", "add_embedding.", "unet.add_embedding."),
+    ),
+    (
+        "a Stable Diffusion 3 or Flux model (a transformer, not a U-Net), which is not supported",
+        _starts(
+            "model.diffusion_model.joint_blocks.", "joint_blocks.", "model.diffusion_model.double_blocks.",
+            "double_blocks.", "transformer_blocks.0.norm1_context.",
+        ),
+    ),
+    (
+        "a ControlNet, which is not supported yet",
+        _starts("control_model.", "controlnet_cond_embedding.", "controlnet_down_blocks."),
+    ),
+    (
+        "a LoRA, an adapter and not a model: load the model first, then apply_lora(model, FILE)",
+        _ends(
+            ".lora_down.weight", ".lora_A.weight", "_lora.down.weight", ".lora.down.weight",
+            ".lora_linear_layer.down.weight", ".hada_w1_a", ".lokr_w1", ".lokr_w1_a",
+        ),
+    ),
+    (
+        "a textual inversion: load a model first, then apply_textual_inversion(model, FILE)",
+        _is_embedding,
+    ),
+    ("a hypernetwork, which is not supported", lambda names: names[:1] == ["320.0.linear.0.weight"]),
+    (
+        "an autoencoder with vector quantisation (VQ), which is not supported yet",
+        lambda names: any(name.endswith("quantize.embedding.weight") for name in names),
+    ),
+    (
+        "a face restorer or an upscaler (ESRGAN, GFPGAN, CodeFormer), which is not supported",
+        _starts("params_ema.", "stylegan_decoder.", "body.0.rdb1.", "model.1.sub.0.RDB1."),
+    ),
+    (
+        "a Stable Cascade or Würstchen model, which is not supported",
+        _starts("prior.", "effnet."),
+    ),
+)  # fmt: skip
+
+
+def other_family(names: Iterable[str]) -> str | None:
+    """What a file is, if it is of a kind that is known by name and is no latent diffusion model."""
+    names = list(names)
+    return next((what for what, holds in _FAMILIES if holds(names)), None)

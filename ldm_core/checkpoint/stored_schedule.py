@@ -1,0 +1,40 @@
+"""The noise schedule that a file itself holds: the betas that CompVis's trainer keeps as a buffer."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ldm_core.checkpoint.reader import Checkpoint
+from ldm_core.config import NoiseScheduleConfig
+from ldm_core.noise_schedule import make_betas
+
+# A table in 16 bits is off by up to 2**-8 (bfloat16); one of another schedule by far more.
+BETAS_RTOL = 1e-2
+
+
+def stored_betas(checkpoint: Checkpoint) -> Tensor | None:
+    """The betas in a file, if it has any and they were read."""
+    betas = checkpoint.tensors.get("betas")
+    return None if betas is None or betas.is_meta or betas.ndim != 1 or betas.numel() == 0 else betas
+
+
+def betas_problem(betas: Tensor, config: NoiseScheduleConfig) -> str | None:
+    """How a file's betas contradict a configuration, or None if they agree."""
+    wanted = make_betas(config.beta_schedule, config.timesteps, config.linear_start, config.linear_end)
+    if betas.shape == wanted.shape and betas.double().allclose(wanted, rtol=BETAS_RTOL, atol=0):
+        return None
+    return f"was trained with {_ends(betas)}, but its configuration says {_ends(wanted)}"
+
+
+def describe_betas(betas: Tensor) -> str:
+    """The betas in words: how many, from where to where, and by which rule, if it is a known one."""
+    first, last = float(betas[0]), float(betas[-1])
+    for rule in ("scaled_linear", "linear", "cosine", "sqrt"):
+        ends = (first, last) if rule != "sqrt" else (first**2, last**2)
+        if betas_problem(betas, NoiseScheduleConfig(len(betas), rule, *ends)) is None:
+            return f"{_ends(betas)}, {rule}"
+    return f"{_ends(betas)}, by no rule known here"
+
+
+def _ends(betas: Tensor) -> str:
+    return f"{len(betas)} betas from {float(betas[0]):.6g} to {float(betas[-1]):.6g}"

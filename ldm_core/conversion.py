@@ -1,0 +1,150 @@
+"""From any kind of checkpoint to another, and several of one architecture to one, tensor by tensor.
+
+Tensors are read from memory-mapped files, computed when they are written, and forgotten: memory holds one
+at a time beside what the system keeps of the files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm_core.checkpoint.config_source import undecided
+from ldm_core.checkpoint.errors import CheckpointError
+from ldm_core.checkpoint.parts import PARTS
+from ldm_core.checkpoint.save import LayoutName, write_model
+from ldm_core.checkpoint.stored_schedule import betas_problem, stored_betas
+from ldm_core.checkpoint.writer import Pending
+from ldm_core.config import LatentDiffusionConfig, PredictionType
+from ldm_core.weights import Weights, open_weights
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    *,
+    layout: LayoutName | None = None,
+    dtype: torch.dtype | None = None,
+    config: str | Path | LatentDiffusionConfig | None = None,
+    prediction: PredictionType | None = None,
+    ema: bool = False,
+    variant: str | None = None,
+    text_encoder: str | Path | None = None,
+    unet: str | Path | None = None,
+    autoencoder: str | Path | None = None,
+) -> LatentDiffusionConfig:
+    """Write a checkpoint in another layout, file format or type; the options are those of `load` and `save`.
+
+    layout: "compvis" for one file (`.safetensors`, `.ckpt`, `.pt`), "diffusers" for a folder; by default
+        a target without one of those endings is a folder. dtype: None keeps every tensor's own.
+
+    Returns the model's configuration. Raises CheckpointError as `load` and `save` do; a model that may
+    predict eps or v must be told which with `prediction` or `config`, since nothing is computed here.
+    """
+    parts = {"text_encoder": text_encoder, "unet": unet, "autoencoder": autoencoder}
+    weights = _decided(
+        open_weights(
+            source,
+            config=config,
+            prediction=prediction,
+            ema=ema,
+            variant=variant,
+            parts={part: parts[part] for part in PARTS},
+        )
+    )
+    tensors = {f"{part}.{name}": t for part in PARTS for name, t in weights.parameters[part].items()}
+    write_model(weights.configs[0], tensors, target, layout=layout or _layout(target), dtype=dtype)
+    return weights.configs[0]
+
+
+def weighted_sum(
+    a: str | Path, b: str | Path, target: str | Path, alpha: float = 0.5, **options: Any
+) -> LatentDiffusionConfig:
+    """Write (1 - alpha) a + alpha b. The options are `merge`'s."""
+    return merge([(a, 1 - alpha), (b, alpha)], target, **options)
+
+
+def add_difference(
+    a: str | Path, b: str | Path, c: str | Path, target: str | Path, alpha: float = 1.0, **options: Any
+) -> LatentDiffusionConfig:
+    """Write a + alpha (b - c): what b learned over c, given to a. The options are `merge`'s."""
+    return merge([(a, 1.0), (b, alpha), (c, -alpha)], target, **options)
+
+
+def merge(
+    models: Sequence[tuple[str | Path, float]],
+    target: str | Path,
+    *,
+    layout: LayoutName | None = None,
+    dtype: torch.dtype | None = None,
+    config: str | Path | LatentDiffusionConfig | None = None,
+    prediction: PredictionType | None = None,
+    variant: str | None = None,
+) -> LatentDiffusionConfig:
+    """Write the sum of models, each times its factor (Wortsman et al. 2022, arXiv:2203.05482, for averages).
+
+    They may be files of different layouts but must be of one architecture: the same networks, schedule,
+    latent scale and prediction. Sums are in float32, and stored in `dtype`, or in the first model's types.
+    The other options are `convert`'s and hold for all of them. Returns the configuration. Raises
+    CheckpointError naming what differs.
+    """
+    if not models:
+        raise CheckpointError("merging needs at least one model")
+    opened = [
+        _decided(open_weights(path, config=config, prediction=prediction, variant=variant))
+        for path, _ in models
+    ]
+    first = opened[0]
+    for other in opened[1:]:
+        _require_same(first, other)
+    factors = [factor for _, factor in models]
+    sums: dict[str, Tensor | Pending] = {}
+    for part in PARTS:
+        for name, tensor in first.parameters[part].items():
+            terms = [weights.parameters[part][name] for weights in opened]
+            stored = dtype or tensor.dtype
+            sums[f"{part}.{name}"] = Pending(
+                stored, tuple(tensor.shape), partial(_sum, terms, factors, stored)
+            )
+    write_model(first.configs[0], sums, target, layout=layout or _layout(target))
+    return first.configs[0]
+
+
+def _sum(terms: list[Tensor], factors: list[float], dtype: torch.dtype) -> Tensor:
+    total = terms[0].float() * factors[0]
+    for term, factor in zip(terms[1:], factors[1:], strict=True):
+        total.add_(term.float(), alpha=factor)
+    return total.to(dtype)
+
+
+def _decided(weights: Weights) -> Weights:
+    """The weights, if their configuration is known and the file's own schedule agrees with it."""
+    name = weights.checkpoint.path.name
+    if len(weights.configs) > 1:
+        raise undecided(name, weights.configs)
+    betas = stored_betas(weights.checkpoint)
+    problem = None if betas is None else betas_problem(betas, weights.configs[0].noise_schedule)
+    if problem is not None:
+        raise CheckpointError(f"{name} {problem}")
+    return weights
+
+
+def _require_same(first: Weights, other: Weights) -> None:
+    ours, theirs = first.configs[0], replace(other.configs[0], image_size=first.configs[0].image_size)
+    mine, its = ours.to_dict(), theirs.to_dict()
+    differ = [name for name in mine if mine[name] != its[name]]
+    if differ:
+        raise CheckpointError(
+            f"{first.checkpoint.path.name} and {other.checkpoint.path.name} are not of one architecture: "
+            f"they differ in {', '.join(differ)}"
+        )
+
+
+def _layout(target: str | Path) -> LayoutName:
+    return "compvis" if Path(target).suffix else "diffusers"

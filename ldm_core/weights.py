@@ -1,0 +1,211 @@
+"""From files to the parameters of the networks: parts found, configuration resolved, shapes checked.
+
+This is the half of `load` that needs no arithmetic: the parameters are views of memory-mapped files,
+whatever the layout of the files and however many they are. Converting and merging work on them as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ldm_core.autoencoder import AutoencoderKL
+from ldm_core.checkpoint.config_source import resolve_config, resolve_part
+from ldm_core.checkpoint.errors import CheckpointError
+from ldm_core.checkpoint.family import other_family
+from ldm_core.checkpoint.key_map import KeyMap, report, to_parameters
+from ldm_core.checkpoint.parts import PARTS, Part, PartSource, ema_key, find_parts, has_ema, leftovers
+from ldm_core.checkpoint.prove import prove, prove_all
+from ldm_core.checkpoint.reader import Checkpoint, read
+from ldm_core.config import LatentDiffusionConfig
+from ldm_core.text_encoder import CLIPTextEncoder
+from ldm_core.unet import UNet
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Everything that files say about a model.
+
+    configs      the configuration; several, where nothing says what the U-Net predicts
+    parameters   by part and name, as views of the mapped files, in the files' own types
+    keys         the files' names of the parameters
+    networks     the networks on the meta device, without weights
+    checkpoint   the main file
+    """
+
+    configs: list[LatentDiffusionConfig]
+    parameters: dict[Part, dict[str, Tensor]]
+    keys: dict[Part, dict[str, str]]
+    networks: dict[Part, nn.Module]
+    checkpoint: Checkpoint
+
+
+_NETWORKS: dict[Part, Callable[[Any], nn.Module]] = {
+    "text_encoder": CLIPTextEncoder,
+    "unet": UNet,
+    "autoencoder": AutoencoderKL,
+}
+
+
+class _SkipInitialisation(TorchFunctionMode):
+    """Weights that a file is about to replace need no values; drawing them on "meta" takes two seconds."""
+
+    FILLS = ("uniform_", "normal_", "kaiming_uniform_", "fill_", "zero_")
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in self.FILLS:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def build_networks(config: LatentDiffusionConfig, device: Any = "cpu") -> dict[Part, nn.Module]:
+    """The three networks, freshly initialised; on "meta", without any weights."""
+    with torch.device(device):
+        return {part: network(getattr(config, part)).eval() for part, network in _NETWORKS.items()}
+
+
+def blank_networks(config: LatentDiffusionConfig) -> dict[Part, nn.Module]:
+    """The three networks on the meta device, in a moment."""
+    with _SkipInitialisation():
+        return build_networks(config, "meta")
+
+
+def open_weights(
+    path: str | Path,
+    *,
+    config: str | Path | LatentDiffusionConfig | None = None,
+    prediction: str | None = None,
+    ema: bool = False,
+    variant: str | None = None,
+    parts: Mapping[Part, str | Path | None] | None = None,
+) -> Weights:
+    """Open a model's file or folder, with other files for some of its parts. The options are `load`'s.
+
+    Raises CheckpointError for a file that cannot be read, lacks a part, or does not fit its configuration.
+    """
+    checkpoint = read(path, variant=variant)
+    _refuse_other_families(checkpoint)
+    own = find_parts(checkpoint)
+    sources = {**own, **_replacements(parts or {}, variant)}
+    _require_all(checkpoint, sources)
+    if ema:
+        sources["unet"] = _averaged(sources["unet"])
+    configs = resolve_config(
+        checkpoint,
+        config,
+        prove_all(sources),
+        foreign_autoencoder=sources["autoencoder"].checkpoint is not checkpoint,
+        prediction=prediction,
+    )
+    networks = blank_networks(configs[0])
+    parameters: dict[Part, dict[str, Tensor]] = {}
+    keys: dict[Part, dict[str, str]] = {}
+    for part in PARTS:
+        key_map = sources[part].key_map(getattr(configs[0], part))
+        parameters[part] = _parameters(sources[part], key_map, networks[part])
+        keys[part] = {name: key for key, entry in key_map.items() for name in entry.parameters}
+    _refuse_leftovers(checkpoint, own)
+    return Weights(configs, parameters, keys, networks, checkpoint)
+
+
+def open_part(
+    path: str | Path, part: Part, config: str | LatentDiffusionConfig | None, variant: str | None
+) -> tuple[nn.Module, dict[str, Tensor]]:
+    """One part of a file, whatever else is in it: its network without weights, and its parameters."""
+    if part not in PARTS:
+        raise CheckpointError(f"the part must be one of {', '.join(PARTS)}, not {part!r}")
+    source = _replacements({part: path}, variant)[part]
+    resolved: Any = resolve_part(source, prove(source), config)
+    with _SkipInitialisation(), torch.device("meta"):
+        network = _NETWORKS[part](resolved).eval()
+    return network, _parameters(source, source.key_map(resolved), network)
+
+
+def _parameters(source: PartSource, key_map: KeyMap, network: nn.Module) -> dict[str, Tensor]:
+    """One part's parameters. Raises CheckpointError naming what is missing, misshapen or left over."""
+    name = source.checkpoint.path.name
+    tensors = source.file_tensors()
+    shapes = {key: value.shape for key, value in network.state_dict().items()}
+    parameters = to_parameters(key_map, tensors, shapes, source=name)
+    report(name, {"that no network of the model takes": [key for key in tensors if key not in key_map]})
+    return parameters
+
+
+def _refuse_other_families(checkpoint: Checkpoint) -> None:
+    other = other_family(checkpoint.tensors)
+    if other is not None:
+        raise CheckpointError(f"{checkpoint.path.name} is {other}")
+
+
+def _replacements(parts: Mapping[Part, str | Path | None], variant: str | None) -> dict[Part, PartSource]:
+    """The parts that come from files of their own, which may be whole models."""
+    sources: dict[Part, PartSource] = {}
+    for part, path in parts.items():
+        if path is None:
+            continue
+        checkpoint = read(path, variant=variant)
+        found = find_parts(checkpoint)
+        if part not in found:
+            raise CheckpointError(
+                f"{checkpoint.path.name} was given as the {_words(part)}, but holds none; {_held(checkpoint)}"
+            )
+        _refuse_leftovers(checkpoint, found)
+        sources[part] = found[part]
+    return sources
+
+
+def _refuse_leftovers(checkpoint: Checkpoint, found: Mapping[Part, PartSource]) -> None:
+    unknown = leftovers(checkpoint, found.values())[1]
+    report(checkpoint.path.name, {"that no network of the model takes": unknown})
+
+
+def _words(part: Part) -> str:
+    return {"text_encoder": "text encoder", "unet": "U-Net", "autoencoder": "autoencoder"}[part]
+
+
+def _held(checkpoint: Checkpoint) -> str:
+    """What a file does hold, for an error."""
+    found = find_parts(checkpoint)
+    if found:
+        return "it holds " + " and ".join(
+            f"a {_words(part)} ({source.layout.name} names)" for part, source in found.items()
+        )
+    keys = ", ".join(repr(key) for key in list(checkpoint.tensors)[:3])
+    return (
+        f"it holds no part of a latent diffusion model under names known here (its keys are such as {keys})"
+    )
+
+
+def _require_all(checkpoint: Checkpoint, sources: Mapping[Part, PartSource]) -> None:
+    absent = [part for part in PARTS if part not in sources]
+    if absent:
+        what = " and no ".join(_words(part) for part in absent)
+        options = ", ".join(f"{part}=FILE" for part in absent)
+        raise CheckpointError(
+            f"{checkpoint.path.name} holds no {what}; {_held(checkpoint)}. Give the rest: load(…, {options})"
+        )
+
+
+def _averaged(source: PartSource) -> PartSource:
+    """The U-Net with its averaged weights, which lie in the same file under names of their own."""
+    checkpoint = source.checkpoint
+    if not has_ema(checkpoint):
+        hint = " (in a diffusers folder the U-Net's weights are the averaged ones, if any were kept)"
+        raise CheckpointError(
+            f"{checkpoint.path.name} holds no averaged (EMA) weights: load it with ema=False"
+            + (hint if checkpoint.format == "diffusers" else "")
+        )
+    missing = [name for name in source.tensors if ema_key(name) not in checkpoint.tensors]
+    if missing or source.layout.name != "compvis":
+        raise CheckpointError(
+            f"{checkpoint.path.name}: no averaged weights for {next(iter(missing), 'its U-Net')}"
+        )
+    return replace(source, tensors={name: checkpoint.tensors[ema_key(name)] for name in source.tensors})

@@ -1,0 +1,356 @@
+"""Every kind of file that people have of a model loads to the same weights, or is refused in words."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import SMALL
+from reference import random_model
+from safetensors.torch import save_file
+from test_load import same_weights
+from torch import Tensor
+from wild_files import (
+    OPEN_CLIP,
+    TEXT,
+    UNET,
+    VAE,
+    damaged_position_ids,
+    lightning_file,
+    mixed_types,
+    only,
+    renamed,
+    trained,
+)
+
+import ldm_core
+from ldm_core.checkpoint import CheckpointError, inspect
+from ldm_core.checkpoint.save import file_tensors
+from ldm_core.config import SD1, SD2_BASE, SD2_V, LatentDiffusionConfig
+from ldm_core.model import LatentDiffusion, load_part
+from ldm_core.prediction import decide_prediction, noise_similarity
+
+Tensors = dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def sd1() -> LatentDiffusion:
+    return random_model(SMALL["sd1"])
+
+
+@pytest.fixture(scope="module")
+def sd2() -> LatentDiffusion:
+    return random_model(SMALL["sd2"])
+
+
+def original(model: LatentDiffusion) -> Tensors:
+    return {key: value.contiguous() for key, value in file_tensors(model).items()}
+
+
+def write(tensors: Tensors, path: Path) -> Path:
+    """Each tensor in memory of its own, as the safetensors library wants it."""
+    if path.suffix == ".safetensors":
+        save_file({key: value.contiguous().clone() for key, value in tensors.items()}, path)
+    else:
+        torch.save(tensors, path)
+    return path
+
+
+# How prefixes differ in the wild, for a file of a whole model. Text encoders: see below.
+WHOLE = {
+    "original": [],
+    "bare U-Net": [(UNET, "diffusion_model.")],
+    "unet. and vae.": [(UNET, "unet."), (VAE, "vae.")],
+    "SDXL's text prefix": [(TEXT, "conditioner.embedders.0.transformer.text_model.")],
+    "SDXL's without transformer": [(TEXT, "conditioner.embedders.0.text_model.")],
+    "no text_model": [(TEXT, "cond_stage_model.transformer.")],
+    "te": [(TEXT, "te.text_model.")],
+    "te, no text_model": [(TEXT, "te.")],
+    "clip_l": [(TEXT, "clip_l.transformer.text_model.")],
+    "clip_l, short": [(TEXT, "clip_l.text_model.")],
+    "text_encoder": [(TEXT, "text_encoder.text_model."), (UNET, "unet."), (VAE, "vae.")],
+}
+
+
+@pytest.mark.parametrize("prefixes", WHOLE.values(), ids=WHOLE.keys())
+def test_prefixes_in_the_wild(prefixes: list[tuple[str, str]], sd1: LatentDiffusion, tmp_path: Path) -> None:
+    path = write(renamed(original(sd1), *prefixes), tmp_path / "m.safetensors")
+    assert same_weights(ldm_core.load(path, config=sd1.config), sd1)
+    report = inspect(path)
+    assert report.missing == ()
+    assert report.unknown == ()
+
+
+@pytest.mark.parametrize("prefix", ["conditioner.embedders.0.model.", "te.", "text_encoder."])
+def test_prefixes_of_open_clip(prefix: str, sd2: LatentDiffusion, tmp_path: Path) -> None:
+    path = write(renamed(original(sd2), (OPEN_CLIP, prefix)), tmp_path / "m.safetensors")
+    assert same_weights(ldm_core.load(path, config=sd2.config), sd2)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_lightning_checkpoint(legacy: bool, nested: bool, sd1: LatentDiffusion, tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    lightning_file(trained(original(sd1)), path, legacy=legacy, nested=nested)
+    assert same_weights(ldm_core.load(path, config=sd1.config), sd1)
+    report = inspect(path)
+    assert report.step == 470000
+    assert report.ema
+    assert report.unknown == ()
+    assert any("ModelCheckpoint" in name for name in report.foreign)
+    assert report.schedule == "1000 betas from 0.00085 to 0.012, scaled_linear"
+    assert any("would have run" in sentence for sentence in report.suspicious)
+
+
+def test_averaged_weights_come_where_they_are_asked_for(sd1: LatentDiffusion, tmp_path: Path) -> None:
+    path = write(trained(original(sd1)), tmp_path / "full.ckpt")
+    model = ldm_core.load(path, config=sd1.config, ema=True)
+    for (name, ours), theirs in zip(model.unet.state_dict().items(), sd1.unet.state_dict().values()):
+        assert torch.equal(ours, theirs + 1), name
+    assert torch.equal(model.autoencoder.quant_conv.weight, sd1.autoencoder.quant_conv.weight)
+
+
+@pytest.mark.parametrize("kind", ["counters", "pruned"])
+def test_files_without_averages_say_so(kind: str, sd1: LatentDiffusion, tmp_path: Path) -> None:
+    """ "emaonly" files hold the averages under the trained weights' names: nothing is left to ask for."""
+    tensors = original(sd1) if kind == "pruned" else trained(original(sd1), ema="counters")
+    path = write(tensors, tmp_path / "x.ckpt")
+    assert not inspect(path).ema
+    assert same_weights(ldm_core.load(path, config=sd1.config), sd1)
+    with pytest.raises(CheckpointError, match="holds no averaged"):
+        ldm_core.load(path, config=sd1.config, ema=True)
+
+
+def test_averages_of_a_part_only_are_an_error(sd1: LatentDiffusion, tmp_path: Path) -> None:
+    tensors = trained(original(sd1))
+    del tensors["model_ema.diffusion_modelconv_in0weight".replace("conv_in0", "input_blocks00")]
+    path = write(tensors, tmp_path / "x.ckpt")
+    with pytest.raises(CheckpointError, match=r"no averaged weights for input_blocks\.0\.0\.weight"):
+        ldm_core.load(path, config=sd1.config, ema=True)
+
+
+def test_damaged_position_ids_are_dropped_and_told(sd1: LatentDiffusion, tmp_path: Path) -> None:
+    path = write(damaged_position_ids(original(sd1)), tmp_path / "x.safetensors")
+    assert same_weights(ldm_core.load(path, config=sd1.config), sd1)
+    assert any("position_ids is damaged (bfloat16)" in sentence for sentence in inspect(path).suspicious)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_stored_types(dtype: torch.dtype, sd1: LatentDiffusion, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    ldm_core.checkpoint.save(sd1, path, dtype=dtype)
+    model = ldm_core.load(path)
+    for part, module in sd1.modules.items():
+        for (name, ours), theirs in zip(
+            model.modules[part].state_dict().items(), module.state_dict().values()
+        ):
+            assert torch.equal(ours, theirs.to(dtype).float()), name
+    ids = ldm_core.checkpoint.read(path).tensors[f"{TEXT}embeddings.position_ids"]
+    assert ids.dtype == torch.int64
+
+
+def test_mixed_types(sd1: LatentDiffusion, tmp_path: Path) -> None:
+    tensors = mixed_types(original(sd1))
+    path = write(tensors, tmp_path / "x.safetensors")
+    model = ldm_core.load(path, config=sd1.config)
+    assert model.dtype == torch.float32
+    loaded = file_tensors(model)
+    assert all(torch.equal(loaded[key], value.to(loaded[key].dtype)) for key, value in tensors.items())
+
+
+# Parts alone, as they are handed on: the part, its prefix in the original file, and its own.
+ALONE: dict[str, tuple[str, Any, str, str, dict[str, Tensor]]] = {
+    "vae": ("autoencoder", "sd1", VAE, "", {"loss.logvar": torch.ones(1), "loss.d.x": torch.ones(3)}),
+    "vae, prefixed": ("autoencoder", "sd1", VAE, VAE, {}),
+    "vae.": ("autoencoder", "sd1", VAE, "vae.", {}),
+    "unet": ("unet", "sd1", UNET, "", {}),
+    "unet of ComfyUI": ("unet", "sd1", UNET, UNET, {}),
+    "unet of sd2": ("unet", "sd2", UNET, "diffusion_model.", {}),
+    "text": ("text_encoder", "sd1", TEXT, "text_model.", {"text_model.embeddings.position_ids": torch.ones(7)}),
+    "text without text_model": ("text_encoder", "sd1", TEXT, "", {}),
+    "openai/clip": (
+        "text_encoder",
+        "sd1",
+        TEXT,
+        "text_model.",
+        {name: torch.ones(2, 2) for name in ("logit_scale", "vision_model.x", "text_projection.weight")},
+    ),
+    "open_clip": ("text_encoder", "sd2", OPEN_CLIP, "", {"visual.proj": torch.ones(2)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ALONE)
+def test_a_part_alone_takes_the_place_of_a_models(
+    kind: str, sd1: LatentDiffusion, sd2: LatentDiffusion, tmp_path: Path
+) -> None:
+    part, base, prefix, new, extra = ALONE[kind]
+    model = {"sd1": sd1, "sd2": sd2}[base]
+    other = random_model(model.config, seed=1)
+    whole = write(original(model), tmp_path / "whole.safetensors")
+    alone = write({**only(original(other), prefix, new), **extra}, tmp_path / "alone.safetensors")
+    loaded = ldm_core.load(whole, config=model.config, **{part: alone})  # type: ignore[arg-type]
+    assert same_weights(loaded, replace(model, **{part: getattr(other, part)}))
+    assert not inspect(alone).unknown
+    network = load_part(part, alone, config=model.config)  # type: ignore[arg-type]
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(network.state_dict().values(), other.modules[part].state_dict().values(), strict=True)
+    )
+
+
+def test_an_autoencoder_of_another_structure_may_come_in(sd1: LatentDiffusion, tmp_path: Path) -> None:
+    other = random_model(replace(sd1.config, autoencoder=replace(sd1.config.autoencoder, ch=64)))
+    whole = write(original(sd1), tmp_path / "whole.safetensors")
+    vae = write(only(original(other), VAE), tmp_path / "vae.pt")
+    loaded = ldm_core.load(whole, config=sd1.config, autoencoder=vae)
+    assert loaded.config.autoencoder.ch == 64
+    assert torch.equal(loaded.autoencoder.quant_conv.weight, other.autoencoder.quant_conv.weight)
+    assert load_part("autoencoder", vae).config.ch == 64  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("left", "missing"),
+    [
+        ((UNET, VAE), "no text encoder; it holds a U-Net .* and a autoencoder .*text_encoder=FILE"),
+        ((UNET, TEXT), "no autoencoder; it holds .*autoencoder=FILE"),
+        ((UNET,), "no text encoder and no autoencoder; .*text_encoder=FILE, autoencoder=FILE"),
+        ((VAE,), "no text encoder and no U-Net; .*text_encoder=FILE, unet=FILE"),
+    ],
+)
+def test_missing_parts_are_named_with_what_to_give(
+    left: tuple[str, ...], missing: str, sd1: LatentDiffusion, tmp_path: Path
+) -> None:
+    tensors = {k: v for k, v in original(sd1).items() if k.startswith(left)}
+    path = write(tensors, tmp_path / "some.safetensors")
+    with pytest.raises(CheckpointError, match=missing):
+        ldm_core.load(path)
+
+
+def test_the_wrong_part_is_named(sd1: LatentDiffusion, tmp_path: Path) -> None:
+    whole = write(original(sd1), tmp_path / "whole.safetensors")
+    vae = write(only(original(sd1), VAE), tmp_path / "vae.safetensors")
+    with pytest.raises(CheckpointError, match=r"vae.safetensors was given as the U-Net, but holds none"):
+        ldm_core.load(whole, config=sd1.config, unet=vae)
+    with pytest.raises(CheckpointError, match="the part must be one of"):
+        load_part("vae", vae)  # type: ignore[arg-type]
+
+
+def test_a_part_of_another_size_is_refused(
+    sd1: LatentDiffusion, sd2: LatentDiffusion, tmp_path: Path
+) -> None:
+    whole = write(original(sd1), tmp_path / "whole.safetensors")
+    wide = random_model(replace(sd1.config, text_encoder=replace(sd1.config.text_encoder, layers=5)))
+    text = write(only(original(wide), TEXT), tmp_path / "text.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"text_encoder.layers: the configuration says 3, the tensors 5"
+    ):
+        ldm_core.load(whole, config=sd1.config, text_encoder=text)
+
+
+OTHERS = {
+    "conditioner.embedders.1.model.ln_final.weight": "Stable Diffusion XL",
+    "model.diffusion_model.joint_blocks.0.x": "Stable Diffusion 3",
+    "control_model.input_blocks.0.0.weight": "ControlNet",
+    "lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": "LoRA",
+    "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight": "LoRA",
+    "emb_params": "textual inversion",
+    "quantize.embedding.weight": "VQ",
+    "params_ema.conv_first.weight": "face restorer",
+}
+
+
+@pytest.mark.parametrize("key", OTHERS)
+def test_other_families_are_named(key: str, tmp_path: Path) -> None:
+    path = write({key: torch.ones(2, 2)}, tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointError, match=OTHERS[key]):
+        ldm_core.load(path)
+    report = inspect(path)
+    assert OTHERS[key] in report.family + report.why
+    assert report.unknown == ()
+
+
+def test_sd2_files_without_what_is_never_used(sd2: LatentDiffusion, tmp_path: Path) -> None:
+    """Neither the last block nor the projection: the same numbers come out."""
+    unused = (
+        f"{OPEN_CLIP}transformer.resblocks.2.",
+        f"{OPEN_CLIP}text_projection",
+        f"{OPEN_CLIP}logit_scale",
+    )
+    tensors = {k: v for k, v in original(sd2).items() if not k.startswith(unused)}
+    path = write(tensors, tmp_path / "pruned.safetensors")
+    loaded = ldm_core.load(path, config=sd2.config)
+    assert (loaded.config.text_encoder.layers, loaded.config.text_encoder.clip_skip) == (2, 0)
+    tokens = loaded.tokenizer(["a cat"])
+    assert torch.equal(loaded.text_encoder(tokens), sd2.text_encoder(tokens))
+
+
+def test_attention_names_that_converters_left(sd1: LatentDiffusion, tmp_path: Path) -> None:
+    """`attn_1.to_q` instead of `attn_1.q`, as matrices."""
+    tensors = {}
+    for key, value in original(sd1).items():
+        names = {
+            ".q.": ".to_q.",
+            ".k.": ".to_k.",
+            ".v.": ".to_v.",
+            ".proj_out.": ".to_out.0.",
+            ".norm.": ".group_norm.",
+        }
+        if ".attn_1." in key:
+            for old, new in names.items():
+                key = key.replace(old, new)
+            value = value.flatten(1) if value.ndim == 4 else value
+        tensors[key] = value
+    path = write(tensors, tmp_path / "x.safetensors")
+    assert same_weights(ldm_core.load(path, config=sd1.config), sd1)
+
+
+def test_a_trained_u_nets_answer_tells_what_it_predicts(bundled: LatentDiffusion) -> None:
+    """The bundled model predicts eps; the same network with its answer turned into v predicts v."""
+    similarity = noise_similarity(bundled)
+    assert similarity > 0.95
+    assert decide_prediction(similarity) == "eps"
+
+    alphas = bundled.noise_schedule.alphas_cumprod
+
+    class AsV(torch.nn.Module):
+        def forward(self, x: Tensor, t: int, context: Tensor) -> Tensor:
+            a, s = float(alphas[t]) ** 0.5, (1 - float(alphas[t])) ** 0.5
+            eps = bundled.unet(x, t, context)
+            return a * eps - s * (x - s * eps) / a
+
+    assert decide_prediction(noise_similarity(replace(bundled, unet=AsV()))) == "v"
+    assert decide_prediction(0.5) is None
+
+
+def test_a_file_that_fits_both_is_asked_or_told(
+    sd2: LatentDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eps, v = replace(sd2.config, prediction="eps"), replace(sd2.config, prediction="v")
+    from ldm_core.checkpoint import config_source, detect
+
+    presets: dict[str, LatentDiffusionConfig] = {"sd2-base": eps, "sd2-v": v}
+    monkeypatch.setattr(detect, "PRESETS", presets)
+    monkeypatch.setattr(config_source, "preset", presets.__getitem__)
+    path = write(original(sd2), tmp_path / "bare.safetensors")
+    with pytest.warns(UserWarning, match="as of one that predicts v; prediction='v' spares the question"):
+        assert ldm_core.load(path).config == v
+    assert ldm_core.load(path, prediction="eps").config == eps
+    assert ldm_core.load(path, config="sd2-v").config == v
+    monkeypatch.setattr("ldm_core.prediction.IS_V", 0.0)
+    with pytest.raises(CheckpointError, match=r"settles nothing \(.*\): say which with prediction='eps' or"):
+        ldm_core.load(path)
+
+
+def test_presets_of_the_two_sd2_models_differ_in_what_they_predict() -> None:
+    assert replace(SD2_BASE, prediction="v", image_size=768) == SD2_V
+    assert SD1.prediction == "eps"
+
+
+def test_betas_of_another_schedule_are_refused(sd1: LatentDiffusion, tmp_path: Path) -> None:
+    tensors = {**trained(original(sd1)), "betas": torch.linspace(1e-4, 2e-2, 1000)}
+    path = write(tensors, tmp_path / "x.ckpt")
+    with pytest.raises(CheckpointError, match=r"trained with 1000 betas from 0\.0001 to 0\.02, but"):
+        ldm_core.load(path, config=sd1.config)

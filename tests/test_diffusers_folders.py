@@ -1,0 +1,339 @@
+"""diffusers folders: read whatever diffusers wrote, write what diffusers reads."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import SMALL
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import (
+    random_model,
+    reference_autoencoder,
+    reference_text_encoder,
+    reference_unet,
+    relative_error,
+)
+from safetensors.torch import load_file, save_file
+from test_load import same_weights
+
+import ldm_core
+from ldm_core.checkpoint import CheckpointError, inspect, read, save
+from ldm_core.checkpoint.diffusers_config import from_settings
+from ldm_core.checkpoint.diffusers_folder import settings as folder_settings
+from ldm_core.checkpoint.diffusers_folder import stored_text_encoder
+from ldm_core.config import PRESETS, LatentDiffusionConfig
+from ldm_core.model import LatentDiffusion, load_part
+
+logging.getLogger("diffusers").setLevel(logging.ERROR)
+
+
+Models = dict[str, LatentDiffusion]
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, LatentDiffusion]:
+    return {kind: random_model(SMALL[kind]) for kind in ("sd1", "sd2", "x4-upscaler")}
+
+
+@pytest.fixture(scope="module")
+def theirs(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that diffusers and transformers wrote themselves, of the small SD1 model."""
+    return write_theirs(models["sd1"], tmp_path_factory.mktemp("theirs") / "sd1")
+
+
+def write_theirs(model: LatentDiffusion, folder: Path, **options: Any) -> Path:
+    from diffusers import PNDMScheduler
+
+    save(model, folder, layout="diffusers")
+    for part in ("unet", "vae", "text_encoder", "scheduler"):
+        shutil.rmtree(folder / part)
+    reference_unet(model).save_pretrained(folder / "unet", **options)
+    vae = reference_autoencoder(model)
+    vae.register_to_config(scaling_factor=model.config.latent_scale)
+    vae.save_pretrained(folder / "vae", **options)
+    options.pop("safe_serialization", None)  # transformers 5 writes safetensors only
+    reference_text_encoder(model).save_pretrained(folder / "text_encoder", **options)
+    schedule = model.config.noise_schedule
+    PNDMScheduler(
+        beta_start=schedule.linear_start,
+        beta_end=schedule.linear_end,
+        beta_schedule="scaled_linear",
+        skip_prk_steps=True,
+        steps_offset=1,
+        prediction_type={"eps": "epsilon", "v": "v_prediction"}[model.config.prediction],
+    ).save_pretrained(folder / "scheduler")
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    size = model.config.image_size // model.config.autoencoder.downsampling
+    (folder / "unet" / "config.json").write_text(json.dumps({**config, "sample_size": size}))
+    return folder
+
+
+def used(config: LatentDiffusionConfig) -> LatentDiffusionConfig:
+    """What a folder keeps of a configuration: no order of levels, no part of the text encoder without use."""
+    levels = tuple(sorted(config.unet.attention_resolutions))
+    unet = replace(config.unet, attention_resolutions=levels)
+    return replace(config, unet=unet, text_encoder=stored_text_encoder(config))
+
+
+def test_a_folder_that_diffusers_wrote(theirs: Path, models: Models) -> None:
+    loaded = ldm_core.load(theirs)
+    assert loaded.config == used(models["sd1"].config)
+    assert same_weights(loaded, models["sd1"])
+    report = inspect(theirs)
+    assert (report.format, report.sure, report.missing) == ("diffusers", "proved", ())
+    assert report.load == f"ldm_core.load({str(theirs)!r})"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"safe_serialization": False},
+        {"variant": "fp16"},
+        {"safe_serialization": False, "variant": "fp16"},
+        {"max_shard_size": "5MB"},
+        {"max_shard_size": "5MB", "variant": "fp16"},
+        {"max_shard_size": "5MB", "safe_serialization": False},
+    ],
+    ids=str,
+)
+def test_every_way_that_diffusers_writes_weights(
+    options: dict[str, Any], models: Models, tmp_path: Path
+) -> None:
+    folder = write_theirs(models["sd1"], tmp_path / "model", **options)
+    files = [file.name for file in (folder / "unet").iterdir()]
+    assert any(("bin" in name) == ("safe_serialization" in options) for name in files if "json" not in name)
+    assert ("max_shard_size" in options) == any("index" in name for name in files)
+    assert ("variant" in options) == any("fp16" in name for name in files)
+    assert same_weights(ldm_core.load(folder), models["sd1"])
+
+
+def test_the_wanted_variant_is_taken(theirs: Path, models: Models, tmp_path: Path) -> None:
+    folder = shutil.copytree(theirs, tmp_path / "both")
+    other = random_model(SMALL["sd1"], seed=5)
+    reference_unet(other).save_pretrained(folder / "unet", variant="ema")
+    assert same_weights(ldm_core.load(folder), models["sd1"])
+    assert same_weights(ldm_core.load(folder, variant="ema"), replace(models["sd1"], unet=other.unet))
+    for part in ("unet", "vae", "text_encoder"):
+        for file in (folder / part).glob("*.safetensors"):
+            file.unlink()
+    with pytest.raises(CheckpointError, match=r"unet: no file of weights of the variant 'ema'"):
+        ldm_core.load(folder, variant="ema")
+
+
+def test_the_old_names_of_the_autoencoders_attention(theirs: Path, models: Models, tmp_path: Path) -> None:
+    folder = shutil.copytree(theirs, tmp_path / "old")
+    file = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors = {}
+    for key, value in load_file(file).items():
+        for new, name in old.items():
+            key = re.sub(rf"(attentions\.0\.){re.escape(new)}\.", rf"\g<1>{name}.", key)
+        tensors[key] = value
+    assert any("query" in key for key in tensors)
+    save_file(tensors, file)
+    assert same_weights(ldm_core.load(folder), models["sd1"])
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_part_from_a_folder(part: str, theirs: Path, models: Models) -> None:
+    ours = {"vae": "autoencoder"}.get(part, part)
+    network = load_part(ours, theirs / part, config=models["sd1"].config)  # type: ignore[arg-type]
+    for (name, a), b in zip(
+        network.state_dict().items(), models["sd1"].modules[ours].state_dict().values(), strict=True
+    ):
+        assert torch.equal(a, b), name
+    if part == "unet":
+        alone: Any = load_part("unet", theirs / "unet")
+        assert alone.config == used(models["sd1"].config).unet
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sd2", "x4-upscaler"])
+def test_written_then_read(kind: str, models: Models, tmp_path: Path) -> None:
+    model = models[kind]
+    save(model, tmp_path / "out", layout="diffusers")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+    loaded = ldm_core.load(tmp_path / "out")
+    assert loaded.config == used(model.config)
+    for part in ("unet", "autoencoder", "text_encoder"):
+        ours, theirs = loaded.modules[part].state_dict(), model.modules[part].state_dict()
+        assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    tokens = model.tokenizer(["a cat", "two dogs, a very long prompt about dogs"])
+    assert torch.equal(loaded.tokenizer(["a cat", "two dogs, a very long prompt about dogs"]), tokens)
+    assert torch.equal(loaded.text_encoder(tokens), model.text_encoder(tokens))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_settings_say_all_of_a_configuration(name: str) -> None:
+    config = PRESETS[name]
+    assert from_settings(json.loads(json.dumps(folder_settings(config)))) == used(config)
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sd2"])
+def test_diffusers_reads_what_is_written(kind: str, models: Models, tmp_path: Path) -> None:
+    """Every part by its own class, without a missing or an unexpected tensor, and the same numbers."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    model = models[kind]
+    save(model, tmp_path / "out", layout="diffusers")
+    unet, info = UNet2DConditionModel.from_pretrained(tmp_path / "out" / "unet", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    vae, info = AutoencoderKL.from_pretrained(tmp_path / "out" / "vae", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    text, info = CLIPTextModel.from_pretrained(tmp_path / "out" / "text_encoder", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path / "out" / "tokenizer")
+    prompts = ["a cat, 2 dogs", "an emoji \U0001f600 of joy"]
+    ids = tokenizer(prompts, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
+    tokens = model.tokenizer(prompts)
+    assert torch.equal(ids.input_ids, tokens)
+    with torch.no_grad():
+        context = model.text_encoder(tokens)
+        assert relative_error(text(tokens).last_hidden_state, context) < 1e-5
+        x, z = torch.randn(2, 4, 16, 16), torch.randn(1, 4, 8, 8)
+        assert relative_error(unet(x, 7, context).sample, model.unet(x, 7, context)) < 1e-5
+        assert relative_error(vae.decode(z).sample, model.autoencoder.decode(z)) < 1e-5
+
+
+def test_the_real_pipeline_draws_the_same_picture(bundled: LatentDiffusion, tmp_path: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    save(bundled, tmp_path / "emoji", layout="diffusers")
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "emoji")
+    pipeline.set_progress_bar_config(disable=True)
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3))
+    ours = ldm_core.Sampler(bundled).txt2img(
+        "grinning cat", steps=10, guidance_scale=4.0, noise=noise, output="tensor"
+    )
+    theirs = pipeline(
+        "grinning cat",
+        num_inference_steps=10,
+        guidance_scale=4.0,
+        latents=noise,
+        height=64,
+        width=64,
+        output_type="pt",
+    )
+    assert (ours - theirs.images).abs().max() < 1e-4
+    again = ldm_core.Sampler(ldm_core.load(tmp_path / "emoji")).txt2img(
+        "grinning cat", steps=10, guidance_scale=4.0, noise=noise, output="tensor"
+    )
+    assert torch.equal(ours, again)
+
+
+BAD: dict[str, tuple[str, dict[str, Any], str]] = {
+    "SDXL": ("unet/config.json", {"addition_embed_type": "text_time"}, "addition_embed_type is 'text_time'"),
+    "LCM": ("unet/config.json", {"time_cond_proj_dim": 256}, "time_cond_proj_dim is 256"),
+    "activation": ("unet/config.json", {"act_fn": "gelu"}, "act_fn is 'gelu'; only 'silu'"),
+    "blocks": ("unet/config.json", {"down_block_types": ["DownBlock2D"]}, "are not those of"),
+    "text": ("unet/config.json", {"in_channels": "4"}, "in_channels must be a whole number, not '4'"),
+    "heads": ("unet/config.json", {"attention_head_dim": [1, 2, 3, 4]}, "neither of one number"),
+    "depth": ("unet/config.json", {"transformer_layers_per_block": [1, 2]}, "one whole number for all"),
+    "classes": ("unet/config.json", {"class_embed_type": "timestep"}, "class_embed_type is 'timestep'"),
+    "contradiction": ("unet/config.json", {"cross_attention_dim": 128}, "attends to vectors of 128"),
+    "shift": ("vae/config.json", {"shift_factor": 0.1}, "shift_factor is 0.1"),
+    "scale": ("vae/config.json", {"scaling_factor": "big"}, "could not convert"),
+    "sample": ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "expected one of epsilon"),
+    "zero snr": ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "only False is"),
+    "pad": ("tokenizer/special_tokens_map.json", {"pad_token": "<pad>"}, "pad_token is '<pad>'"),
+    "classes of parts": (
+        "model_index.json",
+        {"tokenizer": ["transformers", "XLMRobertaTokenizer"]},
+        "its tokenizer is a XLMRobertaTokenizer",
+    ),
+    "gelu": ("text_encoder/config.json", {"hidden_act": "gelu_new"}, "activation must be"),
+    "mlp": ("text_encoder/config.json", {"intermediate_size": 7}, "intermediate_size 7 is not 4"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_settings_of_other_networks_are_refused(name: str, theirs: Path, tmp_path: Path) -> None:
+    file, change, message = BAD[name]
+    folder = shutil.copytree(theirs, tmp_path / "bad")
+    data = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps({**data, **change}))
+    with pytest.raises(CheckpointError, match=message):
+        ldm_core.load(folder)
+
+
+def test_damaged_folders(theirs: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(theirs, tmp_path / "bad")
+    (folder / "unet" / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"unet/config.json: not valid JSON"):
+        ldm_core.load(folder)
+    (folder / "unet" / "config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="not a mapping but a list"):
+        ldm_core.load(folder)
+    shutil.rmtree(folder / "unet")
+    with pytest.raises(CheckpointError, match=r"holds no U-Net.*unet=FILE"):
+        ldm_core.load(folder)
+    shutil.rmtree(folder / "scheduler")
+    shutil.copytree(theirs / "unet", folder / "unet")
+    with pytest.raises(CheckpointError, match="of no model known here"):
+        ldm_core.load(folder)
+
+
+@pytest.mark.parametrize("shard", ["../../vae/diffusion_pytorch_model.safetensors", "/etc/passwd", "..", ""])
+def test_an_index_cannot_lead_out_of_its_folder(shard: str, theirs: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(theirs, tmp_path / "bad")
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    index = folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"conv_in.weight": shard}}))
+    with pytest.raises(CheckpointError, match="a shard lies outside its folder"):
+        read(folder)
+    index.write_text(json.dumps({"weight_map": {"conv_in.weight": "gone.safetensors"}}))
+    with pytest.raises(CheckpointError, match=r"the shard gone\.safetensors is missing"):
+        read(folder)
+
+
+def test_a_folder_is_not_written_over_another(models: Models, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    with pytest.raises(CheckpointError, match="is already there"):
+        save(models["sd1"], tmp_path / "mine", layout="diffusers")
+    with pytest.raises(CheckpointError, match="layout must be"):
+        save(models["sd1"], tmp_path / "new", layout="onnx")  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        save(models["sd1"], tmp_path / "no" / "such" / "place", layout="diffusers")
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["mine"]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 2000) | st.floats(allow_nan=True) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+SMALL_SETTINGS = json.dumps(
+    {name: value for name, value in folder_settings(SMALL["sd2"]).items() if "vocab" not in name}
+)
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_any_setting_is_read_or_refused(data: st.DataObject) -> None:
+    """Whatever stands in the place of a setting, the outcome is a configuration or a CheckpointError."""
+    folder = json.loads(SMALL_SETTINGS)
+    for _ in range(data.draw(st.integers(1, 3))):
+        file = data.draw(st.sampled_from(sorted(folder)))
+        key = data.draw(st.sampled_from(sorted(folder[file])))
+        folder[file][key] = data.draw(JSON)
+    try:
+        config = from_settings(folder)
+    except CheckpointError:
+        return
+    assert isinstance(config, LatentDiffusionConfig)

@@ -104,6 +104,10 @@ class UNetConfig:
             len(self.disable_self_attentions) in (0, len(self.channel_mult)),
             f"unet: disable_self_attentions needs one value for each of the {len(self.channel_mult)} levels",
         )
+        # Their order means nothing, and files differ in it.
+        object.__setattr__(
+            self, "attention_resolutions", tuple(sorted(self.attention_resolutions, reverse=True))
+        )
         for level in self.attention_levels:
             self.heads(self.model_channels * self.channel_mult[level])
 

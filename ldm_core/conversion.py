@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ldm_core.checkpoint.config_source import undecided
+from ldm_core.checkpoint.detect import blank
 from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.parts import PARTS
 from ldm_core.checkpoint.save import LayoutName, write_model
@@ -136,9 +137,11 @@ def _decided(weights: Weights) -> Weights:
 
 
 def _require_same(first: Weights, other: Weights) -> None:
-    ours, theirs = first.configs[0], replace(other.configs[0], image_size=first.configs[0].image_size)
-    mine, its = ours.to_dict(), theirs.to_dict()
-    differ = [name for name in mine if mine[name] != its[name]]
+    ours, theirs = (
+        replace(weights.configs[0], image_size=0, autoencoder=blank(weights.configs[0].autoencoder)).to_dict()
+        for weights in (first, other)
+    )
+    differ = [name for name in ours if ours[name] != theirs[name]]
     if differ:
         raise CheckpointError(
             f"{first.checkpoint.path.name} and {other.checkpoint.path.name} are not of one architecture: "

@@ -78,10 +78,8 @@ def write_theirs(model: LatentDiffusion, folder: Path, **options: Any) -> Path:
 
 
 def used(config: LatentDiffusionConfig) -> LatentDiffusionConfig:
-    """What a folder keeps of a configuration: no order of levels, no part of the text encoder without use."""
-    levels = tuple(sorted(config.unet.attention_resolutions))
-    unet = replace(config.unet, attention_resolutions=levels)
-    return replace(config, unet=unet, text_encoder=stored_text_encoder(config))
+    """What a folder keeps of a configuration: the text encoder without what is never used."""
+    return replace(config, text_encoder=stored_text_encoder(config))
 
 
 def test_a_folder_that_diffusers_wrote(theirs: Path, models: Models) -> None:

@@ -1,0 +1,194 @@
+"""Converting and merging: equal tensors whatever the way, sums as written, and bounded memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import weakref
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import SMALL
+from reference import random_model
+from test_load import same_weights
+from torch import Tensor
+from wild_files import lightning_file, trained
+
+import ldm_core
+from ldm_core import conversion
+from ldm_core.checkpoint import CheckpointError, read, save
+from ldm_core.checkpoint.save import file_tensors
+from ldm_core.config import PRESETS
+from ldm_core.conversion import add_difference, convert, merge, weighted_sum
+from ldm_core.model import LatentDiffusion, build
+
+
+@pytest.fixture(scope="module")
+def models() -> list[LatentDiffusion]:
+    return [random_model(SMALL["sd1"], seed=seed) for seed in range(3)]
+
+
+@pytest.fixture(scope="module")
+def files(models: list[LatentDiffusion], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The same architecture in three layouts."""
+    folder = tmp_path_factory.mktemp("models")
+    paths = [folder / "a.safetensors", folder / "b.ckpt", folder / "c"]
+    save(models[0], paths[0])
+    save(models[1], paths[1])
+    save(models[2], paths[2], layout="diffusers")
+    return paths
+
+
+def test_there_and_back_through_every_layout(
+    files: list[Path], models: list[LatentDiffusion], tmp_path: Path
+) -> None:
+    convert(files[0], tmp_path / "folder")
+    convert(tmp_path / "folder", tmp_path / "file.ckpt")
+    config = convert(tmp_path / "file.ckpt", tmp_path / "file.safetensors")
+    assert same_weights(ldm_core.load(tmp_path / "file.safetensors"), models[0])
+    first, last = read(files[0]).tensors, read(tmp_path / "file.safetensors").tensors
+    assert first.keys() == last.keys()
+    assert all(torch.equal(first[key], last[key]) for key in first)
+    assert config.text_encoder == models[0].config.text_encoder
+
+
+def test_a_training_checkpoint_becomes_a_small_file(models: list[LatentDiffusion], tmp_path: Path) -> None:
+    tensors = {key: value.contiguous() for key, value in file_tensors(models[0]).items()}
+    lightning_file(trained(tensors), tmp_path / "last.ckpt")
+    convert(
+        tmp_path / "last.ckpt",
+        tmp_path / "ema.safetensors",
+        config=SMALL["sd1"],
+        ema=True,
+        dtype=torch.float16,
+    )
+    out = read(tmp_path / "ema.safetensors").tensors
+    assert out.keys() == tensors.keys()
+    key = "model.diffusion_model.input_blocks.0.0.weight"
+    assert torch.equal(out[key], (tensors[key] + 1).half())
+
+
+def test_what_load_refuses_is_not_converted(files: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no averaged"):
+        convert(files[0], tmp_path / "out.safetensors", ema=True)
+    with pytest.raises(CheckpointError, match="expected an ending"):
+        convert(files[0], tmp_path / "out.gguf")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_may_predict_either_must_be_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = conversion.open_weights
+
+    def both(*args: Any, **options: Any) -> Any:
+        opened = weights(*args, **options)
+        other = replace(opened.configs[0], prediction="eps")
+        return replace(opened, configs=[opened.configs[0], other])
+
+    save(random_model(SMALL["sd2"]), tmp_path / "a.safetensors")
+    monkeypatch.setattr(conversion, "open_weights", both)
+    with pytest.raises(CheckpointError, match="prediction='v' or prediction='eps'"):
+        convert(tmp_path / "a.safetensors", tmp_path / "b.ckpt")
+
+
+def state(model: LatentDiffusion) -> dict[str, Tensor]:
+    return {f"{part}.{n}": v for part, m in model.modules.items() for n, v in m.state_dict().items()}
+
+
+def test_sums_are_what_they_say(files: list[Path], models: list[LatentDiffusion], tmp_path: Path) -> None:
+    a, b, c = (state(model) for model in models)
+    weighted_sum(files[0], files[1], tmp_path / "sum.safetensors", 0.3)
+    add_difference(files[0], files[1], files[2], tmp_path / "difference.ckpt", 0.5)
+    merge([(files[0], 0.5), (files[1], 0.25), (files[2], 0.25)], tmp_path / "three", dtype=torch.float16)
+    got = [state(ldm_core.load(tmp_path / name)) for name in ("sum.safetensors", "difference.ckpt", "three")]
+    for name in a:
+        wide = [tensor.double() for tensor in (a[name], b[name], c[name])]
+        scale = max(float(tensor.abs().max()) for tensor in wide)
+        assert (got[0][name] - (0.7 * wide[0] + 0.3 * wide[1])).abs().max() < 1e-6 * scale, name
+        assert (got[1][name] - (wide[0] + 0.5 * (wide[1] - wide[2]))).abs().max() < 1e-6 * scale, name
+        expected = 0.5 * wide[0] + 0.25 * wide[1] + 0.25 * wide[2]
+        assert (got[2][name] - expected).abs().max() < 2**-11 * scale, name
+
+
+def test_a_model_merged_with_itself_is_itself(files: list[Path], models: Any, tmp_path: Path) -> None:
+    weighted_sum(files[0], files[0], tmp_path / "same.safetensors", 0.25)
+    assert same_weights(ldm_core.load(tmp_path / "same.safetensors"), models[0])
+
+
+def test_models_of_different_architecture_are_refused(files: list[Path], tmp_path: Path) -> None:
+    other = replace(SMALL["sd1"], unet=replace(SMALL["sd1"].unet, num_res_blocks=1), prediction="v")
+    save(build(other), tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointError, match="not of one architecture: they differ in unet, prediction"):
+        weighted_sum(files[0], tmp_path / "other.safetensors", tmp_path / "out.safetensors")
+    with pytest.raises(CheckpointError, match="at least one model"):
+        merge([], tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_merging_holds_one_tensor_at_a_time(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
+    most = 0
+    original = conversion._sum
+
+    def counted(*args: Any) -> Tensor:
+        nonlocal most
+        result = original(*args)
+        alive.add(result)
+        most = max(most, len(alive))
+        return result
+
+    monkeypatch.setattr(conversion, "_sum", counted)
+    weighted_sum(files[0], files[1], tmp_path / "out.safetensors")
+    assert most == 1
+
+
+MEASURE = """
+import sys, torch, resource
+from ldm_core.conversion import convert, weighted_sum
+def anonymous():
+    return max(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
+before, peak = anonymous(), 0
+from ldm_core.checkpoint import writer
+old = writer.{hook}
+def watched(*args, **options):
+    global peak
+    result = old(*args, **options)
+    peak = max(peak, anonymous())
+    return result
+writer.{hook} = watched
+{call}
+print((peak - before) * 1024)
+"""
+
+
+@pytest.mark.slow  # a model of 4 GB
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+@pytest.mark.parametrize("way", ["safetensors to ckpt", "ckpt to diffusers in float16", "weighted sum"])
+def test_memory_at_full_size(way: str, tmp_path: Path) -> None:
+    """Beside the mapped file, which the system can drop at any time, memory is 1.3 x the largest tensor."""
+    model = build(PRESETS["sd1"])
+    ending = "ckpt" if way.startswith("ckpt") else "safetensors"
+    source = tmp_path / f"a.{ending}"
+    save(model, source)
+    largest = max(p.numel() * 4 for module in model.modules.values() for p in module.parameters())
+    del model
+    a, b = str(source), str(tmp_path / "b")
+    call = {
+        "safetensors to ckpt": f"convert({a!r}, {b + '.ckpt'!r})",
+        "ckpt to diffusers in float16": f"convert({a!r}, {b!r}, dtype=torch.float16)",
+        "weighted sum": f"weighted_sum({a!r}, {a!r}, {b + '.safetensors'!r})",
+    }[way]
+    code = MEASURE.format(hook="_make_bytes", call=call)
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ}
+    )
+    grown = int(run.stdout)
+    print(f"\n{way}: {grown / largest:.2f} x the largest tensor")
+    assert grown < 1.3 * largest + 64 * 2**20  # the networks' own modules, on the meta device, and Python

@@ -140,10 +140,19 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
+def folder_sha256(path: str | os.PathLike[str]) -> str:
+    """The checksum of the listing of a folder's checksums and names, as `sha256sum` prints it."""
+    digest = hashlib.sha256()
+    for inner in sorted(entry for entry in Path(path).rglob("*") if entry.is_file()):
+        digest.update(f"{file_sha256(inner)}  {inner.relative_to(path).as_posix()}\n".encode())
+    return digest.hexdigest()
+
+
 def source_file(path: str | os.PathLike[str], *, bundled: bool = False) -> SourceFile:
-    """The record of a file that is there. Raises OSError if it cannot be read."""
+    """The record of a file, or of a model's folder, that is there. Raises OSError if it cannot be read."""
     path = os.fspath(path)
-    return SourceFile(os.path.basename(path), file_sha256(path), None if bundled else path)
+    checksum = folder_sha256(path) if os.path.isdir(path) else file_sha256(path)
+    return SourceFile(os.path.basename(os.path.normpath(path)), checksum, None if bundled else path)
 
 
 def to_json(recipe: Recipe) -> str:

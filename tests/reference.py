@@ -7,9 +7,11 @@ the network and the key map at once.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -25,6 +27,7 @@ from diffusers.loaders.single_file_utils import (
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from ldm_core.checkpoint.diffusers_folder import merges_text, settings
 from ldm_core.checkpoint.save import file_tensors
 from ldm_core.config import AutoencoderConfig, LatentDiffusionConfig, TextEncoderConfig, UNetConfig
 from ldm_core.model import LatentDiffusion, build
@@ -144,3 +147,12 @@ def _filled(reference: nn.Module, tensors: dict[str, Tensor]) -> Any:
 def relative_error(ours: Tensor, theirs: Tensor) -> float:
     """The largest difference over the largest value."""
     return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+def settings_folder(config: LatentDiffusionConfig, folder: Path) -> Path:
+    """The JSON files alone: from_single_file wants them, and would fetch them from the network."""
+    for name, value in settings(config).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(value))
+    (folder / "tokenizer" / "merges.txt").write_text(merges_text())
+    return folder

@@ -23,7 +23,7 @@ import torch
 from checkpoint_files import safetensors_bytes, torch_zip
 from PIL import Image, ImageOps, PngImagePlugin
 from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import save, save_file
 
 import ldm_core
 from ldm_core import cli
@@ -538,7 +538,7 @@ def bad_inputs() -> dict[str, tuple[str, str]]:
         "from no PNG": ("txt2img --from blank.txt", "blank.txt: not a PNG file"),
         "from a bare PNG": ("txt2img --from photo.png", "photo.png: a PNG file without a recipe"),
         "inspect nothing": ("inspect none.ckpt", "none.ckpt: there is no such file"),
-        "inspect a folder": ("inspect .", ".: a folder, not a file"),
+        "inspect a folder": ("inspect .", ".: a folder, and not a diffusers model's"),
         "inspect a text": ("inspect blank.txt", "blank.txt"),
         "inspect a bare PNG": ("inspect photo.png", "photo.png: a PNG file without a recipe"),
     }
@@ -805,3 +805,45 @@ def test_a_terminal_sees_a_bar(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
         assert run(*command, "--quiet").status == 0
         assert seen_by(primary, terminal) == b""
     os.close(primary)
+
+
+def test_convert_inspect_and_draw_from_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder is as good as a file: the same picture, and a recipe that finds it again."""
+    folder, file = tmp_path / "emoji", tmp_path / "again.safetensors"
+    assert cli.main(["convert", str(bundled_model()), str(folder)]) == 0
+    assert cli.main(["convert", str(folder), str(file), "--dtype", "float16"]) == 0
+    assert capsys.readouterr().out == f"{folder}\n{file}\n"
+    assert cli.main(["inspect", str(folder), "--json", "--check-values"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["format"], report["not_finite"], report["missing"]) == ("diffusers", [], [])
+    pictures = []
+    for name, model in (("folder", folder), ("file", file)):
+        picture = tmp_path / f"{name}.png"
+        options = ["--model", str(model), "--steps", "2", "--seed", "1", "-q", "-o", str(picture)]
+        assert cli.main(["txt2img", "cat", *options]) == 0
+        pictures.append(Image.open(picture).tobytes())
+    assert pictures[0] == pictures[1]
+    again = tmp_path / "again.png"
+    assert cli.main(["txt2img", "--from", str(tmp_path / "folder.png"), "-q", "-o", str(again)]) == 0
+    assert Image.open(again).tobytes() == pictures[0]
+
+
+def test_merge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, target = str(bundled_model()), str(tmp_path / "m.ckpt")
+    assert cli.main(["merge", source, source, target, "--alpha", "0.25"]) == 0
+    assert capsys.readouterr().out == f"{target}\n"
+    assert cli.main(["merge", source, source, source, target]) == 2
+    assert "already there; --force overwrites" in capsys.readouterr().err
+    assert cli.main(["merge", source, source, source, target, "--force"]) == 0
+    assert cli.main(["merge", source, str(tmp_path / "x")]) == 2
+    assert "merge takes two models, or three" in capsys.readouterr().err
+
+
+def test_inspect_of_nothing_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({"weight": torch.tensor([float("nan")])}, path)
+    assert cli.main(["inspect", str(path), "--check-values"]) == 0
+    out = capsys.readouterr().out
+    assert "not a known kind" in out
+    assert "1 tensor (weight) with NaN" in out
+    assert "not by this package" in out

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SMALL
-from reference import random_model, relative_error
+from reference import random_model, relative_error, settings_folder
 
 import ldm_core
 from ldm_core.checkpoint import save
@@ -20,19 +20,6 @@ from ldm_core.config import PRESETS, LatentDiffusionConfig
 
 logging.getLogger("diffusers").setLevel(logging.ERROR)
 TOLERANCE = 1e-5  # float32: two orders of summation in some hundred layers
-
-
-def settings_folder(config: LatentDiffusionConfig, folder: Path) -> Path:
-    """The JSON files alone: from_single_file wants them, and would fetch them from the network."""
-    import json
-
-    from ldm_core.checkpoint.diffusers_folder import merges_text, settings
-
-    for name, value in settings(config).items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(json.dumps(value))
-    (folder / "tokenizer" / "merges.txt").write_text(merges_text())
-    return folder
 
 
 def compare(path: Path, config: LatentDiffusionConfig, folder: Path, size: int) -> dict[str, float]:

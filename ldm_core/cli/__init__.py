@@ -107,10 +107,34 @@ def build_parser() -> argparse.ArgumentParser:
         _add_how(drawing)
         _add_where(drawing)
 
-    inspect = command("inspect", "Tell what is in a checkpoint, or a picture's recipe.")
-    inspect.add_argument("file", metavar="FILE", help="a .ckpt or .safetensors file, or a .png drawn here")
+    inspect = command("inspect", "Tell what is in a checkpoint or an adapter, or a picture's recipe.")
+    inspect.add_argument("file", metavar="FILE", help="a checkpoint or folder of one, or a .png drawn here")
     inspect.add_argument("--json", action="store_true", help="for programs")
+    inspect.add_argument("--check-values", action="store_true", help="read every number; look for NaN")
+
+    convert = command("convert", "Write a model in another layout, file format or type.")
+    convert.add_argument("source", metavar="SOURCE", help="a checkpoint or a diffusers folder")
+    _add_target(convert)
+    convert.add_argument("--ema", action="store_true", help="take the averaged U-Net weights")
+    convert.add_argument("--variant", metavar="NAME", help="which files of a diffusers folder, such as fp16")
+    for part in ("text-encoder", "unet", "autoencoder"):
+        convert.add_argument(f"--{part}", metavar="FILE", help="take this part from another file")
+
+    merge = command("merge", "Write (1 - alpha) A + alpha B, or A + alpha (B - C).")
+    merge.add_argument("models", nargs="+", metavar="MODEL", help="two or three models of one architecture")
+    _add_target(merge)
+    merge.add_argument("--alpha", type=_number, metavar="X", help="(default 0.5 for two models, 1 for three)")
     return parser
+
+
+def _add_target(parser: argparse.ArgumentParser) -> None:
+    """What a command that writes a model needs to know of it."""
+    parser.add_argument("target", metavar="TARGET", help=".safetensors, .ckpt, .pt, or a new folder")
+    parser.add_argument("--layout", choices=("compvis", "diffusers"), help="(default: by TARGET's ending)")
+    parser.add_argument("--dtype", choices=(*DTYPES, "float8_e4m3fn"), help="(default: as it is)")
+    parser.add_argument("--config", metavar="NAME|FILE.yaml", help="its configuration, if it must be said")
+    parser.add_argument("--prediction", choices=("eps", "v"), help="what it predicts, if it must be said")
+    parser.add_argument("--force", action="store_true", help="overwrite a file")
 
 
 def _add_what(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -148,6 +149,8 @@ def open_inputs(image: str | None, mask: str | None, size: tuple[int, int] | Non
 def _open(path: str, convert: Callable[[Image], Image]) -> tuple[SourceFile, Image]:
     from PIL import Image as PIL
 
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     record = source_file(path)
     try:
         with PIL.open(path) as image:

@@ -203,7 +203,7 @@ def _model_path(args: Namespace, again: Recipe | None) -> str | None:
 
 
 def _recorded_path(recipe: str, file: SourceFile, option: str) -> str:
-    if file.path is not None and Path(file.path).is_file():
+    if file.path is not None and Path(file.path).exists():
         return file.path
     where = "which does not come with this package" if file.path is None else f"which is not at {file.path}"
     raise ValueError(

@@ -5,7 +5,6 @@ Each picture has its own seed, so the chunks do not change what is drawn.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import warnings
@@ -20,43 +19,29 @@ import torch
 from tqdm import tqdm
 
 from ldm_core import cli
-from ldm_core.checkpoint import inspect
+from ldm_core.cli import models
 from ldm_core.cli.plan import Job, prepare
 from ldm_core.images import tensor_to_pil
-from ldm_core.recipe import Recipe, read_recipe, to_json, to_parameters_text
+from ldm_core.recipe import Recipe
 from ldm_core.sampler import SamplerStep
 from ldm_core.strip import Recorder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+MODEL_COMMANDS = {
+    "inspect": models.inspect_file,
+    "convert": models.convert_file,
+    "merge": models.merge_files,
+}
 
 
 def run(args: Namespace) -> int:
     """Do what the parsed command line asks; the exit status. Raises ValueError or OSError for bad input."""
-    if args.command == "inspect":
-        return _inspect(args.file, as_json=args.json)
+    if args.command in MODEL_COMMANDS:
+        return MODEL_COMMANDS[args.command](args)
     with _warnings_in_words(args.quiet):
         return _draw(args)
-
-
-def _inspect(path: str, *, as_json: bool) -> int:
-    if _is_png(path):
-        recipe = read_recipe(path)
-        print(to_json(recipe) if as_json else to_parameters_text(recipe))
-    else:
-        report = inspect(path)
-        print(json.dumps(report.to_dict(), default=str) if as_json else report)
-    return 0
-
-
-def _is_png(path: str) -> bool:
-    try:
-        with open(path, "rb") as file:
-            return file.read(len(PNG_MAGIC)) == PNG_MAGIC
-    except OSError:
-        return False  # `inspect` says in words what is wrong with it
 
 
 @contextmanager

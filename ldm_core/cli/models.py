@@ -1,0 +1,97 @@
+"""The commands that look at checkpoints and rewrite them, and draw nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm_core.checkpoint import inspect
+from ldm_core.conversion import add_difference, convert, weighted_sum
+from ldm_core.recipe import read_recipe, to_json, to_parameters_text
+
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+
+
+def inspect_file(args: Namespace) -> int:
+    """Tell what is in a checkpoint, or a picture's recipe. The status is 0 also for a file that is odd."""
+    if _is_png(args.file):
+        recipe = read_recipe(args.file)
+        print(to_json(recipe) if args.json else to_parameters_text(recipe))
+    else:
+        report = inspect(args.file, check_values=args.check_values)
+        print(json.dumps(_plain(report.to_dict()), default=str) if args.json else report)
+    return 0
+
+
+def convert_file(args: Namespace) -> int:
+    """Write a checkpoint in another form, and print its path."""
+    _require_new(args.target, args.force)
+    convert(
+        args.source,
+        args.target,
+        layout=args.layout,
+        dtype=_dtype(args),
+        config=args.config,
+        prediction=args.prediction,
+        ema=args.ema,
+        variant=args.variant,
+        text_encoder=args.text_encoder,
+        unet=args.unet,
+        autoencoder=args.autoencoder,
+    )
+    print(args.target)
+    return 0
+
+
+def merge_files(args: Namespace) -> int:
+    """Write a weighted sum of two models, or the first and the difference of the others; print its path."""
+    _require_new(args.target, args.force)
+    options: dict[str, Any] = {
+        "layout": args.layout,
+        "dtype": _dtype(args),
+        "config": args.config,
+        "prediction": args.prediction,
+    }
+    if len(args.models) == 2:
+        a, b = args.models
+        weighted_sum(a, b, args.target, 0.5 if args.alpha is None else args.alpha, **options)
+    elif len(args.models) == 3:
+        a, b, c = args.models
+        add_difference(a, b, c, args.target, 1.0 if args.alpha is None else args.alpha, **options)
+    else:
+        raise ValueError(f"merge takes two models, or three for A + alpha (B - C), not {len(args.models)}")
+    print(args.target)
+    return 0
+
+
+def _dtype(args: Namespace) -> torch.dtype | None:
+    return None if args.dtype is None else getattr(torch, args.dtype)
+
+
+def _require_new(target: str, force: bool) -> None:
+    if Path(target).is_file() and not force:
+        raise ValueError(f"{target}: the file is already there; --force overwrites it")
+
+
+def _is_png(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(PNG_MAGIC)) == PNG_MAGIC
+    except OSError:
+        return False  # `inspect` says in words what is wrong with it
+
+
+def _plain(value: Any) -> Any:
+    """The value without the numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

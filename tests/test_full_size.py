@@ -6,11 +6,15 @@ These need about 12 GB of memory and 10 GB of disk, hence `slow`.
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,9 +27,13 @@ from reference import (
     settings_folder,
 )
 from safetensors.torch import save_file
+from torch import Tensor
 
+import ldm_core
+from ldm_core.checkpoint import inspect, read, save
 from ldm_core.checkpoint.save import file_tensors
-from ldm_core.config import SD1, SD2_V
+from ldm_core.checkpoint.writer import Pending, write_safetensors
+from ldm_core.config import PRESETS, SD1, SD2_V
 from ldm_core.model import LatentDiffusion
 
 pytestmark = pytest.mark.slow
@@ -190,6 +198,60 @@ def forget(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "ckpt"])
+def test_the_doctor_needs_two_seconds(files: dict[str, Path], ending: str) -> None:
+    start = time.perf_counter()
+    report = inspect(files[ending])
+    seconds = time.perf_counter() - start
+    assert report.presets == ("sd1",)
+    assert seconds < 2
+    print(f"{ending}: {seconds:.2f} s")
+
+
+PUBLISHED = {
+    "sd1": "stable-diffusion/v1-inference",
+    "sd2-base": "stable-diffusion-2/v2-inference",
+    "sd2-v": "stable-diffusion-2/v2-inference-v",
+    "sd2-inpaint": "stable-diffusion-2/v2-inpainting-inference",
+    "sd2-depth": "stable-diffusion-2/v2-midas-inference",
+    "sd2-unclip-h": "stable-diffusion-2/v2-1-stable-unclip-h-inference",
+    "sd2-unclip-l": "stable-diffusion-2/v2-1-stable-unclip-l-inference",
+    "x4-upscaler": "stable-diffusion-2/x4-upscaling",
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_published_list_of_tensors_comes_back_equal(
+    name: str, published: dict[str, Any], tmp_path: Path
+) -> None:
+    """Load, save, load: the same keys and bits, in float16, at full size, whatever the file format."""
+    pool = torch.randn(2**24, generator=torch.Generator().manual_seed(0)).half()
+    listed = published[PUBLISHED[name]]["tensors"]
+    tensors = {
+        key: Pending(torch.float16, tuple(shape), partial(pooled, pool, i, tuple(shape)))
+        for i, (key, shape) in enumerate(listed.items())
+    }
+    first, second, third = (tmp_path / file for file in ("a.safetensors", "b.ckpt", "c.safetensors"))
+    write_safetensors(tensors, {}, first)
+    prediction = PRESETS[name].prediction
+    save(ldm_core.load(first, dtype=torch.float16, prediction=prediction), second)
+    save(ldm_core.load(second, dtype=torch.float16), third)
+    before, after = read(first).tensors, read(third).tensors
+    assert set(after) == set(listed)
+    made = {key for key in listed if key.endswith(("position_ids", "attn_mask"))}
+    assert len(made) == 1
+    for key, tensor in before.items():
+        assert after[key].shape == tensor.shape
+        assert key in made or torch.equal(after[key], tensor), key
+
+
+def pooled(pool: Tensor, number: int, shape: tuple[int, ...]) -> Tensor:
+    """Numbers from one pool, from another place in it for each tensor, since drawing billions is slow."""
+    count, start = math.prod(shape), (number * 7919) % 2**20
+    repeats = -(-count // (len(pool) - start))
+    return pool[start:].repeat(repeats)[:count].reshape(shape)
 
 
 DRAW = """

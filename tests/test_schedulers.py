@@ -10,9 +10,11 @@ own table to 2e-6, of which all is the table's rounding.
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, PNDMScheduler
 from torch import Tensor
 
 from ldm_core.noise_schedule import Denoiser, NoiseSchedule
-from ldm_core.schedulers import DDIM, DDPM, PNDM, Scheduler, Step, ddim_update, truncate
+from ldm_core.schedulers import DDIM, DDPM, PNDM, Scheduler, Step, ddim_update, from_diffusers, truncate
 
 SCHEDULE = NoiseSchedule()
 SHAPE = (2, 4, 8, 8)
@@ -750,3 +752,61 @@ def test_schedulers_work_from_pure_noise_with_v_and_say_where_they_cannot() -> N
         assert bool(run(scheduler, predict, x, pairs)[-1].x.isfinite().all())
     with pytest.raises(ValueError, match="eps does not determine x0 at timestep 999"):
         PNDM(spacing="trailing").step(predict, x, 999, 899, None, None)
+
+
+# --- The settings of a diffusers folder ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("theirs", "expected"),
+    [
+        (DDIMScheduler(**SD1_BETAS, clip_sample=False), DDIM(set_alpha_to_one=True, steps_offset=0)),
+        (
+            DDIMScheduler(
+                **SD1_BETAS,
+                clip_sample=False,
+                set_alpha_to_one=False,
+                steps_offset=1,
+                timestep_spacing="trailing",
+            ),
+            DDIM(spacing="trailing"),
+        ),
+        (PNDMScheduler(**SD1_BETAS, skip_prk_steps=True, steps_offset=1), PNDM()),
+        (PNDMScheduler(**SD1_BETAS), PNDM(warmup="runge_kutta", steps_offset=0)),
+        (DDPMScheduler(**SD1_BETAS, clip_sample=False), DDPM()),
+        (
+            DDPMScheduler(**SD1_BETAS, clip_sample=False, variance_type="fixed_large"),
+            DDPM(variance="fixed_large"),
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_folders_scheduler_is_ours_with_its_settings(theirs: Any, expected: Any, tmp_path: Path) -> None:
+    """Both from the whole file that diffusers writes, and from one that leaves its defaults out."""
+    theirs.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "scheduler_config.json").read_text())
+    assert from_diffusers(written) == expected
+    theirs.set_timesteps(20)
+    if not isinstance(expected, PNDM):  # whose list has the steps of its warm-up, too
+        assert [t for t, _ in expected.timesteps(SCHEDULE, 20)] == theirs.timesteps.tolist()
+    defaults = type(theirs)()
+    defaults.register_to_config(clip_sample=False)
+    short = {k: v for k, v in dict(theirs.config).items() if v != getattr(defaults.config, k, None)}
+    clip = {"clip_sample": False} if not isinstance(expected, PNDM) else {}
+    assert from_diffusers({"_class_name": type(theirs).__name__, **short, **clip}) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"_class_name": "EulerDiscreteScheduler"}, "'EulerDiscreteScheduler' is not known here"),
+        ({}, "None is not known here"),
+        ({"_class_name": "DDIMScheduler"}, "clip_sample is True"),
+        ({"_class_name": "PNDMScheduler", "timestep_spacing": "log"}, "log"),
+        ({"_class_name": "DDPMScheduler", "clip_sample": False, "variance_type": "learned"}, "learned"),
+        ({"_class_name": "PNDMScheduler", "steps_offset": "one"}, "one|wrong type"),
+    ],
+)
+def test_a_folders_scheduler_that_is_not_ours(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_diffusers(settings)

@@ -7,6 +7,7 @@ algorithms. They know `ldm_core.noise_schedule` and nothing else of the package.
 from ldm_core.schedulers.base import Scheduler, Step
 from ldm_core.schedulers.ddim import DDIM, ddim_update
 from ldm_core.schedulers.ddpm import DDPM
+from ldm_core.schedulers.diffusers_settings import from_diffusers
 from ldm_core.schedulers.pndm import PNDM
 from ldm_core.schedulers.spacing import Spacing, spaced_pairs, truncate, truncate_compvis
 
@@ -18,6 +19,7 @@ __all__ = [
     "Spacing",
     "Step",
     "ddim_update",
+    "from_diffusers",
     "spaced_pairs",
     "truncate",
     "truncate_compvis",

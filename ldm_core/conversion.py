@@ -19,7 +19,7 @@ from ldm_core.checkpoint.config_source import undecided
 from ldm_core.checkpoint.detect import blank
 from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.parts import PARTS
-from ldm_core.checkpoint.save import LayoutName, write_model
+from ldm_core.checkpoint.saving import LayoutName, write_model
 from ldm_core.checkpoint.stored_schedule import betas_problem, stored_betas
 from ldm_core.checkpoint.writer import Pending
 from ldm_core.config import LatentDiffusionConfig, PredictionType

@@ -33,7 +33,7 @@ import gzip
 import html
 import operator
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from heapq import heapify, heappop, heappush
@@ -53,6 +53,8 @@ END_OF_WORD = "</w>"
 CACHED_WORDS = 2**14  # words whose ids are remembered: 4 MB of ordinary ones, 26 MB at worst, because
 CACHED_LENGTH = 32  # a word of more characters than this is not
 SHOWN_LOSS = 120  # characters of a cut prompt's lost text that the warning quotes
+
+AddedWords = tuple[tuple[str, tuple[int, ...]], ...]  # names, each with the ids that it becomes
 
 
 def read_merges() -> list[tuple[str, str]]:
@@ -186,17 +188,67 @@ def forget_words() -> None:
     _cached_merge.cache_clear()
 
 
+def _ordinary_ids(text: str) -> list[int]:
+    """The ids of a text without added words."""
+    ids: list[int] = []
+    for word in split(clean(text)):
+        ids.extend(_cached_merge(word) if len(word) <= CACHED_LENGTH else merge(word))
+    return ids
+
+
+@lru_cache(maxsize=8)
+def _added_pattern(added: AddedWords) -> tuple[Any, AddedWords]:
+    """What finds the added words in a prompt, one group for each, and the words in the groups' order."""
+    import regex  # its \w has combining marks, so that a name is not found in a word that goes on with one
+
+    longest_first = tuple(sorted(added, key=lambda word: -len(word[0])))
+    groups = []
+    for name, _ in longest_first:
+        before = r"(?<!\w)" if regex.match(r"\w", name) else ""
+        after = r"(?!\w)" if regex.match(r"\w", name[-1]) else ""
+        spelled = r"\s+".join(regex.escape(part) for part in name.split())
+        groups.append(f"({before}{spelled}{after})")
+    return regex.compile("|".join(groups), regex.IGNORECASE), longest_first
+
+
+def _check_added(added: Any, vocab_size: int) -> None:
+    taken: set[int] = set()
+    for word in added if isinstance(added, tuple) else [added]:
+        match word:
+            case (str(name), tuple(ids)) if name and ids and name == " ".join(name.split()):
+                own = {token for token in ids if isinstance(token, int) and token >= vocab_size} - taken
+                if len(own) < len(ids):
+                    raise ValueError(f"{name!r} needs ids of its own from {vocab_size} on, not {ids!r:.60}")
+                taken |= own
+            case _:
+                raise ValueError(
+                    "added_words must be a tuple of (name, ids), where the name is words with single spaces "
+                    f"between them and the ids are a tuple of ints, not {word!r:.60}"
+                )
+    if added:
+        pattern, groups = _added_pattern(added)
+        for group, (name, _) in enumerate(groups, start=1):
+            if pattern.fullmatch(name).lastindex != group:
+                raise ValueError(f"the name {name!r} is already in use")
+
+
 @dataclass(frozen=True)
 class CLIPTokenizer:
     """From prompts to token ids (B, context_length) and back.
 
     `context_length`: positions of the text encoder, start and end token included; at least 3.
     `pad_token_id`: what fills the positions after the end token: 49407 for OpenAI's encoder (SD1), 0 for
-    open_clip's (SD2). Raises ValueError for other values.
+    open_clip's (SD2).
+    `added_words`: names beyond the vocabulary, each with the ids that it becomes, from `vocab_size` on, as
+    `(("<cat-toy>", (49408, 49409)),)`. A name is found in the prompt as it was written, before `clean`,
+    whatever its case, and as a whole word: where it begins or ends with a letter, a digit or "_", none may
+    follow or precede it there. Of names that begin at the same place the longest is taken.
+    Raises ValueError for other values, and for two names that differ only in case.
     """
 
     context_length: int = 77
     pad_token_id: int = END_OF_TEXT
+    added_words: AddedWords = ()
 
     bos_token_id: ClassVar[int] = START_OF_TEXT
     eos_token_id: ClassVar[int] = END_OF_TEXT
@@ -209,15 +261,21 @@ class CLIPTokenizer:
             raise ValueError(
                 f"pad_token_id must be an int in 0..{self.vocab_size - 1}, not {self.pad_token_id!r}"
             )
+        _check_added(self.added_words, self.vocab_size)
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text of any length, without start and end token. Raises ValueError if not a str."""
         if not isinstance(text, str):
             raise ValueError(f"expected a prompt as a str, got {type(text).__name__}")
-        ids: list[int] = []
-        for word in split(clean(text)):
-            ids.extend(_cached_merge(word) if len(word) <= CACHED_LENGTH else merge(word))
-        return ids
+        if not self.added_words:
+            return _ordinary_ids(text)
+        pattern, groups = _added_pattern(self.added_words)
+        ids, end = [], 0
+        for found in pattern.finditer(text):
+            ids += _ordinary_ids(text[end : found.start()])
+            ids += groups[found.lastindex - 1][1]
+            end = found.end()
+        return ids + _ordinary_ids(text[end:])
 
     def __call__(self, prompts: str | Sequence[str]) -> Tensor:
         """One prompt or B of them as a LongTensor (B, context_length).
@@ -242,9 +300,14 @@ class CLIPTokenizer:
         lost = self.decode(ids[room:])
         if len(lost) > SHOWN_LOSS:
             lost = lost[: SHOWN_LOSS - 1] + "…"
+        partly = ""
+        for name, word in self.added_words:
+            if ids[room] in word[1:]:
+                kept = word.index(ids[room])
+                partly = f" (of {name!r} only the last {len(word) - kept} of {len(word)} tokens)"
         return (
             f"the prompt {prompt:.20}… has {len(ids)} tokens, and only {room} fit between the start and end "
-            f"tokens; lost: {lost!r}"
+            f"tokens; lost: {lost!r}{partly}"
         )
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -252,25 +315,34 @@ class CLIPTokenizer:
 
         Start and end tokens are left out, and so is padding, which is the padding id after an end token
         (0 is also the id of a "!" inside a word). Bytes that are not UTF-8, as where a cut fell inside a
-        character, become U+FFFD. Raises ValueError for what is not an id.
+        character, become U+FFFD. Added words are given as they were added, also where a cut left only a
+        part of their ids. Raises ValueError for what is not an id.
         """
         tables = _tables()
+        # id -> its name, and the id before it in the name, or -1
+        added = {token: (name, k) for name, word in self.added_words for k, token in pairwise((-1, *word))}
         data = bytearray()
-        ended = False
-        for token in _as_ids(ids, self.vocab_size):
-            if not (ended and token == self.pad_token_id):
+        ended, last = False, None
+        for token in _as_ids(ids, self.vocab_size, added):
+            if token in added:
+                name, previous = added[token]
+                data += b"" if previous == last else name.encode("utf-8", errors="replace") + b" "
+            elif not (ended and token == self.pad_token_id):
                 data += tables.token_bytes[token]
                 data += b" " if tables.ends_word[token] else b""
-            ended = ended or token == self.eos_token_id
+            ended, last = ended or token == self.eos_token_id, token
         return data.decode("utf-8", errors="replace").strip()
 
     def tokens(self, text: str) -> list[str]:
         """One readable piece for each id of `encode`; `</w>` marks the end of a word.
 
-        Bytes that are only a part of a character are written as `\\xf0`.
+        Bytes that are only a part of a character are written as `\\xf0`. The ids of an added word are
+        written as in diffusers: `<cat-toy>`, `<cat-toy>_1`, `<cat-toy>_2` …
         """
         tables = _tables()
         names = {token: name for name, token in SPECIAL_TOKENS.items()}
+        for name, word in self.added_words:
+            names |= {token: f"{name}_{k}" if k else name for k, token in enumerate(word)}
         return [
             names.get(token)
             or tables.token_bytes[token].decode("utf-8", errors="backslashreplace")
@@ -290,14 +362,17 @@ def _as_prompts(prompts: str | Sequence[str]) -> Sequence[str]:
     return prompts
 
 
-def _as_ids(ids: Any, vocab_size: int) -> list[int]:
+def _as_ids(ids: Any, vocab_size: int, added: Mapping[int, Any]) -> list[int]:
     values = ids.tolist() if hasattr(ids, "tolist") else ids
     if not isinstance(values, Iterable):
         raise ValueError(f"expected a sequence of token ids (N,), got {values!r:.60}")
     checked = []
     for value in values:
         token = operator.index(value) if hasattr(value, "__index__") else -1
-        if not 0 <= token < vocab_size:
-            raise ValueError(f"expected token ids (N,) in 0..{vocab_size - 1}, but one is {value!r:.60}")
+        if not 0 <= token < vocab_size and token not in added:
+            raise ValueError(
+                f"expected token ids (N,) in 0..{vocab_size - 1}{' or of an added word' if added else ''}, "
+                f"but one is {value!r:.60}"
+            )
         checked.append(token)
     return checked

@@ -8,36 +8,56 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from conftest import SMALL
+from conftest import SMALL_SD1
 from reference import random_model, reference_text_encoder, reference_unet, relative_error
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from ldm_core.config import LatentDiffusionConfig
 from ldm_core.model import LatentDiffusion
 
 Tensors = dict[str, Tensor]
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 KOHYA_UNET = (*ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
 KOHYA_TEXT = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
-CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "conv_in", "conv_out")
+CONVOLUTIONS = (
+    "conv1",
+    "conv2",
+    "conv_shortcut",
+    "downsamplers.0.conv",
+    "upsamplers.0.conv",
+    "conv_in",
+    "conv_out",
+)
+
+
+# It has a layer of each kind.
+TINY = replace(
+    SMALL_SD1,
+    unet=replace(SMALL_SD1.unet, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(1, 2)),
+)
 
 
 class Pair:
     """A model of this package and the same networks of the reference libraries."""
 
-    def __init__(self, kind: str) -> None:
-        self.model: LatentDiffusion = random_model(SMALL[kind])
+    def __init__(self, config: LatentDiffusionConfig) -> None:
+        self.model: LatentDiffusion = random_model(config)
         self.unet: Any = reference_unet(self.model)
         self.text_encoder: Any = reference_text_encoder(self.model)
         generator = torch.Generator().manual_seed(7)
-        self.x = torch.randn(2, SMALL[kind].unet.in_channels, 16, 16, generator=generator)
-        self.context = torch.randn(2, 9, SMALL[kind].unet.context_dim, generator=generator)
-        self.tokens = torch.randint(0, 49408, (2, 77), generator=generator)
+        self.x = torch.randn(1, config.unet.in_channels, 8, 8, generator=generator)
+        self.context = torch.randn(1, 9, config.unet.context_dim, generator=generator)
+        self.tokens = torch.randint(0, 49408, (1, 20), generator=generator)
+        self.before = self.ours()
 
     def copies(self) -> tuple[Any, Any]:
         return copy.deepcopy(self.unet), copy.deepcopy(self.text_encoder)
@@ -52,6 +72,17 @@ class Pair:
     def theirs(self, unet: Any, text_encoder: Any) -> tuple[Tensor, Tensor]:
         hidden = text_encoder(self.tokens).last_hidden_state
         return unet(self.x, 500, self.context).sample, hidden
+
+    def merged(
+        self, unet: Mapping[str, Tensors], text: Mapping[str, Tensors] | None = None, scale: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """What the reference networks give with the changes added to their weights."""
+
+        def call(network: nn.Module, adapter: Mapping[str, Tensors]) -> Any:
+            return partial(functional_call, network, merged_weights(network, adapter, scale))
+
+        unet_call, text_call = call(self.unet, unet), call(self.text_encoder, text or {})
+        return self.theirs(lambda *inputs: unet_call(inputs), lambda tokens: text_call((tokens,)))
 
     def weights(self) -> Tensors:
         """A copy of every parameter."""
@@ -75,14 +106,16 @@ def layers(network: nn.Module, ends: Iterable[str]) -> dict[str, tuple[int, ...]
     found = {
         name: tuple(module.weight.shape)
         for name, module in network.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d) and ("." + name).endswith(tuple("." + end for end in ends))
+        if isinstance(module, nn.Linear | nn.Conv2d)
+        and ("." + name).endswith(tuple("." + end for end in ends))
     }
     assert found
     return found
 
 
 def draw(generator: torch.Generator, *shape: int, fan: int = 1) -> Tensor:
-    return torch.randn(shape, generator=generator) * fan**-0.5
+    """Small enough for the networks to stay well conditioned, large enough to change their outputs much."""
+    return 0.5 * torch.randn(shape, generator=generator) * fan**-0.5
 
 
 def lora(shape: tuple[int, ...], generator: torch.Generator, *, rank: int = 4, core: bool = False) -> Tensors:
@@ -120,7 +153,12 @@ def halves(n: int) -> tuple[int, int]:
 
 
 def lokr(
-    shape: tuple[int, ...], generator: torch.Generator, *, rank: int = 2, first: str = "whole", second: str = "product"
+    shape: tuple[int, ...],
+    generator: torch.Generator,
+    *,
+    rank: int = 2,
+    first: str = "whole",
+    second: str = "product",
 ) -> Tensors:
     """Each factor "whole", a "product" or, the second of a convolution, a product with a "core"."""
     (a, b), (c, d), kernel = halves(shape[0]), halves(shape[1]), list(shape[2:])
@@ -144,7 +182,7 @@ def lokr(
 def change(tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> np.ndarray:
     """The change of the weight that a layer's tensors stand for, without alpha: the formulas, in float64."""
     t = {name.removesuffix(".weight"): x.double().numpy() for name, x in tensors.items()}
-    outputs, inputs, *kernel = shape
+    inputs, kernel = shape[1], shape[2:]
     taps = [(y, x) for y in range(kernel[0]) for x in range(kernel[1])] if kernel else [()]
     result = np.zeros(shape)
     for tap in taps:  # each position of the kernel is a matrix of its own
@@ -223,17 +261,19 @@ def kohya(unet: Mapping[str, Tensors], text: Mapping[str, Tensors] | None = None
 
 
 def write(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> Path:
-    save_file({name: x.contiguous() for name, x in tensors.items()}, path, metadata)
+    save_file({name: x.contiguous().clone() for name, x in tensors.items()}, path, metadata)
     return path
 
 
-@torch.no_grad()
-def merge(network: nn.Module, adapter: Mapping[str, Tensors], scale: float = 1.0) -> nn.Module:
-    """Add the changes to the weights of a reference network."""
+def merged_weights(network: nn.Module, adapter: Mapping[str, Tensors], scale: float = 1.0) -> Tensors:
+    """The weights of a reference network that an adapter changes, with their changes."""
+    merged = {}
     for name, tensors in adapter.items():
         weight: Any = network.get_submodule(name).weight
         rank = rank_of(tensors)
-        factor = scale * (1.0 if rank is None else float(tensors["alpha"]) / rank)
-        tensors = {key: x for key, x in tensors.items() if key != "alpha"}
-        weight += torch.from_numpy(factor * change(tensors, tuple(weight.shape))).to(weight)
-    return network
+        factor = scale * (1.0 if rank is None else float(tensors.get("alpha", rank)) / rank)
+        factors = {key: x for key, x in tensors.items() if key != "alpha"}
+        merged[f"{name}.weight"] = weight + torch.from_numpy(
+            factor * change(factors, tuple(weight.shape))
+        ).to(weight)
+    return merged

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ldm_core.checkpoint.diffusers_folder import merges_text, settings
-from ldm_core.checkpoint.save import file_tensors
+from ldm_core.checkpoint.saving import file_tensors
 from ldm_core.config import AutoencoderConfig, LatentDiffusionConfig, TextEncoderConfig, UNetConfig
 from ldm_core.model import LatentDiffusion, build
 

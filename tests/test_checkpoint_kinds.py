@@ -28,7 +28,7 @@ from wild_files import (
 
 import ldm_core
 from ldm_core.checkpoint import CheckpointError, inspect
-from ldm_core.checkpoint.save import file_tensors
+from ldm_core.checkpoint.saving import file_tensors
 from ldm_core.config import SD1, SD2_BASE, SD2_V, LatentDiffusionConfig
 from ldm_core.model import LatentDiffusion, load_part
 from ldm_core.prediction import decide_prediction, noise_similarity

@@ -27,7 +27,7 @@ from safetensors.torch import save, save_file
 
 import ldm_core
 from ldm_core import cli
-from ldm_core.cli import plan
+from ldm_core.cli import models_to_draw, plan
 from ldm_core.cli import run as commands
 from ldm_core.model import bundled_model
 from ldm_core.recipe import Recipe, SourceFile, file_sha256, read_recipe, source_file, write_png
@@ -73,7 +73,7 @@ def run(
             return bundled
         return ldm_core.load(path, dtype=dtype, **options)
 
-    monkeypatch.setattr(plan, "load", load)
+    monkeypatch.setattr(models_to_draw, "load", load)
 
     def run(*argv: str) -> Result:
         status = cli.main([str(arg) for arg in argv])
@@ -219,7 +219,7 @@ def test_a_size_fits_the_pictures_that_come_in(draw: Draw) -> None:
 def test_defaults_for_the_bundled_model_and_for_others(
     run: Run, monkeypatch: pytest.MonkeyPatch, bundled: ldm_core.LatentDiffusion
 ) -> None:
-    monkeypatch.setattr(plan, "load", lambda *_, **__: bundled)
+    monkeypatch.setattr(models_to_draw, "load", lambda *_, **__: bundled)
 
     def recipe(*argv: str) -> Any:
         return plan.prepare(cli.build_parser().parse_args(["txt2img", "x", *argv])).recipes[0]
@@ -357,7 +357,7 @@ def test_the_type_of_the_recipe_is_used_again(run: Run, monkeypatch: pytest.Monk
         versions={"ldm_core": "0"},
     )
     write_png(Image.new("RGB", (8, 8)), "a.png", recipe)
-    monkeypatch.setattr(plan, "load", load)
+    monkeypatch.setattr(models_to_draw, "load", load)
     run("txt2img", "--from", "a.png")
     run("txt2img", "--from", "a.png", "--dtype", "float32")
     assert asked == [torch.bfloat16, torch.float32]
@@ -557,7 +557,7 @@ def test_bad_input_ends_in_one_line(
     def load(*_: Any, **__: Any) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(plan, "load", load)
+    monkeypatch.setattr(models_to_draw, "load", load)
     result = run(*shlex.split(command))
     assert (result.status, result.out, len(result.err)) == (2, [], 1)
     assert result.err[0].startswith("ldm-core: error: ")

@@ -21,7 +21,7 @@ from wild_files import lightning_file, trained
 import ldm_core
 from ldm_core import conversion
 from ldm_core.checkpoint import CheckpointError, read, save
-from ldm_core.checkpoint.save import file_tensors
+from ldm_core.checkpoint.saving import file_tensors
 from ldm_core.config import PRESETS
 from ldm_core.conversion import add_difference, convert, merge, weighted_sum
 from ldm_core.model import LatentDiffusion, build

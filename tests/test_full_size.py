@@ -31,7 +31,7 @@ from torch import Tensor
 
 import ldm_core
 from ldm_core.checkpoint import inspect, read, save
-from ldm_core.checkpoint.save import file_tensors
+from ldm_core.checkpoint.saving import file_tensors
 from ldm_core.checkpoint.writer import Pending, write_safetensors
 from ldm_core.config import PRESETS, SD1
 from ldm_core.model import LatentDiffusion

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from ldm_core.checkpoint import CheckpointError, inspect, save
 from ldm_core.checkpoint.parts import ema_key
-from ldm_core.checkpoint.save import file_tensors
+from ldm_core.checkpoint.saving import file_tensors
 from ldm_core.config import PRESETS
 from ldm_core.model import build, bundled_model
 

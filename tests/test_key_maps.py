@@ -23,7 +23,7 @@ from ldm_core.checkpoint.original_file import model_map
 from ldm_core.checkpoint.parts import PARTS, ema_key, find_parts, ignored
 from ldm_core.checkpoint.prove import prove_all
 from ldm_core.checkpoint.reader import Checkpoint
-from ldm_core.checkpoint.save import file_tensors
+from ldm_core.checkpoint.saving import file_tensors
 from ldm_core.config import PRESETS, AutoencoderConfig, LatentDiffusionConfig
 from ldm_core.model import LatentDiffusion, build
 

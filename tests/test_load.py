@@ -20,7 +20,7 @@ from ldm_core.checkpoint.config_source import resolve_config
 from ldm_core.checkpoint.parts import ema_key, find_parts
 from ldm_core.checkpoint.prove import prove_all
 from ldm_core.checkpoint.reader import Checkpoint
-from ldm_core.checkpoint.save import file_tensors
+from ldm_core.checkpoint.saving import file_tensors
 from ldm_core.config import SD1, SD2_BASE, SD2_V, NoiseScheduleConfig
 from ldm_core.model import LatentDiffusion, bundled_model
 from ldm_core.noise_schedule import NoiseSchedule

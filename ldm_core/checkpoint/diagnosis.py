@@ -32,7 +32,7 @@ _WORDS = {"text_encoder": "text encoder", "unet": "U-Net", "autoencoder": "autoe
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The findings that `inspect.Report` has under the same names."""
+    """The findings that `doctor.Report` has under the same names."""
 
     family: str
     sure: Literal["proved", "fits", "unknown"]

@@ -168,7 +168,23 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument("--model", metavar="FILE", help="a checkpoint (default: the bundled model)")
     group.add_argument("--config", metavar="NAME|FILE.yaml", help="its configuration, if it must be said")
+    group.add_argument("--prediction", choices=("eps", "v"), help="what it predicts, if it must be said")
     group.add_argument("--ema", action=argparse.BooleanOptionalAction, help="use the averaged U-Net weights")
+    group.add_argument("--autoencoder", metavar="FILE", help="take the autoencoder (VAE) from this file")
+    group.add_argument(
+        "--lora",
+        dest="loras",
+        action="append",
+        metavar="FILE[=SCALE]",
+        help="apply a LoRA; may be given several times",
+    )
+    group.add_argument(
+        "--embedding",
+        dest="embeddings",
+        action="append",
+        metavar="FILE[=NAME]",
+        help="a textual inversion, used in prompts by its name",
+    )
     group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 … (default: cuda if there is one)")
     group.add_argument(
         "--dtype", choices=DTYPES, help="(default: float32 on a CPU, the file's own type elsewhere)"

@@ -185,6 +185,17 @@ def read_prompts(name: str) -> list[str]:
     return [prompt for prompt in prompts if prompt]
 
 
+def recorded_path(recipe: str, file: SourceFile, option: str) -> str:
+    """Where a recipe says that a file is. Raises ValueError, naming the option, if it is not there."""
+    if file.path is not None and Path(file.path).exists():
+        return file.path
+    where = "which does not come with this package" if file.path is None else f"which is not at {file.path}"
+    raise ValueError(
+        f"{recipe} was drawn with {file.name or 'an unnamed file'} "
+        f"(sha256 {file.short_hash or 'unknown'}), {where}: give it with {option}"
+    )
+
+
 def usable_device(name: str | None) -> torch.device:
     """A device that works here; without a name, a GPU if there is one. Raises ValueError for another."""
     try:

@@ -9,18 +9,25 @@ import warnings
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import ldm_core
 from ldm_core import cli, schedulers
-from ldm_core.cli.files import Inputs, Output, find_output, open_inputs, read_prompts, usable_device
+from ldm_core.cli.files import (
+    Inputs,
+    Output,
+    find_output,
+    open_inputs,
+    read_prompts,
+    recorded_path,
+    usable_device,
+)
+from ldm_core.cli.models_to_draw import load_model
 from ldm_core.guidance import ClassifierFreeGuidance
-from ldm_core.model import bundled_model, load
 from ldm_core.random import image_seeds
-from ldm_core.recipe import Recipe, SourceFile, read_recipe, source_file
+from ldm_core.recipe import Recipe, read_recipe
 from ldm_core.sampler import Sampler
 
 SCHEDULERS: dict[str, Any] = {
@@ -57,9 +64,10 @@ def prepare(args: Namespace) -> Job:
     inputs = _inputs(args, again, size)
     device = usable_device(args.device)
 
-    path = _model_path(args, again)
-    config, ema = _chosen(args, again, "config", None), _chosen(args, again, "ema", False)
-    model = load(path, device=device, dtype=_dtype(args, again), config=config, ema=ema)
+    model, model_fields = load_model(args, again, device)
+    bundled = model_fields["model"].path is None
+    default_steps = cli.BUNDLED_STEPS if bundled else cli.STEPS
+    default_guidance = cli.BUNDLED_GUIDANCE if bundled else cli.GUIDANCE
     if inputs.image is not None:
         size = inputs.image.size
     width, height = size or (model.config.image_size, model.config.image_size)
@@ -67,23 +75,20 @@ def prepare(args: Namespace) -> Job:
         task=args.command,
         prompt="",
         seed=0,
-        steps=_chosen(args, again, "steps", cli.STEPS if path else cli.BUNDLED_STEPS),
+        steps=_chosen(args, again, "steps", default_steps),
         width=width,
         height=height,
-        guidance_scale=_chosen(args, again, "guidance_scale", cli.GUIDANCE if path else cli.BUNDLED_GUIDANCE),
+        guidance_scale=_chosen(args, again, "guidance_scale", default_guidance),
         guidance_rescale=guidance.rescale,
         strength=_strength(args, again),
         scheduler=type(scheduler).__name__,
         scheduler_settings=asdict(scheduler),
-        model=source_file(path or bundled_model(), bundled=path is None),
-        config=config,
-        ema=ema,
         clip_skip=_chosen(args, again, "clip_skip", None),
         image=inputs.image_file,
         mask=inputs.mask_file,
         device=str(device),
-        dtype=str(model.dtype).removeprefix("torch."),
         versions={"ldm_core": ldm_core.__version__, "torch": str(torch.__version__)},
+        **model_fields,
     )
     if again is not None:
         _warn_of_differences(args.recipe, again, template)
@@ -171,15 +176,6 @@ def _scheduler(args: Namespace, again: Recipe | None) -> Any:
     return scheduler if args.spacing is None else replace(scheduler, spacing=args.spacing)
 
 
-def _dtype(args: Namespace, again: Recipe | None) -> torch.dtype | None:
-    name = _chosen(args, again, "dtype", None)
-    if name is not None and name not in cli.DTYPES:
-        raise ValueError(
-            f"{args.recipe}: the recipe's dtype must be one of {', '.join(cli.DTYPES)}, not {name!r}"
-        )
-    return None if name is None else getattr(torch, name)
-
-
 def _inputs(args: Namespace, again: Recipe | None, size: tuple[int, int] | None) -> Inputs:
     """The pictures that a command starts from: those given, or else the recipe's, from where they were."""
     paths: dict[str, str | None] = {"image": None, "mask": None}
@@ -187,29 +183,10 @@ def _inputs(args: Namespace, again: Recipe | None, size: tuple[int, int] | None)
         recorded = getattr(again, name, None)
         paths[name] = getattr(args, name)
         if paths[name] is None and recorded is not None:
-            paths[name] = _recorded_path(args.recipe, recorded, f"--{name}")
+            paths[name] = recorded_path(args.recipe, recorded, f"--{name}")
         if paths[name] is None:
             raise ValueError(f"{args.command} needs --{name} FILE")
     return open_inputs(paths["image"], paths["mask"], size)
-
-
-def _model_path(args: Namespace, again: Recipe | None) -> str | None:
-    """The checkpoint to load; None for the bundled one."""
-    if args.model is not None or again is None:
-        return args.model
-    if again.model.path is None and again.model.same_as(source_file(bundled_model())):
-        return None
-    return _recorded_path(args.recipe, again.model, "--model")
-
-
-def _recorded_path(recipe: str, file: SourceFile, option: str) -> str:
-    if file.path is not None and Path(file.path).exists():
-        return file.path
-    where = "which does not come with this package" if file.path is None else f"which is not at {file.path}"
-    raise ValueError(
-        f"{recipe} was drawn with {file.name or 'an unnamed file'} "
-        f"(sha256 {file.short_hash or 'unknown'}), {where}: give it with {option}"
-    )
 
 
 def _warn_of_differences(path: str, again: Recipe, now: Recipe) -> None:

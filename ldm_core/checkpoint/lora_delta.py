@@ -1,0 +1,326 @@
+"""What an adapter adds to the weight of one layer: the formulas of LoRA, LoHa and LoKr.
+
+    LoRA   dW = s B A            Hu et al. 2021, arXiv:2106.09685, section 4.1; s = alpha / r
+           dW = s B C A          with a core C between, for convolutions (Tucker; LyCORIS below)
+    LoHa   dW = s (B1 A1) * (B2 A2), element by element (Hyeon-Woo et al. 2021, arXiv:2108.06098, section 2.2)
+    LoKr   dW = s C (x) D, a Kronecker product of which either factor may be a product of low rank
+    full   dW itself
+
+The last three, and all of them for convolutions, are LyCORIS's (Yeh et al. 2023, arXiv:2309.14859,
+section 3). Letters: r rank, O outputs, I inputs, k the kernel: (kh, kw), or nothing where linear.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+Shape = tuple[int, ...]
+Factors = Mapping[str, Tensor]
+
+
+class WidthError(ValueError):
+    """A change for a layer of another number of inputs."""
+
+    def __init__(self, made_for: int, inputs: int) -> None:
+        super().__init__(f"it is for a layer of {made_for} inputs, and this one has {inputs}")
+        self.made_for, self.inputs = made_for, inputs
+
+
+@dataclass(frozen=True)
+class Delta:
+    """The change of one layer's weight.
+
+    factors  by the names in the formulas' files, in the file's dtype, on the CPU
+    shape    the weight's, (O, I, *k)
+    rank     r, or None for a change that is of no low rank
+    scale    s; the bias has it in it already
+    bias     (O,), added to the layer's bias
+    """
+
+    factors: Factors
+    shape: Shape
+    rank: int | None
+    scale: float = 1.0
+    bias: Tensor | None = None
+
+    kind: ClassVar[str] = ""
+    spatial: ClassVar[int] = 0  # which weight of the chain has the layer's kernel, and so its stride
+
+    @classmethod
+    def fit(cls, tensors: Factors, shape: Shape) -> tuple[Factors, int | None]:
+        """(factors, rank) for a weight of this shape. Raises ValueError where the tensors do not make one."""
+        raise NotImplementedError
+
+    def weight(self, device: Any = "cpu") -> Tensor:
+        """dW / s, in float32: (O, I, *k)."""
+        raise NotImplementedError
+
+    def chain(self, device: Any = "cpu") -> tuple[Tensor, ...]:
+        """The weights that an input goes through, one after the other, for the layer's change over s."""
+        return (self.weight(device),)
+
+    def _wide(self, name: str, device: Any) -> Tensor:
+        return self.factors[name].to(device, torch.float32)
+
+
+class LoRA(Delta):
+    """A: lora_down (r, I, *k), B: lora_up (O, r). Of two factors, A has the kernel."""
+
+    kind = "LoRA"
+
+    @classmethod
+    def fit(cls, tensors: Factors, shape: Shape) -> tuple[Factors, int | None]:
+        outputs, inputs, *kernel = shape
+        down, up = tensors["lora_down"], tensors["lora_up"]
+        rank = _rank(("lora_down", down, 0), ("lora_up", up, 1))
+        _check_inputs(down.shape[1], inputs)
+        ones = [1] * len(kernel)
+        fitted = {
+            "lora_down": _fitted("lora_down", down, (rank, inputs, *kernel)),
+            "lora_up": _fitted("lora_up", up, (outputs, rank, *ones)),
+        }
+        return fitted, rank
+
+    def weight(self, device: Any = "cpu") -> Tensor:
+        down, up = self._wide("lora_down", device), self._wide("lora_up", device)
+        return (up.flatten(1) @ down.flatten(1)).reshape(self.shape)
+
+    def chain(self, device: Any = "cpu") -> tuple[Tensor, ...]:
+        return tuple(self.factors[name].to(device) for name in ("lora_down", "lora_up"))
+
+
+class CoreLoRA(Delta):
+    """A: lora_down (r, I), C: lora_mid (r, r, *k), B: lora_up (O, r); A and B are 1x1 convolutions."""
+
+    kind = "LoRA"
+    spatial = 1
+
+    @classmethod
+    def fit(cls, tensors: Factors, shape: Shape) -> tuple[Factors, int | None]:
+        outputs, inputs, *kernel = shape
+        down, up, mid = tensors["lora_down"], tensors["lora_up"], tensors["lora_mid"]
+        rank = _rank(("lora_down", down, 0), ("lora_up", up, 1), ("lora_mid", mid, 0))
+        _check_inputs(down.shape[1], inputs)
+        ones = [1] * len(kernel)
+        fitted = {
+            "lora_down": _fitted("lora_down", down, (rank, inputs, *ones)),
+            "lora_mid": _fitted("lora_mid", mid, (rank, rank, *kernel)),
+            "lora_up": _fitted("lora_up", up, (outputs, rank, *ones)),
+        }
+        return fitted, rank
+
+    def weight(self, device: Any = "cpu") -> Tensor:
+        down, mid, up = (self._wide(f"lora_{name}", device) for name in ("down", "mid", "up"))
+        return torch.einsum("om,mn...,ni->oi...", up.flatten(1), mid, down.flatten(1))
+
+    def chain(self, device: Any = "cpu") -> tuple[Tensor, ...]:
+        return tuple(self.factors[f"lora_{name}"].to(device) for name in ("down", "mid", "up"))
+
+
+class LoHa(Delta):
+    """B1: hada_w1_a (O, r), A1: hada_w1_b (r, I * k), and B2, A2 likewise."""
+
+    kind = "LoHa"
+
+    @classmethod
+    def fit(cls, tensors: Factors, shape: Shape) -> tuple[Factors, int | None]:
+        outputs, inputs, *kernel = shape
+        rank = _rank(*((name, tensor, 1 if name.endswith("a") else 0) for name, tensor in tensors.items()))
+        fitted = {}
+        for i in (1, 2):
+            a, b = f"hada_w{i}_a", f"hada_w{i}_b"
+            columns = tensors[b].flatten(1)
+            _check_inputs(columns.shape[1] // math.prod(kernel), inputs)
+            fitted[a] = _fitted(a, tensors[a], (outputs, rank))
+            fitted[b] = _fitted(b, columns, (rank, inputs * math.prod(kernel)))
+        return fitted, rank
+
+    def weight(self, device: Any = "cpu") -> Tensor:
+        first, second = (
+            self._wide(f"hada_w{i}_a", device) @ self._wide(f"hada_w{i}_b", device) for i in (1, 2)
+        )
+        return (first * second).reshape(self.shape)
+
+
+class CoreLoHa(Delta):
+    """With cores hada_t1, hada_t2 (r, r, *k): B1 is stored as (r, O), A1 as (r, I)."""
+
+    kind = "LoHa"
+
+    @classmethod
+    def fit(cls, tensors: Factors, shape: Shape) -> tuple[Factors, int | None]:
+        outputs, inputs, *kernel = shape
+        rank = _rank(*((name, tensor, 0) for name, tensor in tensors.items()))
+        fitted = {}
+        for i in (1, 2):
+            a, b, core = f"hada_w{i}_a", f"hada_w{i}_b", f"hada_t{i}"
+            _check_inputs(tensors[b].shape[1], inputs)
+            fitted[a] = _fitted(a, tensors[a], (rank, outputs))
+            fitted[b] = _fitted(b, tensors[b], (rank, inputs))
+            fitted[core] = _fitted(core, tensors[core], (rank, rank, *kernel))
+        return fitted, rank
+
+    def weight(self, device: Any = "cpu") -> Tensor:
+        first, second = (
+            torch.einsum(
+                "mn...,mo,ni->oi...",
+                *(self._wide(name, device) for name in (f"hada_t{i}", f"hada_w{i}_a", f"hada_w{i}_b")),
+            )
+            for i in (1, 2)
+        )
+        return first * second
+
+
+class LoKr(Delta):
+    """C: lokr_w1 (a, c), D: lokr_w2 (b, d, *k), with a b = O and c d = I.
+
+    C may be lokr_w1_a (a, r) times lokr_w1_b (r, c); D lokr_w2_a (b, r) times lokr_w2_b (r, d * k), or,
+    with a core lokr_t2 (r, r, *k), of lokr_w2_a (r, b) and lokr_w2_b (r, d).
+    """
+
+    kind = "LoKr"
+
+    @classmethod
+    def fit(cls, tensors: Factors, shape: Shape) -> tuple[Factors, int | None]:
+        outputs, inputs, *kernel = shape
+        w1, (a, c), rank1 = _kronecker_factor(tensors, 1, ())
+        w2, (b, d), rank2 = _kronecker_factor(tensors, 2, tuple(kernel))
+        if None not in (rank1, rank2) and rank1 != rank2:
+            raise ValueError(f"ranks disagree: {rank1} of lokr_w1, {rank2} of lokr_w2")
+        _check_inputs(c * d, inputs)
+        if a * b != outputs:
+            raise ValueError(f"it is for a layer of {a * b} outputs, and this one has {outputs}")
+        return w1 | w2, rank1 or rank2
+
+    def weight(self, device: Any = "cpu") -> Tensor:
+        kernel = self.shape[2:]
+        if "lokr_w1" in self.factors:
+            w1 = self._wide("lokr_w1", device)
+        else:
+            w1 = self._wide("lokr_w1_a", device) @ self._wide("lokr_w1_b", device)
+        if "lokr_w2" in self.factors:
+            w2 = self._wide("lokr_w2", device)
+        elif "lokr_t2" in self.factors:
+            core, a, b = (self._wide(name, device) for name in ("lokr_t2", "lokr_w2_a", "lokr_w2_b"))
+            w2 = torch.einsum("mn...,mo,ni->oi...", core, a, b)
+        else:
+            product = self._wide("lokr_w2_a", device) @ self._wide("lokr_w2_b", device)
+            w2 = product.reshape(len(product), -1, *kernel)
+        # Each entry of C times all of D: torch.kron fails on some tensors that einsum makes.
+        return torch.einsum("ac,bd...->abcd...", w1, w2).reshape(self.shape)
+
+
+def _kronecker_factor(
+    tensors: Factors, number: int, kernel: Shape
+) -> tuple[dict[str, Tensor], tuple[int, int], int | None]:
+    """(tensors, (rows, columns), rank) of lokr_w1 or lokr_w2, whole or as a product."""
+    name, core = f"lokr_w{number}", f"lokr_t{number}"
+    a, b = f"{name}_a", f"{name}_b"
+    if name in tensors:
+        _check_matrix(name, tensors[name])
+        rows, columns = tensors[name].shape[:2]
+        return {name: _fitted(name, tensors[name], (rows, columns, *kernel))}, (rows, columns), None
+    if core in tensors:
+        rank = _rank((a, tensors[a], 0), (b, tensors[b], 0), (core, tensors[core], 0))
+        rows, columns = tensors[a].shape[1], tensors[b].shape[1]
+        shapes = {a: (rank, rows), b: (rank, columns), core: (rank, rank, *kernel)}
+        return {x: _fitted(x, tensors[x], shapes[x]) for x in shapes}, (rows, columns), rank
+    rank = _rank((a, tensors[a], 1), (b, tensors[b], 0))
+    right = tensors[b].flatten(1)  # of LyCORIS, (r, d * k) or (r, d, *k)
+    rows, columns = len(tensors[a]), right.shape[1] // math.prod(kernel)
+    fitted = {
+        a: _fitted(a, tensors[a], (rows, rank)),
+        b: _fitted(b, right, (rank, columns * math.prod(kernel))),
+    }
+    return fitted, (rows, columns), rank
+
+
+class Full(Delta):
+    """diff (O, I, *k)."""
+
+    kind = "full"
+
+    @classmethod
+    def fit(cls, tensors: Factors, shape: Shape) -> tuple[Factors, int | None]:
+        if tensors["diff"].ndim > 1:
+            _check_inputs(tensors["diff"].shape[1], shape[1])
+        return {"diff": _fitted("diff", tensors["diff"], shape)}, None
+
+    def weight(self, device: Any = "cpu") -> Tensor:
+        return self._wide("diff", device)
+
+
+_HALVES = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
+_W1 = ({"lokr_w1"}, {"lokr_w1_a", "lokr_w1_b"})
+_W2 = ({"lokr_w2"}, {"lokr_w2_a", "lokr_w2_b"}, {"lokr_w2_a", "lokr_w2_b", "lokr_t2"})
+# Which tensors make a change of which kind.
+FORMS: tuple[tuple[frozenset[str], type[Delta]], ...] = (
+    (frozenset({"lora_down", "lora_up"}), LoRA),
+    (frozenset({"lora_down", "lora_up", "lora_mid"}), CoreLoRA),
+    (frozenset(_HALVES), LoHa),
+    (frozenset(_HALVES | {"hada_t1", "hada_t2"}), CoreLoHa),
+    *((frozenset(w1 | w2), LoKr) for w1 in _W1 for w2 in _W2),
+    (frozenset({"diff"}), Full),
+)
+
+
+# The names that PEFT and diffusers have for the halves of LoRA.
+_ALSO = {"lora_down": "lora_down (lora_A)", "lora_up": "lora_up (lora_B)"}
+
+
+def kind_of(names: set[str]) -> type[Delta]:
+    """The kind of change that tensors of these names make. Raises ValueError, naming what is missing."""
+    for form, kind in FORMS:
+        if form == names:
+            return kind
+    if not names:
+        raise ValueError("without a change of the weight")
+    missing = [sorted(form - names) for form, _ in FORMS if form > names]
+    if not missing:
+        raise ValueError(f"{', '.join(sorted(names))} do not belong together")
+    raise ValueError("without " + " and ".join(_ALSO.get(name, name) for name in min(missing, key=len)))
+
+
+def _check_matrix(name: str, tensor: Tensor) -> None:
+    if tensor.ndim < 2:
+        raise ValueError(f"{name} is {tuple(tensor.shape)}, and no matrix")
+
+
+def _rank(*axes: tuple[str, Tensor, int]) -> int:
+    """The length that all these axes, (name, tensor, axis), have."""
+    for name, tensor, _ in axes:
+        _check_matrix(name, tensor)
+    ranks = {name: tensor.shape[axis] for name, tensor, axis in axes}
+    if len(set(ranks.values())) > 1:
+        raise ValueError("ranks disagree: " + ", ".join(f"{rank} of {name}" for name, rank in ranks.items()))
+    rank = next(iter(ranks.values()))
+    if rank == 0:
+        raise ValueError("its rank is 0")
+    return rank
+
+
+def _check_inputs(made_for: int, inputs: int) -> None:
+    if made_for != inputs:
+        raise WidthError(made_for, inputs)
+
+
+def _fitted(name: str, tensor: Tensor, shape: Shape) -> Tensor:
+    """The tensor in this shape, from which its own may differ in ones at the end.
+
+    For SD1's files have 1x1 convolutions where the networks here have linear layers.
+    """
+    if _trimmed(tuple(tensor.shape)) != _trimmed(shape):
+        raise ValueError(f"{name} is {tuple(tensor.shape)}, expected {shape}")
+    return tensor.reshape(shape)
+
+
+def _trimmed(shape: Shape) -> Shape:
+    while shape and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape

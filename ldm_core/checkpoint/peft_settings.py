@@ -1,0 +1,99 @@
+"""PEFT's settings of an adapter: what scales its layers, which is in no tensor.
+
+PEFT keeps them in `adapter_config.json` beside the weights, and diffusers in the metadata of the file. A
+layer's scale is alpha / r, or alpha / sqrt(r) (rank-stabilised LoRA, Kalajdzievski 2023, arXiv:2312.03732);
+single layers can have another rank and alpha, by their names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ldm_core.checkpoint.errors import CheckpointError
+
+KINDS = ("LORA", "LOHA", "LOKR")
+
+# Settings that change what a layer computes beyond the formulas known here.
+_OTHER_FORMULAS = (
+    "use_dora",
+    "use_qalora",
+    "use_bdlora",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
+)
+
+
+@dataclass(frozen=True)
+class PeftSettings:
+    """rank and alpha, and (position, value) of single layers' by the ends of their names."""
+
+    rank: float
+    alpha: float
+    rank_pattern: Mapping[str, tuple[int, float]]
+    alpha_pattern: Mapping[str, tuple[int, float]]
+    stabilised: bool = False
+
+    def scale(self, layer: str, rank: int | None) -> float:
+        """What a layer's change is multiplied with. Raises ValueError where the rank is another one."""
+        told = _lookup(self.rank_pattern, layer, self.rank)
+        if rank is not None and told != rank:
+            raise ValueError(f"its rank is {rank}, and {told:g} in the adapter's settings")
+        alpha = _lookup(self.alpha_pattern, layer, self.alpha)
+        return alpha / (math.sqrt(told) if self.stabilised else told)
+
+
+def _lookup(pattern: Mapping[str, tuple[int, float]], layer: str, default: float) -> float:
+    """The value of the first entry that the layer's name ends with."""
+    ends = [layer.split(".", n)[-1] for n in range(layer.count(".") + 1)]
+    return min((pattern[end] for end in ends if end in pattern), default=(0, default))[1]
+
+
+def parse_settings(values: Mapping[str, Any], source: str) -> PeftSettings:
+    """The settings in one adapter's configuration. Raises CheckpointError, naming `source`."""
+    kind = values.get("peft_type") or "LORA"
+    if kind not in KINDS:
+        raise CheckpointError(
+            f"{source}: adapters of the type {kind!r:.40} are not supported, only LoRA, LoHa, LoKr"
+        )
+    for name in _OTHER_FORMULAS:
+        if values.get(name):
+            raise CheckpointError(f"{source}: it sets {name}, which is not supported")
+    rank = _number(source, "r", values.get("r"))
+    alpha_name = "lora_alpha" if "lora_alpha" in values else "alpha"
+    return PeftSettings(
+        rank=rank,
+        alpha=_number(source, alpha_name, values.get(alpha_name)),
+        rank_pattern=_pattern(source, "rank_pattern", values.get("rank_pattern")),
+        alpha_pattern=_pattern(source, "alpha_pattern", values.get("alpha_pattern")),
+        stabilised=bool(values.get("use_rslora")),
+    )
+
+
+def _number(source: str, name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
+        raise CheckpointError(f"{source}: its {name} is {value!r:.40}, and no positive number")
+    return float(value)
+
+
+def _pattern(source: str, name: str, values: Any) -> dict[str, tuple[int, float]]:
+    """PEFT's patterns are regular expressions for the ends of names; nearly all of them are plain names."""
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{source}: its {name} is no mapping")
+    pattern: dict[str, tuple[int, float]] = {}
+    for key, value in values.items():
+        plain = str(key).removeprefix("^").replace("\\.", ".")
+        if not plain.replace(".", "").replace("_", "").isalnum():
+            raise CheckpointError(
+                f"{source}: {key!r:.80} in its {name} is no plain name of a layer; other patterns are not "
+                "supported"
+            )
+        pattern.setdefault(plain, (len(pattern), _number(source, f"{name} of {plain}", value)))
+    return pattern

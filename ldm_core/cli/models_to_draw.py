@@ -1,0 +1,117 @@
+"""The model that a drawing uses, with its adapters, and what the recipe says of it."""
+
+from __future__ import annotations
+
+import math
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm_core import cli
+from ldm_core.cli.files import recorded_path
+from ldm_core.lora import apply_lora
+from ldm_core.model import LatentDiffusion, bundled_model, load
+from ldm_core.recipe import AdapterFile, Recipe, source_file
+from ldm_core.textual_inversion import apply_textual_inversion
+
+
+def load_model(
+    args: Namespace, again: Recipe | None, device: torch.device
+) -> tuple[LatentDiffusion, dict[str, Any]]:
+    """The model, ready, and the fields of a recipe that describe it.
+
+    What the command line does not say comes from the recipe that is followed; adapters given on the command
+    line take the place of all that the recipe has of that kind.
+    """
+    path = _model_path(args, again)
+    autoencoder = _autoencoder_path(args, again)
+    named = {name: _chosen(args, again, name) for name in ("config", "prediction", "ema")}
+    named["ema"] = bool(named["ema"])
+    model = load(path, device=device, dtype=_dtype(args, again), autoencoder=autoencoder, **named)
+    fields = {
+        "model": source_file(path or bundled_model(), bundled=path is None),
+        "autoencoder": None if autoencoder is None else source_file(autoencoder),
+        "loras": _apply(model, args, again, "loras", _apply_lora),
+        "embeddings": _apply(model, args, again, "embeddings", _apply_embedding),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        **named,
+    }
+    return model, fields
+
+
+def _chosen(args: Namespace, again: Recipe | None, name: str) -> Any:
+    value = getattr(args, name)
+    return value if value is not None else getattr(again, name, None)
+
+
+def _model_path(args: Namespace, again: Recipe | None) -> str | None:
+    """The checkpoint to load; None for the bundled one."""
+    if args.model is not None or again is None:
+        path: str | None = args.model
+        return path
+    if again.model.path is None and again.model.same_as(source_file(bundled_model())):
+        return None
+    return recorded_path(args.recipe, again.model, "--model")
+
+
+def _autoencoder_path(args: Namespace, again: Recipe | None) -> str | None:
+    """The file that takes the place of the model's own autoencoder, if any does."""
+    if args.autoencoder is not None or again is None or again.autoencoder is None:
+        path: str | None = args.autoencoder
+        return path
+    return recorded_path(args.recipe, again.autoencoder, "--autoencoder")
+
+
+def _dtype(args: Namespace, again: Recipe | None) -> torch.dtype | None:
+    name = _chosen(args, again, "dtype")
+    if name is not None and name not in cli.DTYPES:
+        raise ValueError(
+            f"{args.recipe}: the recipe's dtype must be one of {', '.join(cli.DTYPES)}, not {name!r}"
+        )
+    return None if name is None else getattr(torch, name)
+
+
+Apply = Callable[[LatentDiffusion, str, str], AdapterFile]
+
+
+def _apply(
+    model: LatentDiffusion, args: Namespace, again: Recipe | None, kind: str, apply: Apply
+) -> tuple[AdapterFile, ...]:
+    """Apply the adapters of one kind, in order, and return their records."""
+    given = getattr(args, kind)
+    if given is not None:
+        return tuple(apply(model, *_file_and_value(text)) for text in given)
+    recorded: tuple[AdapterFile, ...] = getattr(again, kind, ())
+    return tuple(
+        apply(
+            model,
+            recorded_path(args.recipe, adapter.file, f"--{kind.removesuffix('s')}"),
+            adapter.name or repr(adapter.scale),
+        )
+        for adapter in recorded
+    )
+
+
+def _file_and_value(text: str) -> tuple[str, str]:
+    """FILE=VALUE in two; a file whose name has an equals sign in it is itself."""
+    file, equals, value = text.rpartition("=")
+    return (file, value) if equals and not Path(text).exists() else (text, "")
+
+
+def _apply_lora(model: LatentDiffusion, path: str, scale: str) -> AdapterFile:
+    try:
+        number = float(scale or 1.0)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"--lora {path}={scale}: expected a number as the scale")
+    apply_lora(model, path, number)
+    return AdapterFile(source_file(path), scale=number)
+
+
+def _apply_embedding(model: LatentDiffusion, path: str, name: str) -> AdapterFile:
+    embedding = apply_textual_inversion(model, path, name or None)
+    return AdapterFile(source_file(path), name=embedding.name)

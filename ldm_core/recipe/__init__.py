@@ -1,0 +1,27 @@
+"""A picture's recipe: all that is needed to draw it again, kept inside its PNG file."""
+
+from ldm_core.recipe.fields import (
+    AdapterFile,
+    Recipe,
+    SourceFile,
+    file_sha256,
+    from_json,
+    source_file,
+    to_json,
+)
+from ldm_core.recipe.parameters_text import from_parameters_text, to_parameters_text
+from ldm_core.recipe.png import read_recipe, write_png
+
+__all__ = [
+    "AdapterFile",
+    "Recipe",
+    "SourceFile",
+    "file_sha256",
+    "from_json",
+    "from_parameters_text",
+    "read_recipe",
+    "source_file",
+    "to_json",
+    "to_parameters_text",
+    "write_png",
+]

@@ -1,0 +1,199 @@
+"""What a recipe holds, and its JSON: exact, so that reading it back gives an equal recipe."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+SCHEMA = 1
+HASH_DIGITS = 10  # how much of a file's sha256 the web UIs show as "Model hash"
+HASH_BLOCK = 2**22  # bytes
+
+TaskName = Literal["txt2img", "img2img", "inpaint"]
+TASKS = ("txt2img", "img2img", "inpaint")
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file that a picture was made from.
+
+    sha256: of the whole file, in hexadecimal; other tools give its first digits only, or none ("").
+    path: where it was, as it was given; None for the bundled model, or where nothing is known.
+    """
+
+    name: str
+    sha256: str
+    path: str | None = None
+
+    @property
+    def short_hash(self) -> str:
+        return self.sha256[:HASH_DIGITS]
+
+    def same_as(self, other: SourceFile) -> bool:
+        """Whether both are the same file, as far as the checksums reach. Without a checksum: no."""
+        digits = min(len(self.sha256), len(other.sha256))
+        return digits > 0 and self.sha256[:digits] == other.sha256[:digits]
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """A LoRA with its scale, or a textual inversion with the name that prompts call it by."""
+
+    file: SourceFile
+    scale: float = 1.0
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one picture was drawn. `Sampler.txt2img` explains the fields that bear its parameters' names.
+
+    Raises ValueError, naming the field, for a value of the wrong type, a number that is not finite, or text
+    that is not valid Unicode (half of a surrogate pair), which no PNG can hold.
+    """
+
+    task: TaskName
+    prompt: str
+    seed: int  # of this picture alone, whatever the batch it was drawn in
+    steps: int
+    width: int  # pixels
+    height: int
+    guidance_scale: float
+    scheduler: str  # a class of ldm_core.schedulers, or another tool's name for one that is not known here
+    model: SourceFile
+    negative_prompt: str = ""
+    scheduler_settings: dict[str, Any] = field(default_factory=dict)
+    guidance_rescale: float = 0.0
+    strength: float | None = None  # None for txt2img
+    clip_skip: int | None = None  # None: the model's own
+    config: str | None = None  # a preset or a YAML file, where the model's own was not used
+    prediction: str | None = None  # "eps" or "v", where it was said
+    ema: bool = False
+    autoencoder: SourceFile | None = None  # where it was not the model's own
+    loras: tuple[AdapterFile, ...] = ()
+    embeddings: tuple[AdapterFile, ...] = ()
+    image: SourceFile | None = None
+    mask: SourceFile | None = None
+    device: str | None = None
+    dtype: str | None = None  # "float32", …
+    versions: dict[str, str] = field(default_factory=dict)  # of the packages that drew it
+
+    def __post_init__(self) -> None:
+        for names, types, expected in _FIELD_TYPES:
+            for name in names:
+                _check(name, getattr(self, name), types, expected)
+        if self.task not in TASKS:
+            raise ValueError(f"task must be one of {', '.join(TASKS)}, not {self.task!r}")
+
+
+_NONE = type(None)
+_FIELD_TYPES: list[tuple[tuple[str, ...], tuple[type, ...], str]] = [
+    (("task", "prompt", "negative_prompt", "scheduler"), (str,), "text"),
+    (("config", "prediction", "device", "dtype"), (str, _NONE), "text or nothing"),
+    (("seed", "steps", "width", "height"), (int,), "a whole number"),
+    (("clip_skip",), (int, _NONE), "a whole number or nothing"),
+    (("guidance_scale", "guidance_rescale"), (float, int), "a number"),
+    (("strength",), (float, int, _NONE), "a number or nothing"),
+    (("ema",), (bool,), "true or false"),
+    (("scheduler_settings", "versions"), (dict,), "a mapping"),
+    (("model",), (SourceFile,), "a file's name and checksum"),
+    (("autoencoder", "image", "mask"), (SourceFile, _NONE), "a file's name and checksum, or nothing"),
+    (("loras", "embeddings"), (tuple,), "a list of adapters"),
+]
+
+
+def _check(name: str, value: Any, types: tuple[type, ...], expected: str) -> None:
+    """A bool is an int to Python, but not to a recipe."""
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        raise ValueError(f"{name} must be {expected}, not {value!r:.60}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, not {value}")
+    if isinstance(value, str):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError(f"{name} is not valid Unicode text: {value!a:.60}") from None
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """The checksum of a whole file, in hexadecimal: one to two seconds per gigabyte."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(HASH_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def folder_sha256(path: str | os.PathLike[str]) -> str:
+    """The checksum of the listing of a folder's checksums and names, as `sha256sum` prints it."""
+    digest = hashlib.sha256()
+    for inner in sorted(entry for entry in Path(path).rglob("*") if entry.is_file()):
+        digest.update(f"{file_sha256(inner)}  {inner.relative_to(path).as_posix()}\n".encode())
+    return digest.hexdigest()
+
+
+def source_file(path: str | os.PathLike[str], *, bundled: bool = False) -> SourceFile:
+    """The record of a file, or of a model's folder, that is there. Raises OSError if it cannot be read."""
+    path = os.fspath(path)
+    checksum = folder_sha256(path) if os.path.isdir(path) else file_sha256(path)
+    return SourceFile(os.path.basename(os.path.normpath(path)), checksum, None if bundled else path)
+
+
+def to_json(recipe: Recipe) -> str:
+    """The recipe as JSON in ASCII; `from_json` gives an equal one back."""
+    return json.dumps({"schema": SCHEMA, **asdict(recipe)}, allow_nan=False)
+
+
+def from_json(text: str) -> Recipe:
+    """The inverse of `to_json`. Raises ValueError saying what is wrong."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the recipe is not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"the recipe must be a mapping, not {data!r:.60}")
+    schema = data.pop("schema", None)
+    if schema != SCHEMA:
+        raise ValueError(f"the recipe is of schema {schema!r:.20}, and this version reads {SCHEMA}")
+    for name in ("model", "autoencoder", "image", "mask"):
+        if isinstance(data.get(name), dict):
+            data[name] = _source(name, data[name])
+    for name in ("loras", "embeddings"):
+        if isinstance(data.get(name), list):
+            data[name] = tuple(_adapter(name, entry) for entry in data[name])
+    recipe: Recipe = _built(Recipe, data, "the recipe")
+    return recipe
+
+
+def _source(name: str, data: dict[str, Any]) -> SourceFile:
+    source: SourceFile = _built(SourceFile, data, f"the recipe's {name}")
+    for key in ("name", "sha256"):
+        _check(f"{name}.{key}", getattr(source, key), (str,), "text")
+    _check(f"{name}.path", source.path, (str, _NONE), "text or nothing")
+    return source
+
+
+def _adapter(name: str, data: Any) -> AdapterFile:
+    if not isinstance(data, dict) or not isinstance(data.get("file"), dict):
+        raise ValueError(f"the recipe's {name} must be adapters, each with its file, not {data!r:.60}")
+    adapter: AdapterFile = _built(AdapterFile, {**data, "file": _source(name, data["file"])}, name)
+    _check(f"{name}.scale", adapter.scale, (float, int), "a number")
+    _check(f"{name}.name", adapter.name, (str, _NONE), "text or nothing")
+    return adapter
+
+
+def _built(cls: Any, data: dict[str, Any], what: str) -> Any:
+    known = [f.name for f in fields(cls)]
+    unknown = sorted(set(data) - set(known))
+    if unknown:
+        raise ValueError(f"{what} has unknown entries: {', '.join(unknown):.80}")
+    try:
+        return cls(**data)
+    except TypeError:
+        missing = [name for name in known if name not in data]
+        raise ValueError(f"{what} lacks {', '.join(missing)}") from None

@@ -1,0 +1,146 @@
+"""A recipe as the text that AUTOMATIC1111's web UI began, and that picture browsers and model sites show.
+
+The prompt, "Negative prompt: …", and one line of "Name: value" pairs. It has no place for everything (a
+scheduler's settings, the input pictures' checksums), and a prompt that looks like one of its own lines
+confuses it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ldm_core.recipe.fields import Recipe, SourceFile
+
+NEGATIVE = "Negative prompt:"
+
+# The class and settings behind each sampler name of the parameters text; other names are kept as they are.
+SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "DDIM": ("DDIM", {}),
+    "PLMS": ("PNDM", {"warmup": "plms"}),
+    "PNDM": ("PNDM", {"warmup": "runge_kutta"}),
+    "DDPM": ("DDPM", {}),
+}
+
+
+def to_parameters_text(recipe: Recipe) -> str:
+    """The recipe as other tools show it; at most three parts: prompt, negative prompt, settings."""
+    settings = {
+        "Steps": recipe.steps,
+        "Sampler": _sampler_name(recipe),
+        "CFG scale": _shortest(recipe.guidance_scale),
+        "Seed": recipe.seed,
+        "Size": f"{recipe.width}x{recipe.height}",
+        "Model hash": recipe.model.short_hash,
+        "Model": Path(recipe.model.name).stem,
+    }
+    if recipe.autoencoder is not None:
+        settings["VAE"] = recipe.autoencoder.name
+    for title, adapters in (("Lora hashes", recipe.loras), ("TI hashes", recipe.embeddings)):
+        if adapters:
+            hashes = (f"{a.name or Path(a.file.name).stem}: {a.file.short_hash}" for a in adapters)
+            settings[title] = ", ".join(hashes)
+    if recipe.strength is not None:
+        settings["Denoising strength"] = _shortest(recipe.strength)
+    if recipe.clip_skip is not None:
+        settings["Clip skip"] = recipe.clip_skip + 1  # the web UIs count from 1
+    if recipe.scheduler_settings.get("eta"):
+        settings["Eta"] = _shortest(recipe.scheduler_settings["eta"])
+    if "ldm_core" in recipe.versions:
+        settings["Version"] = f"ldm_core {recipe.versions['ldm_core']}"
+    lines = [recipe.prompt]
+    if recipe.negative_prompt:
+        lines.append(f"{NEGATIVE} {recipe.negative_prompt}")
+    lines.append(
+        ", ".join(f"{name}: {_quoted(str(value))}" for name, value in settings.items() if value != "")
+    )
+    return "\n".join(lines)
+
+
+def from_parameters_text(text: str) -> Recipe:
+    """What can be told from the text of another tool. Raises ValueError where the settings are missing.
+
+    The last line holds the settings; before it, everything from the first "Negative prompt:" at a line's
+    start is the negative prompt. A sampler that is not known here keeps its name.
+    """
+    *lines, last = text.strip().split("\n")
+    settings = dict(_pairs(last))
+    starts = [i for i, line in enumerate(lines) if line.startswith(NEGATIVE)]
+    cut = starts[0] if starts else len(lines)
+    negative = "\n".join(lines[cut:]).removeprefix(NEGATIVE)
+    missing = [name for name in ("Steps", "Sampler", "Seed", "Size") if name not in settings]
+    if missing:
+        raise ValueError(f"the parameters text has no {', '.join(missing)}")
+    size = re.fullmatch(r"(\d+)x(\d+)", settings["Size"])
+    if size is None:
+        raise ValueError(
+            f"expected a Size of WIDTHxHEIGHT in the parameters text, not {settings['Size']!r:.30}"
+        )
+    scheduler, options = SAMPLERS.get(settings["Sampler"], (settings["Sampler"], {}))
+    if "Eta" in settings and scheduler == "DDIM":
+        options = {"eta": _number(settings, "Eta")}
+    strength = _number(settings, "Denoising strength") if "Denoising strength" in settings else None
+    return Recipe(
+        task="txt2img" if strength is None else "img2img",
+        prompt="\n".join(lines[:cut]).strip(),
+        negative_prompt=negative.strip(),
+        seed=_whole(settings, "Seed"),
+        steps=_whole(settings, "Steps"),
+        width=int(size[1]),
+        height=int(size[2]),
+        guidance_scale=_number(settings, "CFG scale") if "CFG scale" in settings else 7.0,
+        scheduler=scheduler,
+        scheduler_settings=dict(options),
+        strength=strength,
+        clip_skip=_whole(settings, "Clip skip") - 1 if "Clip skip" in settings else None,
+        model=SourceFile(settings.get("Model", ""), settings.get("Model hash", "").lower()),
+    )
+
+
+def _sampler_name(recipe: Recipe) -> str:
+    for name, (scheduler, settings) in SAMPLERS.items():
+        if scheduler == recipe.scheduler and settings.items() <= recipe.scheduler_settings.items():
+            return name
+    return recipe.scheduler
+
+
+def _shortest(number: float) -> str:
+    return str(int(number)) if number == int(number) else repr(number)
+
+
+def _quoted(value: str) -> str:
+    """A value that holds what separates values, as a JSON string."""
+    return json.dumps(value, ensure_ascii=False) if set(value) & set(',:"\n') else value
+
+
+def _pairs(line: str) -> Iterable[tuple[str, str]]:
+    """The "Name: value" pairs of a settings line, which commas separate wherever they are not in quotes."""
+    for pair in re.findall(r'(?:"(?:\\.|[^"\\])*"|[^",])+', line):
+        name, _, value = (part.strip() for part in pair.partition(":"))
+        if value.startswith('"'):
+            try:
+                value = str(json.loads(value))
+            except ValueError:
+                value = value.strip('"')
+        yield name, value
+
+
+def _number(settings: dict[str, str], name: str) -> float:
+    try:
+        return float(settings[name])
+    except ValueError:
+        raise ValueError(
+            f"expected a number as {name} in the parameters text, not {settings[name]!r:.30}"
+        ) from None
+
+
+def _whole(settings: dict[str, str], name: str) -> int:
+    try:
+        return int(settings[name])
+    except ValueError:
+        raise ValueError(
+            f"expected a whole number as {name} in the parameters text, not {settings[name]!r:.30}"
+        ) from None

@@ -847,3 +847,64 @@ def test_inspect_of_nothing_known(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "not a known kind" in out
     assert "1 tensor (weight) with NaN" in out
     assert "not by this package" in out
+
+
+def test_adapters_and_another_autoencoder(
+    tmp_path: Path, bundled: ldm_core.LatentDiffusion, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They change the picture, and the recipe finds them again."""
+    layer = bundled.unet.mid.attention.blocks[0].attn2.to_k  # type: ignore[attr-defined]
+    name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+    generator = torch.Generator().manual_seed(0)
+    lora, word, vae = tmp_path / "style=1.safetensors", tmp_path / "word.pt", tmp_path / "vae.ckpt"
+    save_file(
+        {
+            f"{name}.lora_down.weight": torch.randn(4, layer.in_features, generator=generator),
+            f"{name}.lora_up.weight": torch.randn(layer.out_features, 4, generator=generator),
+        },
+        lora,
+    )
+    width = bundled.config.text_encoder.width
+    torch.save({"string_to_param": {"*": torch.randn(2, width, generator=generator)}, "name": "word"}, word)
+    torch.save({k: v * 1.01 for k, v in bundled.autoencoder.state_dict().items()}, vae)  # type: ignore[attr-defined]
+    from ldm_core.checkpoint.original_file import model_map
+
+    names = {e.parameters[0]: key for key, e in model_map(bundled.config).items() if "first_stage" in key}
+    decoder = {
+        names[f"autoencoder.{k}"].removeprefix("first_stage_model."): (
+            v[:, :, None, None] if ".attn" in k and v.ndim == 2 else v
+        )
+        for k, v in torch.load(vae).items()
+    }
+    torch.save(decoder, vae)
+
+    def draw(*options: str) -> bytes:
+        picture = tmp_path / "x.png"
+        common = ["--steps", "2", "-q", "--force", "-o", str(picture)]
+        assert cli.main(["txt2img", *options, *common]) == 0
+        return Image.open(picture).tobytes()
+
+    prompt = ["a word of cats", "--seed", "1"]
+    plain = draw(*prompt)
+    options = {
+        "lora": ["--lora", f"{lora}=0.5"],
+        "whole": ["--lora", str(lora)],
+        "word": ["--embedding", str(word)],
+        "autoencoder": ["--autoencoder", str(vae)],
+    }
+    pictures = [draw(*prompt, *more) for more in options.values()]
+    assert len({plain, *pictures}) == 5
+    together = draw(*prompt, *options["lora"], *options["word"], *options["autoencoder"])
+    recipe = read_recipe(tmp_path / "x.png")
+    assert [(adapter.file.path, adapter.scale) for adapter in recipe.loras] == [(str(lora), 0.5)]
+    assert [adapter.name for adapter in recipe.embeddings] == ["word"]
+    assert recipe.autoencoder == source_file(vae)
+    (tmp_path / "x.png").rename(tmp_path / "recipe.png")
+    assert draw("--from", str(tmp_path / "recipe.png")) == together
+    assert cli.main(["inspect", str(tmp_path / "recipe.png")]) == 0
+    assert "VAE: vae.ckpt, Lora hashes: " in capsys.readouterr().out
+    assert cli.main(["txt2img", "x", "--lora", f"{lora}=much", "-o", str(tmp_path)]) == 2
+    assert "expected a number as the scale" in capsys.readouterr().err
+    lora.unlink()
+    assert cli.main(["txt2img", "--from", str(tmp_path / "recipe.png"), "-o", str(tmp_path)]) == 2
+    assert "give it with --lora" in capsys.readouterr().err

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from conftest import SMALL
 from reference import random_model
 from safetensors.torch import save_file
 
-from ldm_core.checkpoint import CheckpointError, inspect, save
+from ldm_core.checkpoint import CheckpointError, Report, inspect, save
 from ldm_core.checkpoint.parts import ema_key
 from ldm_core.checkpoint.saving import file_tensors
 from ldm_core.config import PRESETS
@@ -97,3 +99,61 @@ def test_a_saved_ckpt_says_what_it_is(tmp_path: Path) -> None:
 def test_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="there is no such file"):
         inspect(tmp_path / "none.ckpt")
+
+
+def test_adapters_are_named_with_what_they_fit(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+    pair = {f"{name}.lora_up.weight": torch.ones(1280, 4), f"{name}.lora_down.weight": torch.ones(4, 768)}
+    save_file(pair, path, {"ss_steps": "1600"})
+    report = inspect(path)
+    assert (report.family, report.step, report.unknown) == ("a LoRA, for models like SD1", 1600, ())
+    assert report.load == f"ldm_core.apply_lora(model, {str(path)!r})"
+    for tensors, family in (
+        ({"emb_params": torch.ones(2, 1024)}, "a textual inversion, for models like SD2"),
+        ({"<cat-toy>": torch.ones(768)}, "a textual inversion, for models like SD1"),
+    ):
+        save_file(tensors, path)
+        report = inspect(path)
+        assert report.family == family
+        assert report.load == f"ldm_core.apply_textual_inversion(model, {str(path)!r})"
+
+
+def test_not_a_number_is_found_where_it_is_looked_for(tmp_path: Path) -> None:
+    tensors = {k: v.contiguous() for k, v in file_tensors(random_model(SMALL["sd1"])).items()}
+    key = "first_stage_model.quant_conv.bias"
+    tensors[key][3] = float("nan")
+    path = tmp_path / "x.safetensors"
+    save_file(tensors, path)
+    assert inspect(path).not_finite is None
+    report = inspect(path, check_values=True)
+    assert report.not_finite == (key,)
+    assert f"1 tensor ({key}) with NaN or infinity" in str(report)
+
+
+def test_what_the_file_says_against_what_is_proved(tmp_path: Path, published: dict[str, Any]) -> None:
+    """SD2's tensors, and metadata of three kinds."""
+    listed = published["stable-diffusion-2/v2-inference-v"]["tensors"]
+    header: dict[str, Any] = {}
+    end = 0
+    for key, shape in listed.items():
+        size = 2 * math.prod(shape)
+        header[key] = {"dtype": "F16", "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+
+    def report(metadata: dict[str, str]) -> Report:
+        encoded = json.dumps({"__metadata__": metadata, **header}).encode()
+        path = tmp_path / "sd2.safetensors"
+        with path.open("wb") as file:
+            file.write(len(encoded).to_bytes(8, "little") + encoded)
+            file.truncate(8 + len(encoded) + end)
+        return inspect(path)
+
+    bare = report({})
+    assert (bare.sure, bare.prediction, bare.presets) == ("fits", None, ("sd2-base", "sd2-v"))
+    assert "prediction='eps' or prediction='v'" in str(bare.load)
+    told = report({"modelspec.prediction_type": "v"})
+    assert (told.sure, told.prediction, told.presets) == ("proved", "v", ("sd2-v",))
+    wrong = report({"ldm_core.config": json.dumps(PRESETS["sd1"].to_dict())})
+    assert wrong.load is None
+    assert any("contradicts the file's own metadata" in sentence for sentence in wrong.suspicious)

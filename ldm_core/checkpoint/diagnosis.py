@@ -49,6 +49,8 @@ def diagnose(checkpoint: Checkpoint, sources: Mapping[Part, PartSource]) -> Diag
     other = other_family(checkpoint.tensors)
     if other is not None:
         return _other(checkpoint, other)
+    if not sources and len(checkpoint.tensors) == 1 and _is_embedding(checkpoint):
+        return _other(checkpoint, "a textual inversion: load a model first, then apply it")
     if not sources:
         keys = ", ".join(repr(key) for key in list(checkpoint.tensors)[:3])
         return Diagnosis("not a known kind", "unknown", f"no names known here (keys such as {keys})", None)
@@ -64,11 +66,32 @@ def diagnose(checkpoint: Checkpoint, sources: Mapping[Part, PartSource]) -> Diag
 
 
 def _other(checkpoint: Checkpoint, what: str) -> Diagnosis:
-    load = None
+    load, family = None, what.split(",")[0].split(":")[0]
     for call, words in (("apply_lora", "a LoRA"), ("apply_textual_inversion", "a textual inversion")):
         if what.startswith(words):
             load = f"ldm_core.{call}(model, {str(checkpoint.path)!r})"
-    return Diagnosis(what.split(",")[0].split(":")[0], "proved", what, load, is_other=True)
+            family += _made_for(checkpoint)
+    return Diagnosis(family, "proved", what, load, is_other=True)
+
+
+_MADE_FOR = {768: ", for models like SD1", 1024: ", for models like SD2"}
+
+
+def _made_for(checkpoint: Checkpoint) -> str:
+    """Which models an adapter fits, by the width of the text that it has to do with."""
+    for key, tensor in checkpoint.tensors.items():
+        reads_context = "attn2" in key and "to_k" in key and "up" not in key and "lora_B" not in key
+        if tensor.ndim >= 1 and (reads_context or key == "emb_params" or key.startswith("string_to_param")):
+            width = tensor.shape[1] if reads_context and tensor.ndim > 1 else tensor.shape[-1]
+            if width in _MADE_FOR:
+                return _MADE_FOR[width]
+    return ""
+
+
+def _is_embedding(checkpoint: Checkpoint) -> bool:
+    """Whether a file's only tensor may be a learned word, as diffusers writes it under the word's name."""
+    (tensor,) = checkpoint.tensors.values()
+    return 1 <= tensor.ndim <= 2 and tensor.is_floating_point() and tensor.shape[-1] in _MADE_FOR
 
 
 def _incomplete(

@@ -81,10 +81,11 @@ def _made_for(checkpoint: Checkpoint) -> str:
     """Which models an adapter fits, by the width of the text that it has to do with."""
     for key, tensor in checkpoint.tensors.items():
         reads_context = "attn2" in key and "to_k" in key and "up" not in key and "lora_B" not in key
-        if tensor.ndim >= 1 and (reads_context or key == "emb_params" or key.startswith("string_to_param")):
-            width = tensor.shape[1] if reads_context and tensor.ndim > 1 else tensor.shape[-1]
-            if width in _MADE_FOR:
-                return _MADE_FOR[width]
+        is_word = len(checkpoint.tensors) == 1 or key == "emb_params" or key.startswith("string_to_param")
+        if tensor.ndim > 1 and reads_context:
+            return _MADE_FOR.get(tensor.shape[1], "")
+        if tensor.ndim > 0 and is_word:
+            return _MADE_FOR.get(tensor.shape[-1], "")
     return ""
 
 

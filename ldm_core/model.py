@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm_core.checkpoint.config_source import undecided
+from ldm_core.checkpoint.diffusers_config import added_words
 from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.key_map import report
 from ldm_core.checkpoint.parts import Part
@@ -170,6 +171,7 @@ def load(
             parts={"text_encoder": text_encoder, "unet": unet, "autoencoder": autoencoder},
         )
         model = _bundle(weights.configs[0], weights.networks)
+        model.tokenizer = _tokenizer(weights)
         source = weights.checkpoint.path.name
         _check_betas(weights.checkpoint, weights.configs[0])
         parameters = weights.parameters
@@ -251,6 +253,16 @@ def _placed(tensor: Tensor, device: Any, dtype: torch.dtype) -> Tensor:
     if tensor.ndim == 4 and dtype in (torch.float16, torch.bfloat16):
         tensor = tensor.contiguous(memory_format=torch.channels_last)
     return tensor
+
+
+def _tokenizer(weights: Weights) -> CLIPTokenizer:
+    """The tokenizer, with the words that were added to a diffusers folder's (by DreamBooth, say)."""
+    text, metadata = weights.configs[0].text_encoder, weights.checkpoint.metadata
+    try:
+        words = added_words(metadata, text.vocab_size) if weights.checkpoint.format == "diffusers" else ()
+        return CLIPTokenizer(text.context_length, text.pad_token_id, words)
+    except ValueError as error:
+        raise CheckpointError(f"{weights.checkpoint.path.name}: its added words: {error}") from error
 
 
 def _not_finite(weights: Weights) -> list[str]:

@@ -71,6 +71,7 @@ WHOLE = {
     "te, no text_model": [(TEXT, "te.")],
     "clip_l": [(TEXT, "clip_l.transformer.text_model.")],
     "clip_l, short": [(TEXT, "clip_l.text_model.")],
+    "clip_l within": [(TEXT, "cond_stage_model.clip_l.transformer.text_model.")],
     "text_encoder": [(TEXT, "text_encoder.text_model."), (UNET, "unet."), (VAE, "vae.")],
 }
 

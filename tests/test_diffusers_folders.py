@@ -123,7 +123,7 @@ def test_the_wanted_variant_is_taken(theirs: Path, models: Models, tmp_path: Pat
     for part in ("unet", "vae", "text_encoder"):
         for file in (folder / part).glob("*.safetensors"):
             file.unlink()
-    with pytest.raises(CheckpointError, match=r"unet: no file of weights of the variant 'ema'"):
+    with pytest.raises(CheckpointError, match=r"unet: no file of weights; there is none"):
         ldm_core.load(folder, variant="ema")
 
 
@@ -335,3 +335,20 @@ def test_any_setting_is_read_or_refused(data: st.DataObject) -> None:
     except CheckpointError:
         return
     assert isinstance(config, LatentDiffusionConfig)
+
+
+def test_words_that_were_added_to_the_tokenizer(tmp_path: Path) -> None:
+    """As diffusers' training scripts leave them: a longer table, and the words' ids in a file."""
+    config = SMALL["sd1"]
+    wide = replace(config, text_encoder=replace(config.text_encoder, vocab_size=49410))
+    model = random_model(wide)
+    save(model, tmp_path / "toy", layout="diffusers")
+    words = {"<cat-toy>": 49408, "sks": 49409, "<|endoftext|>": 49407}
+    (tmp_path / "toy" / "tokenizer" / "added_tokens.json").write_text(json.dumps(words))
+    loaded = ldm_core.load(tmp_path / "toy")
+    assert loaded.tokenizer(["a <cat-toy> of SKS"])[0, 1:6].tolist() == [320, 49408, 539, 49409, 49407]
+    assert same_weights(loaded, model)
+    for wrong, message in (({"a": "b"}, "a whole number for each word"), ({"": 49408}, "added words")):
+        (tmp_path / "toy" / "tokenizer" / "added_tokens.json").write_text(json.dumps(wrong))
+        with pytest.raises(CheckpointError, match=message):
+            ldm_core.load(tmp_path / "toy")

@@ -30,6 +30,7 @@ TEXT_ENCODER = "text_encoder/config.json"
 SCHEDULER = "scheduler/scheduler_config.json"
 TOKENIZER = "tokenizer/tokenizer_config.json"
 SPECIAL_TOKENS = "tokenizer/special_tokens_map.json"
+ADDED_TOKENS = "tokenizer/added_tokens.json"
 NEEDED = (UNET, AUTOENCODER, TEXT_ENCODER, SCHEDULER)
 
 END_OF_TEXT, EXCLAMATION_MARK = 49407, 0
@@ -99,6 +100,14 @@ def from_settings(settings: Mapping[str, Settings]) -> LatentDiffusionConfig:
         )
     except ConfigError as error:
         raise CheckpointError(f"the folder's parts do not fit each other: {error}") from error
+
+
+def added_words(settings: Mapping[str, Settings], vocab_size: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """The words beyond CLIP's own vocabulary that the folder's tokenizer knows, each with its id."""
+    tokens = settings.get(ADDED_TOKENS, {})
+    if not all(isinstance(number, int) for number in tokens.values()):
+        raise CheckpointError(f"{ADDED_TOKENS}: expected a whole number for each word")
+    return tuple((word, (number,)) for word, number in tokens.items() if END_OF_TEXT < number < vocab_size)
 
 
 def unet_config(settings: Settings) -> UNetConfig:

@@ -31,6 +31,7 @@ SETTINGS = (
     diffusers_config.SCHEDULER,
     diffusers_config.TOKENIZER,
     diffusers_config.SPECIAL_TOKENS,
+    diffusers_config.ADDED_TOKENS,
 )
 MAX_JSON = 2**25  # bytes: an index of shards is the largest
 
@@ -108,7 +109,8 @@ def _weight_files(folder: Path, variant: str | None, *, missing_ok: bool = False
     if missing_ok and not found:
         return []
     there = ", ".join(sorted(found.values())) or "none"
-    asked = f" of the variant {variant!r}" if variant else ""
+    asked = f" of the variant {variant!r}" if variant else " without a variant; say which with variant="
+    asked = asked if found else ""
     raise CheckpointError(f"{folder}: no file of weights{asked}; there is {there}")
 
 

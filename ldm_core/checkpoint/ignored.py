@@ -44,7 +44,9 @@ _IMAGES = "CLIP's image encoder"
 # Within a part, by name after the part's prefix or after the file's; "x." is all that begins so.
 TRANSFORMERS_EXTRAS = {
     "embeddings.position_ids": "0..76, and damaged in files that were cast to 16 bits",
+    "text_projection": _PROJECTION,
     "text_projection.weight": _PROJECTION,
+    "transformer.text_projection.weight": _PROJECTION,
     "visual_projection.weight": _PROJECTION,
     "logit_scale": _PROJECTION,
     "vision_model.": _IMAGES,

@@ -38,7 +38,17 @@ TEXT_ENCODER = "cond_stage_model.transformer.text_model."
 OPEN_CLIP = "cond_stage_model.model."
 
 # Where a text encoder lies: in CompVis's files, SDXL's, diffusers' and mlx's, ComfyUI's, or alone.
-_TEXT_BASES = ("cond_stage_model.", "conditioner.embedders.0.", "text_encoder.", "te.", "clip_l.", "")
+_TEXT_BASES = (
+    "cond_stage_model.clip_l.",
+    "cond_stage_model.clip_h.",
+    "cond_stage_model.",
+    "conditioner.embedders.0.",
+    "text_encoder.",
+    "te.",
+    "clip_l.",
+    "clip_h.",
+    "",
+)
 
 
 @dataclass(frozen=True)

@@ -104,10 +104,9 @@ class UNetConfig:
             len(self.disable_self_attentions) in (0, len(self.channel_mult)),
             f"unet: disable_self_attentions needs one value for each of the {len(self.channel_mult)} levels",
         )
-        # Their order means nothing, and files differ in it.
-        object.__setattr__(
-            self, "attention_resolutions", tuple(sorted(self.attention_resolutions, reverse=True))
-        )
+        # Files differ in their order, which means nothing, and in factors that the network does not reach.
+        reached = {2**level for level in self.attention_levels}
+        object.__setattr__(self, "attention_resolutions", tuple(sorted(reached, reverse=True)))
         for level in self.attention_levels:
             self.heads(self.model_channels * self.channel_mult[level])
 

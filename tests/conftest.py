@@ -65,6 +65,18 @@ SMALL = {
     ),
 }
 
+# Two levels of one block each, for tests of what is in files rather than of what networks compute.
+TINY = {
+    kind: replace(
+        config,
+        unet=replace(config.unet, channel_mult=(1, 2), num_res_blocks=1),
+        autoencoder=replace(config.autoencoder, ch_mult=(1, 2), num_res_blocks=1),
+        image_size=32,
+    )
+    for kind, config in SMALL.items()
+    if kind != "x4-upscaler"
+} | {"x4-upscaler": SMALL["x4-upscaler"]}
+
 
 @pytest.fixture(scope="session")
 def bundled() -> ldm_core.LatentDiffusion:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SMALL
+from conftest import TINY
 from reference import random_model
 from safetensors.torch import save_file
 from test_load import same_weights
@@ -38,12 +38,12 @@ Tensors = dict[str, Tensor]
 
 @pytest.fixture(scope="module")
 def sd1() -> LatentDiffusion:
-    return random_model(SMALL["sd1"])
+    return random_model(TINY["sd1"])
 
 
 @pytest.fixture(scope="module")
 def sd2() -> LatentDiffusion:
-    return random_model(SMALL["sd2"])
+    return random_model(TINY["sd2"])
 
 
 def original(model: LatentDiffusion) -> Tensors:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SMALL
+from conftest import TINY
 from reference import random_model
 from test_load import same_weights
 from torch import Tensor
@@ -29,7 +29,7 @@ from ldm_core.model import LatentDiffusion, build
 
 @pytest.fixture(scope="module")
 def models() -> list[LatentDiffusion]:
-    return [random_model(SMALL["sd1"], seed=seed) for seed in range(3)]
+    return [random_model(TINY["sd1"], seed=seed) for seed in range(3)]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_a_training_checkpoint_becomes_a_small_file(models: list[LatentDiffusion
     convert(
         tmp_path / "last.ckpt",
         tmp_path / "ema.safetensors",
-        config=SMALL["sd1"],
+        config=TINY["sd1"],
         ema=True,
         dtype=torch.float16,
     )
@@ -90,7 +90,7 @@ def test_a_model_that_may_predict_either_must_be_told(
         other = replace(opened.configs[0], prediction="eps")
         return replace(opened, configs=[opened.configs[0], other])
 
-    save(random_model(SMALL["sd2"]), tmp_path / "a.safetensors")
+    save(random_model(TINY["sd2"]), tmp_path / "a.safetensors")
     monkeypatch.setattr(conversion, "open_weights", both)
     with pytest.raises(CheckpointError, match="prediction='v' or prediction='eps'"):
         convert(tmp_path / "a.safetensors", tmp_path / "b.ckpt")
@@ -121,7 +121,7 @@ def test_a_model_merged_with_itself_is_itself(files: list[Path], models: Any, tm
 
 
 def test_models_of_different_architecture_are_refused(files: list[Path], tmp_path: Path) -> None:
-    other = replace(SMALL["sd1"], unet=replace(SMALL["sd1"].unet, num_res_blocks=1), prediction="v")
+    other = replace(TINY["sd1"], unet=replace(TINY["sd1"].unet, num_res_blocks=2), prediction="v")
     save(build(other), tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match="not of one architecture: they differ in unet, prediction"):
         weighted_sum(files[0], tmp_path / "other.safetensors", tmp_path / "out.safetensors")

@@ -39,6 +39,9 @@ def apply_textual_inversion(
     Raises CheckpointError where the file cannot be read or its vectors (n, width) do not fit the text
     encoder, and ValueError where the name is empty or in use, or where the model's tokenizer or text encoder
     is of a kind that words cannot be added to. The model is then left alone.
+
+    The text encoder's table gets no new rows, and a saved model none of the words. What `dataclasses.replace`
+    makes of the model has its words too, but only for as long as they are not removed from this one.
     """
     tokenizer, layer = _tokenizer(model), _embedding_layer(model)
     with torch.inference_mode(False), torch.no_grad():

@@ -104,7 +104,7 @@ def diffusers_script(path: Path, vectors: Tensor, name: str = "<cat-toy>", *, ro
 
 def kohya(path: Path, vectors: Tensor) -> None:
     """`save_weights` of kohya-ss's train_textual_inversion.py."""
-    metadata = {"ss_output_name": "other", "ss_base_model_version": "sd_v1"}
+    metadata = {"ss_output_name": "other", "name": "another", "ss_base_model_version": "sd_v1"}
     if path.suffix == ".safetensors":
         save_file({"emb_params": vectors}, path, metadata)
     else:
@@ -487,9 +487,9 @@ def test_threads_share_a_model(model: LatentDiffusion, add: Callable[..., Textua
 
 
 def test_vectors_can_be_trained(model: LatentDiffusion, add: Callable[..., TextualInversion]) -> None:
-    """Equation 2 of the paper differentiates by the vectors alone."""
-    embedding = add()
+    """Equation 2 of the paper differentiates by the vectors alone. What came before does not matter."""
     with torch.inference_mode():
+        embedding = add()
         encoded(model)
     embedding.vectors.requires_grad_()
     model.text_encoder(model.tokenizer(PROMPT)).square().mean().backward()

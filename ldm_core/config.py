@@ -174,7 +174,16 @@ class NoiseScheduleConfig:
     linear_end: float = 0.012
 
     def __post_init__(self) -> None:
-        _require(self.timesteps > 0, f"noise schedule: timesteps must be positive, not {self.timesteps}")
+        _require(
+            isinstance(self.timesteps, int) and 0 < self.timesteps <= 100_000,
+            f"noise schedule: timesteps must be a whole number up to 100,000, not {self.timesteps!r}",
+        )
+        _require(
+            all(isinstance(end, (int, float)) for end in (self.linear_start, self.linear_end))
+            and 0 < self.linear_start <= self.linear_end <= 1,
+            "noise schedule: linear_start and linear_end must be numbers with 0 < start <= end <= 1, not "
+            f"{self.linear_start!r} and {self.linear_end!r}",
+        )
         _require(
             self.beta_schedule in ("scaled_linear", "linear", "cosine", "sqrt"),
             f"noise schedule: unknown beta_schedule {self.beta_schedule!r}; "
@@ -196,7 +205,14 @@ class LatentDiffusionConfig:
 
     def __post_init__(self) -> None:
         _require(self.prediction in ("eps", "v"), f"prediction must be 'eps' or 'v', not {self.prediction!r}")
-        _require(self.latent_scale > 0, f"latent_scale must be positive, not {self.latent_scale}")
+        _require(
+            isinstance(self.latent_scale, (int, float)) and 0 < self.latent_scale < float("inf"),
+            f"latent_scale must be a positive number, not {self.latent_scale!r}",
+        )
+        _require(
+            isinstance(self.image_size, int) and self.image_size > 0,
+            f"image_size must be a positive whole number, not {self.image_size!r}",
+        )
         _require(
             self.unet.context_dim == self.text_encoder.width,
             f"the unet attends to vectors of {self.unet.context_dim} (context_dim), "

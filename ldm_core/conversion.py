@@ -6,6 +6,7 @@ at a time beside what the system keeps of the files.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,10 +18,11 @@ from torch import Tensor
 
 from ldm_core.checkpoint.config_source import undecided
 from ldm_core.checkpoint.detect import blank
+from ldm_core.checkpoint.diffusers_folder import stored_text_encoder
 from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.parts import PARTS
-from ldm_core.checkpoint.saving import LayoutName, write_model
-from ldm_core.checkpoint.stored_schedule import betas_problem, stored_betas
+from ldm_core.checkpoint.saving import WRITERS, LayoutName, write_model
+from ldm_core.checkpoint.text_names import transformers_map
 from ldm_core.checkpoint.writer import Pending
 from ldm_core.config import LatentDiffusionConfig, PredictionType
 from ldm_core.weights import Weights, open_weights
@@ -60,7 +62,14 @@ def convert(
         )
     )
     tensors = {f"{part}.{name}": t for part in PARTS for name, t in weights.parameters[part].items()}
-    write_model(weights.configs[0], tensors, target, layout=layout or _layout(target), dtype=dtype)
+    write_model(
+        weights.configs[0],
+        tensors,
+        target,
+        layout=layout or _layout(target),
+        dtype=dtype,
+        added_words=weights.added_words,
+    )
     return weights.configs[0]
 
 
@@ -95,12 +104,14 @@ def merge(
     The other options are `convert`'s and hold for all of them. Returns the configuration. Raises
     CheckpointError naming what differs.
     """
-    if not models:
-        raise CheckpointError("merging needs at least one model")
+    if not models or not all(math.isfinite(factor) for _, factor in models):
+        raise CheckpointError("merging needs at least one model, and factors that are finite numbers")
     opened = [
         _decided(open_weights(path, config=config, prediction=prediction, variant=variant))
         for path, _ in models
     ]
+    if len({weights.configs[0].text_encoder for weights in opened}) > 1:
+        opened = [_without_unused_blocks(weights) for weights in opened]
     first = opened[0]
     for other in opened[1:]:
         _require_same(first, other)
@@ -113,7 +124,8 @@ def merge(
             sums[f"{part}.{name}"] = Pending(
                 stored, tuple(tensor.shape), partial(_sum, terms, factors, stored)
             )
-    write_model(first.configs[0], sums, target, layout=layout or _layout(target))
+    words = first.added_words
+    write_model(first.configs[0], sums, target, layout=layout or _layout(target), added_words=words)
     return first.configs[0]
 
 
@@ -125,20 +137,25 @@ def _sum(terms: list[Tensor], factors: list[float], dtype: torch.dtype) -> Tenso
 
 
 def _decided(weights: Weights) -> Weights:
-    """The weights, if their configuration is known and the file's own schedule agrees with it."""
+    """The weights, if their configuration is known."""
     name = weights.checkpoint.path.name
     if len(weights.configs) > 1:
         raise undecided(name, weights.configs)
-    betas = stored_betas(weights.checkpoint)
-    problem = None if betas is None else betas_problem(betas, weights.configs[0].noise_schedule)
-    if problem is not None:
-        raise CheckpointError(f"{name} {problem}")
     return weights
+
+
+def _without_unused_blocks(weights: Weights) -> Weights:
+    """The weights with the text encoder as diffusers' folders have it, so that SD2's files are all alike."""
+    config = weights.configs[0]
+    config = replace(config, text_encoder=stored_text_encoder(config))
+    kept = {name for entry in transformers_map(config.text_encoder).values() for name in entry.parameters}
+    text = {name: t for name, t in weights.parameters["text_encoder"].items() if name in kept}
+    return replace(weights, configs=[config], parameters={**weights.parameters, "text_encoder": text})
 
 
 def _require_same(first: Weights, other: Weights) -> None:
     ours, theirs = (
-        replace(weights.configs[0], image_size=0, autoencoder=blank(weights.configs[0].autoencoder)).to_dict()
+        replace(weights.configs[0], image_size=1, autoencoder=blank(weights.configs[0].autoencoder)).to_dict()
         for weights in (first, other)
     )
     differ = [name for name in ours if ours[name] != theirs[name]]
@@ -150,4 +167,5 @@ def _require_same(first: Weights, other: Weights) -> None:
 
 
 def _layout(target: str | Path) -> LayoutName:
-    return "compvis" if Path(target).suffix else "diffusers"
+    # "v1.5" is a folder's name, "model.gguf" a mistake that `save` names.
+    return "compvis" if Path(target).suffix[1:].isalpha() or Path(target).suffix in WRITERS else "diffusers"

@@ -19,12 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from ldm_core.checkpoint.config_source import undecided
-from ldm_core.checkpoint.diffusers_config import added_words
 from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.key_map import report
 from ldm_core.checkpoint.parts import Part
-from ldm_core.checkpoint.reader import Checkpoint
-from ldm_core.checkpoint.stored_schedule import betas_problem, stored_betas
 from ldm_core.checkpoint.values import all_finite
 from ldm_core.config import LatentDiffusionConfig, PredictionType
 from ldm_core.noise_schedule import NoiseSchedule
@@ -161,6 +158,7 @@ def load(
     On a CPU and without a cast, the weights stay views of the memory-mapped file. Raises CheckpointError
     for a file that cannot be read, does not fit the configuration, or holds values that are not finite.
     """
+    _check_dtype(dtype)
     with _collection_paused():
         weights = open_weights(
             path if path is not None else bundled_model(),
@@ -173,7 +171,6 @@ def load(
         model = _bundle(weights.configs[0], weights.networks)
         model.tokenizer = _tokenizer(weights)
         source = weights.checkpoint.path.name
-        _check_betas(weights.checkpoint, weights.configs[0])
         parameters = weights.parameters
         report(source, {"with values that are not finite": _not_finite(weights)})
         if dtype is None:
@@ -201,6 +198,7 @@ def load_part(
     Options and errors are `load`'s. An autoencoder needs no configuration, since its shapes prove it; the
     others must be a known model's, or have their settings beside them, or be given `config`.
     """
+    _check_dtype(dtype)
     with _collection_paused():
         network, parameters = open_part(path, part, config, variant)
         if dtype is None:
@@ -219,7 +217,10 @@ def _with_asked_prediction(
     """The model with that one of the configurations that its U-Net's answer fits."""
     from ldm_core.prediction import decide_prediction, noise_similarity
 
-    similarity = noise_similarity(model)
+    try:
+        similarity = noise_similarity(model)
+    except (RuntimeError, NotImplementedError) as error:  # on "meta", or in a type in which nothing computes
+        raise undecided(source, configs, f", and it cannot be asked here ({error})") from error
     answer = decide_prediction(similarity)
     fitting = [config for config in configs if config.prediction == answer]
     if len(fitting) != 1:
@@ -231,6 +232,11 @@ def _with_asked_prediction(
         stacklevel=3,
     )
     return replace(model, config=fitting[0])
+
+
+def _check_dtype(dtype: torch.dtype | None) -> None:
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"dtype must be a floating-point type of torch, not {dtype!r}")
 
 
 def _own_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
@@ -257,12 +263,18 @@ def _placed(tensor: Tensor, device: Any, dtype: torch.dtype) -> Tensor:
 
 def _tokenizer(weights: Weights) -> CLIPTokenizer:
     """The tokenizer, with the words that were added to a diffusers folder's (by DreamBooth, say)."""
-    text, metadata = weights.configs[0].text_encoder, weights.checkpoint.metadata
+    text, name = weights.configs[0].text_encoder, weights.checkpoint.path.name
+    if text.vocab_size < CLIPTokenizer.vocab_size:
+        raise CheckpointError(
+            f"{name}: its text encoder knows {text.vocab_size} tokens, CLIP's tokenizer has "
+            f"{CLIPTokenizer.vocab_size}"
+        )
+    tokenizer = CLIPTokenizer(text.context_length, text.pad_token_id)
     try:
-        words = added_words(metadata, text.vocab_size) if weights.checkpoint.format == "diffusers" else ()
-        return CLIPTokenizer(text.context_length, text.pad_token_id, words)
+        return replace(tokenizer, added_words=weights.added_words)
     except ValueError as error:
-        raise CheckpointError(f"{weights.checkpoint.path.name}: its added words: {error}") from error
+        warnings.warn(f"{name}: the words that its tokenizer adds cannot be used: {error}", stacklevel=3)
+        return tokenizer
 
 
 def _not_finite(weights: Weights) -> list[str]:
@@ -274,11 +286,3 @@ def _not_finite(weights: Weights) -> list[str]:
         if not all_finite(tensor)
     ]
     return list(dict.fromkeys(bad))
-
-
-def _check_betas(checkpoint: Checkpoint, config: LatentDiffusionConfig) -> None:
-    """Files of CompVis's trainer also hold the betas that they were trained with."""
-    betas = stored_betas(checkpoint)
-    problem = None if betas is None else betas_problem(betas, config.noise_schedule)
-    if problem is not None:
-        raise CheckpointError(f"{checkpoint.path.name} {problem}")

@@ -43,6 +43,8 @@ def apply_textual_inversion(
     The text encoder's table gets no new rows, and a saved model none of the words. What `dataclasses.replace`
     makes of the model has its words too, but only for as long as they are not removed from this one.
     """
+    if name is not None and not isinstance(name, str):
+        raise ValueError(f"the name must be a str or None, not {type(name).__name__}")
     tokenizer, layer = _tokenizer(model), _embedding_layer(model)
     with torch.inference_mode(False), torch.no_grad():
         stored_name, vectors = read_embedding(path)

@@ -17,12 +17,14 @@ from torch.overrides import TorchFunctionMode
 
 from ldm_core.autoencoder import AutoencoderKL
 from ldm_core.checkpoint.config_source import resolve_config, resolve_part
+from ldm_core.checkpoint.diffusers_config import Words
 from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.family import other_family
 from ldm_core.checkpoint.key_map import KeyMap, report, to_parameters
 from ldm_core.checkpoint.parts import PARTS, Part, PartSource, ema_key, find_parts, has_ema, leftovers
-from ldm_core.checkpoint.prove import prove, prove_all
 from ldm_core.checkpoint.reader import Checkpoint, read
+from ldm_core.checkpoint.statements import added_words_of
+from ldm_core.checkpoint.stored_schedule import check_schedule
 from ldm_core.config import LatentDiffusionConfig
 from ldm_core.text_encoder import CLIPTextEncoder
 from ldm_core.unet import UNet
@@ -37,6 +39,7 @@ class Weights:
     keys         the files' names of the parameters
     networks     the networks on the meta device, without weights
     checkpoint   the main file
+    added_words  what the text encoder knows beyond CLIP's vocabulary
     """
 
     configs: list[LatentDiffusionConfig]
@@ -44,6 +47,7 @@ class Weights:
     keys: dict[Part, dict[str, str]]
     networks: dict[Part, nn.Module]
     checkpoint: Checkpoint
+    added_words: Words = ()
 
 
 _NETWORKS: dict[Part, Callable[[Any], nn.Module]] = {
@@ -98,13 +102,8 @@ def open_weights(
     _require_all(checkpoint, sources)
     if ema:
         sources["unet"] = _averaged(sources["unet"])
-    configs = resolve_config(
-        checkpoint,
-        config,
-        prove_all(sources),
-        foreign_autoencoder=sources["autoencoder"].checkpoint is not checkpoint,
-        prediction=prediction,
-    )
+    configs = resolve_config(checkpoint, sources, config, prediction)
+    check_schedule(sources["unet"].checkpoint, configs[0])
     networks = blank_networks(configs[0])
     parameters: dict[Part, dict[str, Tensor]] = {}
     keys: dict[Part, dict[str, str]] = {}
@@ -113,7 +112,8 @@ def open_weights(
         parameters[part] = _parameters(sources[part], key_map, networks[part])
         keys[part] = {name: key for key, entry in key_map.items() for name in entry.parameters}
     _refuse_leftovers(checkpoint, own)
-    return Weights(configs, parameters, keys, networks, checkpoint)
+    words = added_words_of(sources["text_encoder"].checkpoint, configs[0].text_encoder.vocab_size)
+    return Weights(configs, parameters, keys, networks, checkpoint, words)
 
 
 def open_part(
@@ -123,7 +123,7 @@ def open_part(
     if part not in PARTS:
         raise CheckpointError(f"the part must be one of {', '.join(PARTS)}, not {part!r}")
     source = _replacements({part: path}, variant)[part]
-    resolved: Any = resolve_part(source, prove(source), config)
+    resolved: Any = resolve_part(source, config)
     with _SkipInitialisation(), torch.device("meta"):
         network = _NETWORKS[part](resolved).eval()
     return network, _parameters(source, source.key_map(resolved), network)
@@ -152,6 +152,7 @@ def _replacements(parts: Mapping[Part, str | Path | None], variant: str | None) 
         if path is None:
             continue
         checkpoint = read(path, variant=variant)
+        _refuse_other_families(checkpoint)
         found = find_parts(checkpoint)
         if part not in found:
             raise CheckpointError(
@@ -171,12 +172,16 @@ def _words(part: Part) -> str:
     return {"text_encoder": "text encoder", "unet": "U-Net", "autoencoder": "autoencoder"}[part]
 
 
+def _article(part: Part) -> str:
+    return f"{'an' if part == 'autoencoder' else 'a'} {_words(part)}"
+
+
 def _held(checkpoint: Checkpoint) -> str:
     """What a file does hold, for an error."""
     found = find_parts(checkpoint)
     if found:
         return "it holds " + " and ".join(
-            f"a {_words(part)} ({source.layout.name} names)" for part, source in found.items()
+            f"{_article(part)} ({source.layout.name} names)" for part, source in found.items()
         )
     keys = ", ".join(repr(key) for key in list(checkpoint.tensors)[:3])
     return (

@@ -30,7 +30,7 @@ import ldm_core
 from ldm_core.checkpoint import CheckpointError, inspect
 from ldm_core.checkpoint.saving import file_tensors
 from ldm_core.config import SD1, SD2_BASE, SD2_V, LatentDiffusionConfig
-from ldm_core.model import LatentDiffusion, load_part
+from ldm_core.model import LatentDiffusion, build, load_part
 from ldm_core.prediction import decide_prediction, noise_similarity
 
 Tensors = dict[str, Tensor]
@@ -217,7 +217,7 @@ def test_an_autoencoder_of_another_structure_may_come_in(sd1: LatentDiffusion, t
 @pytest.mark.parametrize(
     ("left", "missing"),
     [
-        ((UNET, VAE), "no text encoder; it holds a U-Net .* and a autoencoder .*text_encoder=FILE"),
+        ((UNET, VAE), "no text encoder; it holds a U-Net .* and an autoencoder .*text_encoder=FILE"),
         ((UNET, TEXT), "no autoencoder; it holds .*autoencoder=FILE"),
         ((UNET,), "no text encoder and no autoencoder; .*text_encoder=FILE, autoencoder=FILE"),
         ((VAE,), "no text encoder and no U-Net; .*text_encoder=FILE, unet=FILE"),
@@ -357,3 +357,72 @@ def test_betas_of_another_schedule_are_refused(sd1: LatentDiffusion, tmp_path: P
     path = write(tensors, tmp_path / "x.ckpt")
     with pytest.raises(CheckpointError, match=r"trained with 1000 betas from 0\.0001 to 0\.02, but"):
         ldm_core.load(path, config=sd1.config)
+
+
+def test_two_spellings_of_one_tensor_are_not_chosen_between(sd1: LatentDiffusion, tmp_path: Path) -> None:
+    tensors = original(sd1)
+    key = f"{VAE}decoder.mid.attn_1.q.weight"
+    tensors[key.replace(".q.", ".to_q.")] = tensors[key] + 7
+    path = write(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match=r"no network of the model takes:\n    .*attn_1\.to_q\.weight"):
+        ldm_core.load(path, config=sd1.config)
+
+
+@pytest.mark.parametrize("statement", ["v", "V", "v_prediction", "v-prediction"])
+def test_what_the_file_says_wins_or_is_contradicted(
+    statement: str, sd1: LatentDiffusion, tmp_path: Path
+) -> None:
+    """A U-Net that says that it predicts v, alone or beside a model that predicts eps."""
+    whole = write(original(sd1), tmp_path / "whole.safetensors")
+    unet = tmp_path / "unet.safetensors"
+    tensors = {key: value.clone() for key, value in only(original(sd1), UNET).items()}
+    save_file(tensors, unet, {"modelspec.prediction_type": statement})
+    assert ldm_core.load(whole, config=sd1.config, unet=unet).config.prediction == "v"
+    save_file(
+        {k: v.clone() for k, v in original(sd1).items()}, whole, {"modelspec.prediction_type": statement}
+    )
+    (tmp_path / "whole.yaml").write_text("model: 3")
+    with pytest.raises(CheckpointError, match=r"whole\.yaml: no section model"):
+        ldm_core.load(whole)
+    assert ldm_core.load(whole, config=sd1.config).config.prediction == "eps", (
+        "what is given in full is meant"
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64])
+def test_weights_that_are_no_real_numbers(dtype: torch.dtype, sd1: LatentDiffusion, tmp_path: Path) -> None:
+    tensors = original(sd1)
+    tensors[f"{UNET}out.2.weight"] = tensors[f"{UNET}out.2.weight"].to(dtype)
+    path = write(tensors, tmp_path / "x.ckpt")
+    with pytest.raises(CheckpointError, match=r"out\.2\.weight: expected real numbers, got torch\."):
+        ldm_core.load(path, config=sd1.config)
+    with pytest.raises(ValueError, match="must be a floating-point type"):
+        ldm_core.load(path, config=sd1.config, dtype=torch.int8)
+    with pytest.raises(CheckpointError, match="must be a floating-point type"):
+        ldm_core.checkpoint.save(sd1, tmp_path / "y.ckpt", dtype=torch.int8)
+
+
+def test_a_model_that_is_not_of_its_configuration_is_not_saved(sd1: LatentDiffusion, tmp_path: Path) -> None:
+    wide = random_model(replace(sd1.config, autoencoder=replace(sd1.config.autoencoder, ch=64)))
+    for odd, message in (
+        (
+            replace(sd1, autoencoder=wide.autoencoder),
+            "autoencoder.ch: the configuration says 32",
+        ),
+        (replace(sd1, unet=lambda x, t, context: x), "the model's unet has no weights to save"),
+        (sd1.__class__(**{**sd1.__dict__, **build(sd1.config, "meta").modules}), "on the meta device"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            ldm_core.checkpoint.save(odd, tmp_path / "x.ckpt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_is_written_through_and_permissions_stay(sd1: LatentDiffusion, tmp_path: Path) -> None:
+    target, link = tmp_path / "real.safetensors", tmp_path / "link.safetensors"
+    target.write_bytes(b"")
+    target.chmod(0o600)
+    link.symlink_to(target)
+    ldm_core.checkpoint.save(sd1, link)
+    assert link.is_symlink()
+    assert target.stat().st_mode & 0o777 == 0o600
+    assert same_weights(ldm_core.load(target), sd1)

@@ -192,3 +192,17 @@ def test_memory_at_full_size(way: str, tmp_path: Path) -> None:
     grown = int(run.stdout)
     print(f"\n{way}: {grown / largest:.2f} x the largest tensor")
     assert grown < 1.3 * largest + 64 * 2**20  # the networks' own modules, on the meta device, and Python
+
+
+def test_sd2_as_a_file_and_as_a_folder_is_one_architecture(tmp_path: Path) -> None:
+    """The folder lacks the text encoder's last block; the sum does, too."""
+    model = random_model(TINY["sd2"])
+    save(model, tmp_path / "a.safetensors")
+    save(model, tmp_path / "v1.5", layout="diffusers")
+    config = merge([(tmp_path / "a.safetensors", 0.5), (tmp_path / "v1.5", 0.5)], tmp_path / "v2.0")
+    assert config.text_encoder.layers == model.config.text_encoder.layers - 1
+    loaded = ldm_core.load(tmp_path / "v2.0")
+    tokens = model.tokenizer(["a cat"])
+    assert torch.equal(loaded.text_encoder(tokens), model.text_encoder(tokens))
+    with pytest.raises(CheckpointError, match="finite numbers"):
+        weighted_sum(tmp_path / "v1.5", tmp_path / "v1.5", tmp_path / "x.ckpt", float("nan"))

@@ -15,10 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import ldm_core
-from ldm_core.checkpoint import CheckpointError, inspect, save
+from ldm_core.checkpoint import CheckpointError, inspect, save, saving
 from ldm_core.checkpoint.config_source import resolve_config
 from ldm_core.checkpoint.parts import ema_key, find_parts
-from ldm_core.checkpoint.prove import prove_all
 from ldm_core.checkpoint.reader import Checkpoint
 from ldm_core.checkpoint.saving import file_tensors
 from ldm_core.config import SD1, SD2_BASE, SD2_V, NoiseScheduleConfig
@@ -148,7 +147,7 @@ def test_a_yaml_can_be_given_by_its_path(tmp_path: Path, bundled: LatentDiffusio
             "unet.model_channels: the configuration says 96, the tensors 64",
         ),
         ("ch_mult: [1, 1, 2]", "ch_mult: [1, 2, 2]", "autoencoder.ch_mult"),
-        ("scale_factor: 0.186105", "scale_factor: -1", "latent_scale must be positive"),
+        ("scale_factor: 0.186105", "scale_factor: -1", "latent_scale must be a positive number"),
         ("FrozenCLIPEmbedder", "BERTEmbedder", "BERTEmbedder is not one of"),
         ("context_dim: 128", "context_dimension: 128", "no value for 'context_dim'"),
         ("unet_config:", "unet:", "no section unet_config"),
@@ -368,7 +367,7 @@ def test_convolutions_of_16_bits_are_channels_last(
 def resolved(listed: dict[str, list[int]], metadata: dict[str, str], *args: Any, **options: Any) -> Any:
     tensors = {key: torch.empty(shape, device="meta") for key, shape in listed.items()}
     checkpoint = Checkpoint(path=Path("768.ckpt"), format="torch-zip", tensors=tensors, metadata=metadata)
-    return resolve_config(checkpoint, *args, prove_all(find_parts(checkpoint)), **options)
+    return resolve_config(checkpoint, find_parts(checkpoint), *args, **options)
 
 
 def test_sd2_without_a_word_on_what_it_predicts_is_not_guessed(published: dict[str, Any]) -> None:
@@ -413,7 +412,7 @@ def test_a_crash_while_saving_leaves_the_old_file(
         Path(target).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setitem(ldm_core.checkpoint.save.__globals__, "write_safetensors", full_disk)
+    monkeypatch.setitem(saving.WRITERS, ".safetensors", full_disk)
     with pytest.raises(CheckpointError, match="No space left"):
         save(model, path)
     assert path.read_bytes() == before

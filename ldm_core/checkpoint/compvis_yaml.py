@@ -39,7 +39,7 @@ def read_yaml(path: str | Path, *, stored_scale: float | None = None) -> LatentD
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a YAML file: {str(error).splitlines()[0]}") from error
     try:
         return from_yaml(data, stored_scale=stored_scale)

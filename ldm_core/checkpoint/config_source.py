@@ -7,10 +7,12 @@ held against the shapes.
 
 from __future__ import annotations
 
-import json
 import math
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ldm_core.checkpoint import diffusers_config
 from ldm_core.checkpoint.compvis_yaml import read_yaml
@@ -19,66 +21,112 @@ from ldm_core.checkpoint.detect import (
     blank,
     differences,
     fitted,
+    fitted_part,
     matching_presets,
+    part_differences,
     with_proven_text_encoder,
 )
 from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.key_map import NAMES_SHOWN
-from ldm_core.checkpoint.parts import PartSource
-from ldm_core.checkpoint.prove import PartConfig
+from ldm_core.checkpoint.parts import Part, PartSource
+from ldm_core.checkpoint.prove import PartConfig, prove, prove_all
 from ldm_core.checkpoint.reader import Checkpoint
+from ldm_core.checkpoint.statements import (
+    CONFIG_KEY,
+    config_in_metadata,
+    described_part,
+    folder_scale,
+    stated_prediction,
+    stored_scale,
+)
 from ldm_core.config import PRESETS, ConfigError, LatentDiffusionConfig, preset
 
-CONFIG_KEY = "ldm_core.config"  # where the configuration lies in a file's metadata, as JSON
 YAML = (".yaml", ".yml")
 SCALE_RTOL = 1e-2  # a scale stored in 16 bits is off by up to 2**-9
 
-# How the metadata of some programs says what a U-Net predicts: "modelspec" is Stability AI's and kohya's.
-_STATED = {"modelspec.prediction_type": {"v": "v", "epsilon": "eps"}}
+Sources = Mapping[Part, PartSource]
 
 
 def resolve_config(
     checkpoint: Checkpoint,
-    config: str | Path | LatentDiffusionConfig | None,
-    proven: Proven,
-    *,
-    foreign_autoencoder: bool = False,
+    sources: Sources,
+    config: str | Path | LatentDiffusionConfig | None = None,
     prediction: str | None = None,
 ) -> list[LatentDiffusionConfig]:
     """The configuration of a checkpoint, checked against its tensors.
 
-    proven: what the tensors prove of each part, wherever it comes from. foreign_autoencoder: it comes from
-    another file than the rest, so it may differ from the configuration. prediction: "eps" or "v", whatever
-    the configuration says.
+    sources: where each part comes from. A part from another file brings with it what that file says of it:
+    the U-Net also its schedule and what it predicts. prediction: "eps" or "v", whatever the files say.
 
     More than one configuration comes back where nothing says what the U-Net predicts: the tensors are those
     of several known models that differ in that. Raises CheckpointError if there is none, or if it
-    contradicts the file, naming each contradiction.
+    contradicts a file, naming each contradiction.
     """
-    source = checkpoint.path.name
+    proven = prove_all(sources)
     try:
         LatentDiffusionConfig(**proven)  # type: ignore[arg-type]
     except ConfigError as error:
-        raise CheckpointError(f"{source}: {error}") from error
-    resolved, origin = _origin(checkpoint, config, proven)
-    scale = _stored_scale(checkpoint)
+        raise CheckpointError(f"{checkpoint.path.name}: {error}") from error
+    resolved, origin = _origin(checkpoint, config, sources, proven)
+    given = isinstance(config, LatentDiffusionConfig) or prediction is not None
     for i, one in enumerate(resolved):
-        if foreign_autoencoder and blank(one.autoencoder) != proven["autoencoder"]:
-            one = replace(one, autoencoder=proven["autoencoder"])  # type: ignore[arg-type]
+        for part, source in sources.items():
+            if source.checkpoint is not checkpoint:
+                one = _with_foreign_part(one, part, source, proven)
         one = fitted(one, proven)
-        wrong = differences(one, proven)
-        if scale is not None and not math.isclose(scale, one.latent_scale, rel_tol=SCALE_RTOL):
-            wrong.append(f"latent_scale: the configuration says {one.latent_scale}, the file {scale:.6g}")
-        if wrong:
-            lines = "\n    ".join(wrong[:NAMES_SHOWN])
-            raise CheckpointError(f"{source} contradicts {origin}:\n    {lines}")
+        problems = [*differences(one, proven), *_contradictions(one, sources, prediction_given=given)]
+        if problems:
+            lines = "\n    ".join(problems[:NAMES_SHOWN])
+            raise CheckpointError(f"{checkpoint.path.name} contradicts {origin}:\n    {lines}")
         resolved[i] = one
     return _with_prediction(resolved, prediction)
 
 
-def _with_prediction(
-    configs: list[LatentDiffusionConfig], prediction: str | None
-) -> list[LatentDiffusionConfig]:
+def _contradictions(config: LatentDiffusionConfig, sources: Sources, *, prediction_given: bool) -> list[str]:
+    """Where the files' own words contradict a configuration that fits their tensors."""
+    wrong = []
+    unet, autoencoder = sources["unet"].checkpoint, sources["autoencoder"].checkpoint
+    for scale in (stored_scale(unet), folder_scale(autoencoder)):
+        if scale is not None and not math.isclose(scale, config.latent_scale, rel_tol=SCALE_RTOL):
+            wrong.append(f"latent_scale: the configuration says {config.latent_scale}, the file {scale:.6g}")
+    stated = stated_prediction(unet)
+    if stated is not None and stated[0] != config.prediction and not prediction_given:
+        wrong.append(f"prediction: the configuration says {config.prediction}, {stated[1]} {stated[0]}")
+    return wrong
+
+
+def _with_foreign_part(
+    config: LatentDiffusionConfig, part: Part, source: PartSource, proven: Proven
+) -> LatentDiffusionConfig:
+    """The configuration with a part from another file, as that file describes it."""
+    checkpoint = source.checkpoint
+    values: dict[str, Any] = {}
+    described = described_part(source)
+    if described is not None:
+        values[part] = described
+    elif blank(getattr(fitted(config, proven), part)) != proven[part]:
+        with suppress(CheckpointError):  # the differences are told below
+            values[part] = resolve_part(source)
+    if part == "unet":
+        if CONFIG_KEY in checkpoint.metadata:
+            theirs = config_in_metadata(checkpoint)
+            values |= {"noise_schedule": theirs.noise_schedule, "prediction": theirs.prediction}
+        elif diffusers_config.SCHEDULER in checkpoint.metadata:
+            settings = checkpoint.metadata[diffusers_config.SCHEDULER]
+            values["noise_schedule"] = diffusers_config.noise_schedule_config(settings)
+            values["prediction"] = diffusers_config.prediction(settings)
+        elif (stated := stated_prediction(checkpoint)) is not None:
+            values["prediction"] = stated[0]
+    try:
+        return replace(config, **values)
+    except ConfigError as error:
+        raise CheckpointError(f"{checkpoint.path.name} does not fit the rest: {error}") from error
+
+
+Configs = list[LatentDiffusionConfig]
+
+
+def _with_prediction(configs: Configs, prediction: str | None) -> Configs:
     if prediction is None:
         return configs
     fitting = [config for config in configs if config.prediction == prediction]
@@ -89,33 +137,57 @@ def _with_prediction(
 
 
 def _origin(
-    checkpoint: Checkpoint, config: str | Path | LatentDiffusionConfig | None, proven: Proven
-) -> tuple[list[LatentDiffusionConfig], str]:
+    checkpoint: Checkpoint,
+    config: str | Path | LatentDiffusionConfig | None,
+    sources: Sources,
+    proven: Proven,
+) -> tuple[Configs, str]:
     """The configuration and where it is from, in words."""
     yaml = _yaml(checkpoint, config)
     if yaml is not None:
-        resolved = read_yaml(yaml, stored_scale=_stored_scale(checkpoint))
+        resolved = read_yaml(yaml, stored_scale=stored_scale(checkpoint))
         return [with_proven_text_encoder(resolved, proven)], str(yaml)
     if isinstance(config, LatentDiffusionConfig):
         return [config], "the given configuration"
     if config is not None:
         return [preset(str(config))], f"preset {config}"
     if CONFIG_KEY in checkpoint.metadata:
-        return [_from_metadata(checkpoint)], "the file's own metadata"
-    if checkpoint.format == "diffusers" and all(
-        name in checkpoint.metadata for name in diffusers_config.NEEDED
-    ):
-        try:
-            return [diffusers_config.from_settings(checkpoint.metadata)], "the folder's settings"
-        except CheckpointError as error:
-            raise CheckpointError(f"{checkpoint.path.name}: {error}") from error
+        return [config_in_metadata(checkpoint)], "the file's own metadata"
+    if checkpoint.format == "diffusers":
+        return _from_folder(checkpoint, sources, proven), "the folder's settings"
     return _matches(checkpoint, proven), "the tensors"
 
 
-def _stored_scale(checkpoint: Checkpoint) -> float | None:
-    """The latent scale that CompVis's trainer leaves in a checkpoint if it measured one (`scale_by_std`)."""
-    stored = checkpoint.tensors.get("scale_factor")
-    return float(stored) if stored is not None and stored.numel() == 1 and not stored.is_meta else None
+def _from_folder(checkpoint: Checkpoint, sources: Sources, proven: Proven) -> Configs:
+    """What a diffusers folder's settings say; of a part that it lacks, what the part's own file says.
+
+    A folder without a scheduler must have a known model's tensors, whose schedule is then taken.
+    """
+    settings = checkpoint.metadata
+    try:
+        diffusers_config.check_classes(settings)
+        parts: dict[str, Any] = {}
+        for part, source in sources.items():
+            parts[part] = resolve_part(source)
+        scale = folder_scale(sources["autoencoder"].checkpoint) or diffusers_config.LATENT_SCALE
+        if diffusers_config.SCHEDULER not in settings:
+            return [replace(one, **parts, latent_scale=scale) for one in _matches(checkpoint, proven)]
+        scheduler = settings[diffusers_config.SCHEDULER]
+        return [
+            LatentDiffusionConfig(
+                **parts,
+                noise_schedule=diffusers_config.noise_schedule_config(scheduler),
+                prediction=diffusers_config.prediction(scheduler),
+                latent_scale=scale,
+                image_size=diffusers_config.sample_size(settings) * parts["autoencoder"].downsampling,
+            )
+        ]
+    except ConfigError as error:
+        raise CheckpointError(f"{checkpoint.path.name}: its parts do not fit each other: {error}") from error
+    except CheckpointError as error:
+        if str(error).startswith(checkpoint.path.name):
+            raise
+        raise CheckpointError(f"{checkpoint.path.name}: {error}") from error
 
 
 def _yaml(checkpoint: Checkpoint, config: str | Path | LatentDiffusionConfig | None) -> Path | None:
@@ -128,53 +200,35 @@ def _yaml(checkpoint: Checkpoint, config: str | Path | LatentDiffusionConfig | N
     return None
 
 
-def _from_metadata(checkpoint: Checkpoint) -> LatentDiffusionConfig:
-    try:
-        return LatentDiffusionConfig.from_dict(json.loads(checkpoint.metadata[CONFIG_KEY]))
-    except (ConfigError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{checkpoint.path.name}: the configuration in its metadata is damaged: {error}"
-        ) from error
-
-
-def stated_prediction(checkpoint: Checkpoint) -> tuple[str, str] | None:
-    """What a file says that its U-Net predicts, and where it says so; None where it does not."""
-    if "v_pred" in checkpoint.tensors:
-        return "v", "its tensor v_pred"
-    for name, values in _STATED.items():
-        stated = checkpoint.metadata.get(name)
-        if isinstance(stated, str) and stated in values:
-            return values[stated], f"its metadata {name}"
-    return None
-
-
-def resolve_part(
-    source: PartSource, proven: PartConfig, config: str | LatentDiffusionConfig | None
-) -> PartConfig:
-    """The configuration of one part alone: the given one's, its settings file's, or a known model's.
+def resolve_part(source: PartSource, config: str | Path | LatentDiffusionConfig | None = None) -> PartConfig:
+    """The configuration of one part alone: the given one's, its own file's, or a known model's.
 
     Shapes prove all of an autoencoder. Raises CheckpointError for a part that fits none, or several.
     """
-    part, name = source.layout.part, source.checkpoint.path.name
-    metadata = source.checkpoint.metadata
-    candidates: list[LatentDiffusionConfig] = list(PRESETS.values())
-    if config is not None:
-        candidates = [preset(config) if isinstance(config, str) else config]
-    elif CONFIG_KEY in metadata:
-        candidates = [_from_metadata(source.checkpoint)]
-    elif part == "autoencoder":
+    part, name, proven = source.layout.part, source.checkpoint.path.name, prove(source)
+    described = described_part(source) if config is None else None
+    if described is None and config is None and part == "autoencoder":
         return proven
-    elif part == "unet" and (settings := metadata.get("config.json", metadata.get(diffusers_config.UNET))):
-        return diffusers_config.unet_config(settings)
-    fitting = [getattr(fitted(one, {part: proven}), part) for one in candidates]
-    fitting = list(dict.fromkeys(one for one in fitting if blank(one) == proven))
+    candidates = [described] if described is not None else [getattr(c, part) for c in _candidates(config)]
+    fitting = list(dict.fromkeys(fitted_part(candidate, proven) for candidate in candidates))
+    fitting = [one for one in fitting if blank(one) == proven]
+    if len(candidates) == 1 and not fitting:
+        wrong = part_differences(part, fitted_part(candidates[0], proven), proven)
+        raise CheckpointError(f"{name} contradicts its settings: {'; '.join(wrong)}")
     if len(fitting) != 1:
         what = "several known models" if fitting else "no known model"
         raise CheckpointError(
-            f"{name}: its {part} fits {what if config is None else 'the given configuration not'}; give "
-            "config= (a preset's name or a configuration)"
+            f"{name}: its {part} fits {what}; give config= (a preset's name or a configuration)"
         )
     return fitting[0]
+
+
+def _candidates(config: str | Path | LatentDiffusionConfig | None) -> Configs:
+    if config is None:
+        return list(PRESETS.values())
+    if isinstance(config, LatentDiffusionConfig):
+        return [config]
+    return [read_yaml(config) if Path(config).suffix in YAML else preset(str(config))]
 
 
 def _matches(checkpoint: Checkpoint, proven: Proven) -> list[LatentDiffusionConfig]:

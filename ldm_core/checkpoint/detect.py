@@ -60,30 +60,39 @@ def matching_presets(proven: Proven) -> list[str]:
 
 def differences(config: LatentDiffusionConfig, proven: Proven) -> list[str]:
     """Where a configuration contradicts the tensors, one line each; empty if it fits."""
-    lines = []
-    for part in PARTS:
-        if part not in proven:
-            continue
-        ours, theirs = blank(getattr(config, part)), proven[part]
-        for field in fields(ours):
-            a, b = getattr(ours, field.name), getattr(theirs, field.name)
-            if a != b:
-                lines.append(f"{part}.{field.name}: the configuration says {a}, the tensors {b}")
-    return lines
+    return [
+        line
+        for part in PARTS
+        if part in proven
+        for line in part_differences(part, getattr(config, part), proven[part])
+    ]
+
+
+def part_differences(part: Part, config: PartConfig, proven: PartConfig) -> list[str]:
+    """`differences` for one part."""
+    ours = blank(config)
+    values = ((field.name, getattr(ours, field.name), getattr(proven, field.name)) for field in fields(ours))
+    return [f"{part}.{name}: the configuration says {a}, the tensors {b}" for name, a, b in values if a != b]
 
 
 def fitted(config: LatentDiffusionConfig, proven: Proven) -> LatentDiffusionConfig:
-    """The configuration for a file that lacks what of the text encoder is never used.
+    """The configuration for a file that lacks what of the text encoder is never used: see `fitted_part`."""
+    if "text_encoder" not in proven:
+        return config
+    return replace(config, text_encoder=fitted_part(config.text_encoder, proven["text_encoder"]))
 
-    Many files of SD2 hold neither the projection nor the blocks after the one whose output is taken; what
-    is left gives the same numbers.
+
+def fitted_part(config: Any, proven: PartConfig) -> Any:
+    """A part's configuration without what the file lacks and the part does not need.
+
+    Many files of SD2 hold neither the text encoder's projection nor the blocks after the one whose output
+    is taken; what is left gives the same numbers.
     """
-    text = config.text_encoder
-    cut = replace(text, layers=text.layers - text.clip_skip, clip_skip=0)
-    for candidate in (text, replace(text, projection_dim=None), cut, replace(cut, projection_dim=None)):
-        if blank(candidate) == proven.get("text_encoder"):
-            return replace(config, text_encoder=candidate)
-    return config
+    if not isinstance(config, TextEncoderConfig):
+        return config
+    cut = replace(config, layers=config.layers - config.clip_skip, clip_skip=0)
+    candidates = (config, replace(config, projection_dim=None), cut, replace(cut, projection_dim=None))
+    return next((one for one in candidates if blank(one) == proven), config)
 
 
 def with_proven_text_encoder(config: LatentDiffusionConfig, proven: Proven) -> LatentDiffusionConfig:

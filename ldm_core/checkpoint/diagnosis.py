@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ldm_core.checkpoint.config_source import CONFIG_KEY, resolve_config, stated_prediction
+from ldm_core.checkpoint.config_source import resolve_config
 from ldm_core.checkpoint.detect import Proven, matching_presets
 from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.family import other_family
 from ldm_core.checkpoint.parts import PARTS, Part, PartSource, leftovers
 from ldm_core.checkpoint.prove import prove_all
 from ldm_core.checkpoint.reader import Checkpoint
-from ldm_core.checkpoint.stored_schedule import betas_problem, stored_betas
+from ldm_core.checkpoint.statements import CONFIG_KEY, stated_prediction
+from ldm_core.checkpoint.stored_schedule import check_schedule
 from ldm_core.config import PRESETS, LatentDiffusionConfig
 
 TITLES = {
@@ -115,7 +116,7 @@ def _whole(
 ) -> Diagnosis:
     path = repr(str(checkpoint.path))
     try:
-        configs = resolve_config(checkpoint, None, proven)
+        configs = resolve_config(checkpoint, sources)
     except CheckpointError as error:
         if presets:
             return Diagnosis(_titles(presets), "fits", str(error), None, presets, contradictions=[str(error)])
@@ -166,6 +167,8 @@ def _why(checkpoint: Checkpoint, presets: tuple[str, ...]) -> str:
 
 
 def _contradictions(checkpoint: Checkpoint, config: LatentDiffusionConfig) -> list[str]:
-    betas = stored_betas(checkpoint)
-    problem = None if betas is None else betas_problem(betas, config.noise_schedule)
-    return [] if problem is None else [f"it {problem}"]
+    try:
+        check_schedule(checkpoint, config)
+    except CheckpointError as error:
+        return [str(error)]
+    return []

@@ -8,17 +8,19 @@ and `scaled_linear` is CompVis's "linear".
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.config import (
     AutoencoderConfig,
     ConfigError,
-    LatentDiffusionConfig,
     NoiseScheduleConfig,
     TextEncoderConfig,
     UNetConfig,
 )
+
+if TYPE_CHECKING:
+    from ldm_core.checkpoint.parts import Part
 
 Settings = Mapping[str, Any]
 
@@ -31,7 +33,9 @@ SCHEDULER = "scheduler/scheduler_config.json"
 TOKENIZER = "tokenizer/tokenizer_config.json"
 SPECIAL_TOKENS = "tokenizer/special_tokens_map.json"
 ADDED_TOKENS = "tokenizer/added_tokens.json"
-NEEDED = (UNET, AUTOENCODER, TEXT_ENCODER, SCHEDULER)
+ALONE = "config.json"  # of a folder of one part
+
+LATENT_SCALE = 0.18215  # diffusers' default
 
 END_OF_TEXT, EXCLAMATION_MARK = 49407, 0
 PAD_TOKENS = {"<|endoftext|>": END_OF_TEXT, "!": EXCLAMATION_MARK}
@@ -40,9 +44,9 @@ BETA_SCHEDULES = {"scaled_linear": "scaled_linear", "linear": "linear", "squared
 
 # Settings that change a network, with the one value (or the absence) that the networks here have.
 _UNET_FIXED = {
-    "act_fn": "silu",
     "addition_embed_type": None,
     "center_input_sample": False,
+    "class_embeddings_concat": False,
     "conv_in_kernel": 3,
     "conv_out_kernel": 3,
     "downsample_padding": 1,
@@ -51,17 +55,22 @@ _UNET_FIXED = {
     "encoder_hid_dim_type": None,
     "flip_sin_to_cos": True,
     "freq_shift": 0,
+    "mid_block_only_cross_attention": None,
     "mid_block_scale_factor": 1,
     "mid_block_type": "UNetMidBlock2DCrossAttn",
     "norm_eps": 1e-5,
     "norm_num_groups": 32,
+    "resnet_out_scale_factor": 1.0,
+    "resnet_skip_time_act": False,
     "resnet_time_scale_shift": "default",
     "time_cond_proj_dim": None,
+    "time_embedding_act_fn": None,
     "time_embedding_type": "positional",
+    "timestep_post_act": None,
 }
 _AUTOENCODER_FIXED = {
-    "act_fn": "silu",
     "latents_mean": None,
+    "latents_std": None,
     "mid_block_add_attention": True,
     "norm_num_groups": 32,
     "shift_factor": None,
@@ -77,42 +86,75 @@ _CLASSES = {
 }
 
 
-def from_settings(settings: Mapping[str, Settings]) -> LatentDiffusionConfig:
-    """The configuration of a whole folder, from its parsed JSON files by name. Raises CheckpointError."""
-    _check_classes(settings.get(MODEL_INDEX, {}))
-    missing = [name for name in NEEDED if name not in settings]
-    if missing:
-        raise CheckpointError(f"the folder has no {' and no '.join(missing)}")
-    autoencoder = autoencoder_config(settings[AUTOENCODER])
-    prediction = settings[SCHEDULER].get("prediction_type", "epsilon")
-    with _Reading(AUTOENCODER):
-        latent_scale = float(settings[AUTOENCODER].get("scaling_factor", 0.18215))
-    size = settings[UNET].get("sample_size")
-    try:
-        return LatentDiffusionConfig(
-            text_encoder=text_encoder_config(settings[TEXT_ENCODER], _pad_token_id(settings)),
-            unet=unet_config(settings[UNET]),
-            autoencoder=autoencoder,
-            noise_schedule=noise_schedule_config(settings[SCHEDULER]),
-            latent_scale=latent_scale,
-            prediction=_one_of(SCHEDULER, "prediction_type", prediction, PREDICTIONS),
-            image_size=(size if isinstance(size, int) else 64) * autoencoder.downsampling,
-        )
-    except ConfigError as error:
-        raise CheckpointError(f"the folder's parts do not fit each other: {error}") from error
+def part_config(
+    part: Part, settings: Mapping[str, Settings]
+) -> TextEncoderConfig | UNetConfig | AutoencoderConfig | None:
+    """What a folder of a model, or of this part alone, says of a part; None where it says nothing.
+
+    Raises CheckpointError naming the setting that no network of this package has.
+    """
+    file = {"unet": UNET, "autoencoder": AUTOENCODER, "text_encoder": TEXT_ENCODER}[part]
+    own = settings.get(file, settings.get(ALONE))
+    if own is None:
+        return None
+    if part == "unet":
+        return unet_config(own)
+    return autoencoder_config(own) if part == "autoencoder" else text_encoder_config(own, settings)
 
 
-def added_words(settings: Mapping[str, Settings], vocab_size: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """The words beyond CLIP's own vocabulary that the folder's tokenizer knows, each with its id."""
-    tokens = settings.get(ADDED_TOKENS, {})
+def check_classes(settings: Mapping[str, Settings]) -> None:
+    """Raise CheckpointError for a folder whose parts are of classes that this package has no network for."""
+    index = settings.get(MODEL_INDEX, {})
+    for part, classes in _CLASSES.items():
+        entry = index.get(part)
+        name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+        if name is not None and name not in classes:
+            raise CheckpointError(
+                f"{MODEL_INDEX}: its {part} is a {name}; only {' and '.join(classes)} can be read"
+            )
+
+
+def prediction(scheduler: Settings) -> Any:
+    """What a scheduler's settings say that the U-Net predicts: "eps" or "v"."""
+    return _one_of(SCHEDULER, "prediction_type", scheduler.get("prediction_type", "epsilon"), PREDICTIONS)
+
+
+def sample_size(settings: Mapping[str, Settings]) -> int:
+    """The latents' rows and columns that the U-Net was trained for."""
+    size = settings.get(UNET, {}).get("sample_size")
+    return size if isinstance(size, int) and size > 0 else 64
+
+
+Words = tuple[tuple[str, tuple[int, ...]], ...]
+
+
+def added_words(settings: Mapping[str, Settings], vocab_size: int) -> Words:
+    """The words beyond CLIP's own vocabulary that the folder's tokenizer knows, each with its ids.
+
+    diffusers keeps a word of several vectors as `<toy>`, `<toy>_1`, `<toy>_2` …, and so is it read.
+    """
+    tokens: dict[str, Any] = dict(settings.get(ADDED_TOKENS, {}))
+    decoder = settings.get(TOKENIZER, {}).get("added_tokens_decoder")
+    for number, entry in decoder.items() if isinstance(decoder, dict) else ():
+        if number.isdecimal() and isinstance(entry, dict) and isinstance(entry.get("content"), str):
+            tokens.setdefault(entry["content"], int(number))
     if not all(isinstance(number, int) for number in tokens.values()):
         raise CheckpointError(f"{ADDED_TOKENS}: expected a whole number for each word")
-    return tuple((word, (number,)) for word, number in tokens.items() if END_OF_TEXT < number < vocab_size)
+    added = {word: number for word, number in tokens.items() if END_OF_TEXT < number < vocab_size}
+    words: dict[str, list[int]] = {}
+    for word, number in sorted(added.items(), key=lambda item: item[1]):
+        stem, _, place = word.rpartition("_")
+        if stem in words and place == str(len(words[stem])):
+            words[stem].append(number)
+        else:
+            words[word] = [number]
+    return tuple((word, tuple(numbers)) for word, numbers in words.items())
 
 
 def unet_config(settings: Settings) -> UNetConfig:
     """`UNet2DConditionModel`'s settings. Raises CheckpointError naming what is missing or unknown here."""
     _check_fixed(UNET, settings, _UNET_FIXED)
+    _check_activation(UNET, settings)
     with _Reading(UNET):
         widths = settings["block_out_channels"]
         types = settings["down_block_types"]
@@ -121,6 +163,8 @@ def unet_config(settings: Settings) -> UNetConfig:
         heads = settings.get("num_attention_heads") or settings.get("attention_head_dim", 8)
         heads = heads if isinstance(heads, list) else [heads] * len(widths)
         disabled = settings.get("only_cross_attention") or []
+        if not isinstance(disabled, list):
+            raise ConfigError("only_cross_attention must be one truth value for each level")
         embedding = settings.get("class_embed_type")
         _one_of(UNET, "class_embed_type", embedding or "none", {"none": 0, "projection": 0})
         per_head = {width // count for width, count in zip(widths, heads, strict=True)}
@@ -149,6 +193,7 @@ def unet_config(settings: Settings) -> UNetConfig:
 def autoencoder_config(settings: Settings) -> AutoencoderConfig:
     """`AutoencoderKL`'s settings. Raises CheckpointError naming what is missing or unknown here."""
     _check_fixed(AUTOENCODER, settings, _AUTOENCODER_FIXED)
+    _check_activation(AUTOENCODER, settings)
     with _Reading(AUTOENCODER):
         widths, types = settings["block_out_channels"], settings["down_block_types"]
         mirrored = [kind.replace("UpDecoder", "DownEncoder") for kind in reversed(settings["up_block_types"])]
@@ -169,8 +214,11 @@ def autoencoder_config(settings: Settings) -> AutoencoderConfig:
         )
 
 
-def text_encoder_config(settings: Settings, pad_token_id: int) -> TextEncoderConfig:
-    """transformers' `CLIPTextConfig`. A file's `pad_token_id` is not the tokenizer's, and not used."""
+def text_encoder_config(settings: Settings, folder: Mapping[str, Settings]) -> TextEncoderConfig:
+    """transformers' `CLIPTextConfig`, with the padding of the folder's tokenizer.
+
+    The setting `pad_token_id` is not the tokenizer's, and not used.
+    """
     _check_fixed(TEXT_ENCODER, settings, {"layer_norm_eps": 1e-5})
     with _Reading(TEXT_ENCODER):
         width = _whole(settings, "hidden_size", 512)
@@ -183,7 +231,7 @@ def text_encoder_config(settings: Settings, pad_token_id: int) -> TextEncoderCon
             layers=_whole(settings, "num_hidden_layers", 12),
             heads=_whole(settings, "num_attention_heads", 8),
             activation=settings.get("hidden_act", "quick_gelu"),
-            pad_token_id=pad_token_id,
+            pad_token_id=_pad_token_id(folder, settings.get("hidden_act")),
         )
 
 
@@ -218,14 +266,9 @@ class _Reading:
             raise CheckpointError(f"{self._file}: {error}") from error
 
 
-def _check_classes(index: Settings) -> None:
-    for part, classes in _CLASSES.items():
-        entry = index.get(part)
-        name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
-        if name is not None and name not in classes:
-            raise CheckpointError(
-                f"{MODEL_INDEX}: its {part} is a {name}; only {' and '.join(classes)} can be read"
-            )
+def _check_activation(file: str, settings: Settings) -> None:
+    if settings.get("act_fn", "silu") not in ("silu", "swish"):  # two names of one function
+        raise CheckpointError(f"{file}: act_fn is {settings['act_fn']!r}; only 'silu' is supported")
 
 
 def _check_fixed(file: str, settings: Settings, fixed: Settings) -> None:
@@ -267,11 +310,14 @@ def _one_of(file: str, name: str, value: Any, table: Mapping[str, Any]) -> Any:
     return table[value]
 
 
-def _pad_token_id(settings: Mapping[str, Settings]) -> int:
-    """What the folder's tokenizer pads with: SD1's with the end of text, SD2's with "!", which is 0."""
+def _pad_token_id(folder: Mapping[str, Settings], activation: Any) -> int:
+    """What the folder's tokenizer pads with: SD1's with the end of text, SD2's with "!", which is 0.
+
+    Without a tokenizer, what goes with the activation: open_clip's models have the exact gelu.
+    """
     for file in (SPECIAL_TOKENS, TOKENIZER):
-        token = settings.get(file, {}).get("pad_token")
+        token = folder.get(file, {}).get("pad_token")
         text = token.get("content") if isinstance(token, dict) else token
         if text is not None:
             return int(_one_of(file, "pad_token", text, PAD_TOKENS))
-    return END_OF_TEXT
+    return EXCLAMATION_MARK if activation == "gelu" else END_OF_TEXT

@@ -9,7 +9,7 @@ from ldm_core.checkpoint import diffusers_config as names
 from ldm_core.checkpoint.diffusers_names import autoencoder_map, unet_map
 from ldm_core.checkpoint.key_map import KeyMap, prefixed
 from ldm_core.checkpoint.text_names import transformers_map
-from ldm_core.config import LatentDiffusionConfig, TextEncoderConfig
+from ldm_core.config import ConfigError, LatentDiffusionConfig, TextEncoderConfig
 from ldm_core.tokenizer import read_merges, vocabulary
 
 _PIPELINES = {4: "StableDiffusionPipeline", 9: "StableDiffusionInpaintPipeline"}
@@ -48,6 +48,16 @@ def settings(config: LatentDiffusionConfig) -> dict[str, dict[str, Any]]:
     }
 
 
+def added_tokens(words: names.Words) -> dict[str, dict[str, int]]:
+    """The file of the words beyond CLIP's vocabulary; several ids of one word as diffusers names them."""
+    tokens = {
+        word if place == 0 else f"{word}_{place}": number
+        for word, numbers in words
+        for place, number in enumerate(numbers)
+    }
+    return {names.ADDED_TOKENS: tokens} if tokens else {}
+
+
 def merges_text() -> str:
     """The tokenizer's merges.txt."""
     return "\n".join(["#version: 0.2", *(" ".join(pair) for pair in read_merges())]) + "\n"
@@ -59,9 +69,10 @@ def _vocabulary() -> list[str]:
 
 def _model_index(config: LatentDiffusionConfig) -> dict[str, Any]:
     channels = config.unet.in_channels
-    pipeline = {**_PIPELINES, **_UNCOMMON}.get(channels, _PIPELINES[4])
-    if config.unet.adm_in_channels is not None:
-        pipeline = "StableUnCLIPImg2ImgPipeline"
+    known = {**_PIPELINES, **_UNCOMMON}
+    if channels not in known:
+        raise ConfigError(f"a U-Net of {channels} input channels is of none of its pipelines")
+    pipeline = known[channels] if config.unet.adm_in_channels is None else "StableUnCLIPImg2ImgPipeline"
     index: dict[str, Any] = {
         "_class_name": pipeline,
         "scheduler": ["diffusers", "DDIMScheduler"],

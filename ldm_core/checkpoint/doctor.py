@@ -14,11 +14,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ldm_core.checkpoint.config_source import CONFIG_KEY
 from ldm_core.checkpoint.diagnosis import Diagnosis, diagnose
 from ldm_core.checkpoint.key_map import printable
 from ldm_core.checkpoint.parts import PARTS, PartSource, find_parts, has_ema, leftovers
 from ldm_core.checkpoint.reader import Checkpoint, read
+from ldm_core.checkpoint.statements import CONFIG_KEY
 from ldm_core.checkpoint.stored_schedule import describe_betas, stored_betas
 from ldm_core.checkpoint.values import all_finite
 

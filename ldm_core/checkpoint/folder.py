@@ -56,7 +56,11 @@ def read_folder(path: Path, variant: str | None, read: Callable[[Path], Any]) ->
     for name in () if alone else SETTINGS:
         if (path / name).is_file():
             metadata[name] = read_json(path / name)
+    if variant is not None and not _has_variant(path, variant):
+        raise CheckpointError(f"no file of weights of the variant {variant!r}")
     for folder in ("",) if alone else NETWORKS:
+        if (path / folder).is_dir() and not (path / folder / CONFIG).is_file() and not alone:
+            raise CheckpointError(f"{path / folder}: it has no {CONFIG}")
         if (path / folder / CONFIG).is_file():
             prefix = f"{folder}." if folder else ""
             metadata[f"{folder}/{CONFIG}".lstrip("/")] = read_json(path / folder / CONFIG)
@@ -70,6 +74,12 @@ def read_folder(path: Path, variant: str | None, read: Callable[[Path], Any]) ->
     if not tensors:
         raise CheckpointError("the folder holds no weights")
     return tensors, metadata, tuple(dict.fromkeys(foreign))
+
+
+def _has_variant(path: Path, variant: str) -> bool:
+    folders = [path, *(path / name for name in NETWORKS)]
+    files = (entry.name for folder in folders if folder.is_dir() for entry in folder.iterdir())
+    return any(f".{variant}." in name or f".{variant}-" in name for name in files)
 
 
 def read_json(path: Path) -> dict[str, Any]:

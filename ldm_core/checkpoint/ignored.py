@@ -35,6 +35,7 @@ IGNORED_PREFIXES = {
     "noise_augmentor.": "noise schedule tables of SD2's unCLIP models",
     "low_scale_model.": "noise schedule tables of the x4 upscaler",
     "safety_checker.": "diffusers' image filter, which is not part of the model",
+    "embedding_manager.": "words of a textual inversion in training",
     "image_encoder.": "the image encoder of a diffusers folder",
 }
 
@@ -47,6 +48,9 @@ TRANSFORMERS_EXTRAS = {
     "text_projection": _PROJECTION,
     "text_projection.weight": _PROJECTION,
     "transformer.text_projection.weight": _PROJECTION,
+    "transformer.visual_projection.weight": _PROJECTION,
+    "transformer.logit_scale": _PROJECTION,
+    "transformer.vision_model.": _IMAGES,
     "visual_projection.weight": _PROJECTION,
     "logit_scale": _PROJECTION,
     "vision_model.": _IMAGES,
@@ -55,4 +59,7 @@ OPEN_CLIP_EXTRAS = {
     "attn_mask": "the causal mask, which follows from the number of tokens",
     "visual.": _IMAGES,
 }
-AUTOENCODER_EXTRAS = {"loss.": "the autoencoder's discriminator and perceptual network, used in training"}
+AUTOENCODER_EXTRAS = {
+    "loss.": "the autoencoder's discriminator and perceptual network, used in training",
+    "model_ema.": "averaged autoencoder weights, which only its training uses",
+}

@@ -107,6 +107,9 @@ def to_parameters(
     for key, entry in key_map.items():
         if key not in tensors:
             continue
+        if not tensors[key].is_floating_point() and tensors[key].ndim > 0:
+            wrong.append(f"{key}: expected real numbers, got {tensors[key].dtype}")
+            continue
         try:
             values = entry.transform.load(tensors[key])
         except ValueError as error:
@@ -117,7 +120,7 @@ def to_parameters(
                 wrong.append(f"{key}: expected {_wanted(entry, shapes)}, got {tuple(tensors[key].shape)}")
                 break
             parameters[name] = value
-    report(source, {"missing": missing, "of the wrong shape": wrong})
+    report(source, {"missing": missing, "of the wrong shape or type": wrong})
     return parameters
 
 

@@ -153,14 +153,33 @@ def find_parts(checkpoint: Checkpoint) -> dict[Part, PartSource]:
         for base, inner in layout.prefixes:
             prefix = base + inner
             if any(key.startswith(prefix + layout.mark) for key in checkpoint.tensors):
-                tensors = {
-                    layout.canonical(key[len(prefix) :]): tensor
-                    for key, tensor in checkpoint.tensors.items()
-                    if key.startswith(prefix) and _why_ignored(layout, key, base, prefix) is None
-                }
-                found[layout.part] = PartSource(checkpoint, layout, base, prefix, tensors)
+                found[layout.part] = PartSource(
+                    checkpoint, layout, base, prefix, _part_tensors(checkpoint, layout, base, prefix)
+                )
                 break
     return found
+
+
+def _part_tensors(checkpoint: Checkpoint, layout: Layout, base: str, prefix: str) -> dict[str, Tensor]:
+    """The tensors under a prefix by the layout's own names, but for those that are known not to be needed.
+
+    A tensor that is there under its older spelling, too, keeps that, and so is left over.
+    """
+    named = {
+        key[len(prefix) :]: tensor
+        for key, tensor in checkpoint.tensors.items()
+        if key.startswith(prefix) and _why_ignored(layout, key, base, prefix) is None
+    }
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in named.items():
+        canonical = layout.canonical(name)
+        tensors[name if canonical != name and (canonical in named or canonical in tensors) else canonical] = (
+            tensor
+        )
+    if layout.name == "open_clip" and ("text_projection" in tensors) != ("logit_scale" in tensors):
+        # Neither conditions a U-Net; a converter dropped one of the two.
+        tensors.pop("text_projection", None), tensors.pop("logit_scale", None)
+    return tensors
 
 
 def leftovers(checkpoint: Checkpoint, sources: Iterable[PartSource]) -> tuple[dict[str, str], list[str]]:

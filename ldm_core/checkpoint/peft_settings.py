@@ -64,6 +64,11 @@ def parse_settings(values: Mapping[str, Any], source: str) -> PeftSettings:
     for name in _OTHER_FORMULAS:
         if values.get(name):
             raise CheckpointError(f"{source}: it sets {name}, which is not supported")
+    initial = values.get("init_lora_weights")
+    if isinstance(initial, str) and initial.lower().startswith(("pissa", "olora", "corda", "loftq")):
+        raise CheckpointError(
+            f"{source}: init_lora_weights is {initial!r}, which also changes the model's own weights"
+        )
     rank = _number(source, "r", values.get("r"))
     alpha_name = "lora_alpha" if "lora_alpha" in values else "alpha"
     return PeftSettings(

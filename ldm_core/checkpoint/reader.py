@@ -73,7 +73,11 @@ def read(
     no checkpoint.
     """
     path = Path(path)
-    if path.is_dir() and is_diffusers_folder(path):
+    with _errors_named(path):
+        is_folder = path.is_dir() and is_diffusers_folder(path)
+    if variant is not None and not is_folder:
+        raise CheckpointError(f"{path}: only a diffusers folder has variants, such as {variant!r}")
+    if is_folder:
         with _errors_named(path):
             contents = read_folder(path, variant, lambda file: read(file, mmap=mmap, values=values))
         return Checkpoint(path, "diffusers", *contents)

@@ -14,15 +14,20 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import Tensor, nn
 
-from ldm_core.checkpoint.config_source import CONFIG_KEY
-from ldm_core.checkpoint.diffusers_folder import merges_text, part_maps, settings
+from ldm_core.checkpoint.detect import differences
+from ldm_core.checkpoint.diffusers_config import Words
+from ldm_core.checkpoint.diffusers_folder import added_tokens, merges_text, part_maps, settings
 from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.key_map import Entry, KeyMap, to_file
 from ldm_core.checkpoint.original_file import buffers, model_map
-from ldm_core.checkpoint.parts import PARTS
+from ldm_core.checkpoint.parts import PARTS, find_parts
+from ldm_core.checkpoint.prove import prove_all
+from ldm_core.checkpoint.reader import Checkpoint
+from ldm_core.checkpoint.statements import CONFIG_KEY, WORDS_KEY
 from ldm_core.checkpoint.writer import Pending, write_safetensors, write_then_move, write_torch_zip
 from ldm_core.config import ConfigError, LatentDiffusionConfig
 
+WRITERS = {".safetensors": write_safetensors, ".ckpt": write_torch_zip, ".pt": write_torch_zip}
 LayoutName = Literal["compvis", "diffusers"]
 Parameters = Mapping[str, Tensor]  # by "part.name"
 
@@ -54,7 +59,11 @@ def save(
     for another ending, a folder that is not there (or, for "diffusers", one that is), or a model whose
     parameters are not its configuration's.
     """
-    write_model(model.config, _parameters(model), path, layout=layout, dtype=dtype)
+    words = getattr(getattr(model, "tokenizer", None), "added_words", ())
+    parameters = _parameters(model)
+    if any(value.is_meta for value in parameters.values()):
+        raise CheckpointError("the model is on the meta device and has no values to save")
+    write_model(model.config, parameters, path, layout=layout, dtype=dtype, added_words=words)
 
 
 def write_model(
@@ -64,16 +73,24 @@ def write_model(
     *,
     layout: LayoutName = "compvis",
     dtype: torch.dtype | None = None,
+    added_words: Words = (),
 ) -> None:
-    """`save` for parameters by "part.name", some of which may only be made when they are written."""
-    path = Path(path)
+    """`save` for parameters by "part.name", some of which may only be made when they are written.
+
+    added_words: what the tokenizer knows beyond CLIP's vocabulary; kept are those in the encoder's table.
+    """
+    path = Path(os.path.realpath(path))  # a link's target is what is to be written
+    words = tuple(word for word in added_words if max(word[1]) < config.text_encoder.vocab_size)
+    if dtype is not None and not dtype.is_floating_point:
+        raise CheckpointError(f"dtype must be a floating-point type, not {dtype}")
     if layout not in get_args(LayoutName):
         raise CheckpointError(f"layout must be 'compvis' or 'diffusers', not {layout!r}")
     _check_names(config, parameters)
+    _check_shapes(config, parameters)
     if layout == "diffusers":
-        _write_folder(config, parameters, path, dtype)
+        _write_folder(config, parameters, path, dtype, words)
     else:
-        _write_file(config, parameters, path, dtype)
+        _write_file(config, parameters, path, dtype, words)
 
 
 def file_tensors(model: Model) -> dict[str, Tensor]:
@@ -84,14 +101,28 @@ def file_tensors(model: Model) -> dict[str, Tensor]:
 
 
 def _parameters(model: Model) -> dict[str, Tensor]:
-    return {
-        f"{part}.{name}": value for part in PARTS for name, value in getattr(model, part).state_dict().items()
-    }
+    parameters: dict[str, Tensor] = {}
+    for part in PARTS:
+        module = getattr(model, part)
+        if not isinstance(module, nn.Module):
+            kind = type(module).__name__
+            raise CheckpointError(f"the model's {part} has no weights to save: it is a {kind}")
+        parameters |= {f"{part}.{name}": value for name, value in module.state_dict().items()}
+    return parameters
+
+
+def _check_shapes(config: LatentDiffusionConfig, parameters: Mapping[str, Tensor | Pending]) -> None:
+    """Raise CheckpointError where a file would contradict its own configuration."""
+    pending = _pending(model_map(config), parameters, None)
+    blanks = {key: torch.empty(value.shape, device="meta") for key, value in pending.items()}
+    proven = prove_all(find_parts(Checkpoint(Path("the model"), "safetensors", blanks, {})))
+    wrong = differences(config, proven)
+    if wrong:
+        raise CheckpointError(f"the model is not of its own configuration: {wrong[0]}")
 
 
 def _check_names(config: LatentDiffusionConfig, parameters: Mapping[str, Any]) -> None:
     known = {name for entry in model_map(config).values() for name in entry.parameters}
-    # Under transformers' names there is no projection, whatever the configuration says.
     if known != set(parameters):
         odd = sorted(known ^ set(parameters))
         raise CheckpointError(
@@ -104,14 +135,16 @@ def _write_file(
     parameters: Mapping[str, Tensor | Pending],
     path: Path,
     dtype: torch.dtype | None,
+    words: Words,
 ) -> None:
     tensors = _pending(model_map(config), parameters, dtype)
     tensors |= {key: _cast(_whole(value), dtype) for key, value in buffers(config).items()}
     metadata = {"format": "pt", CONFIG_KEY: json.dumps(config.to_dict())}
-    writers = {".safetensors": write_safetensors, ".ckpt": write_torch_zip, ".pt": write_torch_zip}
-    if path.suffix not in writers:
-        raise CheckpointError(f"{path}: expected an ending of {', '.join(writers)}, got {path.suffix!r}")
-    write_then_move(path, lambda target: writers[path.suffix](tensors, metadata, target))
+    if words:
+        metadata[WORDS_KEY] = json.dumps(words)
+    if path.suffix not in WRITERS:
+        raise CheckpointError(f"{path}: expected an ending of {', '.join(WRITERS)}, got {path.suffix!r}")
+    write_then_move(path, lambda target: WRITERS[path.suffix](tensors, metadata, target))
 
 
 def _write_folder(
@@ -119,12 +152,14 @@ def _write_folder(
     parameters: Mapping[str, Tensor | Pending],
     path: Path,
     dtype: torch.dtype | None,
+    words: Words,
 ) -> None:
     """A folder is filled beside its place and then moved there, so that it appears all at once."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise CheckpointError(f"{path} is already there; a folder is only written where there is none")
     try:
-        texts = {name: json.dumps(value, indent=2) + "\n" for name, value in settings(config).items()}
+        files = settings(config) | added_tokens(words)
+        texts = {name: json.dumps(value, indent=2) + "\n" for name, value in files.items()}
     except (KeyError, ConfigError) as error:
         raise CheckpointError(f"diffusers has no name for a setting of this model: {error}") from error
     texts["tokenizer/merges.txt"] = merges_text()

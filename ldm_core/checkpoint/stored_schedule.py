@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.reader import Checkpoint
-from ldm_core.config import NoiseScheduleConfig
+from ldm_core.config import ConfigError, LatentDiffusionConfig, NoiseScheduleConfig
 from ldm_core.noise_schedule import make_betas
 
 # A table in 16 bits is off by up to 2**-8 (bfloat16); one of another schedule by far more.
@@ -18,20 +19,37 @@ def stored_betas(checkpoint: Checkpoint) -> Tensor | None:
     return None if betas is None or betas.is_meta or betas.ndim != 1 or betas.numel() == 0 else betas
 
 
-def betas_problem(betas: Tensor, config: NoiseScheduleConfig) -> str | None:
-    """How a file's betas contradict a configuration, or None if they agree."""
-    wanted = make_betas(config.beta_schedule, config.timesteps, config.linear_start, config.linear_end)
-    if betas.shape == wanted.shape and betas.double().allclose(wanted, rtol=BETAS_RTOL, atol=0):
-        return None
-    return f"was trained with {_ends(betas)}, but its configuration says {_ends(wanted)}"
+def check_schedule(checkpoint: Checkpoint, config: LatentDiffusionConfig) -> None:
+    """Raise CheckpointError where a file's betas contradict its configuration."""
+    betas = stored_betas(checkpoint)
+    if betas is not None and not _agree(betas, config.noise_schedule):
+        raise CheckpointError(
+            f"{checkpoint.path.name} was trained with {_ends(betas)}, but its configuration says "
+            f"{_ends(_made(config.noise_schedule))}"
+        )
+
+
+def _made(config: NoiseScheduleConfig) -> Tensor:
+    return make_betas(config.beta_schedule, config.timesteps, config.linear_start, config.linear_end)
+
+
+def _agree(betas: Tensor, config: NoiseScheduleConfig) -> bool:
+    made = _made(config)
+    return betas.shape == made.shape and betas.double().allclose(made, rtol=BETAS_RTOL, atol=0)
 
 
 def describe_betas(betas: Tensor) -> str:
     """The betas in words: how many, from where to where, and by which rule, if it is a known one."""
+    if betas.is_complex():
+        return "betas that are complex numbers"
     first, last = float(betas[0]), float(betas[-1])
     for rule in ("scaled_linear", "linear", "cosine", "sqrt"):
         ends = (first, last) if rule != "sqrt" else (first**2, last**2)
-        if betas_problem(betas, NoiseScheduleConfig(len(betas), rule, *ends)) is None:
+        try:
+            config = NoiseScheduleConfig(len(betas), rule, *ends)
+        except ConfigError:
+            continue
+        if _agree(betas, config):
             return f"{_ends(betas)}, {rule}"
     return f"{_ends(betas)}, by no rule known here"
 

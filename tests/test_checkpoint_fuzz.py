@@ -6,6 +6,7 @@ and no file but this one is opened. Memory is bounded by the file's size.
 
 from __future__ import annotations
 
+import codecs
 import json
 import sys
 import time
@@ -126,7 +127,7 @@ def watched(size: int) -> Iterator[None]:
 @pytest.fixture(autouse=True, scope="module")
 def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What is imported when it is first needed is imported before anything is watched."""
-    b"".decode("cp437")  # of the names in zip archives, unless they say UTF-8
+    codecs.lookup("cp437")  # of the names in zip archives, unless they say UTF-8
     warm = tmp_path_factory.mktemp("warm") / "whole.ckpt"
     for data in FILES.values():
         warm.unlink(missing_ok=True)

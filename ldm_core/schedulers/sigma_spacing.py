@@ -62,7 +62,8 @@ def solver_pairs(
                 f"timestep {total - 1}; choose 'trailing' or another spacing by timesteps"
             )
         make = karras_sigmas if spacing == "karras" else exponential_sigmas
-        levels = [schedule.timestep(sigma) for sigma in make(math.exp(first), math.exp(last), n)]
+        inner = make(math.exp(first), math.exp(last), n)[1:-1]
+        levels = [float(total - 1), *map(schedule.timestep, inner), 0.0][:n]
         return chained(levels[::-1])
     by_timestep: Spacing = spacing  # type: ignore[assignment]
     if not skip_last:

@@ -1,6 +1,6 @@
 """DPM-Solver++ (2M): Lu et al. 2022b, "DPM-Solver++: Fast Solver for Guided Sampling …" (arXiv:2211.01095).
 
-With lambda = log(a / s) the probability-flow ODE in terms of the predicted x_0 has the solution (equation 9)
+With lambda = log(a / s), the probability-flow ODE of the predicted x_0 has the solution (proposition 4.1)
 
     x_t = (s_t / s_s) x_s + s_t * integral over lambda of exp(lambda) x_0(lambda)
 

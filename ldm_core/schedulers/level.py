@@ -67,5 +67,5 @@ def signal_weight(start: Level, end: Level) -> float:
 
 
 def along_lambda(x: Tensor, x0: Tensor, start: Level, end: Level) -> Tensor:
-    """x at `end`, exact for an x_0 that stays as predicted (Lu et al. 2022b, equation 9 at order 1)."""
+    """x at `end`, exact for an x_0 that stays as predicted (Lu et al. 2022b, proposition 4.1)."""
     return (end.s / start.s) * x + signal_weight(start, end) * x0

@@ -2,7 +2,7 @@
 
     karras          sigma^(1/7) falls linearly          Karras et al. 2022 (arXiv:2206.00364), equation 5
     exponential     log sigma falls linearly            k-diffusion's `get_sigmas_exponential`
-    uniform_lambda  lambda = -log sigma rises linearly  Lu et al. 2022a (arXiv:2206.00927), section 3.4
+    uniform_lambda  lambda = -log sigma rises linearly  Lu et al. 2022a (arXiv:2206.00927)
 
 The last two are one spacing under two names, as they are in diffusers. Such levels lie between the table's
 entries, so these timesteps are floats (`NoiseSchedule.timestep`), and the network is asked at the very

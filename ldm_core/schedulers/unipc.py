@@ -5,7 +5,7 @@ x_0 known at s, and as x_0_k at points of the ratio r_k = (lambda_k - lambda_s) 
 
     x_t = (s_t / s_s) x_s + a_t (1 - exp(-h)) x_0 - a_t B(-h) sum_k w_k (x_0_k - x_0) / r_k
 
-where the w solve  sum_k r_k^(i-1) w_k = i! (-h) phi_(i+1)(-h) / B(-h)  for i = 1, 2, … (equation 5).
+where the w solve  sum_k r_k^(i-1) w_k = i! (-h) phi_(i+1)(-h) / B(-h)  for i = 1, 2, … (theorem 3.1).
 
     UniP (predictor)   the points are the earlier steps
     UniC (corrector)   one point more: t itself, r = 1, with the x_0 that the network gives there anyway
@@ -48,7 +48,7 @@ def phi(k: int, z: float) -> float:
 
 
 def weights(ratios: Sequence[float], h: float, solver_type: SolverType) -> list[float]:
-    """Equation 5's w, one for each ratio r_k. A single one is 1/2, whatever h, which keeps the order."""
+    """Theorem 3.1's w, one for each ratio r_k. A single one is 1/2, whatever h, which keeps the order."""
     if len(ratios) < 2:
         return [0.5] * len(ratios)
     orders = range(1, len(ratios) + 1)
@@ -112,7 +112,8 @@ class UniPC:
         if len(known) > 1:
             x_prev = x_prev + self._prediction(known, end)
         # Pure noise has no lambda, so nothing can be extrapolated from it.
-        remembered = ((t, x0), *(history or ()))[: self.order] if start.a > 0 else ()
+        kept = [(level.t, past_x0) for level, past_x0 in past]
+        remembered = ((t, x0), *kept)[: self.order] if start.a > 0 else ()
         return Step(x_prev, x0, remembered)
 
     def _prediction(self, known: Known, end: Level) -> Tensor:

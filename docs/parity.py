@@ -117,7 +117,8 @@ Held by tests alone, with the same kind of comparison:
 |---|---|---|---|
 | token ids | open_clip's tokenizer, thousands of strings in every script, and generated ones | equal | `test_tokenizer.py` |
 | one step of DDIM, PNDM, DDPM | diffusers' schedulers with this package's float64 table | 1e-9 | `test_schedulers.py` |
-| the same with their own float32 table | diffusers' schedulers | 2e-6 (their table's rounding) | `test_schedulers.py` |
+| one step of DPM-Solver++, UniPC, Euler, ancestral Euler, Heun, LMS | diffusers' schedulers with this package's noise levels | 1e-9, or 1e-6 where theirs rounds x to float32 | `test_solvers.py` |
+| DDIM, PNDM and DDPM with their own float32 table | diffusers' schedulers | 2e-6 (their table's rounding) | `test_schedulers.py` |
 | 50-step trajectories | diffusers' schedulers | 1e-5 | `test_schedulers.py` |
 | DDIM and PLMS | the original's formulas, in numpy | 1e-9 | `test_schedulers.py` |
 | whole pictures, text to pixels | diffusers' `StableDiffusionPipeline` and its img2img kin with the bundled weights | 1e-4 of the range | `test_pipeline_parity.py` |

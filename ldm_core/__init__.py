@@ -10,7 +10,17 @@ from ldm_core.checkpoint import CheckpointError
 from ldm_core.guidance import ClassifierFreeGuidance
 from ldm_core.model import LatentDiffusion, load, load_part
 from ldm_core.sampler import Sampler, SamplerStep
-from ldm_core.schedulers import DDIM, DDPM, PNDM
+from ldm_core.schedulers import (
+    DDIM,
+    DDPM,
+    LMS,
+    PNDM,
+    DPMSolverMultistep,
+    Euler,
+    EulerAncestral,
+    Heun,
+    UniPC,
+)
 
 if TYPE_CHECKING:
     from ldm_core.conversion import convert, merge
@@ -22,12 +32,18 @@ __version__ = "0.1.0"
 __all__ = [
     "DDIM",
     "DDPM",
+    "LMS",
     "PNDM",
     "CheckpointError",
     "ClassifierFreeGuidance",
+    "DPMSolverMultistep",
+    "Euler",
+    "EulerAncestral",
+    "Heun",
     "LatentDiffusion",
     "Sampler",
     "SamplerStep",
+    "UniPC",
     "apply_lora",
     "apply_textual_inversion",
     "config",

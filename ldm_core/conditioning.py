@@ -69,7 +69,7 @@ class KnownPart:
     noise: Tensor
     schedule: NoiseSchedule
 
-    def put_back(self, latent: Tensor, t: int) -> Tensor:
+    def put_back(self, latent: Tensor, t: float) -> Tensor:
         """The latent at timestep t (-1: the clean image) with its known part as it must be there."""
         known = self.schedule.add_noise(self.x0, self.noise, t)
         return self.mask * latent + (1 - self.mask) * known

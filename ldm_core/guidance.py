@@ -15,7 +15,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-Network = Callable[[Tensor, int, Tensor], Tensor]
+Network = Callable[[Tensor, float, Tensor], Tensor]
 
 
 @runtime_checkable
@@ -23,7 +23,14 @@ class Guidance(Protocol):
     """The seam: combines evaluations of the network into one prediction."""
 
     def __call__(
-        self, network: Network, x: Tensor, t: int, cond: Tensor, uncond: Tensor, scale: float, progress: float
+        self,
+        network: Network,
+        x: Tensor,
+        t: float,
+        cond: Tensor,
+        uncond: Tensor,
+        scale: float,
+        progress: float,
     ) -> Tensor:
         """The guided prediction (B, C, h, w) for x (B, C, h, w) at timestep t.
 
@@ -56,7 +63,14 @@ class ClassifierFreeGuidance:
             raise ValueError(f"interval must be an increasing pair within [0, 1], not {self.interval}")
 
     def __call__(
-        self, network: Network, x: Tensor, t: int, cond: Tensor, uncond: Tensor, scale: float, progress: float
+        self,
+        network: Network,
+        x: Tensor,
+        t: float,
+        cond: Tensor,
+        uncond: Tensor,
+        scale: float,
+        progress: float,
     ) -> Tensor:
         inside = self.interval[0] <= progress <= self.interval[1]
         if scale == 1.0 or not inside:

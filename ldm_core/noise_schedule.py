@@ -8,6 +8,9 @@ or x_0, gives the others. CompVis keeps these tables as buffers of `DDPM.registe
 
 All tables are float64 on the CPU, and a coefficient is a Python float, so that using one never waits
 for a device and never rounds to the latents' dtype.
+
+A timestep is an index into the tables, or a float between two of them, where log(s_t / a_t) is linear
+(as in k-diffusion's `DiscreteSchedule`): levels that a solver chooses by their noise lie there.
 """
 
 from __future__ import annotations
@@ -57,7 +60,7 @@ class Prediction:
 class NoiseSchedule:
     """The tables of one forward process, and the conversions between eps, v and x0.
 
-    Attributes: `betas` and `alphas_cumprod`, float64 (T,).
+    Attributes: `betas`, `alphas_cumprod` and `log_sigmas` = log(s_t / a_t), float64 (T,).
     """
 
     def __init__(self, config: NoiseScheduleConfig | None = None, *, betas: Tensor | None = None) -> None:
@@ -77,27 +80,63 @@ class NoiseSchedule:
             raise ValueError(f"betas must lie in (0, 1], got {float(betas[t])} at timestep {t}")
         self.betas = betas
         self.alphas_cumprod = torch.cumprod(1 - betas, dim=0)
+        self.log_sigmas = ((1 - self.alphas_cumprod) / self.alphas_cumprod).log() / 2
 
     def __len__(self) -> int:
         return len(self.betas)
 
-    def alpha_cumprod(self, t: int) -> float:
-        """alphas_cumprod[t]; t = -1 is the clean image, 1. Raises ValueError outside -1..T-1."""
-        if not -1 <= t < len(self):
-            raise ValueError(f"timestep {t} is outside the table of {len(self)} steps (-1..{len(self) - 1})")
-        return 1.0 if t == -1 else float(self.alphas_cumprod[t])
+    def alpha_cumprod(self, t: float) -> float:
+        """alphas_cumprod[t]; t = -1 is the clean image, 1; between two whole timesteps, log(s / a) is linear.
 
-    def signal_and_noise(self, t: int) -> tuple[float, float]:
+        Raises ValueError outside 0..T-1 but for -1 itself, and next to a timestep whose alphas_cumprod is 0.
+        """
+        last = len(self) - 1
+        if not (t == -1 or 0 <= t <= last):
+            raise ValueError(f"timestep {t} is outside the table of {len(self)} steps (-1..{last})")
+        if t == -1:
+            return 1.0
+        below = int(t)
+        if t == below:
+            return float(self.alphas_cumprod[below])
+        low, high = self.log_sigmas[below : below + 2].tolist()
+        if math.isinf(high):
+            raise ValueError(
+                f"timestep {t} has no noise level: alphas_cumprod is 0 at timestep {below + 1}, where "
+                "log(s / a) is infinite and cannot be interpolated"
+            )
+        return 1 / (1 + math.exp(2 * (low + (t - below) * (high - low))))
+
+    def timestep(self, sigma: float) -> float:
+        """The timestep whose s / a is sigma, a float in 0..T-1; the inverse of `alpha_cumprod`.
+
+        Raises ValueError for a sigma that is not between the table's two ends.
+        """
+        log_sigma = math.log(sigma) if sigma > 0 else -math.inf
+        first, last = float(self.log_sigmas[0]), float(self.log_sigmas[-1])
+        # An end that was computed as exp(log(sigma)) may lie a rounding outside.
+        if not first - 1e-12 <= log_sigma <= last + 1e-12:
+            raise ValueError(
+                f"sigma {sigma} is outside the table, which has {math.exp(first):.6g} to {math.exp(last):.6g}"
+            )
+        above = int(torch.searchsorted(self.log_sigmas, log_sigma))
+        if above == 0:
+            return 0.0
+        if above == len(self):
+            return float(len(self) - 1)
+        low, high = self.log_sigmas[above - 1 : above + 1].tolist()
+        return above - 1 + (log_sigma - low) / (high - low)
+
+    def signal_and_noise(self, t: float) -> tuple[float, float]:
         """(a_t, s_t): the factors of x_0 and of the noise in x_t."""
         alpha_cumprod = self.alpha_cumprod(t)
         return math.sqrt(alpha_cumprod), math.sqrt(1 - alpha_cumprod)
 
-    def add_noise(self, x0: Tensor, noise: Tensor, t: int) -> Tensor:
+    def add_noise(self, x0: Tensor, noise: Tensor, t: float) -> Tensor:
         """A draw from q(x_t | x_0) with the given standard normal noise (DDPM equation 4)."""
         a, s = self.signal_and_noise(t)
         return a * x0 + s * noise
 
-    def x0_from_eps(self, x: Tensor, eps: Tensor, t: int) -> Tensor:
+    def x0_from_eps(self, x: Tensor, eps: Tensor, t: float) -> Tensor:
         """x_0 = (x_t - s_t eps) / a_t. ValueError where a_t is 0: pure noise says nothing of x_0."""
         a, s = self.signal_and_noise(t)
         if a == 0:
@@ -107,29 +146,29 @@ class NoiseSchedule:
             )
         return (x - s * eps) / a
 
-    def eps_from_x0(self, x: Tensor, x0: Tensor, t: int) -> Tensor:
+    def eps_from_x0(self, x: Tensor, x0: Tensor, t: float) -> Tensor:
         """eps = (x_t - a_t x_0) / s_t. ValueError at t = -1, where s_t is 0 and there is no noise."""
         a, s = self.signal_and_noise(t)
         if s == 0:
             raise ValueError(f"x0 does not determine eps at timestep {t}, where there is no noise")
         return (x - a * x0) / s
 
-    def v_from_eps_x0(self, eps: Tensor, x0: Tensor, t: int) -> Tensor:
+    def v_from_eps_x0(self, eps: Tensor, x0: Tensor, t: float) -> Tensor:
         """v = a_t eps - s_t x_0."""
         a, s = self.signal_and_noise(t)
         return a * eps - s * x0
 
-    def x0_from_v(self, x: Tensor, v: Tensor, t: int) -> Tensor:
+    def x0_from_v(self, x: Tensor, v: Tensor, t: float) -> Tensor:
         """x_0 = a_t x_t - s_t v; defined everywhere, also where a_t is 0."""
         a, s = self.signal_and_noise(t)
         return a * x - s * v
 
-    def eps_from_v(self, x: Tensor, v: Tensor, t: int) -> Tensor:
+    def eps_from_v(self, x: Tensor, v: Tensor, t: float) -> Tensor:
         """eps = s_t x_t + a_t v."""
         a, s = self.signal_and_noise(t)
         return s * x + a * v
 
-    def interpret(self, x: Tensor, output: Tensor, t: int, prediction: PredictionType) -> Prediction:
+    def interpret(self, x: Tensor, output: Tensor, t: float, prediction: PredictionType) -> Prediction:
         """Read a network's output as (x_0, eps). ValueError unless it has x's shape."""
         if output.shape != x.shape:
             raise ValueError(
@@ -148,16 +187,16 @@ class Predict(Protocol):
     @property
     def schedule(self) -> NoiseSchedule: ...
 
-    def __call__(self, x: Tensor, t: int) -> Prediction: ...
+    def __call__(self, x: Tensor, t: float) -> Prediction: ...
 
 
 @dataclass(frozen=True)
 class Denoiser:
     """Makes a `Predict` of any function (x, t) -> network output, shapes as x."""
 
-    function: Callable[[Tensor, int], Tensor]
+    function: Callable[[Tensor, float], Tensor]
     schedule: NoiseSchedule
     prediction: PredictionType = "eps"
 
-    def __call__(self, x: Tensor, t: int) -> Prediction:
+    def __call__(self, x: Tensor, t: float) -> Prediction:
         return self.schedule.interpret(x, self.function(x, t), t, self.prediction)

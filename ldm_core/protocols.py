@@ -28,10 +28,11 @@ class TextEncoder(Protocol):
 
 
 class NoisePredictor(Protocol):
-    """Noisy latents (B, C_in, h, w), timesteps (an int or LongTensor (B,)) and context (B, N, width) to
-    a prediction of eps or v, (B, C, h, w). The U-Net is one."""
+    """Noisy latents (B, C_in, h, w), timesteps (a number or a tensor (B,)) and context (B, N, width) to
+    a prediction of eps or v, (B, C, h, w). The U-Net is one. Whole timesteps come as ints; floats come from
+    schedulers whose spacing chooses noise levels, such as "karras"."""
 
-    def __call__(self, x: Tensor, t: Tensor | int, context: Tensor, /) -> Tensor: ...
+    def __call__(self, x: Tensor, t: Tensor | float, context: Tensor, /) -> Tensor: ...
 
 
 class Posterior(Protocol):

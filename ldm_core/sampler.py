@@ -32,7 +32,7 @@ class SamplerStep:
 
     index: int  # 0 … total - 1
     total: int
-    t: int  # the timestep that the step started from
+    t: float  # the timestep that the step started from
     latent: Tensor  # what the next step starts from
     x0: Tensor  # the picture as it was predicted at this step
 
@@ -218,11 +218,11 @@ class Sampler:
                 step = replace(step, latent=latent)
             yield step
 
-    def _guided(self, trajectory: Trajectory) -> Callable[[Tensor, int], Tensor]:
+    def _guided(self, trajectory: Trajectory) -> Callable[[Tensor, float], Tensor]:
         """The network as a function of x and t alone: guided, and in chunks of the batch size."""
         model, extra, last = self.model, trajectory.extra, len(self.model.noise_schedule)
 
-        def network(x: Tensor, t: int, context: Tensor) -> Tensor:
+        def network(x: Tensor, t: float, context: Tensor) -> Tensor:
             if extra is not None:  # x is the batch once, or twice for guidance
                 x = torch.cat([x, extra.repeat(len(x) // len(extra), 1, 1, 1)], dim=1)
             chunk = self.batch_size or len(x)
@@ -232,7 +232,7 @@ class Sampler:
             ]
             return torch.cat(outputs).to(x.dtype)
 
-        def guided(x: Tensor, t: int) -> Tensor:
+        def guided(x: Tensor, t: float) -> Tensor:
             return self.guidance(
                 network,
                 x,

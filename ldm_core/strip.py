@@ -81,7 +81,7 @@ class Recorder:
         steps = self.chosen(columns)
         latents = [self._pictures(step.latent) for step in steps]  # by step, then by picture of the batch
         guesses = [self._pictures(step.x0) for step in steps]
-        heads = [f"step {step.index + 1}\nt = {step.t}" for step in steps]
+        heads = [f"step {step.index + 1}\nt = {round(step.t, 1)}" for step in steps]
         return stack(
             [
                 grid(
@@ -123,7 +123,10 @@ class Recorder:
 
     def _frame(self, step: SamplerStep, tile: int | None) -> Image:
         latents, guesses = self._pictures(step.latent), self._pictures(step.x0)
-        heads = (f"step {step.index + 1} of {step.total}\nt = {step.t}", "prediction\nof the result")
+        heads = (
+            f"step {step.index + 1} of {step.total}\nt = {round(step.t, 1)}",
+            "prediction\nof the result",
+        )
         return stack(
             [
                 grid([[latents[k], guesses[k]]], title=caption, labels=(heads,), tile=tile)

@@ -48,7 +48,7 @@ class Task:
     seed: int | Sequence[int] | None = None
     noise: Tensor | None = None
     latent: Tensor | None = None
-    timesteps: Sequence[tuple[int, int]] | None = None
+    timesteps: Sequence[tuple[float, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Trajectory:
     """The start of a walk. All tensors have one row per image."""
 
     latent: Tensor  # (B, C, h, w)
-    timesteps: Sequence[tuple[int, int]]
+    timesteps: Sequence[tuple[float, float]]
     streams: Streams  # one random stream per image
     cond: Tensor  # (B, N, width), the prompts
     uncond: Tensor  # (B, N, width), the negative prompts

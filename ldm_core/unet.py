@@ -8,6 +8,9 @@ CompVis's counterpart is `UNetModel` of `ldm.modules.diffusionmodules.openaimode
 
 from __future__ import annotations
 
+import math
+from numbers import Real
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -223,17 +226,17 @@ class UNet(nn.Module):
             self._res(in_channels, out_channels), self._transformer(out_channels, level) if attends else None
         )
 
-    def forward(self, x: Tensor, t: Tensor | int, context: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor | float, context: Tensor, y: Tensor | None = None) -> Tensor:
         """The prediction for noisy latents.
 
-        x (B, in_channels, h, w), with h and w multiples of `config.downsampling`; t an int or LongTensor
-        (B,), 0..T-1; context (B, M, context_dim); y the class labels (B,) or vectors
-        (B, adm_in_channels), for a model that has them -> (B, out_channels, h, w) in x's dtype.
-        Raises ValueError for shapes that do not fit.
+        x (B, in_channels, h, w), with h and w multiples of `config.downsampling`; t a number or a tensor
+        (B,), 0..T-1, whole or between two timesteps; context (B, M, context_dim); y the class labels (B,)
+        or vectors (B, adm_in_channels), for a model that has them -> (B, out_channels, h, w) in x's dtype.
+        Raises ValueError for shapes that do not fit, and for a t that is no finite real number.
         """
         self._check(x, t, context, y)
         if not isinstance(t, Tensor):
-            t = torch.full((x.shape[0],), int(t), device=x.device)
+            t = torch.full((x.shape[0],), float(t), dtype=torch.float32, device=x.device)
         emb = self.time_embed(timestep_embedding(t, self.config.model_channels).to(x))
         if self.label_emb is not None:
             emb = emb + self.label_emb(y)
@@ -252,7 +255,7 @@ class UNet(nn.Module):
 
         return self.conv_out(F.silu(self.norm_out(x)))
 
-    def _check(self, x: Tensor, t: Tensor | int, context: Tensor, y: Tensor | None) -> None:
+    def _check(self, x: Tensor, t: Tensor | float, context: Tensor, y: Tensor | None) -> None:
         config, f = self.config, self.config.downsampling
         if x.ndim != 4 or x.shape[1] != config.in_channels:
             raise ValueError(f"unet: expected x of (B, {config.in_channels}, h, w), got {tuple(x.shape)}")
@@ -261,8 +264,18 @@ class UNet(nn.Module):
         if context.ndim != 3 or context.shape[0] != x.shape[0] or context.shape[2] != config.context_dim:
             wanted = f"({x.shape[0]}, M, {config.context_dim})"
             raise ValueError(f"unet: expected context of {wanted}, got {tuple(context.shape)}")
-        if isinstance(t, Tensor) and t.shape != x.shape[:1]:
-            raise ValueError(f"unet: expected t as an int or ({x.shape[0]},), got {tuple(t.shape)}")
+        _check_timestep(t, x.shape[0])
         if (y is None) != (self.label_emb is None):
             wanted = "no class labels y" if self.label_emb is None else "class labels y"
             raise ValueError(f"unet: this model takes {wanted}, got {'none' if y is None else 'some'}")
+
+
+def _check_timestep(t: Tensor | float, rows: int) -> None:
+    """A tensor's values are not looked at: that would wait for the device."""
+    if not isinstance(t, Tensor):
+        if not isinstance(t, Real) or not math.isfinite(t):
+            raise ValueError(f"unet: expected t as a finite number or a tensor ({rows},), got {t!r}")
+    elif t.shape != (rows,):
+        raise ValueError(f"unet: expected t as a number or ({rows},), got {tuple(t.shape)}")
+    elif t.is_complex() or t.dtype == torch.bool:
+        raise ValueError(f"unet: expected t as whole or floating-point numbers, got {t.dtype}")

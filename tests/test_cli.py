@@ -168,6 +168,13 @@ def test_every_option_reaches_the_library(draw: Draw, bundled: ldm_core.LatentDi
         ("plms", ldm_core.PNDM()),
         ("pndm", ldm_core.PNDM()),
         ("pndm-rk", ldm_core.PNDM(warmup="runge_kutta")),
+        ("dpm++2m", ldm_core.DPMSolverMultistep()),
+        ("dpm++2m-karras", ldm_core.DPMSolverMultistep(spacing="karras")),
+        ("unipc", ldm_core.UniPC()),
+        ("euler", ldm_core.Euler()),
+        ("euler-a", ldm_core.EulerAncestral()),
+        ("heun", ldm_core.Heun()),
+        ("lms", ldm_core.LMS()),
     ],
 )
 def test_schedulers_by_name(draw: Draw, bundled: ldm_core.LatentDiffusion, name: str, scheduler: Any) -> None:
@@ -240,6 +247,8 @@ def test_defaults_for_the_bundled_model_and_for_others(
         [],
         ["--scheduler", "ddpm", "--negative-prompt", 'blue:\n"green", it\'s'],
         ["--eta", "0.5", "--spacing", "trailing", "--guidance", "2.5", "--guidance-rescale", "0.7"],
+        ["--scheduler", "dpm++2m-karras", "--num", "1"],
+        ["--scheduler", "euler-a", "--eta", "0.5"],
         ["--scheduler", "pndm-rk", "--clip-skip", "1", "--size", "80x64"],
     ],
 )
@@ -329,11 +338,11 @@ def test_a_picture_of_another_program(draw: Draw, run: Run) -> None:
     draw("txt2img", "panda", "--scheduler", "plms", "--guidance", "3", "--seed", "6", "-o", "b.png")
     assert (pixels("a.png") == pixels("b.png")).all()
 
-    info.add_text("parameters", "panda\nSteps: 2, Sampler: Euler a, Seed: 6, Size: 64x64")
-    Image.new("RGB", (8, 8)).save("euler.png", pnginfo=info)
-    result = run("txt2img", "--from", "euler.png")
+    info.add_text("parameters", "panda\nSteps: 2, Sampler: DPM fast, Seed: 6, Size: 64x64")
+    Image.new("RGB", (8, 8)).save("fast.png", pnginfo=info)
+    result = run("txt2img", "--from", "fast.png")
     assert result.status == 2
-    assert "the sampler 'Euler a', which is not known here; choose one with --scheduler" in result.err[0]
+    assert "the sampler 'DPM fast', which is not known here; choose one with --scheduler" in result.err[0]
 
 
 def test_the_type_of_the_recipe_is_used_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -509,8 +518,11 @@ def bad_inputs() -> dict[str, tuple[str, str]]:
         "guidance": ("txt2img x --guidance nan", "argument --guidance: expected a number, not 'nan'"),
         "rescale": ("txt2img x --guidance-rescale 2", "rescale must be in [0, 1], not 2.0"),
         "eta": ("txt2img x --eta 1.5", "eta must be in [0, 1], not 1.5"),
-        "eta of another": ("txt2img x --eta 0.5 --scheduler ddpm", "--eta belongs to the ddim scheduler"),
-        "scheduler": ("txt2img x --scheduler euler", "argument --scheduler: invalid choice: 'euler'"),
+        "eta of another": (
+            "txt2img x --eta 0.5 --scheduler ddpm",
+            "--eta belongs to the ddim and euler-a schedulers",
+        ),
+        "scheduler": ("txt2img x --scheduler dpm2", "argument --scheduler: invalid choice: 'dpm2'"),
         "size": ("txt2img x --size 64by64", "expected WIDTHxHEIGHT or one number, such as 768x512"),
         "dtype": ("txt2img x --dtype float8", "argument --dtype: invalid choice"),
         "device": ("txt2img x --device gpu", "--device gpu cannot be used here"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -73,6 +74,45 @@ def test_alphas_cumprod_is_the_running_product() -> None:
         product *= 1 - beta
         assert SD1.alpha_cumprod(t) == pytest.approx(product, rel=1e-12)
     assert SD1.alpha_cumprod(-1) == 1.0
+
+
+def test_between_whole_timesteps_log_sigma_is_linear() -> None:
+    sigmas = [s / a for a, s in map(SD1.signal_and_noise, (500, 500.25, 500.5, 501))]
+    logs = torch.tensor(sigmas, dtype=torch.float64).log()
+    assert float(logs[1]) == pytest.approx(float(0.75 * logs[0] + 0.25 * logs[3]), abs=1e-12)
+    assert float(logs[2]) == pytest.approx(float((logs[0] + logs[3]) / 2), abs=1e-12)
+    a, s = SD1.signal_and_noise(500.5)
+    assert a * a + s * s == pytest.approx(1, abs=1e-15)
+    for t in (0, 1, 500, 998, 999):  # a float that is whole is that timestep, to the bit
+        assert SD1.alpha_cumprod(float(t)) == SD1.alpha_cumprod(t) == float(SD1.alphas_cumprod[t])
+    assert SD1.alpha_cumprod(-1.0) == 1.0
+    levels = [SD1.alpha_cumprod(k / 7) for k in range(6994)]
+    assert all(low < high for high, low in itertools.pairwise(levels))
+
+
+def test_the_timestep_of_a_sigma_is_the_inverse() -> None:
+    for t in (0.0, 1e-6, 0.5, 1.0, 437.32, 998.999, 999.0):
+        a, s = SD1.signal_and_noise(t)
+        assert SD1.timestep(s / a) == pytest.approx(t, abs=1e-8)
+        assert type(SD1.timestep(s / a)) is float
+    for sigma in (0.0, -1.0, 0.029, 14.7, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"is outside the table, which has 0\.0291\d* to 14\.61\d*"):
+            SD1.timestep(sigma)
+
+
+def test_floats_convert_eps_v_and_x0_as_whole_timesteps_do() -> None:
+    x0, eps, t = draw(1, 4, 2, 2), draw(1, 4, 2, 2, seed=1), 437.32
+    x, v = SD1.add_noise(x0, eps, t), SD1.v_from_eps_x0(eps, x0, t)
+    for prediction, output in (("eps", eps), ("v", v)):
+        found = SD1.interpret(x, output, t, prediction)  # type: ignore[arg-type]
+        torch.testing.assert_close(found.x0, x0, rtol=0, atol=1e-12)
+        torch.testing.assert_close(found.eps, eps, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("t", [-0.5, -1e-9, -1.0001, 999.0001, float("nan"), float("inf")])
+def test_a_float_outside_the_table_is_an_error(t: float) -> None:
+    with pytest.raises(ValueError, match=r"is outside the table of 1000 steps \(-1\.\.999\)"):
+        SD1.alpha_cumprod(t)
 
 
 @pytest.mark.parametrize("t", [-2, 1000, 10_000])

@@ -157,6 +157,14 @@ def test_the_parameters_text_is_what_other_tools_read() -> None:
         ("DDPM", {}, "DDPM"),
         ("PNDM", {"warmup": "plms"}, "PLMS"),
         ("PNDM", {"warmup": "runge_kutta"}, "PNDM"),
+        ("DPMSolverMultistep", {"spacing": "trailing"}, "DPM++ 2M"),
+        ("DPMSolverMultistep", {"spacing": "karras"}, "DPM++ 2M Karras"),
+        ("UniPC", {"order": 2}, "UniPC"),
+        ("Euler", {}, "Euler"),
+        ("EulerAncestral", {"eta": 1.0}, "Euler a"),
+        ("Heun", {}, "Heun"),
+        ("LMS", {"spacing": "linspace"}, "LMS"),
+        ("LMS", {"spacing": "karras"}, "LMS Karras"),
         ("Mine", {"order": 3}, "Mine"),
     ],
 )
@@ -203,7 +211,7 @@ def test_the_text_of_another_tool() -> None:
     recipe = from_parameters_text(text)
     assert recipe.prompt == "a red fox, (snow:1.2), <lora:thing:0.8>\nin the evening"
     assert recipe.negative_prompt == "blurry, text\nwatermark"
-    assert (recipe.steps, recipe.scheduler, recipe.seed) == (20, "Euler a", 3861211834)
+    assert (recipe.steps, recipe.scheduler, recipe.seed) == (20, "EulerAncestral", 3861211834)
     assert (recipe.width, recipe.height, recipe.guidance_scale) == (512, 768, 7.0)
     assert recipe.clip_skip == 1
     assert recipe.model == SourceFile("v1-5-pruned", "cc6cb27103")

@@ -799,7 +799,7 @@ def test_a_folders_scheduler_is_ours_with_its_settings(theirs: Any, expected: An
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"_class_name": "EulerDiscreteScheduler"}, "'EulerDiscreteScheduler' is not known here"),
+        ({"_class_name": "DEISMultistepScheduler"}, "'DEISMultistepScheduler' is not known here"),
         ({}, "None is not known here"),
         ({"_class_name": "DDIMScheduler"}, "clip_sample is True"),
         ({"_class_name": "PNDMScheduler", "timestep_spacing": "log"}, "log"),

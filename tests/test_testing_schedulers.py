@@ -187,7 +187,7 @@ BROKEN_SCHEDULERS = [
         "device", Altered(after=lambda s, p: replace(s, x0=s.x0.to("meta"))), ".x0 to be", "on cpu", "on meta"
     ),
     broken("NaN", Altered(after=lambda s, p: replace(s, x0=s.x0 / 0 * 0)), ".x0 to be finite"),
-    broken("calls at -1", AsksBelowTheTable(), "an int t in 0..999); got x of (3, 4, 4, 6), t = -1"),
+    broken("calls at -1", AsksBelowTheTable(), "a t in 0..999); got x of (3, 4, 4, 6), t = -1"),
     broken(
         "ignores noise", Altered(DDPM(), before=lambda x, h, z: (x, h, 0 * z)), "probability-flow", "to fall"
     ),

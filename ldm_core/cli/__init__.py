@@ -17,8 +17,21 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 PROG = "ldm-core"
-SCHEDULERS = ("ddim", "ddpm", "plms", "pndm", "pndm-rk")
-SPACINGS = ("leading", "trailing", "linspace", "compvis")
+SCHEDULERS = (
+    "ddim",
+    "ddpm",
+    "plms",
+    "pndm",
+    "pndm-rk",
+    "dpm++2m",
+    "dpm++2m-karras",
+    "unipc",
+    "euler",
+    "euler-a",
+    "heun",
+    "lms",
+)
+SPACINGS = ("leading", "trailing", "linspace", "compvis", "karras", "exponential", "uniform_lambda")
 DTYPES = ("float32", "float16", "bfloat16")
 
 # What is used where neither the command line nor a recipe says anything: for the bundled model what its
@@ -201,8 +214,10 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
         help=f"(default {BUNDLED_STEPS} for the bundled model, else {STEPS})",
     )
     group.add_argument("--scheduler", choices=SCHEDULERS, help="(default ddim; plms and pndm are the same)")
-    group.add_argument("--eta", type=_number, metavar="X", help="ddim's fresh noise, 0 to 1 (default 0)")
-    group.add_argument("--spacing", choices=SPACINGS, help="of the timesteps (default leading)")
+    group.add_argument(
+        "--eta", type=_number, metavar="X", help="fresh noise, 0 to 1 (default: 0 for ddim, 1 for euler-a)"
+    )
+    group.add_argument("--spacing", choices=SPACINGS, help="of the timesteps (default: the scheduler's)")
     group.add_argument(
         "--guidance",
         dest="guidance_scale",

@@ -36,6 +36,13 @@ SCHEDULERS: dict[str, Any] = {
     "plms": schedulers.PNDM(),
     "pndm": schedulers.PNDM(),
     "pndm-rk": schedulers.PNDM(warmup="runge_kutta"),
+    "dpm++2m": schedulers.DPMSolverMultistep(),
+    "dpm++2m-karras": schedulers.DPMSolverMultistep(spacing="karras"),
+    "unipc": schedulers.UniPC(),
+    "euler": schedulers.Euler(),
+    "euler-a": schedulers.EulerAncestral(),
+    "heun": schedulers.Heun(),
+    "lms": schedulers.LMS(),
 }
 CLASSES: dict[str, Any] = {type(scheduler).__name__: type(scheduler) for scheduler in SCHEDULERS.values()}
 NEEDED: dict[str, tuple[str, ...]] = {"txt2img": (), "img2img": ("image",), "inpaint": ("image", "mask")}
@@ -170,8 +177,8 @@ def _scheduler(args: Namespace, again: Recipe | None) -> Any:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{args.recipe}: the recipe's scheduler cannot be made: {error}") from None
     if args.eta is not None:
-        if not isinstance(scheduler, schedulers.DDIM):
-            raise ValueError("--eta belongs to the ddim scheduler alone")
+        if not isinstance(scheduler, (schedulers.DDIM, schedulers.EulerAncestral)):
+            raise ValueError("--eta belongs to the ddim and euler-a schedulers alone")
         scheduler = replace(scheduler, eta=args.eta)
     return scheduler if args.spacing is None else replace(scheduler, spacing=args.spacing)
 

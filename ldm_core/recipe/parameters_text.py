@@ -18,12 +18,24 @@ from ldm_core.recipe.fields import Recipe, SourceFile
 NEGATIVE = "Negative prompt:"
 
 # The class and settings behind each sampler name of the parameters text; other names are kept as they are.
+# Of several names that fit a scheduler the first is written, so the more special ones come first.
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "DDIM": ("DDIM", {}),
     "PLMS": ("PNDM", {"warmup": "plms"}),
     "PNDM": ("PNDM", {"warmup": "runge_kutta"}),
     "DDPM": ("DDPM", {}),
+    "DPM++ 2M Karras": ("DPMSolverMultistep", {"spacing": "karras"}),
+    "DPM++ 2M": ("DPMSolverMultistep", {}),
+    "UniPC": ("UniPC", {}),
+    "Euler": ("Euler", {}),
+    "Euler a": ("EulerAncestral", {}),
+    "Heun": ("Heun", {}),
+    "LMS Karras": ("LMS", {"spacing": "karras"}),
+    "LMS": ("LMS", {}),
 }
+# Newer versions of the web UI write the spacing by itself.
+SCHEDULE_TYPES = {"Karras": "karras", "Exponential": "exponential"}
+BY_SIGMA = {scheduler for scheduler, _ in SAMPLERS.values()} - {"DDIM", "PNDM", "DDPM"}
 
 
 def to_parameters_text(recipe: Recipe) -> str:
@@ -80,8 +92,10 @@ def from_parameters_text(text: str) -> Recipe:
             f"expected a Size of WIDTHxHEIGHT in the parameters text, not {settings['Size']!r:.30}"
         )
     scheduler, options = SAMPLERS.get(settings["Sampler"], (settings["Sampler"], {}))
-    if "Eta" in settings and scheduler == "DDIM":
-        options = {"eta": _number(settings, "Eta")}
+    if settings.get("Schedule type") in SCHEDULE_TYPES and scheduler in BY_SIGMA:
+        options = {**options, "spacing": SCHEDULE_TYPES[settings["Schedule type"]]}
+    if "Eta" in settings and scheduler in ("DDIM", "EulerAncestral"):
+        options = {**options, "eta": _number(settings, "Eta")}
     strength = _number(settings, "Denoising strength") if "Denoising strength" in settings else None
     return Recipe(
         task="txt2img" if strength is None else "img2img",

@@ -1,25 +1,43 @@
 """Sampling algorithms, one per file: how to walk from noise back to an image.
 
-`base` says what a scheduler is, `spacing` which timesteps it visits; `ddim`, `pndm` and `ddpm` are the
-algorithms. They know `ldm_core.noise_schedule` and nothing else of the package.
+`base` says what a scheduler is, `spacing` and `sigma_spacing` which timesteps it visits. `ddim`, `pndm` and
+`ddpm` step from timestep to timestep; `dpm_solver`, `unipc`, `euler`, `euler_ancestral`, `heun` and `lms`
+from noise level to noise level, in the terms of `level`. They know `ldm_core.noise_schedule` and nothing else
+of the package.
 """
 
 from ldm_core.schedulers.base import Scheduler, Step
 from ldm_core.schedulers.ddim import DDIM, ddim_update
 from ldm_core.schedulers.ddpm import DDPM
 from ldm_core.schedulers.diffusers_settings import from_diffusers
+from ldm_core.schedulers.dpm_solver import DPMSolverMultistep
+from ldm_core.schedulers.euler import Euler
+from ldm_core.schedulers.euler_ancestral import EulerAncestral
+from ldm_core.schedulers.heun import Heun
+from ldm_core.schedulers.lms import LMS
 from ldm_core.schedulers.pndm import PNDM
+from ldm_core.schedulers.sigma_spacing import SigmaSpacing, SolverSpacing, solver_pairs
 from ldm_core.schedulers.spacing import Spacing, spaced_pairs, truncate, truncate_compvis
+from ldm_core.schedulers.unipc import UniPC
 
 __all__ = [
     "DDIM",
     "DDPM",
+    "LMS",
     "PNDM",
+    "DPMSolverMultistep",
+    "Euler",
+    "EulerAncestral",
+    "Heun",
     "Scheduler",
+    "SigmaSpacing",
+    "SolverSpacing",
     "Spacing",
     "Step",
+    "UniPC",
     "ddim_update",
     "from_diffusers",
+    "solver_pairs",
     "spaced_pairs",
     "truncate",
     "truncate_compvis",

@@ -27,7 +27,7 @@ class Step:
 class Scheduler(Protocol):
     """The seam: anything with these two methods can drive the sampler."""
 
-    def timesteps(self, schedule: NoiseSchedule, n: int) -> list[tuple[int, int]]:
+    def timesteps(self, schedule: NoiseSchedule, n: int) -> list[tuple[float, float]]:
         """n pairs (t, t_prev), noisiest first; t_prev is the next pair's t, and -1 at the end.
 
         Raises ValueError for n outside 1..len(schedule).
@@ -35,7 +35,7 @@ class Scheduler(Protocol):
         ...
 
     def step(
-        self, predict: Predict, x: Tensor, t: int, t_prev: int, history: Any, noise: Tensor | None
+        self, predict: Predict, x: Tensor, t: float, t_prev: float, history: Any, noise: Tensor | None
     ) -> Step:
         """From x_t (B, C, h, w) to x_{t_prev}.
 
@@ -56,7 +56,7 @@ def require_noise(noise: Tensor | None, x: Tensor) -> Tensor:
     return noise
 
 
-def last_alpha_cumprod(schedule: NoiseSchedule, t_prev: int, set_alpha_to_one: bool) -> float:
+def last_alpha_cumprod(schedule: NoiseSchedule, t_prev: float, set_alpha_to_one: bool) -> float:
     """alphas_cumprod at t_prev, where the end of the run (-1) is 1 or, as in CompVis, alphas_cumprod[0]."""
     if t_prev == -1 and not set_alpha_to_one:
         return schedule.alpha_cumprod(0)

@@ -41,8 +41,8 @@ def ddim_update(
     schedule: NoiseSchedule,
     x0: Tensor,
     eps: Tensor,
-    t: int,
-    t_prev: int,
+    t: float,
+    t_prev: float,
     *,
     set_alpha_to_one: bool = False,
     eta: float = 0.0,
@@ -81,12 +81,12 @@ class DDIM:
             raise ValueError(f"eta must be in [0, 1], not {self.eta!r}")
         check_spacing(self.spacing, self.steps_offset)
 
-    def timesteps(self, schedule: NoiseSchedule, n: int) -> list[tuple[int, int]]:
+    def timesteps(self, schedule: NoiseSchedule, n: int) -> list[tuple[float, float]]:
         """The pairs (t, t_prev), noisiest first. ValueError for n outside 1..T."""
         return spaced_pairs(len(schedule), n, self.spacing, self.steps_offset)
 
     def step(
-        self, predict: Predict, x: Tensor, t: int, t_prev: int, history: Any, noise: Tensor | None
+        self, predict: Predict, x: Tensor, t: float, t_prev: float, history: Any, noise: Tensor | None
     ) -> Step:
         """From x_t (B, C, h, w) to x_{t_prev}; see `Scheduler.step`. Keeps no history."""
         prediction = predict(x, t)

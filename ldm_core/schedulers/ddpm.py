@@ -45,12 +45,12 @@ class DDPM:
             raise ValueError(f"variance must be 'fixed_small' or 'fixed_large', not {self.variance!r}")
         check_spacing(self.spacing, self.steps_offset)
 
-    def timesteps(self, schedule: NoiseSchedule, n: int) -> list[tuple[int, int]]:
+    def timesteps(self, schedule: NoiseSchedule, n: int) -> list[tuple[float, float]]:
         """The pairs (t, t_prev), noisiest first. ValueError for n outside 1..T."""
         return spaced_pairs(len(schedule), n, self.spacing, self.steps_offset)
 
     def step(
-        self, predict: Predict, x: Tensor, t: int, t_prev: int, history: Any, noise: Tensor | None
+        self, predict: Predict, x: Tensor, t: float, t_prev: float, history: Any, noise: Tensor | None
     ) -> Step:
         """From x_t (B, C, h, w) to x_{t_prev}; see `Scheduler.step`. Keeps no history.
 

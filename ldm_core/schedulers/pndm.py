@@ -66,12 +66,18 @@ class PNDM:
             raise ValueError(f"warmup must be 'plms' or 'runge_kutta', not {self.warmup!r}")
         check_spacing(self.spacing, self.steps_offset)
 
-    def timesteps(self, schedule: NoiseSchedule, n: int) -> list[tuple[int, int]]:
+    def timesteps(self, schedule: NoiseSchedule, n: int) -> list[tuple[float, float]]:
         """The pairs (t, t_prev), noisiest first. ValueError for n outside 1..T."""
         return spaced_pairs(len(schedule), n, self.spacing, self.steps_offset)
 
     def step(
-        self, predict: Predict, x: Tensor, t: int, t_prev: int, history: History | None, noise: Tensor | None
+        self,
+        predict: Predict,
+        x: Tensor,
+        t: float,
+        t_prev: float,
+        history: History | None,
+        noise: Tensor | None,
     ) -> Step:
         """From x_t (B, C, h, w) to x_{t_prev}; see `Scheduler.step`. Ignores `noise`.
 
@@ -90,11 +96,11 @@ class PNDM:
         x_prev, x0 = self._transfer(predict.schedule, x, combined, t, t_prev)
         return Step(x_prev, x0, (eps, *past)[:3])
 
-    def _runge_kutta(self, predict: Predict, x: Tensor, eps: Tensor, t: int, t_prev: int) -> Tensor:
+    def _runge_kutta(self, predict: Predict, x: Tensor, eps: Tensor, t: float, t_prev: float) -> Tensor:
         """Equation 13. The network knows whole timesteps only, so half-way is rounded down."""
         half = (t + t_prev) // 2
 
-        def eps_at(eps: Tensor, to: int) -> Tensor:
+        def eps_at(eps: Tensor, to: float) -> Tensor:
             return predict(self._transfer(predict.schedule, x, eps, t, to)[0], to).eps
 
         eps_2 = eps_at(eps, half)
@@ -103,7 +109,7 @@ class PNDM:
         return (eps + 2 * eps_2 + 2 * eps_3 + eps_4) / 6
 
     def _transfer(
-        self, schedule: NoiseSchedule, x: Tensor, eps: Tensor, t: int, t_prev: int
+        self, schedule: NoiseSchedule, x: Tensor, eps: Tensor, t: float, t_prev: float
     ) -> tuple[Tensor, Tensor]:
         """DDIM's update from x_t along any eps: (x_{t_prev}, x_0)."""
         x0 = schedule.x0_from_eps(x, eps, t)

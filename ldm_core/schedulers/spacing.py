@@ -9,16 +9,18 @@ Four published ways to pick n of T timesteps; each gives other pictures (docs/sc
 
 Source of the names: Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are Flawed"
 (arXiv:2305.08891), table 2. Timesteps are indices into the tables, 0..T-1; -1 stands for the clean image.
+`sigma_spacing` has those that choose noise levels instead, which lie between the table's entries.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Integral
 from typing import Literal, get_args
 
 Spacing = Literal["leading", "trailing", "linspace", "compvis"]
-Pairs = list[tuple[int, int]]
+Pairs = list[tuple[float, float]]
 
 
 def leading(total: int, n: int, offset: int = 0) -> list[int]:
@@ -27,7 +29,7 @@ def leading(total: int, n: int, offset: int = 0) -> list[int]:
     The offset is lowered where the last timestep would leave the table: with offset 1 only at n = total.
     The multiples may stop well short of the table's end: total 1000 and n 501 stop at 500.
     """
-    n = _whole_count(total, n)
+    n = whole_count(total, n)
     stride = total // n
     offset = min(int(offset), total - 1 - (n - 1) * stride)
     return [k * stride + offset for k in range(n)]
@@ -35,14 +37,14 @@ def leading(total: int, n: int, offset: int = 0) -> list[int]:
 
 def trailing(total: int, n: int) -> list[int]:
     """Counted back from the end of the table, rounding half to even; n timesteps, rising."""
-    n = _whole_count(total, n)
+    n = whole_count(total, n)
     stride = total - (total - total / n)  # as numpy's arange rounds it, which decides ties: diffusers uses it
     return [round(total - k * stride) - 1 for k in reversed(range(n))]
 
 
 def linspace(total: int, n: int) -> list[int]:
     """From 0 to total - 1 with both ends, rounding half to even; n timesteps, rising. n = 1 gives [0]."""
-    n = _whole_count(total, n)
+    n = whole_count(total, n)
     stride = (total - 1) / max(n - 1, 1)
     return [round(k * stride) for k in range(n)]
 
@@ -53,7 +55,7 @@ def compvis(total: int, n: int) -> list[int]:
     Gives more than n timesteps where n does not divide total (31 for n = 30 of 1000). Raises ValueError
     where the last one is past the table, which in the original ends in an IndexError.
     """
-    n = _whole_count(total, n)
+    n = whole_count(total, n)
     levels = [t + 1 for t in range(0, total, total // n)]
     if levels[-1] >= total:
         raise ValueError(
@@ -74,24 +76,30 @@ def spaced_pairs(total: int, n: int, spacing: Spacing, offset: int = 0) -> Pairs
         levels = leading(total, n, offset)
     else:
         levels = {"trailing": trailing, "linspace": linspace, "compvis": compvis}[spacing](total, n)
-    return [(t, t_prev) for t_prev, t in zip([-1, *levels[:-1]], levels)][::-1]
+    return chained(levels)
 
 
-def check_spacing(spacing: str, offset: int) -> None:
+def chained(rising: Sequence[float]) -> Pairs:
+    """Rising timesteps to the pairs (t, t_prev) of a run, noisiest first, with -1 at the end."""
+    return [(t, t_prev) for t_prev, t in zip([-1, *rising[:-1]], rising)][::-1]
+
+
+def check_spacing(spacing: str, offset: int, known: Sequence[str] = get_args(Spacing)) -> None:
     """Raises ValueError for settings that no spacing has; schedulers call it when they are made."""
-    if spacing not in get_args(Spacing):
-        raise ValueError(f"spacing must be one of {', '.join(get_args(Spacing))}, not {spacing!r}")
+    if spacing not in known:
+        raise ValueError(f"spacing must be one of {', '.join(known)}, not {spacing!r}")
     if not isinstance(offset, Integral) or offset < 0:
         raise ValueError(f"steps_offset must be a whole number, 0 or more, not {offset!r}")
 
 
-def _whole_count(total: int, n: int) -> int:
+def whole_count(total: int, n: int) -> int:
+    """n as an int. Raises ValueError unless it is a whole number in 1..total."""
     if not isinstance(n, Integral) or not 1 <= n <= total:
         raise ValueError(f"the number of steps must be a whole number in 1..{total}, not {n!r}")
     return int(n)  # a numpy integer would make numpy integers of all timesteps
 
 
-def truncate(pairs: Pairs, strength: float) -> tuple[int, Pairs]:
+def truncate(pairs: Pairs, strength: float) -> tuple[float, Pairs]:
     """Where img2img starts: (t_start, the pairs to run from there).
 
     pairs: a scheduler's whole run, n pairs. strength: how much of it to redo, in (0, 1]; 1 is all of it.
@@ -100,8 +108,8 @@ def truncate(pairs: Pairs, strength: float) -> tuple[int, Pairs]:
     Name the levels L_n (the first t) down to L_1 (the last t). A whole strength * n = k starts at L_k. A
     fraction starts in between, at the timestep linearly interpolated from L_k to L_{k+1} (below L_1: from the
     end, -1), and the first step then goes down to the next level. So a larger strength starts at least as
-    high, and two strengths start alike only if they round to the same training timestep. At least one step
-    is run.
+    high, and two strengths start alike only if they round to the same training timestep; between levels that
+    are no whole timesteps themselves, nothing is rounded. At least one step is run.
 
     Raises ValueError for strength outside (0, 1] and for an empty list of pairs.
     """
@@ -112,14 +120,17 @@ def truncate(pairs: Pairs, strength: float) -> tuple[int, Pairs]:
         u = round(u)
     k = math.floor(u)
     low, high = levels[k], levels[min(k + 1, len(pairs))]
-    t_start = max(0, math.floor(low + (u - k) * (high - low) + 0.5))
+    t_start: float = low if u == k else low + (u - k) * (high - low)
+    if isinstance(low, int) and isinstance(high, int):
+        t_start = math.floor(t_start + 0.5)
+    t_start = max(0, t_start)
     below = [pair for pair in pairs if pair[0] <= t_start]
     if below and below[0][0] == t_start:
         return t_start, below
     return t_start, [(t_start, below[0][0] if below else -1), *below]
 
 
-def truncate_compvis(pairs: Pairs, strength: float, n: int | None = None) -> tuple[int, Pairs]:
+def truncate_compvis(pairs: Pairs, strength: float, n: int | None = None) -> tuple[float, Pairs]:
     """Where CompVis's `scripts/img2img.py` starts: (t_noise, the pairs to run), with its mismatch kept.
 
     With k = int(strength * n) it noises the image to L_{k+1} (`stochastic_encode` at index k, counted from 0)

@@ -24,23 +24,23 @@ class GaussianData:
     mean: float = 0.3
     deviation: float = 0.5
 
-    def __call__(self, x: Tensor, t: int) -> Prediction:
+    def __call__(self, x: Tensor, t: float) -> Prediction:
         """E[x_0 | x_t] and E[eps | x_t], shapes as x."""
         a, s = self.schedule.signal_and_noise(t)
         score = (x - a * self.mean) / self.std(t) ** 2
         return Prediction(x0=self.mean + a * self.deviation**2 * score, eps=s * score)
 
-    def std(self, t: int) -> float:
+    def std(self, t: float) -> float:
         """The standard deviation of x_t."""
         a, s = self.schedule.signal_and_noise(t)
         return math.hypot(a * self.deviation, s)
 
-    def flow(self, x: Tensor, t: int, to: int) -> Tensor:
+    def flow(self, x: Tensor, t: float, to: float) -> Tensor:
         """Where the probability-flow ODE takes x from timestep t; -1 is the clean image."""
         a, a_to = self.schedule.signal_and_noise(t)[0], self.schedule.signal_and_noise(to)[0]
         return a_to * self.mean + self.std(to) * (x - a * self.mean) / self.std(t)
 
-    def start(self, t: int, count: int) -> Tensor:
+    def start(self, t: float, count: int) -> Tensor:
         """`count` values of exactly x_t's mean and variance, float64 (count,): the normal's quantiles."""
         levels = (torch.arange(count, dtype=torch.float64) + 0.5) / count
         z = torch.special.ndtri(levels)

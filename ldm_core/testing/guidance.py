@@ -25,7 +25,7 @@ def check_guidance(
     contract = Contract(guidance, "ldm_core.guidance.Guidance")
     calls: list[tuple[Tensor, object, Tensor]] = []
 
-    def network(x: Tensor, t: int, context: Tensor) -> Tensor:
+    def network(x: Tensor, t: float, context: Tensor) -> Tensor:
         calls.append((x, t, context))
         moved = context.mean(dim=(1, 2))[:, None, None, None]
         return torch.tanh(0.8 * x - 0.5 * x.roll(1, dims=-1) + 2 * moved + t / 1000)

@@ -94,8 +94,8 @@ def _expect_pairs(clause: Clause, pairs: list[Any], n: int, total: int) -> None:
     name = f"timesteps(schedule, {n})"
     if not clause.expect(len(pairs) == n, f"{name} to give exactly {n} pairs", len(pairs)):
         return
-    are_ints = all(len(pair) == 2 and all(type(t) is int for t in pair) for pair in pairs)
-    if not clause.expect(are_ints, f"{name} to give pairs of Python ints", pairs[:2]):
+    are_numbers = all(len(pair) == 2 and all(type(t) in (int, float) for t in pair) for pair in pairs)
+    if not clause.expect(are_numbers, f"{name} to give pairs of Python ints or floats", pairs[:2]):
         return
     levels = [t for t, _ in pairs]
     clause.expect(
@@ -128,7 +128,7 @@ def _check_results(contract: Contract, trial: Trial, dtypes: Sequence[torch.dtyp
                     finite = not isinstance(value, Tensor) or bool(value.isfinite().all())
                     clause.expect(finite, f"step({call.t}, {call.t_prev}).{name} to be finite", "NaN or inf")
     with contract.clause(
-        "network calls", "the network knows the timesteps 0..T-1 and latents of x's shape, nothing in between"
+        "network calls", "the network knows the timesteps 0..T-1 and latents of x's shape, nothing beyond"
     ) as clause:
         network = FixedNetwork(trial.schedule)
         trial.walk(network=network)
@@ -137,8 +137,8 @@ def _check_results(contract: Contract, trial: Trial, dtypes: Sequence[torch.dtyp
         )
         last = len(trial.schedule) - 1
         for shape, t in network.calls:
-            fits = type(t) is int and 0 <= t <= last and shape == SHAPE
-            clause.expect(fits, f"predict(x of {SHAPE}, an int t in 0..{last})", f"x of {shape}, t = {t!r}")
+            fits = type(t) in (int, float) and 0 <= t <= last and shape == SHAPE
+            clause.expect(fits, f"predict(x of {SHAPE}, a t in 0..{last})", f"x of {shape}, t = {t!r}")
 
 
 def _check_noise(contract: Contract, trial: Trial, stochastic: bool | None) -> bool:

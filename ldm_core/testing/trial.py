@@ -16,7 +16,7 @@ from ldm_core.testing.contract import draw, snapshot
 SHAPE = (3, 4, 4, 6)  # B, C, h, w of the latents that steps are tried on
 STEPS = 5  # of the trajectory that most clauses look at
 
-Pairs = list[tuple[int, int]]
+Pairs = list[tuple[float, float]]
 
 
 class FixedNetwork:
@@ -27,7 +27,7 @@ class FixedNetwork:
         self.calls: list[tuple[Any, Any]] = []  # (x's shape, t)
         self.given: list[tuple[Prediction, Prediction]] = []  # what was returned, and a copy
 
-    def __call__(self, x: Tensor, t: int) -> Prediction:
+    def __call__(self, x: Tensor, t: float) -> Prediction:
         self.calls.append((tuple(x.shape), t))
         v = torch.tanh(0.9 * x - 0.6 * x.roll(1, dims=-1) + math.sin(t / 150))
         prediction = Prediction(self.schedule.x0_from_v(x, v, t), self.schedule.eps_from_v(x, v, t))
@@ -40,8 +40,8 @@ class Call:
     """The arguments of one step, and what came of it."""
 
     x: Tensor
-    t: int
-    t_prev: int
+    t: float
+    t_prev: float
     history: Any
     noise: Tensor | None
     step: Any = None

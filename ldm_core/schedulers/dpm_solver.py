@@ -1,0 +1,82 @@
+"""DPM-Solver++ (2M): Lu et al. 2022b, "DPM-Solver++: Fast Solver for Guided Sampling …" (arXiv:2211.01095).
+
+With lambda = log(a / s), the probability-flow ODE of the predicted x_0 has the solution (proposition 4.1)
+
+    x_t = (s_t / s_s) x_s + s_t * integral over lambda of exp(lambda) x_0(lambda)
+
+Of x_0 only its change along lambda needs approximating. First order takes it as constant, which is DDIM.
+Second order (algorithm 2, "2M") extrapolates from this x_0 and the last one; h and h_last are the strides:
+
+    D   = x_0 + (h / h_last) / 2 * (x_0 - x_0_last)
+    x_t = (s_t / s_s) x_s + a_t (1 - exp(-h)) D
+
+One network call a step. x_0 is what guidance exaggerates least, hence its use for guided sampling.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from ldm_core.noise_schedule import NoiseSchedule, Predict
+from ldm_core.schedulers.base import Step
+from ldm_core.schedulers.level import along_lambda, level_at
+from ldm_core.schedulers.sigma_spacing import SolverSpacing, check_solver_spacing, solver_pairs
+
+History = tuple[float, Tensor]  # the last step's timestep and its x_0
+
+
+@dataclass(frozen=True)
+class DPMSolverMultistep:
+    """Deterministic, one call a step; `history` is the last step's (t, x_0).
+
+    order: 2, or 1 for DDIM. lower_order_final: end with a step of first order; where the end is the clean
+    image the last step is one anyway, for lambda is infinite there and nothing can be extrapolated to it.
+    spacing, steps_offset, skip_last: see `sigma_spacing.solver_pairs`. set_alpha_to_one: end at the clean
+    image, or at alphas_cumprod[0] (with a spacing by sigma the last step then has nowhere to go).
+
+    diffusers: `DPMSolverMultistepScheduler` with algorithm_type "dpmsolver++" and solver_type "midpoint". Its
+    lower_order_final acts below 15 steps only. It rounds Karras's timesteps for the network, and keeps the
+    sigma.
+    """
+
+    order: Literal[1, 2] = 2
+    spacing: SolverSpacing = "trailing"
+    steps_offset: int = 1
+    skip_last: bool = False
+    set_alpha_to_one: bool = True
+    lower_order_final: bool = True
+
+    def __post_init__(self) -> None:
+        if self.order not in (1, 2):
+            raise ValueError(f"order must be 1 or 2, not {self.order!r}")
+        check_solver_spacing(self.spacing, self.steps_offset)
+
+    def timesteps(self, schedule: NoiseSchedule, n: int) -> list[tuple[float, float]]:
+        """The pairs (t, t_prev), noisiest first. ValueError for n outside 1..T."""
+        return solver_pairs(schedule, n, self.spacing, self.steps_offset, skip_last=self.skip_last)
+
+    def step(
+        self,
+        predict: Predict,
+        x: Tensor,
+        t: float,
+        t_prev: float,
+        history: History | None,
+        noise: Tensor | None,
+    ) -> Step:
+        """From x_t (B, C, h, w) to x_{t_prev}; see `Scheduler.step`. Ignores `noise`."""
+        start = level_at(predict.schedule, t)
+        end = level_at(predict.schedule, t_prev, self.set_alpha_to_one)
+        x0 = predict(x, t).x0
+        # Pure noise has no lambda, so nothing can be extrapolated from it either.
+        remembered = (t, x0) if self.order == 2 and start.a > 0 else None
+        is_plain = end.s == 0 or (t_prev == -1 and self.lower_order_final)
+        if history is None or history[0] == t or is_plain:
+            return Step(along_lambda(x, x0, start, end), x0, remembered)
+        last_t, last_x0 = history
+        last_stride = start.log_snr - level_at(predict.schedule, last_t).log_snr
+        ahead = (end.log_snr - start.log_snr) / last_stride / 2
+        return Step(along_lambda(x, x0 + ahead * (x0 - last_x0), start, end), x0, remembered)

@@ -1,0 +1,66 @@
+"""Ancestral sampling by Euler's method: k-diffusion's `sample_euler_ancestral`.
+
+Each step goes further down than it should, and comes back up with fresh noise, so that the variance is right
+(the variances are those of Ho et al. 2020, arXiv:2006.11239, in sigma = s / a):
+
+    sigma_up^2   = eta^2 sigma_prev^2 (sigma^2 - sigma_prev^2) / sigma^2
+    sigma_down^2 = sigma_prev^2 - sigma_up^2
+    x_prev / a_prev = x / a + (sigma_down - sigma) eps + sigma_up noise
+
+In exact arithmetic it is DDIM with the same eta. It solves a stochastic equation: with more steps it does not
+come to one picture, but to another at every number of steps.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ldm_core.noise_schedule import NoiseSchedule, Predict
+from ldm_core.schedulers.base import Step, require_noise
+from ldm_core.schedulers.level import along_sigma, level_at
+from ldm_core.schedulers.sigma_spacing import SolverSpacing, check_solver_spacing, solver_pairs
+
+
+@dataclass(frozen=True)
+class EulerAncestral:
+    """One call a step, and fresh noise at every step but the last, which ends at the clean image.
+
+    eta: 1 (all of the noise) to 0 (`Euler`). spacing, steps_offset: see `sigma_spacing`.
+    diffusers: `EulerAncestralDiscreteScheduler`, which has eta = 1.
+    """
+
+    eta: float = 1.0
+    spacing: SolverSpacing = "trailing"
+    steps_offset: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta must be in [0, 1], not {self.eta!r}")
+        check_solver_spacing(self.spacing, self.steps_offset)
+
+    def timesteps(self, schedule: NoiseSchedule, n: int) -> list[tuple[float, float]]:
+        """The pairs (t, t_prev), noisiest first. ValueError for n outside 1..T."""
+        return solver_pairs(schedule, n, self.spacing, self.steps_offset)
+
+    def step(
+        self, predict: Predict, x: Tensor, t: float, t_prev: float, history: Any, noise: Tensor | None
+    ) -> Step:
+        """From x_t (B, C, h, w) to x_{t_prev}; see `Scheduler.step`. Keeps no history.
+
+        Raises ValueError where t_prev is not below t, for missing noise, and in pure noise, where sigma is
+        infinite.
+        """
+        if t_prev >= t:
+            raise ValueError(f"an ancestral step goes to an earlier timestep, got t={t} and t_prev={t_prev}")
+        start, end = level_at(predict.schedule, t), level_at(predict.schedule, t_prev)
+        up = self.eta * end.sigma * math.sqrt(1 - (end.sigma / start.sigma) ** 2)
+        down = math.sqrt(end.sigma**2 - up**2)
+        prediction = predict(x, t)
+        slopes = [(down - start.sigma, prediction.eps)]
+        if up > 0:
+            slopes.append((up, require_noise(noise, x)))
+        return Step(along_sigma(x, slopes, start, end), prediction.x0)

@@ -1,0 +1,71 @@
+"""A noise level in the words of the solvers, and the moves that they are made of.
+
+    x_t = a x_0 + s eps,   sigma = s / a,   lambda = log(a / s) = -log sigma
+
+Karras et al. 2022 (arXiv:2206.00364) divide by a: x / a obeys d(x / a) / d sigma = eps, their equation 1 for
+noise that is added and signal that keeps its size. Lu et al. 2022b (arXiv:2211.01095) integrate x / s
+over lambda, where the linear part of the equation is solved exactly (their proposition 4.1). Latents here
+keep x's own scale: division and multiplication are one factor, so that nothing is lost on the way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ldm_core.noise_schedule import NoiseSchedule
+from ldm_core.schedulers.base import last_alpha_cumprod
+
+
+@dataclass(frozen=True)
+class Level:
+    """a and s at one timestep. a = 0 is pure noise, s = 0 the clean image."""
+
+    t: float
+    a: float
+    s: float
+
+    @property
+    def sigma(self) -> float:
+        """s / a. ValueError in pure noise, where it is infinite."""
+        if self.a == 0:
+            raise ValueError(
+                f"sigma = s / a is infinite at timestep {self.t}, where alphas_cumprod is 0; DDIM, "
+                "DPMSolverMultistep and UniPC can start there with a network that predicts v"
+            )
+        return self.s / self.a
+
+    @property
+    def log_snr(self) -> float:
+        """lambda = log(a / s), of a level that has both signal and noise."""
+        return math.log(self.a) - math.log(self.s)
+
+
+def level_at(schedule: NoiseSchedule, t: float, set_alpha_to_one: bool = True) -> Level:
+    """The level of a timestep; the end of a run, -1, has no noise, or else alphas_cumprod[0]."""
+    alpha_cumprod = last_alpha_cumprod(schedule, t, set_alpha_to_one)
+    return Level(t, math.sqrt(alpha_cumprod), math.sqrt(1 - alpha_cumprod))
+
+
+def along_sigma(x: Tensor, slopes: Sequence[tuple[float, Tensor]], start: Level, end: Level) -> Tensor:
+    """x at `end`, where x / a has moved by the sum of weight * slope. Shapes as x.
+
+    With one slope, eps, and the weight end.sigma - start.sigma it is Euler's step.
+    """
+    moved = (end.a / start.a) * x
+    for weight, slope in slopes:
+        moved = moved + (end.a * weight) * slope
+    return moved
+
+
+def signal_weight(start: Level, end: Level) -> float:
+    """a_end (1 - exp(-h)) for h = lambda_end - lambda_start, also where h is infinite."""
+    return end.a - start.a * (end.s / start.s)
+
+
+def along_lambda(x: Tensor, x0: Tensor, start: Level, end: Level) -> Tensor:
+    """x at `end`, exact for an x_0 that stays as predicted (Lu et al. 2022b, proposition 4.1)."""
+    return (end.s / start.s) * x + signal_weight(start, end) * x0

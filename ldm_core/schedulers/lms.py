@@ -1,0 +1,82 @@
+"""LMS: a linear multistep method, Adams-Bashforth for unequal strides, as k-diffusion's `sample_lms`.
+
+In x / a over sigma = s / a (Karras et al. 2022, arXiv:2206.00364) the ODE is d(x / a) / d sigma = eps. The
+last few eps are joined by a polynomial in sigma, which is integrated over the step. Liu et al. 2022
+(arXiv:2202.09778, equation 12) take the weights for equal strides instead, see `pndm`; for equal strides of
+sigma they are the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ldm_core.noise_schedule import NoiseSchedule, Predict
+from ldm_core.schedulers.base import Step
+from ldm_core.schedulers.level import along_sigma, level_at
+from ldm_core.schedulers.sigma_spacing import SolverSpacing, check_solver_spacing, solver_pairs
+
+History = tuple[tuple[float, Tensor], ...]  # (t, eps) of the last steps, newest first
+
+
+def lagrange_weights(nodes: Sequence[float], start: float, end: float) -> list[float]:
+    """The integrals from start to end of the polynomials that are 1 at one node and 0 at the others.
+
+    By Gauss and Legendre's rule of two points, which is exact for up to four nodes.
+    """
+    middle, half = (start + end) / 2, (end - start) / 2
+    points = (middle - half / math.sqrt(3), middle + half / math.sqrt(3))
+
+    def basis(k: int, sigma: float) -> float:
+        return math.prod((sigma - other) / (nodes[k] - other) for i, other in enumerate(nodes) if i != k)
+
+    return [half * sum(basis(k, point) for point in points) for k in range(len(nodes))]
+
+
+@dataclass(frozen=True)
+class LMS:
+    """Deterministic, one call a step; `history` holds the last (t, eps), newest first, order - 1 of them.
+
+    order: 1 (Euler's method) to 4; the first steps have as much as there is history. spacing, steps_offset,
+    set_alpha_to_one: as in `Euler`. diffusers: `LMSDiscreteScheduler`.
+    """
+
+    order: int = 4
+    spacing: SolverSpacing = "trailing"
+    steps_offset: int = 1
+    set_alpha_to_one: bool = True
+
+    def __post_init__(self) -> None:
+        if self.order not in (1, 2, 3, 4):
+            raise ValueError(f"order must be 1, 2, 3 or 4, not {self.order!r}")
+        check_solver_spacing(self.spacing, self.steps_offset)
+
+    def timesteps(self, schedule: NoiseSchedule, n: int) -> list[tuple[float, float]]:
+        """The pairs (t, t_prev), noisiest first. ValueError for n outside 1..T."""
+        return solver_pairs(schedule, n, self.spacing, self.steps_offset)
+
+    def step(
+        self,
+        predict: Predict,
+        x: Tensor,
+        t: float,
+        t_prev: float,
+        history: History | None,
+        noise: Tensor | None,
+    ) -> Step:
+        """From x_t (B, C, h, w) to x_{t_prev}; see `Scheduler.step`. Ignores `noise`.
+
+        Raises ValueError in pure noise, where sigma is infinite.
+        """
+        start = level_at(predict.schedule, t)
+        end = level_at(predict.schedule, t_prev, self.set_alpha_to_one)
+        past = [(past_t, eps) for past_t, eps in history or () if past_t != t]
+        nodes = [start.sigma, *(level_at(predict.schedule, past_t).sigma for past_t, _ in past)]
+        prediction = predict(x, t)
+        weights = lagrange_weights(nodes, start.sigma, end.sigma)
+        slopes = list(zip(weights, [prediction.eps, *(eps for _, eps in past)]))
+        remembered = ((t, prediction.eps), *past)[: self.order - 1]
+        return Step(along_sigma(x, slopes, start, end), prediction.x0, remembered)

@@ -1,8 +1,8 @@
-"""GPU kernels in Triton, each beside the plain PyTorch that it stands in for. Importing this imports no Triton.
+"""GPU kernels in Triton, beside the plain PyTorch they stand in for. Importing this imports no Triton.
 
-    attention              flash_attention.py     `set_attention(model, "triton")`
-    SiLU(group norm)       group_norm_silu.py     `set_kernels(model, "triton")`
-    value * GELU(gate)     geglu.py               `set_kernels(model, "triton")`
+attention              flash_attention.py     `set_attention(model, "triton")`
+SiLU(group norm)       group_norm_silu.py     `set_kernels(model, "triton")`
+value * GELU(gate)     geglu.py               `set_kernels(model, "triton")`
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from torch import Tensor, nn
 
 
 def interpreted() -> bool:
-    """Whether Triton interprets its kernels in Python, on CPU tensors (its own variable: TRITON_INTERPRET=1)."""
+    """Whether Triton interprets its kernels in Python, on CPU tensors (its variable TRITON_INTERPRET=1)."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
 
 
 def require_triton(what: str) -> None:
     """Raise ValueError, saying what is missing, where no Triton kernel could ever run."""
     if find_spec("triton") is None:
-        raise ValueError(f"{what} needs the package triton, which is not installed: pip install 'ldm_core[gpu]'")
+        raise ValueError(
+            f"{what} needs the package triton, which is not installed: pip install 'ldm_core[gpu]'"
+        )
     if not interpreted() and not torch.cuda.is_available():
         raise ValueError(f"{what} needs a CUDA device, and PyTorch finds none here")
 

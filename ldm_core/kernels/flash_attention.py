@@ -8,6 +8,7 @@ that torch.compile, tracing and export see through them.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import triton
@@ -22,7 +23,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def flash_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
-    """q (B, heads, N, D), k and v (B, heads, M, D), any strides -> (B, heads, N, D), a view of (B, N, heads, D).
+    """q (B, heads, N, D), k and v (B, heads, M, D), any strides -> (B, heads, N, D), as a view of (B, N, ...).
 
     float16, bfloat16 or float32, all three alike; D at most 512. Sums and softmax are in float32.
     Raises ValueError for tensors that do not fit or are on no GPU.
@@ -41,11 +42,13 @@ def _check(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> None:
         raise ValueError(f"attention backend 'triton': float16, bfloat16 or float32 alike, got {kinds}")
     if causal and q.shape[2] != k.shape[2]:
         raise ValueError(f"causal attention: as many keys as queries, got {k.shape[2]} and {q.shape[2]}")
+    if k.shape[2] == 0:
+        raise ValueError("attention: a query needs at least one key, got none")
     on_device("attention backend 'triton'", q, k, v)
 
 
 def _rows(x: Tensor) -> Tensor:
-    """x itself if the kernels can read its strides (one along D, row offsets that fit in 32 bits), or a copy."""
+    """x itself if the kernels can read it (stride 1 along D, row offsets within 32 bits), or a copy."""
     return x if x.stride(-1) == 1 and x.shape[2] * x.stride(2) < 2**31 else x.contiguous()
 
 
@@ -71,8 +74,7 @@ def _options(tile: Tile, d: int, causal: bool, unit: int) -> dict[str, int | boo
     wide, rest = split(d)
     return {
         "D": d, "WIDE": wide, "REST": rest, "CAUSAL": causal, "UNIT": unit,
-        "BLOCK_Q": tile.queries, "BLOCK_K": tile.keys,
-        "num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True,
+        "BLOCK_Q": tile.queries, "BLOCK_K": tile.keys, **tile.options(),
     }  # fmt: skip
 
 
@@ -128,12 +130,12 @@ def _backward_shapes(
     return _heads_last(q), _heads_last(k), _heads_last(v)
 
 
-def _remember(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     q, k, v, ctx.causal = inputs
     ctx.save_for_backward(q, k, v, *output)
 
 
-def _gradients(ctx, d_out, d_lse):  # type: ignore[no-untyped-def]
+def _gradients(ctx: Any, d_out: Tensor, d_lse: Tensor) -> tuple[Tensor | None, ...]:
     return *torch.ops.ldm_core.flash_attention_backward(d_out, *ctx.saved_tensors, ctx.causal), None
 
 

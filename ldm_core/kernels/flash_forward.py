@@ -2,7 +2,7 @@
 
 FlashAttention (Dao et al. 2022, arXiv:2205.14135, algorithm 1) in the loop order of FlashAttention-2 (Dao
 2023, arXiv:2307.08691, algorithm 1): a program owns a block of queries and walks over the keys. The running
-maximum m, sum l and result are those of the online softmax (Milakov and Gimelshein 2018, arXiv:1805.02867,
+maximum m, sum l (here `total`) and result are those of the online softmax (Milakov and Gimelshein 2018, arXiv:1805.02867,
 algorithm 3), in float32, and in powers of two: exp(x) is exp2(x log2 e), and the chip computes exp2.
 
 A tile's side must be a power of two, but heads of 40, 80 and 160 are not. Each tile along D is therefore
@@ -24,7 +24,14 @@ def head_of(base, stride_b, stride_h, UNIT: tl.constexpr):
 
 @triton.jit
 def load_columns(
-    base, rows, stride, length, FIRST: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, MASKED: tl.constexpr
+    base,
+    rows,
+    stride,
+    length,
+    FIRST: tl.constexpr,
+    WIDTH: tl.constexpr,
+    D: tl.constexpr,
+    MASKED: tl.constexpr,
 ):
     """Columns FIRST..FIRST + WIDTH of some rows: (rows, WIDTH); zero past D, and past `length` if MASKED."""
     columns = FIRST + tl.arange(0, WIDTH)
@@ -41,7 +48,9 @@ def load_columns(
 
 
 @triton.jit
-def store_columns(tile, base, rows, stride, length, FIRST: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr):
+def store_columns(
+    tile, base, rows, stride, length, FIRST: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr
+):
     """The reverse of `load_columns`, always masked: it runs once, after the loop."""
     columns = FIRST + tl.arange(0, WIDTH)
     inside = (rows[:, None] < length) & (columns[None, :] < D)
@@ -50,11 +59,11 @@ def store_columns(tile, base, rows, stride, length, FIRST: tl.constexpr, WIDTH: 
 
 @triton.jit
 def walk_keys(
-    out_wide, out_rest, m, l, q_wide, q_rest, k, v, k_stride, v_stride, rows, begin, end, keys_in_all, scale,
+    out_wide, out_rest, m, total, q_wide, q_rest, k, v, k_stride, v_stride, rows, begin, end, keys_in_all, scale,
     D: tl.constexpr, WIDE: tl.constexpr, REST: tl.constexpr,
     BLOCK_K: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Take in the keys and values begin..end, a block at a time. Only MASKED blocks hold keys to be hidden."""
+    """Take in the keys and values begin..end, a block at a time. Only MASKED blocks hold keys to hide."""
     for start in range(begin, end, BLOCK_K):
         keys = start + tl.arange(0, BLOCK_K)
         k_wide = load_columns(k, keys, k_stride, keys_in_all, 0, WIDE, D, MASKED)
@@ -72,7 +81,7 @@ def walk_keys(
         m_new = tl.maximum(m, tl.max(scores, axis=1) * scale)
         shrink = tl.exp2(m - m_new)
         p = tl.exp2(scores * scale - m_new[:, None])
-        l = l * shrink + tl.sum(p, axis=1)  # noqa: E741
+        total = total * shrink + tl.sum(p, axis=1)
         m = m_new
 
         v_wide = load_columns(v, keys, v_stride, keys_in_all, 0, WIDE, D, MASKED)
@@ -111,7 +120,7 @@ def flash_forward(
         q_rest = load_columns(q, rows, q_n, n, WIDE, REST, D, True)
         out_rest = tl.zeros([BLOCK_Q, REST], tl.float32)
     m = tl.full([BLOCK_Q], float("-inf"), tl.float32)
-    l = tl.zeros([BLOCK_Q], tl.float32)  # noqa: E741
+    total = tl.zeros([BLOCK_Q], tl.float32)
 
     # whole blocks first, with no mask to compute, then what hangs over the end or the diagonal
     end = m_keys
@@ -119,16 +128,16 @@ def flash_forward(
     if CAUSAL:
         end = tl.minimum(first + BLOCK_Q, m_keys)
         whole = first // BLOCK_K * BLOCK_K
-    out_wide, out_rest, m, l = walk_keys(  # noqa: E741
-        out_wide, out_rest, m, l, q_wide, q_rest, k, v, k_m, v_m, rows, 0, whole, m_keys, scale,
+    out_wide, out_rest, m, total = walk_keys(
+        out_wide, out_rest, m, total, q_wide, q_rest, k, v, k_m, v_m, rows, 0, whole, m_keys, scale,
         D, WIDE, REST, BLOCK_K, CAUSAL, False,
     )  # fmt: skip
-    out_wide, out_rest, m, l = walk_keys(  # noqa: E741
-        out_wide, out_rest, m, l, q_wide, q_rest, k, v, k_m, v_m, rows, whole, end, m_keys, scale,
+    out_wide, out_rest, m, total = walk_keys(
+        out_wide, out_rest, m, total, q_wide, q_rest, k, v, k_m, v_m, rows, whole, end, m_keys, scale,
         D, WIDE, REST, BLOCK_K, CAUSAL, True,
     )  # fmt: skip
 
-    store_columns(out_wide / l[:, None], out, rows, o_n, n, 0, WIDE, D)
+    store_columns(out_wide / total[:, None], out, rows, o_n, n, 0, WIDE, D)
     if REST > 0:
-        store_columns(out_rest / l[:, None], out, rows, o_n, n, WIDE, REST, D)
-    tl.store(lse + rows, m + tl.log2(l), mask=rows < n)
+        store_columns(out_rest / total[:, None], out, rows, o_n, n, WIDE, REST, D)
+    tl.store(lse + rows, m + tl.log2(total), mask=rows < n)

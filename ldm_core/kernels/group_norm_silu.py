@@ -11,6 +11,8 @@ squares less a square of sums would cancel. x may be contiguous or channels-last
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -23,7 +25,16 @@ WARPS = 4
 
 
 @triton.jit
-def load_tile(x, stride_b, stride_c, stride_p, pixels, G_CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
+def load_tile(
+    x,
+    stride_b,
+    stride_c,
+    stride_p,
+    pixels,
+    G_CHANNELS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
     """This program's (BLOCK_C, BLOCK_P) of x in float32, with its offsets and mask: grid (tile, group, B)."""
     channel = tl.arange(0, BLOCK_C)
     pixel = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -57,7 +68,9 @@ def normalise_tile(
     tiles = tl.num_programs(0)
     group = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
     tile = tl.arange(0, BLOCK_T)
-    counts = tl.where(tile < tiles, G_CHANNELS * tl.minimum(BLOCK_P, pixels - tile * BLOCK_P), 0).to(tl.float32)
+    counts = tl.where(tile < tiles, G_CHANNELS * tl.minimum(BLOCK_P, pixels - tile * BLOCK_P), 0).to(
+        tl.float32
+    )
     tile_mean = tl.load(means + group * tiles + tile, mask=tile < tiles, other=0.0)
     total = tl.sum(counts)
     mean = tl.sum(tile_mean * counts) / total
@@ -81,14 +94,18 @@ def normalise_tile(
 def group_norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
     """`F.silu(norm(x))`, x (B, C, h, w). Raises ValueError for what the kernel cannot take."""
     if norm.weight is None or x.ndim != 4:
-        raise ValueError(f"fused group norm: expected x of (B, C, h, w) and a norm with weights, got {tuple(x.shape)}")
+        raise ValueError(
+            f"fused group norm: expected x of (B, C, h, w) and a norm with weights, got {tuple(x.shape)}"
+        )
     on_device("fused group norm", x, norm.weight)
     out, _, _ = torch.ops.ldm_core.group_norm_silu(x, norm.weight, norm.bias, norm.num_groups, norm.eps)
     return out
 
 
 @torch.library.custom_op("ldm_core::group_norm_silu", mutates_args=())
-def _forward(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """The result, and the mean and 1 / deviation of each group: (B, groups) float32."""
     out, mean, rstd = _shapes(x, weight, bias, groups, eps)
     if out.numel() == 0:
@@ -111,7 +128,9 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -
 
 
 @_forward.register_fake
-def _shapes(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def _shapes(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
     statistics = x.new_empty(2, x.shape[0], groups, dtype=torch.float32)
     return torch.empty_like(_laid_out(x)), torch.empty_like(statistics[0]), torch.empty_like(statistics[1])
 
@@ -122,12 +141,12 @@ def _laid_out(x: Tensor) -> Tensor:
     return x if last else x.contiguous()
 
 
-def _remember(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     x, weight, bias, _, _ = inputs
     ctx.save_for_backward(x, weight, bias, *output[1:])
 
 
-def _gradients(ctx, d_out, d_mean, d_rstd):  # type: ignore[no-untyped-def]
+def _gradients(ctx: Any, d_out: Tensor, d_mean: Tensor, d_rstd: Tensor) -> tuple[Tensor | None, ...]:
     """By the chain rule in plain PyTorch, float32: training is where memory counts less than in sampling."""
     x, weight, bias, mean, rstd = ctx.saved_tensors
     grouped = (x.shape[0], mean.shape[1], -1)

@@ -21,6 +21,12 @@ class Tile:
     keys: int
     warps: int  # of 32 threads
     stages: int  # blocks in flight: one is computed on while the others are loaded
+    registers: int | None = None  # that a thread may use, where the compiler by itself would sooner spill
+
+    def options(self) -> dict[str, int | bool]:
+        """What Triton's compiler is told: also to fuse multiply-adds, as not all versions do unasked."""
+        limit = {} if self.registers is None else {"maxnreg": self.registers}
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True, **limit}
 
 
 Table = dict[int, Tile]  # by head size
@@ -28,8 +34,8 @@ Table = dict[int, Tile]  # by head size
 # Any chip from compute capability 8.0: within 99 KiB of shared memory, the least that one of them has.
 FORWARD: Table = {
     32: Tile(128, 64, 4, 3),
-    40: Tile(128, 32, 4, 2),
-    48: Tile(128, 64, 4, 3),
+    40: Tile(128, 32, 4, 3, registers=255),
+    48: Tile(128, 64, 4, 2),
     64: Tile(128, 64, 4, 3),
     72: Tile(128, 32, 4, 3),
     80: Tile(128, 32, 4, 3),
@@ -52,30 +58,33 @@ FORWARD_HOPPER: Table = {
     512: Tile(64, 32, 8, 1),
 }
 BACKWARD_QUERIES: Table = {
-    64: Tile(64, 64, 4, 1),
-    160: Tile(32, 32, 4, 1),
+    64: Tile(64, 64, 4, 2),
+    128: Tile(64, 64, 8, 2),
+    160: Tile(64, 32, 8, 2),
     512: Tile(16, 16, 8, 1),
 }
 BACKWARD_KEYS: Table = {
-    64: Tile(64, 64, 4, 1),
-    160: Tile(32, 32, 4, 1),
+    64: Tile(64, 64, 4, 2),
+    96: Tile(32, 64, 8, 2),
+    128: Tile(64, 64, 8, 2),
+    160: Tile(16, 64, 8, 2),
     512: Tile(16, 16, 8, 1),
 }
 # float32 has no tensor cores that keep its 24 bits: plain multiply-adds, and twice the bytes.
 FORWARD_32: Table = {
-    64: Tile(32, 32, 4, 1),
+    64: Tile(64, 32, 8, 2),
     160: Tile(32, 32, 8, 1),
     512: Tile(16, 16, 8, 1),
 }
 BACKWARD_QUERIES_32: Table = {
     64: Tile(32, 32, 4, 1),
     160: Tile(32, 32, 8, 1),
-    512: Tile(16, 16, 8, 1),
+    512: Tile(8, 8, 4, 1),
 }
 BACKWARD_KEYS_32: Table = {
     64: Tile(32, 32, 4, 1),
     160: Tile(32, 32, 8, 1),
-    512: Tile(16, 16, 8, 1),
+    512: Tile(8, 8, 4, 1),
 }
 
 

@@ -23,7 +23,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def flash_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
-    """q (B, heads, N, D), k and v (B, heads, M, D), any strides -> (B, heads, N, D), as a view of (B, N, ...).
+    """q (B, heads, N, D), k and v (B, heads, M, D), any strides -> (B, heads, N, D), a view of (B, N, ...).
 
     float16, bfloat16 or float32, all three alike; D at most 512. Sums and softmax are in float32.
     Raises ValueError for tensors that do not fit or are on no GPU.

@@ -2,8 +2,9 @@
 
 FlashAttention (Dao et al. 2022, arXiv:2205.14135, algorithm 1) in the loop order of FlashAttention-2 (Dao
 2023, arXiv:2307.08691, algorithm 1): a program owns a block of queries and walks over the keys. The running
-maximum m, sum l (here `total`) and result are those of the online softmax (Milakov and Gimelshein 2018, arXiv:1805.02867,
-algorithm 3), in float32, and in powers of two: exp(x) is exp2(x log2 e), and the chip computes exp2.
+maximum m, sum l (here `total`) and result are those of the online softmax (Milakov and Gimelshein 2018,
+arXiv:1805.02867, algorithm 3), in float32, and in powers of two: exp(x) is exp2(x log2 e), and exp2 is what
+the chip computes.
 
 A tile's side must be a power of two, but heads of 40, 80 and 160 are not. Each tile along D is therefore
 held as two, a WIDE and a REST (40 = 32 + 8 of 16, 80 = 64 + 16), and a product over D is the sum of two.
@@ -59,20 +60,20 @@ def store_columns(
 
 @triton.jit
 def walk_keys(
-    out_wide, out_rest, m, total, q_wide, q_rest, k, v, k_stride, v_stride, rows, begin, end, keys_in_all, scale,
+    out_wide, out_rest, m, total, q_wide, q_rest, k, v, k_stride, v_stride, rows, begin, end, m_keys, scale,
     D: tl.constexpr, WIDE: tl.constexpr, REST: tl.constexpr,
     BLOCK_K: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Take in the keys and values begin..end, a block at a time. Only MASKED blocks hold keys to hide."""
     for start in range(begin, end, BLOCK_K):
         keys = start + tl.arange(0, BLOCK_K)
-        k_wide = load_columns(k, keys, k_stride, keys_in_all, 0, WIDE, D, MASKED)
+        k_wide = load_columns(k, keys, k_stride, m_keys, 0, WIDE, D, MASKED)
         scores = tl.dot(q_wide, tl.trans(k_wide), input_precision="ieee")  # (BLOCK_Q, BLOCK_K)
         if REST > 0:
-            k_rest = load_columns(k, keys, k_stride, keys_in_all, WIDE, REST, D, MASKED)
+            k_rest = load_columns(k, keys, k_stride, m_keys, WIDE, REST, D, MASKED)
             scores = tl.dot(q_rest, tl.trans(k_rest), scores, input_precision="ieee")
         if MASKED:
-            seen = keys[None, :] < keys_in_all
+            seen = keys[None, :] < m_keys
             if CAUSAL:
                 seen = seen & (keys[None, :] <= rows[:, None])
             scores = tl.where(seen, scores, float("-inf"))
@@ -84,13 +85,13 @@ def walk_keys(
         total = total * shrink + tl.sum(p, axis=1)
         m = m_new
 
-        v_wide = load_columns(v, keys, v_stride, keys_in_all, 0, WIDE, D, MASKED)
+        v_wide = load_columns(v, keys, v_stride, m_keys, 0, WIDE, D, MASKED)
         p = p.to(v_wide.dtype)
         out_wide = tl.dot(p, v_wide, out_wide * shrink[:, None], input_precision="ieee")
         if REST > 0:
-            v_rest = load_columns(v, keys, v_stride, keys_in_all, WIDE, REST, D, MASKED)
+            v_rest = load_columns(v, keys, v_stride, m_keys, WIDE, REST, D, MASKED)
             out_rest = tl.dot(p, v_rest, out_rest * shrink[:, None], input_precision="ieee")
-    return out_wide, out_rest, m, l
+    return out_wide, out_rest, m, total
 
 
 @triton.jit

@@ -164,6 +164,15 @@ def test_export_sees_one_operator() -> None:
     assert torch.equal(program.module()(*tensors), flash_attention(*tensors))
 
 
+def test_compiling_sees_through_the_kernel_and_its_gradient() -> None:
+    inputs = [x.requires_grad_() for x in laid_out("heads last", torch.float16, 1, 9, 77, 40)]
+    compiled = torch.compile(triton_attention, backend="aot_eager", fullgraph=True)
+    plain, traced = triton_attention(*inputs), compiled(*inputs)
+    assert torch.equal(plain, traced)
+    for a, b in zip(torch.autograd.grad(plain.sum(), inputs), torch.autograd.grad(traced.sum(), inputs)):
+        assert torch.equal(a, b)
+
+
 # --- group norm with SiLU, and GEGLU --------------------------------------------------------------------
 
 CHANNELS_LAST = torch.channels_last

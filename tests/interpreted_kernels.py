@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -93,7 +94,7 @@ def test_attention_is_the_formula(case: tuple[torch.dtype, int, int, int, bool, 
 
 
 def test_a_long_sequence_needs_many_blocks() -> None:
-    expect_formula(torch.float16, 40, 16, 1024, False, "heads last")
+    expect_formula(torch.float16, 40, 16, 1024, False, "heads last", heads=1)
 
 
 @pytest.mark.slow  # a quarter of an hour of interpreted blocks
@@ -144,11 +145,6 @@ def test_gradients_are_those_of_the_formula(case: tuple[torch.dtype, int, int, i
 @pytest.mark.slow  # minutes of interpreted float32 blocks
 def test_the_contract_of_attention_holds() -> None:
     check_attention(triton_attention, dtypes=(torch.float32, torch.float16), gradients=True)
-
-
-def test_attention_is_a_well_behaved_operator() -> None:
-    q, k, v = (x.requires_grad_() for x in laid_out("heads last", torch.float16, 1, 9, 9, 40))
-    torch.library.opcheck(torch.ops.ldm_core.flash_attention.default, (q, k, v, True), atol=2e-3, rtol=2e-3)
 
 
 def test_export_sees_one_operator() -> None:
@@ -239,11 +235,32 @@ def test_gradients_of_the_fused_functions() -> None:
     assert torch.allclose(ours_geglu, theirs_geglu, atol=1e-5)
 
 
-def test_the_fused_functions_are_well_behaved_operators() -> None:
-    x = torch.randn(1, 32, 3, 3).to(memory_format=CHANNELS_LAST).requires_grad_()
-    weight, bias = torch.ones(32, requires_grad=True), torch.zeros(32, requires_grad=True)
-    torch.library.opcheck(torch.ops.ldm_core.group_norm_silu.default, (x, weight, bias, 32, 1e-5))
-    torch.library.opcheck(torch.ops.ldm_core.geglu.default, (torch.randn(2, 3, 8, requires_grad=True),))
+# --- all three as operators of PyTorch ------------------------------------------------------------------
+
+LAST = torch.randn(1, 32, 3, 3).to(memory_format=CHANNELS_LAST)
+OPERATORS = {
+    "flash_attention": (*laid_out("heads last", torch.float16, 1, 9, 9, 40), True),
+    "group_norm_silu": (LAST, torch.ones(32), torch.zeros(32), 32, 1e-5),
+    "geglu": (torch.randn(2, 3, 8),),
+}
+QUICK_CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
+
+
+def well_behaved(name: str, checks: Sequence[str]) -> None:
+    arguments = [x.detach().requires_grad_() if isinstance(x, Tensor) else x for x in OPERATORS[name]]
+    operator = getattr(torch.ops.ldm_core, name).default
+    torch.library.opcheck(operator, tuple(arguments), test_utils=checks, atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operators_have_shapes_and_a_schema_that_hold(name: str) -> None:
+    well_behaved(name, QUICK_CHECKS)
+
+
+@pytest.mark.slow  # traces each operator and its gradient, with static and dynamic shapes
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operators_can_be_traced_with_dynamic_shapes(name: str) -> None:
+    well_behaved(name, ("test_aot_dispatch_dynamic",))
 
 
 # --- a whole network ------------------------------------------------------------------------------------

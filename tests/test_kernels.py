@@ -51,6 +51,11 @@ def test_some_tiles_compile_as_the_page_says() -> None:
 
 
 @needs_triton
+def test_the_fused_functions_compile() -> None:
+    run("-m", "pytest", "-q", "tests/compiled_kernels.py", TRITON_INTERPRET="0")
+
+
+@needs_triton
 @pytest.mark.slow  # compiles some hundred kernels
 def test_every_tile_compiles_as_the_page_says() -> None:
     run("docs/attention_table.py", "--check", TRITON_INTERPRET="0")

@@ -31,7 +31,7 @@ class Tile:
 
 Table = dict[int, Tile]  # by head size
 
-# Any chip from compute capability 8.0: within 99 KiB of shared memory, the least that one of them has.
+# Ampere's large chip (8.0).
 FORWARD: Table = {
     32: Tile(128, 64, 4, 3),
     40: Tile(128, 32, 4, 3, registers=255),
@@ -43,6 +43,16 @@ FORWARD: Table = {
     128: Tile(128, 64, 8, 3),
     160: Tile(128, 32, 8, 2),
     512: Tile(64, 16, 8, 1),
+}
+# Its smaller kin, Ada and consumer Blackwell (8.6, 8.9, 12.x): 99 KiB of shared memory, and an assembler that
+# spills a few tiles that it keeps in registers for 8.0.
+FORWARD_SMALLER: Table = {
+    **FORWARD,
+    48: Tile(128, 32, 4, 3, registers=255),
+    64: Tile(128, 64, 8, 3),
+    96: Tile(128, 32, 8, 3),
+    160: Tile(128, 16, 8, 2),
+    512: Tile(32, 16, 8, 1),
 }
 # Hopper (9.0) has 227 KiB, and multiplies 64 rows at a time straight from there.
 FORWARD_HOPPER: Table = {
@@ -64,7 +74,8 @@ BACKWARD_QUERIES: Table = {
     512: Tile(16, 16, 8, 1),
 }
 BACKWARD_KEYS: Table = {
-    64: Tile(64, 64, 4, 2),
+    48: Tile(64, 64, 4, 2),
+    64: Tile(32, 64, 4, 2),
     96: Tile(32, 64, 8, 2),
     128: Tile(64, 64, 8, 2),
     160: Tile(16, 64, 8, 2),
@@ -73,11 +84,14 @@ BACKWARD_KEYS: Table = {
 # float32 has no tensor cores that keep its 24 bits: plain multiply-adds, and twice the bytes.
 FORWARD_32: Table = {
     64: Tile(64, 32, 8, 2),
-    160: Tile(32, 32, 8, 1),
-    512: Tile(16, 16, 8, 1),
+    128: Tile(32, 32, 8, 1),
+    160: Tile(16, 16, 8, 1),
+    512: Tile(8, 16, 8, 1),
 }
 BACKWARD_QUERIES_32: Table = {
     64: Tile(32, 32, 4, 1),
+    96: Tile(32, 32, 8, 1),
+    128: Tile(32, 32, 8, 1, registers=255),
     160: Tile(32, 32, 8, 1),
     512: Tile(8, 8, 4, 1),
 }
@@ -117,7 +131,9 @@ def forward_tile(d: int, dtype: torch.dtype, chip: int) -> Tile:
         )
     if dtype == torch.float32:
         return tile_for(FORWARD_32, d)
-    return tile_for(FORWARD_HOPPER if chip // 10 == 9 else FORWARD, d)
+    if chip // 10 == 9:
+        return tile_for(FORWARD_HOPPER, d)
+    return tile_for(FORWARD if chip == 80 else FORWARD_SMALLER, d)
 
 
 def backward_tiles(d: int, dtype: torch.dtype) -> tuple[Tile, Tile]:

@@ -6,6 +6,7 @@ and calls nothing else, so `set_attention` exchanges the computation without tou
     math      the formula as it is written; holds the whole (N, M) matrix
     sdpa      torch.nn.functional.scaled_dot_product_attention
     chunked   the formula for a block of queries at a time; bounded memory on any device
+    triton    this package's own GPU kernel, which makes no (N, M) matrix (kernels/flash_attention.py)
     auto      the best of them for the tensors at hand
 
 CompVis's counterparts are `CrossAttention` and `MemoryEfficientCrossAttention`.
@@ -20,6 +21,8 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ldm_core.kernels import require_triton
 
 CHUNK_BYTES = 64 * 2**20  # the largest block of float32 attention weights that "chunked" makes
 
@@ -71,8 +74,19 @@ def chunked_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) 
     return torch.cat(blocks, dim=-2)
 
 
+def triton_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
+    """FlashAttention in Triton, which is imported at the first call. ValueError where it cannot run."""
+    require_triton("attention backend 'triton'")
+    from ldm_core.kernels.flash_attention import flash_attention
+
+    return flash_attention(q, k, v, causal=causal)
+
+
 def auto_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
-    """SDPA, which picks a fused kernel that needs no N x M matrix wherever PyTorch has one for the device."""
+    """SDPA, which picks a fused kernel that needs no N x M matrix wherever PyTorch has one for the device.
+
+    Not "triton", even where that could run: nobody has measured yet which of the two is faster.
+    """
     return sdpa_attention(q, k, v, causal=causal)
 
 
@@ -82,6 +96,7 @@ BACKENDS: dict[str, AttentionFunction] = {
     "math": math_attention,
     "sdpa": sdpa_attention,
     "chunked": chunked_attention,
+    "triton": triton_attention,
     "auto": auto_attention,
 }
 
@@ -141,11 +156,14 @@ def attention_layers(model: Any) -> Iterator[tuple[str, MultiHeadAttention]]:
 def set_attention(model: Any, backend: str | AttentionFunction) -> None:
     """Make every attention layer of `model` use a backend, by name, or a function of one's own.
 
-    `model` is a module or a `LatentDiffusion`. Raises ValueError for an unknown name or no layer.
+    `model` is a module or a `LatentDiffusion`. Raises ValueError for an unknown name, for a backend that
+    cannot run on this machine, or for no layer.
     """
     if isinstance(backend, str):
         if backend not in BACKENDS:
             raise ValueError(f"unknown attention backend {backend!r}; expected one of {', '.join(BACKENDS)}")
+        if backend == "triton":
+            require_triton("attention backend 'triton'")
         backend = BACKENDS[backend]
     layers = [layer for _, layer in attention_layers(model)]
     if not layers:

@@ -14,12 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm_core.attention import MultiHeadAttention
 from ldm_core.config import AutoencoderConfig
-from ldm_core.layers import Downsample, ResBlock, Upsample, group_norm
+from ldm_core.layers import Downsample, NormSilu, ResBlock, Upsample, group_norm, norm_silu
 from ldm_core.random import Generators, randn
 
 EPS = 1e-6
@@ -139,6 +138,7 @@ class Encoder(nn.Module):
             )
             channels = width
         self.mid = Middle(channels)
+        self.norm_silu: NormSilu = norm_silu
         self.norm_out = group_norm(channels, EPS)
         self.conv_out = nn.Conv2d(channels, 2 * config.z_channels, 3, padding=1)
 
@@ -146,7 +146,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for level in self.down:
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+        return self.conv_out(self.norm_silu(self.norm_out, self.mid(x)))
 
 
 class Decoder(nn.Module):
@@ -165,6 +165,7 @@ class Decoder(nn.Module):
                 Level(channels, width, config.num_res_blocks + 1, config.has_attention(level), resample)
             )
             channels = width
+        self.norm_silu: NormSilu = norm_silu
         self.norm_out = group_norm(channels, EPS)
         self.conv_out = nn.Conv2d(channels, config.out_ch, 3, padding=1)
 
@@ -172,7 +173,7 @@ class Decoder(nn.Module):
         x = self.mid(self.conv_in(z))
         for level in self.up:
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(self.norm_silu(self.norm_out, x))
 
 
 class AutoencoderKL(nn.Module):

@@ -17,7 +17,17 @@ from torch import Tensor, nn
 
 from ldm_core.attention import MultiHeadAttention
 from ldm_core.config import UNetConfig
-from ldm_core.layers import Downsample, ResBlock, Upsample, group_norm, timestep_embedding
+from ldm_core.layers import (
+    Downsample,
+    Geglu,
+    NormSilu,
+    ResBlock,
+    Upsample,
+    geglu,
+    group_norm,
+    norm_silu,
+    timestep_embedding,
+)
 
 
 class FeedForward(nn.Module):
@@ -25,12 +35,12 @@ class FeedForward(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        self.geglu: Geglu = geglu
         self.proj_in = nn.Linear(channels, 8 * channels)  # the value and its gate, 4 * channels each
         self.proj_out = nn.Linear(4 * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.proj_in(x).chunk(2, dim=-1)
-        return self.proj_out(value * F.gelu(gate))
+        return self.proj_out(self.geglu(self.proj_in(x)))
 
 
 class TransformerBlock(nn.Module):
@@ -199,6 +209,7 @@ class UNet(nn.Module):
                 channels = width
             self.up.append(UpLevel(blocks, Upsample(channels) if level > 0 else None))
 
+        self.norm_silu: NormSilu = norm_silu
         self.norm_out = group_norm(channels, eps=1e-5)
         self.conv_out = nn.Conv2d(channels, config.out_channels, 3, padding=1)
 
@@ -253,7 +264,7 @@ class UNet(nn.Module):
             x = level(x, skips[-per_level:], emb, context)
             del skips[-per_level:]
 
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(self.norm_silu(self.norm_out, x))
 
     def _check(self, x: Tensor, t: Tensor | float, context: Tensor, y: Tensor | None) -> None:
         config, f = self.config, self.config.downsampling

@@ -24,7 +24,8 @@ from ldm_core.attention import (
 )
 from ldm_core.model import LatentDiffusion
 
-EVERY = pytest.mark.parametrize("backend", BACKENDS)
+ON_CPU = [name for name in BACKENDS if name != "triton"]  # that one: test_kernels.py and test_gpu.py
+EVERY = pytest.mark.parametrize("backend", ON_CPU)
 
 
 def formula(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
@@ -94,8 +95,8 @@ def test_chunks_of_any_size_give_the_same(n: int, m: int, rows: int, causal: boo
 
 def test_large_scores_do_not_overflow() -> None:
     q = torch.full((1, 1, 2, 4), 200.0, dtype=torch.float16)
-    for backend in BACKENDS.values():
-        assert backend(q, q, torch.ones_like(q)).isfinite().all()
+    for backend in ON_CPU:
+        assert BACKENDS[backend](q, q, torch.ones_like(q)).isfinite().all()
 
 
 def test_set_attention_exchanges_every_layer(bundled: LatentDiffusion) -> None:

@@ -1,0 +1,143 @@
+"""Which tile a head size gets on which chip: a static table, so that nothing is tuned at run time.
+
+Chosen by compiling, not by measuring: of the tiles that are usual for a size, the largest that keeps
+everything in the chip's registers and shared memory. docs/attention.md lists what the compiler says of each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+LARGEST = 512
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A block of queries against a block of keys, and who works on it."""
+
+    queries: int
+    keys: int
+    warps: int  # of 32 threads
+    stages: int  # blocks in flight: one is computed on while the others are loaded
+    registers: int | None = None  # that a thread may use, where the compiler by itself would sooner spill
+
+    def options(self) -> dict[str, int | bool]:
+        """What Triton's compiler is told: also to fuse multiply-adds, as not all versions do unasked."""
+        limit = {} if self.registers is None else {"maxnreg": self.registers}
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True, **limit}
+
+
+Table = dict[int, Tile]  # by head size
+
+# Ampere's large chip (8.0).
+FORWARD: Table = {
+    32: Tile(128, 64, 4, 3),
+    40: Tile(128, 32, 4, 3, registers=255),
+    48: Tile(128, 64, 4, 2),
+    64: Tile(128, 64, 4, 3),
+    72: Tile(128, 32, 4, 3),
+    80: Tile(128, 32, 4, 3),
+    96: Tile(128, 32, 4, 3),
+    128: Tile(128, 64, 8, 3),
+    160: Tile(128, 32, 8, 2),
+    512: Tile(64, 16, 8, 1),
+}
+# Its smaller kin, Ada and consumer Blackwell (8.6, 8.9, 12.x): 99 KiB of shared memory, and an assembler that
+# spills a few tiles that it keeps in registers for 8.0.
+FORWARD_SMALLER: Table = {
+    **FORWARD,
+    48: Tile(128, 32, 4, 3, registers=255),
+    64: Tile(128, 64, 8, 3),
+    96: Tile(128, 32, 8, 3),
+    160: Tile(128, 16, 8, 2),
+    512: Tile(32, 16, 8, 1),
+}
+# Hopper (9.0) has 227 KiB, and multiplies 64 rows at a time straight from there.
+FORWARD_HOPPER: Table = {
+    32: Tile(128, 128, 8, 3),
+    40: Tile(128, 128, 8, 3),
+    48: Tile(128, 128, 8, 3),
+    64: Tile(128, 128, 8, 3),
+    72: Tile(128, 128, 8, 2),
+    80: Tile(128, 128, 8, 2),
+    96: Tile(128, 128, 8, 2),
+    128: Tile(128, 128, 8, 2),
+    160: Tile(128, 64, 8, 3),
+    512: Tile(64, 32, 8, 1),
+}
+BACKWARD_QUERIES: Table = {
+    64: Tile(64, 64, 4, 2),
+    128: Tile(64, 64, 8, 2),
+    160: Tile(64, 32, 8, 2),
+    512: Tile(16, 16, 8, 1),
+}
+BACKWARD_KEYS: Table = {
+    48: Tile(64, 64, 4, 2),
+    64: Tile(32, 64, 4, 2),
+    96: Tile(32, 64, 8, 2),
+    128: Tile(64, 64, 8, 2),
+    160: Tile(16, 64, 8, 2),
+    512: Tile(16, 16, 8, 1),
+}
+# float32 has no tensor cores that keep its 24 bits: plain multiply-adds, and twice the bytes.
+FORWARD_32: Table = {
+    64: Tile(64, 32, 8, 2),
+    128: Tile(32, 32, 8, 1),
+    160: Tile(16, 16, 8, 1),
+    512: Tile(8, 16, 8, 1),
+}
+BACKWARD_QUERIES_32: Table = {
+    64: Tile(32, 32, 4, 1),
+    96: Tile(32, 32, 8, 1),
+    128: Tile(32, 32, 8, 1, registers=255),
+    160: Tile(32, 32, 8, 1),
+    512: Tile(8, 8, 4, 1),
+}
+BACKWARD_KEYS_32: Table = {
+    64: Tile(32, 32, 4, 1),
+    160: Tile(32, 32, 8, 1),
+    512: Tile(8, 8, 4, 1),
+}
+
+
+def split(d: int) -> tuple[int, int]:
+    """A head size as a power of two and the rest rounded up to one: 40 -> (32, 16), 64 -> (64, 0)."""
+    wide = max(16, 1 << (d.bit_length() - 1))  # a dot product takes 16 numbers at least
+    rest = d - wide
+    return wide, max(16, 1 << (rest - 1).bit_length()) if rest > 0 else 0
+
+
+def capability(device: torch.device) -> int:
+    """80 for compute capability 8.0, and so on. The interpreter, on a CPU, takes the tiles of 80."""
+    if device.type != "cuda":
+        return 80
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def tile_for(table: Table, d: int) -> Tile:
+    """The tile of a head size, or of the next larger one listed."""
+    if d > LARGEST:
+        raise ValueError(f"attention backend 'triton': heads of at most {LARGEST}, got {d}")
+    return table[min(size for size in table if size >= d)]
+
+
+def forward_tile(d: int, dtype: torch.dtype, chip: int) -> Tile:
+    if chip < 80:
+        raise ValueError(
+            f"attention backend 'triton' needs compute capability 8.0 or newer, this GPU has {chip / 10}"
+        )
+    if dtype == torch.float32:
+        return tile_for(FORWARD_32, d)
+    if chip // 10 == 9:
+        return tile_for(FORWARD_HOPPER, d)
+    return tile_for(FORWARD if chip == 80 else FORWARD_SMALLER, d)
+
+
+def backward_tiles(d: int, dtype: torch.dtype) -> tuple[Tile, Tile]:
+    """For the gradient of the queries, and for that of keys and values."""
+    if dtype == torch.float32:
+        return tile_for(BACKWARD_QUERIES_32, d), tile_for(BACKWARD_KEYS_32, d)
+    return tile_for(BACKWARD_QUERIES, d), tile_for(BACKWARD_KEYS, d)

@@ -97,8 +97,9 @@ BACKWARD_QUERIES_32: Table = {
 }
 BACKWARD_KEYS_32: Table = {
     64: Tile(32, 32, 4, 1),
-    160: Tile(32, 32, 8, 1),
-    512: Tile(8, 8, 4, 1),
+    128: Tile(32, 32, 8, 1),
+    160: Tile(16, 32, 8, 1),
+    512: Tile(8, 8, 4, 1, registers=255),
 }
 
 

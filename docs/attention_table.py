@@ -34,6 +34,7 @@ from ldm_core.kernels.tiles import Tile, backward_tiles, forward_tile, split
 PAGE = Path(__file__).with_name("attention.md")
 BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
 SIZES = (32, 40, 48, 64, 72, 80, 96, 128, 160, 512)
+VERSION = f"Compiled by Triton {triton.__version__}:"
 HEAD = (
     "| kernel | D | type | chip | queries x keys | warps | stages | registers | spilled bytes | shared "
     "| multiplies by |\n"
@@ -52,7 +53,7 @@ QUICK = [
     ("forward", 40, "fp16", 80),
     ("forward", 160, "fp16", 90),
     ("dQ", 64, "fp16", 90),
-    ("forward", 80, "fp32", 120),
+    ("forward", 80, "fp32", 90),
 ]
 
 
@@ -165,9 +166,10 @@ def main() -> None:
     wrong = [f"{result}: {reason}" for result in rows for reason in wrong_with(result)]
     page = PAGE.read_text(encoding="utf-8")
     if args.check or args.quick:
-        wrong += [f"not in {PAGE.name}: {result}" for result in rows if str(result) not in page]
+        if VERSION in page:  # another version of the compiler gives other numbers
+            wrong += [f"not in {PAGE.name}: {result}" for result in rows if str(result) not in page]
     else:
-        table = HEAD + "|---" * 11 + "|\n" + "".join(f"{result}\n" for result in rows)
+        table = f"{VERSION}\n\n" + HEAD + "|---" * 11 + "|\n" + "".join(f"{result}\n" for result in rows)
         before, rest = page.split(BEGIN)
         PAGE.write_text(before + BEGIN + table + END + rest.split(END)[1], encoding="utf-8")
     sys.exit("\n".join(wrong) or 0)

@@ -1,7 +1,8 @@
 """Which tile a head size gets on which chip: a static table, so that nothing is tuned at run time.
 
-Chosen by compiling, not by measuring: of the tiles that are usual for a size, the largest that keeps
-everything in the chip's registers and shared memory. docs/attention.md lists what the compiler says of each.
+Chosen by compiling, not by measuring: of a few tiles that are usual for a size, the first, beginning with
+the large ones, that stays in the chip's registers and shared memory. docs/attention.md lists
+what the compiler says of each.
 """
 
 from __future__ import annotations

@@ -40,7 +40,8 @@ def test_kernels_are_the_mathematics() -> None:
 
 
 @needs_triton
-@pytest.mark.slow  # every head size, length, layout and type
+@pytest.mark.exhaustive  # every head size, length, layout and type
+@pytest.mark.timeout(7200)
 def test_kernels_are_the_mathematics_on_the_whole_grid() -> None:
     run("-m", "pytest", "-q", "-m", "slow", "tests/interpreted_kernels.py", TRITON_INTERPRET="1")
 
@@ -56,7 +57,8 @@ def test_the_fused_functions_compile() -> None:
 
 
 @needs_triton
-@pytest.mark.slow  # compiles some hundred kernels
+@pytest.mark.exhaustive  # compiles some hundred kernels
+@pytest.mark.timeout(7200)
 def test_every_tile_compiles_as_the_page_says() -> None:
     run("docs/attention_table.py", "--check", TRITON_INTERPRET="0")
 

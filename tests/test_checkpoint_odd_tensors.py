@@ -62,7 +62,7 @@ def odd_files(draw: st.DrawFn) -> dict[str, list[int]]:
 
 
 @given(shapes=odd_files(), name=st.sampled_from(["sd1", "sd2", None]))
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_shapes_are_explained_or_refused(
     tmp_path_factory: pytest.TempPathFactory, shapes: dict[str, list[int]], name: str | None
 ) -> None:

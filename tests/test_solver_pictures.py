@@ -59,6 +59,7 @@ def expect_fewer_calls_to_be_closer(model: LatentDiffusion, solution: Tensor) ->
     assert error(UniPC(spacing="karras"), 15) < fast < faster
 
 
+@pytest.mark.slow  # 130 calls of the bundled model
 def test_ten_to_fifteen_calls_come_closer_than_ddims_25(bundled: LatentDiffusion) -> None:
     # UniPC in 60 steps stands for the solution; the next test has DDIM's in 1000.
     expect_fewer_calls_to_be_closer(bundled, latents(bundled, UniPC(spacing="karras"), 60))

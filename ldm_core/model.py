@@ -173,14 +173,9 @@ def load(
         source = weights.checkpoint.path.name
         parameters = weights.parameters
         report(source, {"with values that are not finite": _not_finite(weights)})
-        if dtype is None:
-            on_cpu = torch.device(device).type == "cpu"
-            dtype = torch.float32 if on_cpu else _own_dtype(parameters["unet"].values())
+        dtype = dtype or _usual_dtype(device, parameters["unet"].values())
         for part, network in weights.networks.items():
-            state = {
-                name: _placed(parameters[part].pop(name), device, dtype) for name in list(parameters[part])
-            }
-            network.load_state_dict(state, strict=True, assign=True)
+            _fill(network, parameters[part], device, dtype)
     return model if len(weights.configs) == 1 else _with_asked_prediction(model, weights.configs, source)
 
 
@@ -201,14 +196,16 @@ def load_part(
     _check_dtype(dtype)
     with _collection_paused():
         network, parameters = open_part(path, part, config, variant)
-        if dtype is None:
-            on_cpu = torch.device(device).type == "cpu"
-            dtype = torch.float32 if on_cpu else _own_dtype(parameters.values())
         bad = [name for name, tensor in parameters.items() if not all_finite(tensor)]
         report(Path(path).name, {"with values that are not finite": bad})
-        state = {name: _placed(parameters.pop(name), device, dtype) for name in list(parameters)}
-        network.load_state_dict(state, strict=True, assign=True)
+        _fill(network, parameters, device, dtype or _usual_dtype(device, parameters.values()))
     return network
+
+
+def _fill(network: nn.Module, parameters: dict[str, Tensor], device: Any, dtype: torch.dtype) -> None:
+    """Give a network its weights, each taken out of `parameters` as it is placed."""
+    state = {name: _placed(parameters.pop(name), device, dtype) for name in list(parameters)}
+    network.load_state_dict(state, strict=True, assign=True)
 
 
 def _with_asked_prediction(
@@ -239,8 +236,10 @@ def _check_dtype(dtype: torch.dtype | None) -> None:
         raise ValueError(f"dtype must be a floating-point type of torch, not {dtype!r}")
 
 
-def _own_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
-    """The type of most of the weights; float16 where that is a float8, in which nothing computes."""
+def _usual_dtype(device: Any, tensors: Iterable[Tensor]) -> torch.dtype:
+    """Float32 on a CPU; elsewhere the type of most of the weights, or float16 for float8's."""
+    if torch.device(device).type == "cpu":
+        return torch.float32
     sizes: Counter[torch.dtype] = Counter()
     for tensor in tensors:
         if tensor.is_floating_point():

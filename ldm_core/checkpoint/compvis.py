@@ -69,7 +69,7 @@ def unet_map(config: UNetConfig) -> KeyMap:
             number += 1
 
     key_map |= leaves(UNET_RES, "middle_block.0.", "mid.res1.")
-    key_map |= _spatial_transformer(config, "middle_block.1.", "mid.attention.")
+    key_map |= spatial_transformer_map(config, "middle_block.1.", "mid.attention.")
     key_map |= leaves(UNET_RES, "middle_block.2.", "mid.res2.")
 
     number = 0
@@ -90,11 +90,12 @@ def _unet_block(config: UNetConfig, there: str, here: str, level: int, *, change
     if changes_width:
         key_map |= module(f"{there}.0.skip_connection", f"{here}.res.skip")
     if level in config.attention_levels:
-        key_map |= _spatial_transformer(config, f"{there}.1.", f"{here}.attention.")
+        key_map |= spatial_transformer_map(config, f"{there}.1.", f"{here}.attention.")
     return key_map
 
 
-def _spatial_transformer(config: UNetConfig, there: str, here: str) -> KeyMap:
+def spatial_transformer_map(config: UNetConfig, there: str, here: str) -> KeyMap:
+    """One transformer of a U-Net; diffusers kept CompVis's names within it."""
     projection = SAME if config.use_linear_in_transformer else CONV_1X1
     key_map = leaves([("norm", "norm", BOTH, SAME)], there, here)
     key_map |= leaves([(x, x, BOTH, projection) for x in ("proj_in", "proj_out")], there, here)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 
-from ldm_core.checkpoint.compvis import AUTOENCODER_RES, TRANSFORMER_BLOCK
-from ldm_core.checkpoint.key_map import BOTH, CONV_1X1, SAME, WEIGHT, KeyMap, Leaf, leaves, module
+from ldm_core.checkpoint.compvis import AUTOENCODER_RES, spatial_transformer_map
+from ldm_core.checkpoint.key_map import BOTH, SAME, WEIGHT, KeyMap, Leaf, leaves, module
 from ldm_core.config import AutoencoderConfig, UNetConfig
 
 UNET_RES: list[Leaf] = [
@@ -60,7 +60,7 @@ def unet_map(config: UNetConfig) -> KeyMap:
             skips.append(width)
 
     key_map |= leaves(UNET_RES, "mid_block.resnets.0.", "mid.res1.")
-    key_map |= _spatial_transformer(config, "mid_block.attentions.0.", "mid.attention.")
+    key_map |= spatial_transformer_map(config, "mid_block.attentions.0.", "mid.attention.")
     key_map |= leaves(UNET_RES, "mid_block.resnets.1.", "mid.res2.")
 
     for place, (level, width) in enumerate(reversed(list(enumerate(widths)))):
@@ -81,16 +81,7 @@ def _unet_block(
     if changes_width:
         key_map |= module(f"{there}.resnets.{number}.conv_shortcut", f"{block}.res.skip")
     if level in config.attention_levels:
-        key_map |= _spatial_transformer(config, f"{there}.attentions.{number}.", f"{block}.attention.")
-    return key_map
-
-
-def _spatial_transformer(config: UNetConfig, there: str, here: str) -> KeyMap:
-    projection = SAME if config.use_linear_in_transformer else CONV_1X1
-    key_map = leaves([("norm", "norm", BOTH, SAME)], there, here)
-    key_map |= leaves([(x, x, BOTH, projection) for x in ("proj_in", "proj_out")], there, here)
-    for i in range(config.transformer_depth):
-        key_map |= leaves(TRANSFORMER_BLOCK, f"{there}transformer_blocks.{i}.", f"{here}blocks.{i}.")
+        key_map |= spatial_transformer_map(config, f"{there}.attentions.{number}.", f"{block}.attention.")
     return key_map
 
 

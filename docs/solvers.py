@@ -5,7 +5,8 @@
 How far each scheduler's final latents are from the solution of the probability-flow ODE, over the number of
 network calls: the bundled model, guidance 4, three prompts with a seed each. For the solution stands DDIM in
 1,000 steps, one for each training timestep. Ancestral methods solve another, stochastic equation, and are
-left out. Takes a few minutes on two CPU cores. Needs matplotlib (the `docs` extra).
+left out. A solution of 1,000 steps comes first for each picture, so it takes its time. Needs matplotlib (the
+`docs` extra).
 """
 
 from __future__ import annotations

@@ -45,7 +45,8 @@ def convert(
     """Write a checkpoint in another layout, file format or type; the options are those of `load` and `save`.
 
     layout: "compvis" for one file (`.safetensors`, `.ckpt`, `.pt`), "diffusers" for a folder; by default
-        a target without one of those endings is a folder. dtype: None keeps every tensor's own.
+        a target whose name ends in no such letters ("model", "v1.5") is a folder.
+    dtype: None keeps every tensor's own.
 
     Returns the model's configuration. Raises CheckpointError as `load` and `save` do; a model that may
     predict eps or v must be told which with `prediction` or `config`, since nothing is computed here.

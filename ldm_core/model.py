@@ -118,7 +118,7 @@ def bundled_model() -> Path:
 
 @contextmanager
 def _collection_paused() -> Iterator[None]:
-    """A full garbage collection walks all of torch's objects, which takes as long as reading 2 GB."""
+    """A full garbage collection walks all of torch's objects, which takes a good part of the whole time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -252,7 +252,7 @@ def _placed(tensor: Tensor, device: Any, dtype: torch.dtype) -> Tensor:
     """A weight where and as it is wanted; without a move or a cast, the mapped file's own bytes.
 
     Convolutions of 16-bit types go by channels-last kernels only: without, PyTorch takes a fallback that
-    is 25 times slower on CPUs without 16-bit arithmetic, and transposes at every call elsewhere.
+    is many times slower on CPUs without 16-bit arithmetic, and transposes at every call elsewhere.
     """
     tensor = tensor.to(device, dtype)
     if tensor.ndim == 4 and dtype in (torch.float16, torch.bfloat16):

@@ -58,7 +58,7 @@ _NETWORKS: dict[Part, Callable[[Any], nn.Module]] = {
 
 
 class _SkipInitialisation(TorchFunctionMode):
-    """Weights that a file is about to replace need no values; drawing them on "meta" takes two seconds."""
+    """Weights that a file is about to replace need no values, and drawing them takes long even on "meta"."""
 
     FILLS = ("uniform_", "normal_", "kaiming_uniform_", "fill_", "zero_")
 

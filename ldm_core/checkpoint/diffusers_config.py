@@ -1,8 +1,10 @@
-"""The configuration files of a diffusers folder: JSON to our configuration, and back.
+"""The configuration files of a diffusers folder: JSON to ours; `diffusers_folder` is the way back.
 
-A setting that this package has no network for is refused by name, and so is one that is missing and has
-no default in diffusers. Two of its names mislead: `attention_head_dim` of a U-Net is the number of heads,
-and `scaled_linear` is CompVis's "linear".
+A setting that changes a network is in the lists below; a value that no network here has is refused by name,
+and so is a setting that is missing and has no default in diffusers.
+
+Two of its names mislead: `attention_head_dim` of a U-Net is the number of heads, and `scaled_linear` is
+CompVis's "linear".
 """
 
 from __future__ import annotations

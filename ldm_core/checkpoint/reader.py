@@ -88,13 +88,6 @@ def read(
     return Checkpoint(path, kind, tensors, metadata, foreign)
 
 
-def looks_like(path: str | os.PathLike[str]) -> Format:
-    """The format of a checkpoint, from its first bytes. Raises CheckpointError where it is something else."""
-    path = Path(path)
-    with _errors_named(path), _open(path, "none") as file:
-        return identify(file)
-
-
 def _open(path: Path, access: Access) -> FileBytes:
     if sys.byteorder != "little":
         raise CheckpointError("checkpoints can only be read on a little-endian machine")

@@ -25,6 +25,7 @@ from ldm_core.schedulers import (
 if TYPE_CHECKING:
     from ldm_core.conversion import convert, merge
     from ldm_core.lora import apply_lora
+    from ldm_core.optimization import optimize
     from ldm_core.textual_inversion import apply_textual_inversion
 
 __version__ = "0.1.0"
@@ -51,6 +52,7 @@ __all__ = [
     "load",
     "load_part",
     "merge",
+    "optimize",
     "record_attention",
     "set_attention",
 ]
@@ -61,6 +63,7 @@ _WHEN_NEEDED = {
     "apply_textual_inversion": "textual_inversion",
     "convert": "conversion",
     "merge": "conversion",
+    "optimize": "optimization",
 }
 
 

@@ -18,7 +18,15 @@ from torch import Tensor, nn
 
 from ldm_core.attention import MultiHeadAttention
 from ldm_core.config import AutoencoderConfig
-from ldm_core.layers import Downsample, NormSilu, ResBlock, Upsample, group_norm, norm_silu
+from ldm_core.layers import (
+    Downsample,
+    NormSilu,
+    ResBlock,
+    Upsample,
+    fastest_layout,
+    group_norm,
+    norm_silu,
+)
 from ldm_core.random import Generators, randn
 
 EPS = 1e-6
@@ -143,7 +151,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(channels, 2 * config.z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
+        x = self.conv_in(fastest_layout(x))
         for level in self.down:
             x = level(x)
         return self.conv_out(self.norm_silu(self.norm_out, self.mid(x)))
@@ -170,7 +178,7 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(channels, config.out_ch, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        x = self.mid(self.conv_in(z))
+        x = self.mid(self.conv_in(fastest_layout(z)))
         for level in self.up:
             x = level(x)
         return self.conv_out(self.norm_silu(self.norm_out, x))

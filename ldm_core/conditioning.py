@@ -42,6 +42,25 @@ def encode_prompts(
     return contexts[[row[prompt] for prompt in prompts]]
 
 
+class SameContexts:
+    """Gives equal contexts back as one tensor, whose keys and values attention layers then make only once.
+
+    On a CPU only: elsewhere a comparison would wait for the device.
+    """
+
+    def __init__(self) -> None:
+        self._known: list[Tensor] = []
+
+    def __call__(self, context: Tensor) -> Tensor:
+        if context.device.type != "cpu":
+            return context
+        for known in self._known:
+            if known.dtype == context.dtype and torch.equal(known, context):
+                return known
+        self._known.append(context)
+        return context
+
+
 def require_size(config: LatentDiffusionConfig, height: int, width: int) -> None:
     """Raise ValueError, naming the nearest sizes that do, if the networks cannot take this size."""
     unit = config.size_multiple

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ldm_core.conditioning import SameContexts
 from ldm_core.guidance import ClassifierFreeGuidance, Guidance
 from ldm_core.images import ImageInput, tensor_to_pil
 from ldm_core.model import LatentDiffusion
@@ -221,13 +222,14 @@ class Sampler:
     def _guided(self, trajectory: Trajectory) -> Callable[[Tensor, float], Tensor]:
         """The network as a function of x and t alone: guided, and in chunks of the batch size."""
         model, extra, last = self.model, trajectory.extra, len(self.model.noise_schedule)
+        same = SameContexts()
 
         def network(x: Tensor, t: float, context: Tensor) -> Tensor:
             if extra is not None:  # x is the batch once, or twice for guidance
                 x = torch.cat([x, extra.repeat(len(x) // len(extra), 1, 1, 1)], dim=1)
             chunk = self.batch_size or len(x)
             outputs = [
-                model.unet(x[i : i + chunk].to(model.dtype), t, context[i : i + chunk])
+                model.unet(x[i : i + chunk].to(model.dtype), t, same(context[i : i + chunk]))
                 for i in range(0, len(x), chunk)
             ]
             return torch.cat(outputs).to(x.dtype)

@@ -23,11 +23,16 @@ from ldm_core.layers import (
     NormSilu,
     ResBlock,
     Upsample,
+    fastest_layout,
     geglu,
     group_norm,
     norm_silu,
     timestep_embedding,
 )
+from ldm_core.linear import Linear
+
+
+FEED_FORWARD_BYTES = 16 * 2**20  # of the wide values in flight on a CPU: they stay in its cache
 
 
 class FeedForward(nn.Module):
@@ -36,10 +41,17 @@ class FeedForward(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.geglu: Geglu = geglu
-        self.proj_in = nn.Linear(channels, 8 * channels)  # the value and its gate, 4 * channels each
-        self.proj_out = nn.Linear(4 * channels, channels)
+        self.proj_in = Linear(channels, 8 * channels)  # the value and its gate, 4 * channels each
+        self.proj_out = Linear(4 * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._tokens(x)
+        # Every token goes its own way, so a part of them at a time is the same.
+        rows = FEED_FORWARD_BYTES // (self.proj_in.out_features * x.element_size())
+        return torch.cat([self._tokens(part) for part in x.flatten(0, 1).split(rows)]).view(x.shape)
+
+    def _tokens(self, x: Tensor) -> Tensor:
         return self.proj_out(self.geglu(self.proj_in(x)))
 
 
@@ -78,12 +90,12 @@ class SpatialTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.norm = group_norm(channels, eps=1e-6)
-        self.proj_in = nn.Linear(channels, channels)
+        self.proj_in = Linear(channels, channels)
         self.blocks = nn.ModuleList(
             TransformerBlock(channels, heads, context_dim, disable_self_attention=disable_self_attention)
             for _ in range(depth)
         )
-        self.proj_out = nn.Linear(channels, channels)
+        self.proj_out = Linear(channels, channels)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         h, w = x.shape[-2:]
@@ -253,7 +265,7 @@ class UNet(nn.Module):
             emb = emb + self.label_emb(y)
         emb = F.silu(emb)  # every residual block projects the activated embedding
 
-        skips = [self.conv_in(x)]
+        skips = [self.conv_in(fastest_layout(x))]
         for level in self.down:
             skips.extend(level(skips[-1], emb, context))
 

@@ -21,8 +21,8 @@ def optimize(model: Model, *, extra_bytes: int | None = None) -> Model:
     """Make `model` faster on a CPU in float32, in place, for more memory; its results change by rounding.
 
     model: a `LatentDiffusion` or a module. extra_bytes: how much memory the prepared convolutions may take,
-    None for as much as they want (SD1's U-Net: 8 GB); those of the fewest channels, which work on the largest maps,
-    come first. Changes nothing on other devices and in other types, where nothing is to be gained.
+    None for as much as they want (SD1's U-Net: 8 GB); those of the fewest channels, which work on the
+    largest maps, come first. Changes nothing on other devices and in other types, where nothing is to be gained.
     `set_convolution(model, "auto")` undoes it. Returns the model. Raises ValueError for a negative
     `extra_bytes`, or where there are no convolutions of this package.
     """

@@ -31,7 +31,6 @@ from ldm_core.layers import (
 )
 from ldm_core.linear import Linear
 
-
 FEED_FORWARD_BYTES = 16 * 2**20  # of the wide values in flight on a CPU: they stay in its cache
 
 

@@ -1,4 +1,4 @@
-"""Winograd's fast 3x3 convolution, F(4x4, 3x3): a quarter of the multiplications, and as exact as the usual one.
+"""Winograd's 3x3 convolution, F(4x4, 3x3): a quarter of the multiplications, and as exact as the usual one.
 
 Lavin and Gray 2016 (arXiv:1509.09308): a tile of 4x4 outputs depends on 6x6 inputs. Read both sides as
 polynomials, evaluate them at six points, multiply value by value, interpolate. In two dimensions

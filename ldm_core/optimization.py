@@ -22,7 +22,7 @@ def optimize(model: Model, *, extra_bytes: int | None = None) -> Model:
 
     model: a `LatentDiffusion` or a module. extra_bytes: how much memory the prepared convolutions may take,
     None for as much as they want (SD1's U-Net: 8 GB); those of the fewest channels, which work on the
-    largest maps, come first. Changes nothing on other devices and in other types, where nothing is to be gained.
+    largest maps, come first. Changes nothing on other devices and in other types.
     `set_convolution(model, "auto")` undoes it. Returns the model. Raises ValueError for a negative
     `extra_bytes`, or where there are no convolutions of this package.
     """

@@ -63,3 +63,16 @@ AUTOENCODER_EXTRAS = {
     "loss.": "the autoencoder's discriminator and perceptual network, used in training",
     "model_ema.": "averaged autoencoder weights, which only its training uses",
 }
+
+# In a file of a whole CLIP, whose two encoders and projections are all wanted.
+_SIZE = "a size that OpenAI's files state, and that their tensors' shapes prove"
+CLIP_OPENAI_EXTRAS = {
+    "attn_mask": OPEN_CLIP_EXTRAS["attn_mask"],
+    "input_resolution": _SIZE,
+    "context_length": _SIZE,
+    "vocab_size": _SIZE,
+}
+CLIP_TRANSFORMERS_EXTRAS = {
+    "text_model.embeddings.position_ids": "0..76",
+    "vision_model.embeddings.position_ids": "0..N, the patches' numbers",
+}

@@ -1,0 +1,1 @@
+"""Training each part: losses, data, the loop."""

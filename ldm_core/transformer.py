@@ -1,4 +1,4 @@
-"""The block that both of CLIP's transformers are made of (Radford et al. 2021, arXiv:2103.00020, section 2.4).
+"""The block that both of CLIP's transformers are made of (Radford et al. 2021, section 2.4).
 
 Attention and a two-layer MLP, each normalised first and added to its input, as in GPT-2. The text encoder's
 attention is causal, the image encoder's is not; nothing else differs. Counterparts: `ResidualAttentionBlock`

@@ -39,11 +39,10 @@ class CLIPConfig:
     def from_dict(cls, data: dict[str, Any]) -> CLIPConfig:
         """The inverse of `to_dict`. Raises ConfigError for what is no such configuration."""
         try:
-            image: dict[str, Any] = {
-                k: tuple(v) if isinstance(v, list) else v for k, v in data["image_encoder"].items()
-            }
+            image: dict[str, Any] = dict(data["image_encoder"])
+            image |= {name: tuple(value) for name, value in image.items() if isinstance(value, list)}
             return cls(ImageEncoderConfig(**image), TextEncoderConfig(**data["text_encoder"]))
-        except (AttributeError, KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"no configuration of a CLIP: {error}") from error
 
 

@@ -35,12 +35,23 @@ CONFIG_KEY = "ldm_core.clip_config"
 # What open_clip writes into a folder, and what trainers put before a whole model's names.
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 PREFIXES = ("", "module.", "model.")
+SIZES = (
+    "image width",
+    "patch size",
+    "image positions",
+    "projection_dim",
+    "vocab_size",
+    "text width",
+    "context_length",
+    "image layers",
+    "text layers",
+)
 OPENAI_MARK = "input_resolution"  # only OpenAI's own files have this tensor
 
 
 @dataclass(frozen=True)
 class CLIPSource:
-    """A CLIP in a file: its tensors by the layout's own names, without those that are known not to be needed."""
+    """A CLIP in a file: its tensors by the layout's own names, but for those that nothing needs."""
 
     checkpoint: Checkpoint
     layout: CLIPLayout
@@ -53,19 +64,22 @@ class CLIPSource:
 
     def sizes(self) -> tuple[int, ...]:
         """What the shapes prove, in the order of `sizes_of`. Raises CheckpointError where one is missing."""
-        absent = [name for name in self.layout.sizes if name not in self.tensors]
-        report(self.name, {"missing": absent})
-        patches, places, projection, tokens, positions = (self.tensors[n].shape for n in self.layout.sizes)
-        joint = projection[1:] if self.layout.name == "openai" else projection[:1]
+        shapes = {name: self.tensors[name].shape for name in self.layout.sizes if name in self.tensors}
+        absent = [name for name in self.layout.sizes if name not in shapes]
+        ranks = dict(zip(self.layout.sizes, (4, 2, 2, 2, 2), strict=True))
+        odd = [f"{name}: {tuple(shape)}" for name, shape in shapes.items() if len(shape) != ranks[name]]
+        report(self.name, {"missing": absent, "of the wrong shape": odd})
+        patches, places, projection, tokens, positions = shapes.values()
+        joint = projection[1] if self.layout.name == "openai" else projection[0]
         blocks = (len(self._blocks(mark)) for mark in (self.layout.image_mark, self.layout.text_mark))
-        return (*patches[:1], *patches[3:], *places[:1], *joint, *tokens, *positions[:1], *blocks)
+        return (patches[0], patches[3], places[0], joint, *tokens, positions[0], *blocks)
 
     def _blocks(self, mark: str) -> set[str]:
         return {key[len(mark) :].split(".")[0] for key in self.tensors if key.startswith(mark)}
 
 
 def sizes_of(config: CLIPConfig) -> tuple[int, ...]:
-    """The sizes of a configuration that the shapes of its tensors show."""
+    """The sizes of a configuration that the shapes of its tensors show, in the order of SIZES."""
     image, text = config.image_encoder, config.text_encoder
     return (
         image.width,
@@ -80,7 +94,7 @@ def sizes_of(config: CLIPConfig) -> tuple[int, ...]:
     )
 
 
-def open_clip_file(path: str | Path) -> CLIPSource:
+def find_clip(path: str | Path) -> CLIPSource:
     """Read a file, or a folder of transformers' or open_clip's, and find the CLIP in it.
 
     Raises CheckpointError for a file that cannot be read or holds no CLIP, or one half only.
@@ -110,19 +124,18 @@ def open_clip_file(path: str | Path) -> CLIPSource:
 
 
 def _wanted(checkpoint: Checkpoint, layout: CLIPLayout, prefix: str) -> dict[str, Tensor]:
-    """The tensors without prefix and extras. What does not have the prefix keeps its name: it is left over."""
+    """The tensors without prefix and extras. What lacks the prefix keeps its name, and so is left over."""
     named = {key.removeprefix(prefix): tensor for key, tensor in checkpoint.tensors.items()}
     return {key: tensor for key, tensor in named.items() if key not in layout.extras}
 
 
 def resolve_config(source: CLIPSource, config: str | CLIPConfig | None) -> CLIPConfig:
-    """The configuration of a file. Raises CheckpointError where nothing says it, or the shapes contradict it."""
+    """The configuration of a file. Raises CheckpointError where nothing says it, or shapes contradict it."""
     checkpoint, sizes = source.checkpoint, source.sizes()
     try:
         if config is not None:
-            resolved, origin = (
-                (preset(config), f"preset {config}") if isinstance(config, str) else (config, "")
-            )
+            resolved = preset(config) if isinstance(config, str) else config
+            origin = "the given configuration"
         elif CONFIG_KEY in checkpoint.metadata:
             resolved = CLIPConfig.from_dict(json.loads(checkpoint.metadata[CONFIG_KEY]))
             origin = "the file's own metadata"
@@ -137,11 +150,9 @@ def resolve_config(source: CLIPSource, config: str | CLIPConfig | None) -> CLIPC
     except (ConfigError, TypeError, ValueError) as error:
         raise CheckpointError(f"{source.name}: its configuration is damaged or unknown: {error}") from error
     if sizes_of(resolved) != sizes:
-        names = "width, patch size, positions and projection of images; vocabulary, width and positions of texts; "
-        raise CheckpointError(
-            f"{source.name} contradicts {origin or 'the given configuration'}: it says {sizes_of(resolved)}, "
-            f"the tensors {sizes} ({names}blocks of each)"
-        )
+        named = zip(SIZES, sizes_of(resolved), sizes, strict=True)
+        wrong = [f"{name} {a} there, {b} in the tensors" for name, a, b in named if a != b]
+        raise CheckpointError(f"{source.name} contradicts {origin}: {'; '.join(wrong)}")
     return resolved
 
 
@@ -152,8 +163,8 @@ def _recognised(source: CLIPSource, sizes: tuple[int, ...]) -> CLIPConfig:
         return openai[0]
     names = " or ".join(f"config={name!r}" for name in fitting) or "config= a CLIPConfig"
     raise CheckpointError(
-        "its tensors prove neither the number of heads nor which gelu it was trained with (OpenAI's models the "
-        f"quick one, most of open_clip's the exact one): say which with {names}"
+        "its tensors prove neither the number of heads nor which gelu it was trained with (OpenAI's models "
+        f"the quick one, most of open_clip's the exact one): say which with {names}"
     )
 
 

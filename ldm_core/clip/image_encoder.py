@@ -6,8 +6,8 @@ Radford et al. 2021, arXiv:2103.00020, section 2.4).
     I   = norm(z_L at the class token) W
 
 It differs from Dosovitskiy's by the norm before the first block, and by a projection E without bias.
-Counterparts: `VisionTransformer` of OpenAI's `clip/model.py` and of open_clip, `CLIPVisionModelWithProjection`
-of transformers.
+Counterparts: `VisionTransformer` of OpenAI's `clip/model.py` and of open_clip,
+`CLIPVisionModelWithProjection` of transformers.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 Language Supervision", arXiv:2103.00020).
 
 Two encoders, each followed by a projection; the cosine of the angle between an image's vector and a text's
-says how well they fit. Trained by the loss of `ldm_core.training.contrastive`. Counterparts: `CLIP` of OpenAI's
-`clip/model.py` and of open_clip, `CLIPModel` of transformers.
+says how well they fit. Trained by the loss of `ldm_core.training.contrastive`. Counterparts: `CLIP` of
+OpenAI's `clip/model.py` and of open_clip, `CLIPModel` of transformers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm_core.clip.config import CLIPConfig
-from ldm_core.clip.files import open_clip_file, parameters_of, resolve_config, write_clip
+from ldm_core.clip.files import find_clip, parameters_of, resolve_config, write_clip
 from ldm_core.clip.image_encoder import CLIPImageEncoder
 from ldm_core.clip.initialisation import initialise
 from ldm_core.clip.preprocessing import preprocess
@@ -67,7 +67,7 @@ class CLIP(nn.Module):
         finite.
         """
         check_dtype(dtype)
-        source = open_clip_file(path)
+        source = find_clip(path)
         resolved = resolve_config(source, config)
         with SkipInitialisation(), torch.device("meta"):
             model = cls(resolved).eval()
@@ -79,8 +79,8 @@ class CLIP(nn.Module):
     def save(self, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write the model to a `.safetensors`, `.pt` or `.ckpt` file, in OpenAI's and open_clip's names.
 
-        The configuration is in the metadata, so `CLIP.load(path)` gives the same weights, to the bit. The file
-        appears whole or not at all. Raises CheckpointError where it cannot be written.
+        The configuration is in the metadata, so `CLIP.load(path)` gives the same weights, to the bit. The
+        file appears whole or not at all. Raises CheckpointError where it cannot be written.
         """
         write_clip(self.config, self.state_dict(), path, dtype)
 
@@ -124,8 +124,8 @@ class CLIP(nn.Module):
             )
         if int(tokens.min()) < 0 or int(tokens.max()) >= size:
             raise ValueError(
-                f"expected token ids in 0..{size - 1}, the text encoder's vocabulary; got {int(tokens.min())} "
-                f"to {int(tokens.max())}"
+                f"expected token ids in 0..{size - 1}, the text encoder's vocabulary, got "
+                f"{int(tokens.min())} to {int(tokens.max())}"
             )
         embeddings = self.text_encoder.embed(tokens.to(self.device))
         return F.normalize(embeddings, dim=-1) if normalize else embeddings

@@ -7,8 +7,8 @@ In a batch of N pairs, each image must find its own text among the N, and each t
 
 The temperature is learned with the rest, as t, and kept from scaling by more than 100 (section 2.5).
 
-With several processes each has its own pairs, and the others' are wrong answers to its own, too: the vectors of
-all are gathered, and the loss is that of one process with the whole batch. Counterpart: open_clip's
+With several processes each has its own pairs, and the others' are wrong answers to its own, too: the vectors
+of all are gathered, and the loss is that of one process with the whole batch. Counterpart: open_clip's
 `ClipLoss(gather_with_grad=True)`.
 """
 
@@ -30,8 +30,8 @@ def contrastive_loss(images: Tensor, texts: Tensor, log_scale: Tensor, *, gather
 
     images, texts: (B, D), row i of each a pair; they are normalised here. log_scale: (), the t above.
     gather: whether the batch is that of all processes of torch.distributed's default group, each of which
-    must bring the same B. Then every process has the same loss; its gradients, averaged over the processes, as
-    DistributedDataParallel does, are those of one process with the whole batch.
+    must bring the same B. Then every process has the same loss; its gradients, averaged over the processes,
+    as DistributedDataParallel does, are those of one process with the whole batch.
 
     Raises ValueError for other shapes, and for `gather` without a process group.
     """

@@ -95,7 +95,9 @@ class ImageEncoderConfig:
             f"image encoder: activation must be 'quick_gelu' or 'gelu', not {self.activation!r}",
         )
         _require(
-            len(self.mean) == len(self.std) == 3 and min(self.std) > 0,
+            len(self.mean) == len(self.std) == 3
+            and all(isinstance(value, (int, float)) for value in (*self.mean, *self.std))
+            and min(self.std) > 0,
             f"image encoder: mean and std need three numbers each, std positive: {self.mean}, {self.std}",
         )
 

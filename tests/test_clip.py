@@ -311,7 +311,6 @@ def test_a_users_image_encoder_takes_the_place_of_ours(clip: CLIP) -> None:
     class Mine(torch.nn.Module):
         def __init__(self, inner: CLIPImageEncoder) -> None:
             super().__init__()
-            self.projection = inner.projection
             self.inner = inner
 
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:

@@ -35,7 +35,7 @@ def test_loss_and_gradients_equal_open_clips(batch: int) -> None:
     reference = open_clip_module("loss").ClipLoss()
     theirs = reference(F.normalize(images, dim=-1), F.normalize(texts, dim=-1), log_scale.exp())
     expected = torch.autograd.grad(theirs, (images, texts, log_scale))
-    assert float(ours) == pytest.approx(float(theirs), abs=1e-12)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
     for a, b in zip(gradients, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
@@ -63,7 +63,7 @@ def test_gradients_equal_finite_differences() -> None:
 
 
 def test_what_mathematics_says_of_it() -> None:
-    """Equal vectors: log N. Perfect pairs at a large scale: 0. Lengths, and the order of pairs, do not count."""
+    """Equal vectors: log N. Perfect pairs: nearly 0. Lengths and the order of pairs do not count."""
     same = torch.ones(7, 5, dtype=torch.float64)
     log_scale = torch.tensor(3.0, dtype=torch.float64)
     assert float(contrastive_loss(same, same, log_scale)) == pytest.approx(math.log(7))
@@ -111,7 +111,7 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match=r"log_scale as one number, got \(2,\)"):
         contrastive_loss(x, x, torch.ones(2))
     for function in (lambda: contrastive_loss(x, x, t, gather=True), lambda: gather_rows(x)):
-        with pytest.raises(ValueError, match="expected an initialised torch.distributed process group"):
+        with pytest.raises(ValueError, match=r"expected an initialised .* process group"):
             function()
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ldm_core.checkpoint.clip_names import LAYOUTS, CLIPLayout, openai_map
-from ldm_core.checkpoint.diffusers_config import ALONE, clip_parts
+from ldm_core.checkpoint.diffusers_config import ALONE, PREPROCESSOR, clip_parts
 from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.folder import read_json
 from ldm_core.checkpoint.key_map import report, to_file, to_parameters
@@ -56,7 +56,7 @@ class CLIPSource:
     checkpoint: Checkpoint
     layout: CLIPLayout
     tensors: Mapping[str, Tensor]
-    settings: Mapping[str, Any]  # the folder's open_clip_config.json, or nothing
+    settings: Mapping[str, Mapping[str, Any]]  # the folder's JSON files, by name
 
     @property
     def name(self) -> str:
@@ -100,10 +100,10 @@ def find_clip(path: str | Path) -> CLIPSource:
     Raises CheckpointError for a file that cannot be read or holds no CLIP, or one half only.
     """
     path = Path(path)
-    settings: Mapping[str, Any] = {}
+    wanted = [ALONE, PREPROCESSOR] if (path / ALONE).is_file() else [OPEN_CLIP_CONFIG]
+    settings = {name: read_json(path / name) for name in wanted if (path / name).is_file()}
     file = path
-    if path.is_dir() and not (path / ALONE).is_file() and (path / OPEN_CLIP_CONFIG).is_file():
-        settings = read_json(path / OPEN_CLIP_CONFIG)
+    if OPEN_CLIP_CONFIG in settings:
         file = next((path / name for name in OPEN_CLIP_WEIGHTS if (path / name).is_file()), path)
     checkpoint = read(file)
     for layout in LAYOUTS:
@@ -139,10 +139,11 @@ def resolve_config(source: CLIPSource, config: str | CLIPConfig | None) -> CLIPC
         elif CONFIG_KEY in checkpoint.metadata:
             resolved = CLIPConfig.from_dict(json.loads(checkpoint.metadata[CONFIG_KEY]))
             origin = "the file's own metadata"
-        elif source.settings:
-            resolved, origin = CLIPConfig(*open_clip_parts(source.settings)), OPEN_CLIP_CONFIG
-        elif ALONE in checkpoint.metadata:
-            resolved, origin = CLIPConfig(*clip_parts(checkpoint.metadata)), ALONE
+        elif OPEN_CLIP_CONFIG in source.settings:
+            resolved = CLIPConfig(*open_clip_parts(source.settings[OPEN_CLIP_CONFIG]))
+            origin = OPEN_CLIP_CONFIG
+        elif ALONE in source.settings:
+            resolved, origin = CLIPConfig(*clip_parts(source.settings)), ALONE
         else:
             resolved, origin = _recognised(source, sizes), "the tensors"
     except CheckpointError as error:

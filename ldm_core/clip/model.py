@@ -107,7 +107,7 @@ class CLIP(nn.Module):
         Gradients flow to a tensor. With `normalize`, the vectors have length 1.
         """
         pixels = preprocess(images, self.config.image_encoder)
-        embeddings = self.image_encoder(pixels.to(self.image_encoder.projection))
+        embeddings = self.image_encoder(pixels.to(self.logit_scale))  # its device and type
         return F.normalize(embeddings, dim=-1) if normalize else embeddings
 
     def encode_text(self, texts: str | Sequence[str] | Tensor, *, normalize: bool = False) -> Tensor:

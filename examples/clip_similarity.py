@@ -1,8 +1,8 @@
 """Which text fits which picture: CLIP's cosines, and the same as probabilities over the texts.
 
-The pictures are drawn by the bundled model, one for each text. No trained CLIP comes with the package: with
---clip FILE this shows what yours says (OpenAI's, open_clip's or transformers' files and folders load); without,
-a small CLIP with random weights stands in, which has learned nothing and whose numbers mean nothing.
+The pictures are drawn by the bundled model, one for each text. No trained CLIP comes with the package:
+--clip FILE shows what yours says (OpenAI's, open_clip's and transformers' files load). Without it, a small
+CLIP with random weights stands in, which has learned nothing and whose numbers mean nothing.
 """
 
 from __future__ import annotations

@@ -232,6 +232,7 @@ def _with_asked_prediction(
 
 
 def check_dtype(dtype: torch.dtype | None) -> None:
+    """Raise ValueError for what is no type of weights."""
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"dtype must be a floating-point type of torch, not {dtype!r}")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +26,7 @@ from clip_reference import (
     transformers_clip,
     transformers_halves,
 )
+from contracts import expect_told, told
 from PIL import Image
 from reference import relative_error
 
@@ -32,6 +34,7 @@ import ldm_core
 from ldm_core.clip import CLIP, PRESETS, CLIPConfig, CLIPImageEncoder, preprocess, preset
 from ldm_core.clip.initialisation import initialise
 from ldm_core.config import ConfigError, TextEncoderConfig
+from ldm_core.testing import check_image_encoder
 from ldm_core.text_encoder import CLIPTextEncoder
 
 TOLERANCE = 1e-5
@@ -237,8 +240,8 @@ def test_weights_begin_as_the_generator_says() -> None:
         (block.fc2.weight, 48**-0.5 * 4**-0.5),
         (first.image_encoder.blocks[0].attn.to_q.weight, 64**-0.5),
     ):
-        assert abs(float(weight.std()) / deviation - 1) < 0.05
-    assert float(first.logit_scale) == pytest.approx(math.log(1 / 0.07))
+        assert abs(float(weight.detach().std()) / deviation - 1) < 0.05
+    assert float(first.logit_scale.detach()) == pytest.approx(math.log(1 / 0.07))
     with pytest.raises(ValueError, match="no projection"):
         initialise(
             first.image_encoder, CLIPTextEncoder(TextEncoderConfig(48, 77, 48, 1, 3)), torch.Generator()
@@ -319,3 +322,37 @@ def test_a_users_image_encoder_takes_the_place_of_ours(clip: CLIP) -> None:
     mine = random_clip(SMALL_B32)
     mine.image_encoder = Mine(mine.image_encoder)
     assert torch.allclose(mine.similarity(picture(), "a cat"), -clip.similarity(picture(), "a cat"))
+
+
+class Changed(torch.nn.Module):
+    """A small image encoder of which one thing is changed."""
+
+    CONFIG = replace(SMALL_B32.image_encoder, image_size=32, patch_size=8, width=32, layers=1)
+
+    def __init__(self, change: Callable[[CLIPImageEncoder, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.encoder = CLIPImageEncoder(self.CONFIG)
+        self.change = change
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.change(self.encoder, pixels)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda e, x: e(x)[:, :-1], ("shape and dtype", "(3, 40)", "(3, 39)")),
+        (lambda e, x: e(x - x.mean(0)), ("batch independence", "row 0")),
+        (lambda e, x: e(x * 0), ("dependence", "the pixels")),
+        (lambda e, x: e(F.pad(x[:, :, :24, :24], (0, 8, 0, 8))), ("every patch", "the last patch")),
+        (lambda e, x: e(x.mul_(1.5)), ("purity", "pixels")),
+    ],
+)
+def test_a_broken_image_encoder_is_told(change: Any, words: tuple[str, ...]) -> None:
+    expect_told(told(check_image_encoder, Changed(change), Changed.CONFIG), words)
+
+
+def test_ours_keeps_the_contract() -> None:
+    check_image_encoder(Changed(lambda e, x: e(x)), Changed.CONFIG)
+    with pytest.raises(ValueError, match="expected an ImageEncoderConfig, not TextEncoderConfig"):
+        check_image_encoder(Changed(lambda e, x: e(x)), SMALL_B32.text_encoder)  # type: ignore[arg-type]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import pickle
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -27,6 +30,8 @@ from hypothesis import strategies as st
 import ldm_core
 from ldm_core.checkpoint import Checkpoint, CheckpointError
 from ldm_core.checkpoint.open_clip_config import open_clip_parts
+from ldm_core.checkpoint.pickle_reader import PickleReader, PickleStream
+from ldm_core.checkpoint.state_dict import split_script
 from ldm_core.clip import CLIP, PRESETS, CLIPConfig, files
 from ldm_core.config import ConfigError
 
@@ -119,6 +124,7 @@ def test_open_clips_own_folder_loads(tmp_path: Path) -> None:
     assert same_bits(loaded, exact)
     assert loaded.config.text_encoder == EXACT.text_encoder
     assert loaded.config.image_encoder == replace(EXACT.image_encoder, mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert CLIP.load(tmp_path / "open_clip_model.safetensors").config == loaded.config
     for place, name, value in (
         ("vision_cfg", "timm_model_name", "vit"),
         ("text_cfg", "hf_model_name", "roberta"),
@@ -184,6 +190,23 @@ def test_a_torchscript_archive_is_read_and_not_run(clip: CLIP, tmp_path: Path) -
     expected = {key: value.half().float() for key, value in openai_tensors(clip).items()}
     ours = openai_tensors(loaded)
     assert all(torch.equal(ours[key], expected[key]) for key in expected)
+
+
+def test_an_archive_that_holds_itself_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trees that no program writes: a module in itself, and doubled at each of 40 levels."""
+    module = ModuleType("__torch__")
+    kind = module.Module = type("Module", (), {"__module__": "__torch__"})
+    monkeypatch.setitem(sys.modules, "__torch__", module)
+    top = inner = kind()
+    for _ in range(40):
+        inner.itself, inner.left = top, kind()
+        inner.right = inner = inner.left
+    data = pickle.dumps(top, protocol=2)
+    root = PickleReader().load(PickleStream(data))
+    with pytest.raises(CheckpointError, match="a TorchScript program without tensors"):
+        split_script(root, lambda ref: torch.UntypedStorage(ref.nbytes))
+    with pytest.raises(CheckpointError, match="a TorchScript program that is no module"):
+        split_script({"a": 1}, lambda ref: torch.UntypedStorage(ref.nbytes))
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -99,11 +99,11 @@ def find_clip(path: str | Path) -> CLIPSource:
 
     Raises CheckpointError for a file that cannot be read or holds no CLIP, or one half only.
     """
-    path = Path(path)
+    path = file = Path(path)
+    folder = path.parent if path.name in OPEN_CLIP_WEIGHTS else path
     wanted = [ALONE, PREPROCESSOR] if (path / ALONE).is_file() else [OPEN_CLIP_CONFIG]
-    settings = {name: read_json(path / name) for name in wanted if (path / name).is_file()}
-    file = path
-    if OPEN_CLIP_CONFIG in settings:
+    settings = {name: read_json(folder / name) for name in wanted if (folder / name).is_file()}
+    if OPEN_CLIP_CONFIG in settings and path.is_dir():
         file = next((path / name for name in OPEN_CLIP_WEIGHTS if (path / name).is_file()), path)
     checkpoint = read(file)
     for layout in LAYOUTS:
@@ -165,7 +165,8 @@ def _recognised(source: CLIPSource, sizes: tuple[int, ...]) -> CLIPConfig:
     names = " or ".join(f"config={name!r}" for name in fitting) or "config= a CLIPConfig"
     raise CheckpointError(
         "its tensors prove neither the number of heads nor which gelu it was trained with (OpenAI's models "
-        f"the quick one, most of open_clip's the exact one): say which with {names}"
+        f"the quick one, most of open_clip's the exact one): say which with {names}, or give a folder "
+        "with its settings"
     )
 
 

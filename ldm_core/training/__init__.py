@@ -1,1 +1,0 @@
-"""Training each part: losses, data, the loop."""

@@ -23,6 +23,7 @@ from ldm_core.schedulers import (
 )
 
 if TYPE_CHECKING:
+    from ldm_core.clip import CLIP
     from ldm_core.conversion import convert, merge
     from ldm_core.lora import apply_lora
     from ldm_core.optimization import optimize
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CLIP",
     "DDIM",
     "DDPM",
     "LMS",
@@ -59,6 +61,7 @@ __all__ = [
 
 # Not every program needs these, and importing them takes as long as a third of the rest.
 _WHEN_NEEDED = {
+    "CLIP": "clip",
     "apply_lora": "lora",
     "apply_textual_inversion": "textual_inversion",
     "convert": "conversion",

@@ -61,6 +61,53 @@ class TextEncoderConfig:
 
 
 @dataclass(frozen=True)
+class ImageEncoderConfig:
+    """CLIP's vision transformer (Radford et al. 2021, section 2.4); the defaults are ViT-B/32's."""
+
+    image_size: int = 224  # pixels of a side
+    patch_size: int = 32
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    activation: Activation = "quick_gelu"  # OpenAI's CLIP; most of open_clip's models use the exact gelu
+    projection_dim: int = 512
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)  # of a pixel in [0, 1], by colour
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "patch_size", "width", "layers", "heads", "projection_dim"):
+            value = getattr(self, name)
+            _require(
+                isinstance(value, int) and value > 0,
+                f"image encoder: {name} must be a positive whole number, not {value!r}",
+            )
+        _require(
+            self.width % self.heads == 0,
+            f"image encoder: width {self.width} is not divisible by {self.heads} heads",
+        )
+        _require(
+            self.image_size % self.patch_size == 0,
+            f"image encoder: images of {self.image_size} pixels are no whole number of patches of "
+            f"{self.patch_size}",
+        )
+        _require(
+            self.activation in ("quick_gelu", "gelu"),
+            f"image encoder: activation must be 'quick_gelu' or 'gelu', not {self.activation!r}",
+        )
+        _require(
+            len(self.mean) == len(self.std) == 3
+            and all(isinstance(value, (int, float)) for value in (*self.mean, *self.std))
+            and min(self.std) > 0,
+            f"image encoder: mean and std need three numbers each, std positive: {self.mean}, {self.std}",
+        )
+
+    @property
+    def patches(self) -> int:
+        """How many patches an image is cut into."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True)
 class UNetConfig:
     """The cross-attention U-Net, CompVis's `UNetModel` with `use_spatial_transformer`."""
 

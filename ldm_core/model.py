@@ -158,7 +158,7 @@ def load(
     On a CPU and without a cast, the weights stay views of the memory-mapped file. Raises CheckpointError
     for a file that cannot be read, does not fit the configuration, or holds values that are not finite.
     """
-    _check_dtype(dtype)
+    check_dtype(dtype)
     with _collection_paused():
         weights = open_weights(
             path if path is not None else bundled_model(),
@@ -173,9 +173,9 @@ def load(
         source = weights.checkpoint.path.name
         parameters = weights.parameters
         report(source, {"with values that are not finite": _not_finite(weights)})
-        dtype = dtype or _usual_dtype(device, parameters["unet"].values())
+        dtype = dtype or usual_dtype(device, parameters["unet"].values())
         for part, network in weights.networks.items():
-            _fill(network, parameters[part], device, dtype)
+            fill(network, parameters[part], device, dtype)
     return model if len(weights.configs) == 1 else _with_asked_prediction(model, weights.configs, source)
 
 
@@ -193,16 +193,16 @@ def load_part(
     Options and errors are `load`'s. An autoencoder needs no configuration, since its shapes prove it; the
     others must be a known model's, or have their settings beside them, or be given `config`.
     """
-    _check_dtype(dtype)
+    check_dtype(dtype)
     with _collection_paused():
         network, parameters = open_part(path, part, config, variant)
         bad = [name for name, tensor in parameters.items() if not all_finite(tensor)]
         report(Path(path).name, {"with values that are not finite": bad})
-        _fill(network, parameters, device, dtype or _usual_dtype(device, parameters.values()))
+        fill(network, parameters, device, dtype or usual_dtype(device, parameters.values()))
     return network
 
 
-def _fill(network: nn.Module, parameters: dict[str, Tensor], device: Any, dtype: torch.dtype) -> None:
+def fill(network: nn.Module, parameters: dict[str, Tensor], device: Any, dtype: torch.dtype) -> None:
     """Give a network its weights, each taken out of `parameters` as it is placed."""
     state = {name: _placed(parameters.pop(name), device, dtype) for name in list(parameters)}
     network.load_state_dict(state, strict=True, assign=True)
@@ -231,12 +231,13 @@ def _with_asked_prediction(
     return replace(model, config=fitting[0])
 
 
-def _check_dtype(dtype: torch.dtype | None) -> None:
+def check_dtype(dtype: torch.dtype | None) -> None:
+    """Raise ValueError for what is no type of weights."""
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"dtype must be a floating-point type of torch, not {dtype!r}")
 
 
-def _usual_dtype(device: Any, tensors: Iterable[Tensor]) -> torch.dtype:
+def usual_dtype(device: Any, tensors: Iterable[Tensor]) -> torch.dtype:
     """Float32 on a CPU; elsewhere the type of most of the weights, or float16 for float8's."""
     if torch.device(device).type == "cpu":
         return torch.float32

@@ -27,6 +27,12 @@ class TextEncoder(Protocol):
     def __call__(self, tokens: Tensor, /) -> Tensor: ...
 
 
+class ImageEncoder(Protocol):
+    """Normalised pixels (B, 3, S, S) to embeddings (B, D). `ldm_core.clip.CLIPImageEncoder` is one."""
+
+    def __call__(self, pixels: Tensor, /) -> Tensor: ...
+
+
 class NoisePredictor(Protocol):
     """Noisy latents (B, C_in, h, w), timesteps (a number or a tensor (B,)) and context (B, N, width) to
     a prediction of eps or v, (B, C, h, w). The U-Net is one. Whole timesteps come as ints; floats come from

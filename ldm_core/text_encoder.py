@@ -8,33 +8,10 @@ transformers' `CLIPTextModel`) and `FrozenOpenCLIPEmbedder` of CompVis and Stabi
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm_core.attention import MultiHeadAttention
-from ldm_core.config import Activation, TextEncoderConfig
-
-
-def quick_gelu(x: Tensor) -> Tensor:
-    """x sigmoid(1.702 x): the approximation of gelu that OpenAI trained CLIP with."""
-    return x * torch.sigmoid(1.702 * x)
-
-
-class TextBlock(nn.Module):
-    """Causal self-attention and an MLP, each normalised first and added to its input."""
-
-    def __init__(self, width: int, heads: int, activation: Activation) -> None:
-        super().__init__()
-        self.activation = quick_gelu if activation == "quick_gelu" else F.gelu
-        self.norm1 = nn.LayerNorm(width)
-        self.attn = MultiHeadAttention(width, heads, qkv_bias=True, causal=True)
-        self.norm2 = nn.LayerNorm(width)
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
-        return x + self.fc2(self.activation(self.fc1(self.norm2(x))))
+from ldm_core.config import TextEncoderConfig
+from ldm_core.transformer import ResidualAttentionBlock
 
 
 class CLIPTextEncoder(nn.Module):
@@ -46,13 +23,15 @@ class CLIPTextEncoder(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.width)
         self.position_embedding = nn.Embedding(config.context_length, config.width)
         self.blocks = nn.ModuleList(
-            TextBlock(config.width, config.heads, config.activation) for _ in range(config.layers)
+            ResidualAttentionBlock(config.width, config.heads, config.activation, causal=True)
+            for _ in range(config.layers)
         )
         self.final_norm = nn.LayerNorm(config.width)
         self.text_projection: nn.Parameter | None = None
         self.logit_scale: nn.Parameter | None = None
         if config.projection_dim is not None:
-            # Not used to condition a U-Net; open_clip's files hold them, so a saved model has them too.
+            # What `embed` and CLIP's loss use. They condition no U-Net, but open_clip's files hold them, so a
+            # saved model has them too.
             scale = config.width**-0.5
             self.text_projection = nn.Parameter(scale * torch.randn(config.width, config.projection_dim))
             self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
@@ -76,3 +55,18 @@ class CLIPTextEncoder(nn.Module):
         for block in self.blocks[: len(self.blocks) - skip]:
             x = block(x)
         return self.final_norm(x)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """A vector for each text in the space that CLIP's texts and images share, not normalised.
+
+        The last block's output after the final norm, at the end of the text, through `text_projection`
+        (section 2.4). Causal attention lets that position alone see the whole text. As in OpenAI's code the
+        end is the first place of the largest id, so words that were added beyond the vocabulary have no
+        place in such a text. tokens: (B, N). Returns (B, projection_dim). Raises ValueError for an encoder
+        without a projection.
+        """
+        if self.text_projection is None:
+            raise ValueError("this text encoder has no projection to CLIP's joint space (projection_dim)")
+        hidden = self(tokens, clip_skip=0)  # (B, N, width)
+        ends = hidden[torch.arange(len(tokens), device=tokens.device), tokens.argmax(dim=1)]  # (B, width)
+        return ends @ self.text_projection

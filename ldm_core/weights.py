@@ -57,7 +57,7 @@ _NETWORKS: dict[Part, Callable[[Any], nn.Module]] = {
 }
 
 
-class _SkipInitialisation(TorchFunctionMode):
+class SkipInitialisation(TorchFunctionMode):
     """Weights that a file is about to replace need no values, and drawing them takes long even on "meta"."""
 
     FILLS = ("uniform_", "normal_", "kaiming_uniform_", "fill_", "zero_")
@@ -78,7 +78,7 @@ def build_networks(config: LatentDiffusionConfig, device: Any = "cpu") -> dict[P
 
 def blank_networks(config: LatentDiffusionConfig) -> dict[Part, nn.Module]:
     """The three networks on the meta device, in a moment."""
-    with _SkipInitialisation():
+    with SkipInitialisation():
         return build_networks(config, "meta")
 
 
@@ -124,7 +124,7 @@ def open_part(
         raise CheckpointError(f"the part must be one of {', '.join(PARTS)}, not {part!r}")
     source = _replacements({part: path}, variant)[part]
     resolved: Any = resolve_part(source, config)
-    with _SkipInitialisation(), torch.device("meta"):
+    with SkipInitialisation(), torch.device("meta"):
         network = _NETWORKS[part](resolved).eval()
     return network, _parameters(source, source.key_map(resolved), network)
 

@@ -23,6 +23,7 @@ QUICK = {
 }
 # The pictures of a sheet, (in a row, rows); a pair of pixels where one plain picture is saved.
 SHEETS = {
+    "similarity.png": (4, 1),
     "attention.png": (4, 1),  # "grinning cat" has three tokens
     "img2img.png": (3, 1),
     "inpainting.png": (3, 1),

@@ -10,12 +10,14 @@ CompVis's "linear".
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.config import (
     AutoencoderConfig,
     ConfigError,
+    ImageEncoderConfig,
     NoiseScheduleConfig,
     TextEncoderConfig,
     UNetConfig,
@@ -36,6 +38,7 @@ TOKENIZER = "tokenizer/tokenizer_config.json"
 SPECIAL_TOKENS = "tokenizer/special_tokens_map.json"
 ADDED_TOKENS = "tokenizer/added_tokens.json"
 ALONE = "config.json"  # of a folder of one part
+PREPROCESSOR = "preprocessor_config.json"  # beside a CLIP's
 
 LATENT_SCALE = 0.18215  # diffusers' default
 
@@ -216,13 +219,15 @@ def autoencoder_config(settings: Settings) -> AutoencoderConfig:
         )
 
 
-def text_encoder_config(settings: Settings, folder: Mapping[str, Settings]) -> TextEncoderConfig:
+def text_encoder_config(
+    settings: Settings, folder: Mapping[str, Settings], file: str = TEXT_ENCODER
+) -> TextEncoderConfig:
     """transformers' `CLIPTextConfig`, with the padding of the folder's tokenizer.
 
     The setting `pad_token_id` is not the tokenizer's, and not used.
     """
-    _check_fixed(TEXT_ENCODER, settings, {"layer_norm_eps": 1e-5})
-    with _Reading(TEXT_ENCODER):
+    _check_fixed(file, settings, {"layer_norm_eps": 1e-5})
+    with _Reading(file):
         width = _whole(settings, "hidden_size", 512)
         if _whole(settings, "intermediate_size", 2048) != 4 * width:
             raise ConfigError(f"intermediate_size {settings.get('intermediate_size')} is not 4 × {width}")
@@ -235,6 +240,41 @@ def text_encoder_config(settings: Settings, folder: Mapping[str, Settings]) -> T
             activation=settings.get("hidden_act", "quick_gelu"),
             pad_token_id=_pad_token_id(folder, settings.get("hidden_act")),
         )
+
+
+def clip_parts(folder: Mapping[str, Settings]) -> tuple[ImageEncoderConfig, TextEncoderConfig]:
+    """transformers' `CLIPConfig`: the image encoder and the text encoder of a folder of a whole CLIP."""
+    settings = folder[ALONE]
+    _one_of(ALONE, "model_type", settings.get("model_type"), {"clip": None})
+    with _Reading(ALONE):
+        image, text = settings["vision_config"], settings["text_config"]
+        joint = _whole(settings, "projection_dim", 512)
+        fixed = {"layer_norm_eps": 1e-5, "num_channels": 3}
+        _check_fixed(f"{ALONE}, vision_config", image, fixed)
+        width = _whole(image, "hidden_size", 768)
+        if _whole(image, "intermediate_size", 3072) != 4 * width:
+            raise ConfigError(f"intermediate_size {image.get('intermediate_size')} is not 4 × {width}")
+        return (
+            ImageEncoderConfig(
+                image_size=_whole(image, "image_size", 224),
+                patch_size=_whole(image, "patch_size", 32),
+                width=width,
+                layers=_whole(image, "num_hidden_layers", 12),
+                heads=_whole(image, "num_attention_heads", 12),
+                activation=image.get("hidden_act", "quick_gelu"),
+                projection_dim=joint,
+                **_pixels(folder.get(PREPROCESSOR, {})),
+            ),
+            replace(text_encoder_config(text, folder, f"{ALONE}, text_config"), projection_dim=joint),
+        )
+
+
+def _pixels(settings: Settings) -> dict[str, Any]:
+    """A folder's `preprocessor_config.json`: the mean and deviation of its pixels."""
+    _check_fixed(PREPROCESSOR, settings, {"resample": 3, "do_center_crop": True, "do_normalize": True})
+    with _Reading(PREPROCESSOR):
+        names = {"mean": "image_mean", "std": "image_std"}
+        return {ours: tuple(settings[theirs]) for ours, theirs in names.items() if theirs in settings}
 
 
 def noise_schedule_config(settings: Settings) -> NoiseScheduleConfig:

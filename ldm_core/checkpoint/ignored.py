@@ -55,10 +55,19 @@ TRANSFORMERS_EXTRAS = {
     "logit_scale": _PROJECTION,
     "vision_model.": _IMAGES,
 }
-OPEN_CLIP_EXTRAS = {
+_SIZE = "a size that OpenAI's files state, and that their tensors' shapes prove"
+# In a file of a whole CLIP, whose two encoders and projections are all wanted.
+CLIP_OPENAI_EXTRAS = {
     "attn_mask": "the causal mask, which follows from the number of tokens",
-    "visual.": _IMAGES,
+    "input_resolution": _SIZE,
+    "context_length": _SIZE,
+    "vocab_size": _SIZE,
 }
+CLIP_TRANSFORMERS_EXTRAS = {
+    "text_model.embeddings.position_ids": "0..76",
+    "vision_model.embeddings.position_ids": "0..N, the patches' numbers",
+}
+OPEN_CLIP_EXTRAS = {**CLIP_OPENAI_EXTRAS, "visual.": _IMAGES}
 AUTOENCODER_EXTRAS = {
     "loss.": "the autoencoder's discriminator and perceptual network, used in training",
     "model_ema.": "averaged autoencoder weights, which only its training uses",

@@ -39,6 +39,9 @@ CONV_1X1 = Transform("conv 1x1 <-> linear", lambda x: (_squeeze(x),), lambda xs:
 # (3 * O, …) in the file, three of (O, …) in the network: queries, keys and values stored as one.
 FUSED_QKV = Transform("fused qkv <-> split", lambda x: _thirds(x), lambda xs: torch.cat(xs))
 
+# (O, I) in the file, (I, O) in the network: OpenAI's CLIP multiplies by its projections from the right.
+TRANSPOSED = Transform("transposed", lambda x: (_transpose(x),), lambda xs: xs[0].T)
+
 
 def _squeeze(x: Tensor) -> Tensor:
     if x.ndim == 2:
@@ -46,6 +49,12 @@ def _squeeze(x: Tensor) -> Tensor:
     if x.ndim != 4 or x.shape[2:] != (1, 1):
         raise ValueError(f"expected a 1x1 convolution (O, I, 1, 1), got {tuple(x.shape)}")
     return x[:, :, 0, 0]
+
+
+def _transpose(x: Tensor) -> Tensor:
+    if x.ndim != 2:
+        raise ValueError(f"expected a matrix (O, I), got {tuple(x.shape)}")
+    return x.T.contiguous()
 
 
 def _thirds(x: Tensor) -> tuple[Tensor, ...]:

@@ -112,6 +112,15 @@ class StoredTensor:
         return empty.set_(storage, self.offset, self.size, self.stride)
 
 
+def script_attributes(value: Any) -> dict[Any, Any] | None:
+    """The attributes of a TorchScript module, which its classes' names tell; None for all else."""
+    match value:
+        case InertObject(name=str(name), state=dict(attributes)) if name.startswith("__torch__."):
+            return attributes
+        case _:
+            return None
+
+
 def as_mapping(value: Any) -> dict[Any, Any] | None:
     """The entries of a dict, a ParameterDict, or an object that acted as a dict; None for all else."""
     match value:

@@ -16,7 +16,13 @@ from torch import Tensor
 from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.numpy_values import numpy_array
 from ldm_core.checkpoint.pickle_reader import MAX_COPIED
-from ldm_core.checkpoint.pickle_values import InertObject, StorageRef, StoredTensor, as_mapping
+from ldm_core.checkpoint.pickle_values import (
+    InertObject,
+    StorageRef,
+    StoredTensor,
+    as_mapping,
+    script_attributes,
+)
 from ldm_core.checkpoint.plain_metadata import describe, is_unicode, plain_metadata
 
 MAX_NESTING = 16
@@ -54,6 +60,18 @@ def split(root: Any, fetch: Fetch) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return collector.tensors, plain_metadata(others)
 
 
+def split_script(root: Any, fetch: Fetch) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """`split` for a TorchScript program: its tensors by the names that its state dict would give them."""
+    attributes = script_attributes(root)
+    if attributes is None:
+        raise CheckpointError(f"a TorchScript program that is no module but {describe(root)}")
+    collector = _Collector(fetch)
+    collector.add_nested(attributes)
+    if not collector.tensors:
+        raise CheckpointError("a TorchScript program without tensors")
+    return collector.tensors, {}
+
+
 class _Collector:
     """Gathers tensors by name, each fetched once, so that what the file shares stays shared."""
 
@@ -76,6 +94,7 @@ class _Collector:
         self._visited.add(id(mapping))
         for key, value in mapping.items():
             inner = as_mapping(value)
+            inner = script_attributes(value) if inner is None else inner
             if inner is None:
                 self._add(prefix, key, value)
             elif isinstance(key, str | int):

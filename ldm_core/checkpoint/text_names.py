@@ -48,9 +48,14 @@ def open_clip_map(config: TextEncoderConfig) -> KeyMap:
     if config.projection_dim is not None:
         key_map |= {name: Entry((name,)) for name in ("text_projection", "logit_scale")}
     for i in range(config.layers):
-        there, here = f"transformer.resblocks.{i}.", f"blocks.{i}."
-        key_map |= leaves(OPEN_CLIP_BLOCK, there, here)
-        for tensor in BOTH:
-            parameters = tuple(f"{here}attn.to_{x}.{tensor}" for x in "qkv")
-            key_map[f"{there}attn.in_proj_{tensor}"] = Entry(parameters, FUSED_QKV)
+        key_map |= open_clip_block(f"transformer.resblocks.{i}.", f"blocks.{i}.")
+    return key_map
+
+
+def open_clip_block(there: str, here: str) -> KeyMap:
+    """One block, which is the same in open_clip's text and image encoders."""
+    key_map = leaves(OPEN_CLIP_BLOCK, there, here)
+    for tensor in BOTH:
+        parameters = tuple(f"{here}attn.to_{x}.{tensor}" for x in "qkv")
+        key_map[f"{there}attn.in_proj_{tensor}"] = Entry(parameters, FUSED_QKV)
     return key_map

@@ -4,6 +4,9 @@ All members lie in one folder: `data.pkl`, the pickle, refers by number to `data
 the raw little-endian numbers of one storage each, uncompressed and aligned to 64 bytes, so that they can be
 mapped into memory where they lie. `version`, `.format_version`, `.data/serialization_id` and their like say
 nothing that is needed here.
+
+`torch.jit.save`, whose files OpenAI published CLIP in, writes the same archive with a program beside it, in
+`code` and `constants.pkl`. Its `data.pkl` is a tree of modules: their tensors are read, the program is not.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.file_bytes import FileBytes
 from ldm_core.checkpoint.pickle_reader import MAX_PICKLE_BYTES, PickleReader, PickleStream
 from ldm_core.checkpoint.pickle_values import StorageRef
-from ldm_core.checkpoint.state_dict import split
+from ldm_core.checkpoint.state_dict import split, split_script
 from ldm_core.checkpoint.zip_directory import Member, data_offset, read_directory, read_member
 
 MAX_INFLATION = 8  # times the file's size that its compressed storages may become; weights hardly compress
@@ -34,9 +37,13 @@ def read_torch_zip(file: FileBytes) -> tuple[dict[str, Tensor], dict[str, Any], 
     pickle = read_member(file, members[f"{folder}data.pkl"], MAX_PICKLE_BYTES)
     reader = PickleReader()
     storages = _Storages(file, members, folder)
+    is_script = f"{folder}constants.pkl" in members
     with reader.naming_suspects():
-        tensors, metadata = split(reader.load(PickleStream(pickle)), storages.fetch)
-    return tensors, metadata, tuple(reader.foreign)
+        root = reader.load(PickleStream(pickle))
+        tensors, metadata = (split_script if is_script else split)(root, storages.fetch)
+    # A program's modules are of classes that its own archive defines.
+    foreign = [name for name in reader.foreign if not (is_script and name.startswith("__torch__."))]
+    return tensors, metadata, tuple(foreign)
 
 
 class _Storages:
@@ -73,11 +80,10 @@ def _folder(members: dict[str, Member]) -> str:
     """The folder of the archive's only pickle, with its slash. Raises CheckpointError where it has none."""
     pickles = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
     folders = [name.removesuffix("data.pkl") for name in pickles]
-    if len(folders) == 1 and f"{folders[0]}constants.pkl" not in members:
+    if len(folders) == 1:
         return folders[0]
     if folders:
-        what = "several pickles" if len(folders) > 1 else "a TorchScript program"
-        raise CheckpointError(f"a zip archive with {what}, not a checkpoint")
+        raise CheckpointError("a zip archive with several pickles, not a checkpoint")
     shown = ", ".join(ascii(name)[:60] for name in list(members)[:5]) or "nothing"
     inner = next((n for n in members if n.endswith((".ckpt", ".safetensors", ".pt", ".pth", ".bin"))), None)
     advice = f"; unpack it first and give {ascii(inner)[:60]}" if inner else ""

@@ -13,6 +13,7 @@ from ldm_core.testing.attention import check_attention
 from ldm_core.testing.autoencoder import check_autoencoder
 from ldm_core.testing.contract import ContractError
 from ldm_core.testing.guidance import check_guidance
+from ldm_core.testing.image_encoder import check_image_encoder
 from ldm_core.testing.scheduler import check_scheduler
 from ldm_core.testing.text_encoder import check_text_encoder
 from ldm_core.testing.tokenizer import check_tokenizer
@@ -23,6 +24,7 @@ __all__ = [
     "check_attention",
     "check_autoencoder",
     "check_guidance",
+    "check_image_encoder",
     "check_scheduler",
     "check_text_encoder",
     "check_tokenizer",

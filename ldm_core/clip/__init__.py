@@ -1,0 +1,8 @@
+"""CLIP: the image encoder, the text encoder beside it, and what the two are for."""
+
+from ldm_core.clip.config import PRESETS, CLIPConfig, preset
+from ldm_core.clip.image_encoder import CLIPImageEncoder
+from ldm_core.clip.model import CLIP, TEMPLATES
+from ldm_core.clip.preprocessing import preprocess
+
+__all__ = ["CLIP", "PRESETS", "TEMPLATES", "CLIPConfig", "CLIPImageEncoder", "preprocess", "preset"]

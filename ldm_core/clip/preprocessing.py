@@ -1,0 +1,91 @@
+"""From a picture to what CLIP's image encoder takes, as in `_transform` of OpenAI's `clip/clip.py`.
+
+The shorter side is scaled to the encoder's size (bicubic, antialiased), the middle square is cut out, and
+each colour is shifted and scaled to the training set's mean and deviation. A PIL image is scaled by PIL in 8
+bits, which gives OpenAI's numbers; a tensor is scaled in floating point, differentiably and on its device,
+and comes within some 8-bit levels of that (`tests/test_clip_preprocessing.py` says how many).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldm_core.config import ImageEncoderConfig
+from ldm_core.images import ImageInput, image_to_tensor, to_rgb
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+LONGEST = 64  # times its shorter side that a picture may be long: scaled up, a thread would fill the memory
+
+
+def preprocess(images: ImageInput, config: ImageEncoderConfig) -> Tensor:
+    """One or several pictures, of any sizes, to normalised pixels (B, 3, S, S); S is the image_size.
+
+    images: a PIL image of any mode (turned upright, transparency laid on white); a floating-point tensor
+    (3, H, W) or (B, 3, H, W) in [0, 1]; or a list of such. PIL images come out as float32 on the CPU, a
+    tensor in its own type, where it is. Raises ValueError for anything else.
+    """
+    if isinstance(images, Sequence) and not isinstance(images, str | bytes):
+        if not images:
+            raise ValueError("expected at least one image, got an empty list")
+        return torch.cat([preprocess(image, config) for image in images])
+    size = config.image_size
+    if isinstance(images, Tensor):
+        square = _square_of_tensor(images, size)
+    else:
+        square = image_to_tensor(_square_of_pil(images, size))
+    mean, std = (square.new_tensor(values)[:, None, None] for values in (config.mean, config.std))
+    return (square - mean) / std
+
+
+def scaled_size(height: int, width: int, size: int) -> tuple[int, int]:
+    """(height, width) with the shorter side `size`; the longer is rounded down, as torchvision rounds."""
+    short, long = min(height, width), max(height, width)
+    if short < 1 or long > LONGEST * short:
+        raise ValueError(
+            f"expected an image whose longer side is at most {LONGEST} times the shorter, got "
+            f"{height} x {width} (H x W)"
+        )
+    scaled = int(size * long / short)
+    return (size, scaled) if height <= width else (scaled, size)
+
+
+def _first(length: int, size: int) -> int:
+    """Where the middle begins. Half a pixel goes to the even side: OpenAI's, not transformers' rounding."""
+    return round((length - size) / 2)
+
+
+def _square_of_pil(image: Any, size: int) -> Image:
+    from PIL import Image as PIL
+
+    if not isinstance(image, PIL.Image):
+        raise ValueError(f"expected the image as a PIL image or a tensor, not {type(image).__name__}")
+    rgb = to_rgb(image)
+    height, width = scaled_size(rgb.height, rgb.width, size)
+    top, left = _first(height, size), _first(width, size)
+    scaled = rgb.resize((width, height), PIL.Resampling.BICUBIC)
+    return scaled.crop((left, top, left + size, top + size))
+
+
+def _square_of_tensor(image: Tensor, size: int) -> Tensor:
+    batch = image if image.ndim == 4 else image[None]
+    if batch.ndim != 4 or batch.shape[1] != 3 or not batch.is_floating_point() or len(batch) == 0:
+        raise ValueError(
+            "expected an image as a floating-point tensor (B, 3, H, W) or (3, H, W), got "
+            f"{tuple(image.shape)} of {image.dtype}"
+        )
+    height, width = scaled_size(batch.shape[2], batch.shape[3], size)
+    low, high = batch.detach().aminmax()
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"expected image values in [0, 1], got {float(low):.3g} to {float(high):.3g}")
+    scaled = batch
+    if batch.shape[2:] != (height, width):
+        scaled = F.interpolate(batch, (height, width), mode="bicubic", antialias=True).clamp(0, 1)
+    top, left = _first(height, size), _first(width, size)
+    return scaled[:, :, top : top + size, left : left + size]

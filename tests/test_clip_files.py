@@ -1,0 +1,423 @@
+"""CLIP's files: every set of names, folders, TorchScript archives, and what is unclear or damaged."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from clip_reference import (
+    PROMPTS,
+    SMALL,
+    SMALL_B32,
+    open_clip_arguments,
+    open_clip_model,
+    openai_tensors,
+    random_clip,
+    transformers_clip,
+    transformers_tensors,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import ldm_core
+from ldm_core.checkpoint import Checkpoint, CheckpointError
+from ldm_core.checkpoint.open_clip_config import open_clip_parts
+from ldm_core.checkpoint.pickle_reader import PickleReader, PickleStream
+from ldm_core.checkpoint.state_dict import split_script
+from ldm_core.clip import CLIP, PRESETS, CLIPConfig, files
+from ldm_core.config import ConfigError
+
+# A small vocabulary keeps these files small; none of the tests here needs a prompt.
+CONFIG = replace(SMALL_B32, text_encoder=replace(SMALL_B32.text_encoder, vocab_size=300))
+EXACT = replace(
+    CONFIG,
+    image_encoder=replace(CONFIG.image_encoder, activation="gelu"),
+    text_encoder=replace(CONFIG.text_encoder, activation="gelu", pad_token_id=0),
+)
+Tensors = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def clip() -> CLIP:
+    return random_clip(CONFIG)
+
+
+def same_bits(a: CLIP, b: CLIP) -> bool:
+    ours, theirs = a.state_dict(), b.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def write(path: Path, tensors: Tensors) -> Path:
+    tensors = {key: value.clone().contiguous() for key, value in tensors.items()}
+    if path.suffix == ".safetensors":
+        safetensors.torch.save_file(tensors, path)
+    else:
+        torch.save(tensors, path)
+    return path
+
+
+def json_file(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content))
+
+
+# --- names ---
+
+
+@pytest.mark.parametrize("ending", [".pt", ".safetensors"])
+@pytest.mark.parametrize("tensors_of", [openai_tensors, transformers_tensors])
+def test_every_set_of_names_loads(clip: CLIP, tensors_of: Any, ending: str, tmp_path: Path) -> None:
+    path = write(tmp_path / f"clip{ending}", tensors_of(clip))
+    assert same_bits(CLIP.load(path, config=CONFIG), clip)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model."])
+def test_a_trainers_checkpoint_loads(clip: CLIP, prefix: str, tmp_path: Path) -> None:
+    """As open_clip writes them: the names prefixed, in a `state_dict`, the optimizer beside it."""
+    tensors = {prefix + key: value for key, value in openai_tensors(clip).items()}
+    torch.save({"epoch": 3, "state_dict": tensors, "optimizer": {"state": {}}}, tmp_path / "epoch_3.pt")
+    assert same_bits(CLIP.load(tmp_path / "epoch_3.pt", config=CONFIG), clip)
+
+
+def test_open_clips_own_state_dict_loads(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    theirs = open_clip_model(EXACT)
+    path = write(tmp_path / "open_clip.pt", theirs.state_dict())
+    ours = CLIP.load(path, config=EXACT)
+    tokens = torch.randint(0, 299, (2, 77), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.allclose(ours.encode_text(tokens), theirs.encode_text(tokens), atol=1e-5)
+
+
+def test_transformers_own_folder_loads(clip: CLIP, tmp_path: Path) -> None:
+    transformers_clip(clip).save_pretrained(tmp_path)
+    loaded = CLIP.load(tmp_path)
+    assert same_bits(loaded, clip)
+    assert loaded.config == CONFIG
+    pixels = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4], "do_center_crop": True}
+    json_file(tmp_path / "preprocessor_config.json", pixels)
+    other = CLIP.load(tmp_path).config.image_encoder
+    assert (other.mean, other.std) == ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    json_file(tmp_path / "preprocessor_config.json", {"image_mean": "abc"})
+    with pytest.raises(CheckpointError, match="mean and std need three numbers each"):
+        CLIP.load(tmp_path)
+    json_file(tmp_path / "preprocessor_config.json", {"do_center_crop": False})
+    with pytest.raises(CheckpointError, match="do_center_crop is False"):
+        CLIP.load(tmp_path)
+
+
+def test_open_clips_own_folder_loads(tmp_path: Path) -> None:
+    exact = random_clip(EXACT)
+    arguments = open_clip_arguments(EXACT)
+    pixels = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+    folder_config = {"model_cfg": arguments, "preprocess_cfg": pixels}
+    json_file(tmp_path / "open_clip_config.json", folder_config)
+    write(tmp_path / "open_clip_model.safetensors", openai_tensors(exact))
+    loaded = CLIP.load(tmp_path)
+    assert same_bits(loaded, exact)
+    assert loaded.config.text_encoder == EXACT.text_encoder
+    assert loaded.config.image_encoder == replace(EXACT.image_encoder, mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert CLIP.load(tmp_path / "open_clip_model.safetensors").config == loaded.config
+    for place, name, value in (
+        ("vision_cfg", "timm_model_name", "vit"),
+        ("text_cfg", "hf_model_name", "roberta"),
+        ("vision_cfg", "mlp_ratio", 4.9),
+        ("text_cfg", "pool_type", "last"),
+    ):
+        changed = {**arguments, place: {**arguments[place], name: value}}
+        json_file(tmp_path / "open_clip_config.json", {"model_cfg": changed})
+        with pytest.raises(CheckpointError, match=rf"open_clip_config.json: {name} is '?{value}"):
+            CLIP.load(tmp_path)
+    json_file(
+        tmp_path / "open_clip_config.json",
+        {"model_cfg": arguments, "preprocess_cfg": {"resize_mode": "squash"}},
+    )
+    with pytest.raises(CheckpointError, match="resize_mode is 'squash'; only 'shortest'"):
+        CLIP.load(tmp_path)
+    json_file(tmp_path / "open_clip_config.json", {"model_cfg": {}})
+    with pytest.raises(CheckpointError, match="has no setting 'vision_cfg'"):
+        CLIP.load(tmp_path)
+
+
+# --- OpenAI's archives ---
+
+
+class Holder(torch.nn.Module):
+    """A tree of modules with the names of a state dict, which is all that an archive's tree says."""
+
+    def __init__(self, tensors: Tensors) -> None:
+        super().__init__()
+        children: dict[str, Tensors] = {}
+        for key, value in tensors.items():
+            name, _, rest = key.partition(".")
+            if rest:
+                children.setdefault(name, {})[rest] = value
+            elif value.is_floating_point():
+                self.register_parameter(name, torch.nn.Parameter(value.clone()))
+            else:
+                self.register_buffer(name, value)
+        for name, inner in children.items():
+            self.add_module(name, Holder(inner))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def archive(path: Path, tensors: Tensors) -> Path:
+    torch.jit.trace(Holder(tensors), torch.ones(1)).save(str(path))
+    return path
+
+
+def test_a_torchscript_archive_is_read_and_not_run(clip: CLIP, tmp_path: Path) -> None:
+    """As OpenAI publishes its models: half precision, the sizes beside the weights."""
+    half = {key: value.half() for key, value in openai_tensors(clip).items()}
+    half["logit_scale"] = half["logit_scale"].float()
+    sizes = {"input_resolution": 224, "context_length": 77, "vocab_size": 300}
+    tensors = half | {key: torch.tensor(value) for key, value in sizes.items()}
+    path = archive(tmp_path / "ViT-B-32.pt", tensors)
+    stored = ldm_core.checkpoint.read(path)
+    assert stored.foreign == ()
+    assert stored.tensors.keys() == tensors.keys()
+    assert all(torch.equal(stored.tensors[key], tensors[key]) for key in tensors)
+    loaded = CLIP.load(path, config=CONFIG)
+    expected = {key: value.half().float() for key, value in openai_tensors(clip).items()}
+    ours = openai_tensors(loaded)
+    assert all(torch.equal(ours[key], expected[key]) for key in expected)
+
+
+def test_an_archive_that_holds_itself_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trees that no program writes: a module in itself, and doubled at each of 40 levels."""
+    module = ModuleType("__torch__")
+    kind = module.Module = type("Module", (), {"__module__": "__torch__"})
+    monkeypatch.setitem(sys.modules, "__torch__", module)
+    top = inner = kind()
+    for _ in range(40):
+        inner.itself, inner.left = top, kind()
+        inner.right = inner = inner.left
+    data = pickle.dumps(top, protocol=2)
+    root = PickleReader().load(PickleStream(data))
+    with pytest.raises(CheckpointError, match="a TorchScript program without tensors"):
+        split_script(root, lambda ref: torch.UntypedStorage(ref.nbytes))
+    with pytest.raises(CheckpointError, match="a TorchScript program that is no module"):
+        split_script({"a": 1}, lambda ref: torch.UntypedStorage(ref.nbytes))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_openais_own_files_are_known_by_the_sizes_that_they_state(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with torch.device("meta"):
+        tensors = openai_tensors(CLIP(PRESETS[name]))
+    for mark in ({}, {"input_resolution": torch.tensor(224)}):
+        contents = Checkpoint(Path("clip.pt"), "torch-zip", tensors | mark, {})
+        monkeypatch.setattr(files, "read", lambda path, contents=contents: contents)
+        source = files.find_clip("clip.pt")
+        assert source.sizes() == files.sizes_of(PRESETS[name])
+        if mark and name != "open_clip/ViT-H-14":  # OpenAI published none of that size
+            resolved = files.resolve_config(source, None)
+            assert resolved.image_encoder.activation == resolved.text_encoder.activation == "quick_gelu"
+            assert files.sizes_of(resolved) == files.sizes_of(PRESETS[name])
+            assert resolved in PRESETS.values()
+        else:
+            with pytest.raises(CheckpointError, match=rf"which gelu .* config='?{name}'?"):
+                files.resolve_config(source, None)
+
+
+# --- writing ---
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pt", ".ckpt"])
+def test_what_is_saved_is_read_back_to_the_bit(clip: CLIP, ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"mine{ending}"
+    clip.save(path)
+    loaded = CLIP.load(path)
+    assert same_bits(loaded, clip)
+    assert loaded.config == clip.config
+    loaded.save(tmp_path / f"again{ending}")
+    assert (tmp_path / f"again{ending}").read_bytes() == path.read_bytes()
+
+
+def test_open_clip_reads_what_is_saved(tmp_path: Path) -> None:
+    exact = random_clip(EXACT)
+    exact.save(tmp_path / "mine.safetensors")
+    theirs = open_clip_model(EXACT)
+    theirs.load_state_dict(safetensors.torch.load_file(tmp_path / "mine.safetensors"), strict=True)
+    tokens = torch.arange(77)[None]
+    with torch.no_grad():
+        assert torch.allclose(theirs.encode_text(tokens), exact.encode_text(tokens), atol=1e-5)
+
+
+def test_types_and_devices(clip: CLIP, tmp_path: Path) -> None:
+    clip.save(tmp_path / "half.safetensors", dtype=torch.float16)
+    loaded = CLIP.load(tmp_path / "half.safetensors")
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    assert CLIP.load(tmp_path / "half.safetensors", dtype=torch.bfloat16).logit_scale.dtype == torch.bfloat16
+    meta = CLIP.load(tmp_path / "half.safetensors", device="meta")
+    assert meta.device.type == "meta"
+    with pytest.raises(CheckpointError, match="on the meta device and has no values"):
+        meta.save(tmp_path / "none.pt")
+    for words, arguments in (
+        ("expected an ending of .safetensors", {"path": tmp_path / "x.onnx"}),
+        ("floating-point type, not torch.int8", {"path": tmp_path / "x.pt", "dtype": torch.int8}),
+        ("cannot be written", {"path": tmp_path / "nowhere" / "x.pt"}),
+    ):
+        with pytest.raises(CheckpointError, match=words):
+            clip.save(**arguments)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["half.safetensors"]
+
+
+def test_its_text_encoder_conditions_a_unet(tmp_path: Path) -> None:
+    """A whole CLIP's file gives the text encoder of a latent diffusion model, too."""
+    clip = random_clip(SMALL["open_clip/ViT-H-14"])
+    clip.save(tmp_path / "clip.safetensors")
+    text = replace(clip.config.text_encoder, projection_dim=40)
+    model = ldm_core.config.LatentDiffusionConfig(
+        text_encoder=text, unet=ldm_core.config.UNetConfig(context_dim=48)
+    )
+    encoder = ldm_core.load_part("text_encoder", tmp_path / "clip.safetensors", config=model)
+    tokens = clip.tokenizer(PROMPTS)
+    with torch.no_grad():
+        assert torch.equal(encoder(tokens), clip.text_encoder(tokens))
+
+
+# --- what does not load ---
+
+
+def test_what_the_tensors_do_not_prove_is_not_guessed(clip: CLIP, tmp_path: Path) -> None:
+    path = write(tmp_path / "clip.pt", openai_tensors(clip))
+    with pytest.raises(CheckpointError, match=r"which gelu it was trained with .* config= a CLIPConfig"):
+        CLIP.load(path)
+    with pytest.raises(CheckpointError, match="unknown CLIP configuration 'ViT'"):
+        CLIP.load(path, config="ViT")
+    with pytest.raises(
+        CheckpointError,
+        match=r"contradicts the given .*: image width 768 there, 64 in the tensors; .*layers 12",
+    ):
+        CLIP.load(path, config="ViT-B/32")
+
+
+def changed(tensors: Tensors, **changes: Any) -> Tensors:
+    result = {**tensors, **{key.replace("__", "."): value for key, value in changes.items()}}
+    return {key: value for key, value in result.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"visual__ln_pre__weight": None}, r"1 tensor\(s\) missing:\s+visual.ln_pre.weight"),
+        ({"visual__proj": None}, r"missing:\s+visual.proj"),
+        ({"logit_bias": torch.ones(1)}, r"that no network of the model takes:\s+logit_bias"),
+        ({"ln_final__bias": torch.ones(3)}, r"ln_final.bias: expected \(48,\), got \(3,\)"),
+        ({"ln_final__bias": torch.full((48,), torch.nan)}, r"not finite:\s+ln_final.bias"),
+        ({"visual__conv1__weight": torch.ones(64, 4, 32, 32)}, r"expected \(64, 3, 32, 32\), got"),
+        (
+            {"transformer__resblocks__0__attn__in_proj_bias": torch.ones(5)},
+            "queries, keys and values stacked",
+        ),
+        ({"visual__conv1__weight": torch.ones(64)}, r"of the wrong shape:\s+visual.conv1.weight: \(64,\)"),
+    ],
+)
+def test_files_that_do_not_fit(clip: CLIP, changes: Tensors, words: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "clip.safetensors", changed(openai_tensors(clip), **changes))
+    with pytest.raises(CheckpointError, match=words):
+        CLIP.load(path, config=CONFIG)
+
+
+def test_files_that_are_no_whole_clip(clip: CLIP, tmp_path: Path) -> None:
+    tensors = openai_tensors(clip)
+    halves = {
+        "image": {key: value for key, value in tensors.items() if key.startswith("visual.")},
+        "text": {key: value for key, value in tensors.items() if not key.startswith("visual.")},
+    }
+    for half, part in halves.items():
+        path = write(tmp_path / f"{half}.pt", part)
+        with pytest.raises(CheckpointError, match=f"{half}.pt holds only the {half} encoder of a CLIP"):
+            CLIP.load(path, config=CONFIG)
+    for name, keys, words in (
+        ("rn50", {"visual.layer1.0.conv1.weight": torch.ones(1)}, "a CLIP with a ResNet"),
+        ("other", {"x": torch.ones(1)}, r"holds no CLIP .* \(its keys are such as 'x'\)"),
+    ):
+        with pytest.raises(CheckpointError, match=words):
+            CLIP.load(write(tmp_path / f"{name}.pt", keys))
+    with pytest.raises(CheckpointError, match="there is no such file"):
+        CLIP.load(tmp_path / "nowhere.pt")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="a folder, and not"):
+        CLIP.load(tmp_path / "empty")
+    with pytest.raises(ValueError, match="dtype must be a floating-point type"):
+        CLIP.load(tmp_path / "rn50.pt", dtype=torch.int32)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model_type": "siglip"}, "model_type is 'siglip'; expected one of clip"),
+        ({"vision_config": None}, "config.json"),
+        (
+            {"vision_config": {"hidden_size": 64, "intermediate_size": 100}},
+            "intermediate_size 100 is not 4 × 64",
+        ),
+        ({"vision_config": {"layer_norm_eps": 1e-6}}, "layer_norm_eps is 1e-06"),
+        ({"vision_config": {"num_channels": 4}}, "num_channels is 4"),
+        ({"vision_config": {"hidden_act": "relu"}}, "not 'relu'"),
+        ({"vision_config": {"image_size": [224, 224]}}, "image_size must be a whole number"),
+        ({"text_config": {"hidden_size": "wide"}}, "text_config: hidden_size must be a whole number"),
+        ({"projection_dim": 7}, "projection_dim 7 there, 40 in the tensors"),
+        ({"text_config": {}}, "contradicts config.json: vocab_size 49408 there, 300 in the tensors"),
+    ],
+)
+def test_folders_whose_settings_do_not_fit(clip: CLIP, change: Any, words: str, tmp_path: Path) -> None:
+    reference = transformers_clip(clip)
+    settings_of_it = {**reference.config.to_dict()}
+    for name, value in change.items():
+        inner = name.endswith("_config") and isinstance(value, dict) and name != "text_config"
+        settings_of_it[name] = {**settings_of_it[name], **value} if inner else value
+    json_file(tmp_path / "config.json", settings_of_it)
+    write(tmp_path / "model.safetensors", transformers_tensors(clip))
+    with pytest.raises(CheckpointError, match=words):
+        CLIP.load(tmp_path)
+
+
+def test_damaged_metadata(clip: CLIP, tmp_path: Path) -> None:
+    for damage in ("{", "[]", "{}", '{"image_encoder": 3}', '{"image_encoder": {"width": []}}'):
+        tensors = {key: value.clone() for key, value in openai_tensors(clip).items()}
+        path = tmp_path / "clip.safetensors"
+        safetensors.torch.save_file(tensors, path, metadata={"ldm_core.clip_config": damage})
+        with pytest.raises(CheckpointError, match="its configuration is damaged"):
+            CLIP.load(path)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3000) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+SETTINGS = open_clip_arguments(EXACT)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.sampled_from(["model_cfg", "vision_cfg", "text_cfg", "preprocess_cfg"]), st.data(), JSON)
+def test_settings_of_any_kind_are_read_or_refused(place: str, data: st.DataObject, value: Any) -> None:
+    """Whatever stands in a settings file, there is a configuration or an error that can be caught."""
+    file: dict[str, Any] = {
+        "model_cfg": json.loads(json.dumps(SETTINGS)),
+        "preprocess_cfg": {"mean": [0, 0, 0]},
+    }
+    target = file if place in file else file["model_cfg"]
+    names = [place, *(target[place] if isinstance(target[place], dict) else ())]
+    name = data.draw(st.sampled_from(names))
+    if name == place:
+        target[place] = value
+    else:
+        target[place][name] = value
+    try:
+        CLIPConfig(*open_clip_parts(file))
+    except (CheckpointError, ConfigError):
+        return

@@ -327,6 +327,33 @@ def test_shards_that_are_damaged(tmp_path: Path) -> None:
         TarShards([none], 8)[0]
 
 
+@settings(max_examples=60, deadline=None)
+@given(cut=st.integers(0, 10240), noise=st.binary(max_size=40), at=st.integers(0, 5000))
+def test_any_damage_of_a_shard_costs_samples_and_no_more(
+    tmp_path_factory: pytest.TempPathFactory, cut: int, noise: bytes, at: int
+) -> None:
+    members = [(f"{i}.{e}", d) for i in range(3) for e, d in (("png", png(COLOURS["a"])), ("txt", b"red"))]
+    path = shard(tmp_path_factory.mktemp("shard") / "a.tar", *members)
+    data = bytearray(path.read_bytes())
+    data[at : at + len(noise)] = noise
+    path.write_bytes(bytes(data[:cut]))
+    read, message = 0, str(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            samples = TarShards([path], 4)
+            for i in range(len(samples)):
+                try:
+                    assert samples[i]["image"].shape == (3, 4, 4)
+                    read += 1
+                except BadSample as error:
+                    message = str(error)
+        except ValueError as error:
+            message = str(error)
+    assert read <= 3
+    assert "a.tar" in message or "no pictures in 1 shards" in message or "has a caption" in message
+
+
 def test_shards_that_cannot_be_used(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as archive:
         archive.addfile(tarfile.TarInfo("a.png"))

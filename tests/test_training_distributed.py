@@ -146,6 +146,26 @@ run({folder!r}, Denoise(fails=die), world=world)
 """
 
 
+def test_a_signal_to_one_stops_all_at_the_same_step(tmp_path: Path) -> None:
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    run(alone)
+
+    def train_until_told() -> None:
+        world = join()
+
+        def tell(step: int) -> float:
+            if world.rank == 1 and step == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return 0.0
+
+        run(both, Denoise(fails=tell), world=world, save_every=100)
+
+    assert in_processes(2, train_until_told) == [128 + signal.SIGTERM] * 2
+    assert len(losses(both)) == 5
+    run(both)
+    assert losses(both) == pytest.approx(losses(alone), rel=TOLERANCE)
+
+
 def test_the_others_end_when_one_dies(tmp_path: Path) -> None:
     def train_until_death() -> None:
         world = join()

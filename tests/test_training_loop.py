@@ -335,6 +335,11 @@ def test_a_state_that_is_none_is_refused(tmp_path: Path) -> None:
     save_file({"weight.x": torch.zeros(2)}, path)
     with pytest.raises(CheckpointError, match="not the state of a training run"):
         run(tmp_path)
+    save_file({"weight.x": torch.zeros(2)}, path, {"ldm_core.training": '{"step": 3}'})
+    with pytest.raises(
+        CheckpointError, match=r"not the state of a training run \(it lacks length, position, s"
+    ):
+        run(tmp_path)
     path.write_bytes(b"nothing of the kind")
     with pytest.raises(CheckpointError):
         run(tmp_path)
@@ -351,9 +356,59 @@ def test_a_run_may_be_made_longer_and_says_so(tmp_path: Path) -> None:
         run(tmp_path, steps=6)  # nothing to do, and nothing to say
 
 
+def test_a_row_that_was_cut_off_goes(whole: Path, tmp_path: Path) -> None:
+    def cut(step: int) -> float:
+        return math.nan if step == 6 else 0.0
+
+    with pytest.raises(TrainingError):
+        run(tmp_path, Denoise(fails=cut))
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("7,0.12")
+    run(tmp_path)
+    assert rows(tmp_path) == rows(whole)
+
+
+def test_channels_last_and_bfloat16_resume_exactly(tmp_path: Path) -> None:
+    def make(*failing: int) -> Denoise:
+        objective = Denoise(width=64, fails=lambda step: math.nan if step in failing else 0.0)
+        return objective.to(memory_format=torch.channels_last)
+
+    run(tmp_path / "whole", make(), precision="bfloat16")
+    with pytest.raises(TrainingError):
+        run(tmp_path / "cut", make(7), precision="bfloat16")
+    objective = make()
+    run(tmp_path / "cut", objective, precision="bfloat16")
+    assert objective.layers[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert same_state(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_sheets_show_prompts_and_reconstructions() -> None:
+    from ldm_core.training import reconstruction_sheet, sample_sheet
+
+    model = diffusion().model
+    sheet = sample_sheet(model, ["one", "two", "three"], steps=1, columns=2)
+    assert sheet.width > 2 * 128
+    assert sheet.height > 2 * 128
+    both = reconstruction_sheet(model.autoencoder, pictures(3, 16).images)
+    assert both.width > 3 * 128
+    assert both.height > 2 * 128
+
+
+def test_a_log_of_another_objective_is_not_mixed_with_this_ones(tmp_path: Path) -> None:
+    from ldm_core.training.logs import RunLog
+
+    log = RunLog(tmp_path, step=0, steps=2, quiet=True)
+    log.numbers(1, {"loss": 1.0})
+    with pytest.raises(ValueError, match=r"every row must have the same columns; these differ: error$"):
+        log.numbers(2, {"loss": 1.0, "error": 2.0})
+    log.close()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"seed": -1}, "seed must be 0 or more, not -1"),
         ({"steps": 0}, "steps must be 1 or more"),
         ({"precision": "float16"}, "precision must be 'float32' or 'bfloat16'"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),

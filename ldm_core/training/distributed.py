@@ -94,8 +94,8 @@ def mean_over_processes(tensor: Tensor) -> Tensor:
 def spread(objective: nn.Module, world: World, kind: Parallel) -> nn.Module:
     """The module to call in the place of `objective`, so that all processes train it together.
 
-    All start from the first one's weights. With "fsdp" the objective itself changes: its parameters become
-    `DTensor`s, whose slices are this process's. Raises ValueError for another kind.
+    All start from the first one's weights. With "fsdp", which takes PyTorch 2.6, the objective itself is
+    changed: its parameters become `DTensor`s of slices. Raises ValueError for another kind.
     """
     if kind not in ("ddp", "fsdp"):
         raise ValueError(f"parallel must be 'ddp' or 'fsdp', not {kind!r}")

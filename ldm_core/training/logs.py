@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ldm_core.checkpoint.writer import write_then_move
 from ldm_core.grid import grid
 from ldm_core.images import tensor_to_pil
 from ldm_core.model import LatentDiffusion
@@ -74,32 +75,28 @@ class _Table:
     def __init__(self, path: Path, step: int) -> None:
         self._path = path
         self._names, rows = read_table(path)
-        kept = [row for row in rows if row["step"] <= step]
+        if self._names:
+            kept = [[row[name] for name in self._names] for row in rows if row["step"] <= step]
+            write_then_move(path, lambda target: _write_table(target, self._names, kept))
         self._file = path.open("a", newline="", encoding="utf-8")
-        if len(kept) != len(rows):
-            self._file.truncate(0)
-            self._header()
-            for row in kept:
-                self._write([row[name] for name in self._names])
 
     def add(self, row: Mapping[str, float]) -> None:
         if not self._names:
             self._names = list(row)
-            self._header()
+            csv.writer(self._file).writerow(self._names)
         if set(row) != set(self._names):
             odd = ", ".join(sorted(set(row) ^ set(self._names)))
             raise ValueError(f"{self._path}: every row must have the same columns; these differ: {odd}")
-        self._write([row[name] for name in self._names])
-
-    def _header(self) -> None:
-        csv.writer(self._file).writerow(self._names)
-
-    def _write(self, values: list[float]) -> None:
-        csv.writer(self._file).writerow([repr(value) for value in values])
+        csv.writer(self._file).writerow([row[name] for name in self._names])
         self._file.flush()
 
     def close(self) -> None:
         self._file.close()
+
+
+def _write_table(path: Path, names: list[str], rows: list[list[float]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([names, *rows])
 
 
 def read_table(path: Path) -> tuple[list[str], list[dict[str, float]]]:

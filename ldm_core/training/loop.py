@@ -10,8 +10,6 @@ What it needs to know of a task is in the objective; what a run was, is in its f
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -32,6 +30,7 @@ from ldm_core.training.logs import RunLog
 from ldm_core.training.objective import Objective
 from ldm_core.training.order import Order, noise_streams
 from ldm_core.training.samples import Readable, Samples, collate
+from ldm_core.training.signals import caught_signals, leave_by
 from ldm_core.training.state import Trained, load_state, save_state
 
 if TYPE_CHECKING:
@@ -76,9 +75,10 @@ class TrainingSettings:
     picture_every: int = 1000
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "save_every", "log_every", "picture_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, not {getattr(self, name)}")
+        counts = ("steps", "batch_size", "accumulate", "save_every", "log_every", "picture_every")
+        for name, least in [*((name, 1) for name in counts), ("seed", 0), ("warmup", 0), ("workers", 0)]:
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be {least} or more, not {getattr(self, name)}")
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision must be 'float32' or 'bfloat16', not {self.precision!r}")
         if not self.learning_rate > 0:
@@ -146,9 +146,10 @@ class Trainer:
     def run(self) -> None:
         """Train up to `settings.steps`, from the state in the folder if there is one, and save.
 
-        Ctrl-C (SIGINT) and SIGTERM end it after the step at hand and after saving: with KeyboardInterrupt,
-        and with SystemExit. Raises TrainingError where a loss or a gradient is not finite, before it touches
-        the weights, and CheckpointError for a state that does not fit or cannot be written.
+        Ctrl-C (SIGINT) and SIGTERM, to any process of the run, end all of them after the step at hand and
+        after saving: with KeyboardInterrupt, or with SystemExit. Raises TrainingError where a loss or a
+        gradient is not finite, before it touches the weights, and CheckpointError for a state that does not
+        fit or cannot be written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._resume()
@@ -156,21 +157,20 @@ class Trainer:
         if self.world.is_first:
             log = RunLog(self.folder, step=self.step, steps=self.settings.steps, quiet=self.quiet)
         batches = iter(self._loader())
+        stopping = False
         try:
-            with _signals() as stop:
-                while self.step < self.settings.steps:
-                    # The first signal that any process got ends all of them, at the same step.
-                    stopping = self._advance(batches, log, stop)
-                    if stopping or self.step % self.settings.save_every == 0:
+            with caught_signals() as caught:
+                while self.step < self.settings.steps and not stopping:
+                    stopping = self._advance(batches, log, caught)
+                    if self.step % self.settings.save_every == 0:
                         self.save()
-                    if stopping:
-                        break
                 self.save()
         finally:
             del batches  # ends the processes that read ahead
             if log is not None:
                 log.close()
-        _leave_by(stop)
+        if stopping:
+            leave_by(caught)
 
     def save(self) -> None:
         """Write the state, unless it is that of the step that was written last."""
@@ -230,15 +230,15 @@ class Trainer:
         for batch, position in zip(loader, turns):
             yield batch | {"streams": noise_streams(settings.seed, order.positions(position))}
 
-    def _advance(self, batches: Iterator[dict[str, Any]], log: RunLog | None, stop: list[int]) -> bool:
-        """One step, logged; returns whether to stop after it."""
+    def _advance(self, batches: Iterator[dict[str, Any]], log: RunLog | None, caught: list[int]) -> bool:
+        """One step, logged; returns whether to stop after it, which all processes do at the same one."""
         settings = self.settings
         rate = warmup_cosine(
             self.step, steps=settings.steps, warmup=settings.warmup, final=settings.final_rate
         )
         for group in self._optimizer.param_groups:
             group["lr"] = settings.learning_rate * rate * group["scale"]
-        metrics = self.world.mean(self._gradients(batches) | {"stop": float(bool(stop))})
+        metrics = self.world.mean(self._gradients(batches) | {"stop": float(bool(caught))})
         stopping = metrics.pop("stop") > 0
         metrics["gradient"] = self._clip()
         self._require_finite(metrics)
@@ -308,33 +308,3 @@ class Trainer:
         for message in (m for messages in skipped for m in messages if m not in self._seen):
             self._seen.add(message)
             warnings.warn(f"skipped: {message}", stacklevel=2)
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """A list that SIGINT or SIGTERM is put into when it comes; a second one acts as it would have."""
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught  # only the main thread may handle signals
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(number: int, frame: Any) -> None:
-        caught.append(number)
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _leave_by(caught: list[int]) -> None:
-    if caught and caught[0] == signal.SIGINT:
-        raise KeyboardInterrupt
-    if caught:
-        raise SystemExit(128 + caught[0])

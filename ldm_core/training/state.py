@@ -25,6 +25,7 @@ from ldm_core.training.distributed import World, assign, whole
 from ldm_core.training.ema import WeightAverage
 
 KEY = "ldm_core.training"  # of the JSON in the file's metadata
+PROGRESS = {"step", "position", "length", "settings"}  # what there must be in it
 SHOWN = 5  # names in an error
 
 
@@ -76,8 +77,10 @@ def load_state(path: Path, trained: Trained) -> dict[str, Any]:
     checkpoint = read(path)
     try:
         progress: dict[str, Any] = json.loads(checkpoint.metadata[KEY])
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{path}: not the state of a training run") from error
+        if not progress.keys() >= PROGRESS:
+            raise ValueError(f"it lacks {', '.join(sorted(PROGRESS - progress.keys()))}")
+    except (KeyError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not the state of a training run ({error})") from error
     parameters, saved = trained.parameters(), checkpoint.tensors
     _compare(path, trained, saved)
 

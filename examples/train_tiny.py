@@ -70,7 +70,7 @@ def main(steps: int, output: str, folder: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=200, help="of each stage")
+    parser.add_argument("--steps", type=int, default=300, help="of each stage")
     parser.add_argument("--output", default="train_tiny.png")
     parser.add_argument("--folder", type=Path, help="keeps the runs and the model, to go on with them")
     args = parser.parse_args()

@@ -12,10 +12,18 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from training_runs import Denoise, diffusion, in_processes, losses, pictures, run
 
 from ldm_core.checkpoint import read
-from ldm_core.training import AutoencoderObjective, AutoencoderWeights, PatchDiscriminator, join, leave
+from ldm_core.training import (
+    AutoencoderObjective,
+    AutoencoderWeights,
+    PatchDiscriminator,
+    join,
+    leave,
+    load_weights,
+)
 
 # The mean of a batch is a mean of two means, and gradients are summed in another order; measured: 3e-7.
 TOLERANCE = 1e-5
@@ -110,6 +118,28 @@ def test_a_state_is_taken_up_by_any_number_of_processes(tmp_path: Path, parallel
     assert len(losses(mixed)) == 4
     train("small", mixed)
     assert losses(mixed) == pytest.approx(losses(alone), rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_pictures_are_drawn_by_all_and_kept_by_the_first(tmp_path: Path, parallel: str) -> None:
+    def draw() -> None:
+        world, objective = join(), Denoise()
+
+        def picture() -> Image.Image:
+            made = objective.layers(torch.ones(1, 3, 4, 4))  # not by the objective's forward
+            (tmp_path / f"{world.rank}.txt").write_text(f"{float(made.mean()):.5f}")
+            return Image.new("RGB", (4, 4), "red")
+
+        run(tmp_path / "run", objective, world=world, picture=picture, picture_every=4, parallel=parallel)
+        leave()
+
+    assert in_processes(2, draw) == [0, 0]
+    assert (tmp_path / "0.txt").read_text() == (tmp_path / "1.txt").read_text()
+    assert len(list((tmp_path / "run" / "samples").iterdir())) == 3
+    objective = Denoise()
+    load_weights(tmp_path / "run" / "state.safetensors", objective)
+    made = objective.layers(torch.ones(1, 3, 4, 4)).mean()
+    assert (tmp_path / "0.txt").read_text() == f"{float(made.detach()):.5f}"
 
 
 def test_processes_without_a_common_folder_are_told(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 from training_runs import Denoise, diffusion, losses, pictures, rows, run, settings, started, wait_for_rows
 
 from ldm_core.checkpoint import CheckpointError, read
-from ldm_core.training import Trainer, TrainingError, WeightAverage
+from ldm_core.training import Trainer, TrainingError, WeightAverage, load_weights
 from ldm_core.training.learning_rate import warmup_cosine
 from ldm_core.training.order import Order, noise_streams
 
@@ -176,6 +176,19 @@ def test_tensorboard_has_the_same_numbers(whole: Path) -> None:
 
     events = EventAccumulator(str(whole / "tensorboard")).Reload()
     assert [event.value for event in events.Scalars("loss")] == pytest.approx(losses(whole), rel=1e-6)
+
+
+def test_weights_are_taken_from_a_saved_state(whole: Path) -> None:
+    tensors = read(whole / "state.safetensors").tensors
+    for averaged, kind in ((True, "average"), (False, "weight")):
+        objective = Denoise()
+        load_weights(whole / "state.safetensors", objective, averaged=averaged)
+        assert all(torch.equal(p, tensors[f"{kind}.{name}"]) for name, p in objective.named_parameters())
+    for other in (Denoise(width=16), nn.Linear(2, 2)):
+        before = [p.detach().clone() for p in other.parameters()]
+        with pytest.raises(CheckpointError, match=r"not the weights of this module; such as average\."):
+            load_weights(whole / "state.safetensors", other)
+        assert all(torch.equal(p, kept) for p, kept in zip(other.parameters(), before))
 
 
 # --- what may befall a run ---

@@ -18,6 +18,7 @@ from ldm_core.training.loop import Trainer, TrainingError, TrainingSettings
 from ldm_core.training.objective import Objective
 from ldm_core.training.samples import BadSample, TensorSamples
 from ldm_core.training.shards import TarShards
+from ldm_core.training.state import load_weights
 
 __all__ = [
     "AutoencoderObjective",
@@ -37,6 +38,7 @@ __all__ = [
     "World",
     "join",
     "leave",
+    "load_weights",
     "reconstruction_sheet",
     "sample_sheet",
     "start_posterior",

@@ -1,5 +1,4 @@
-"""Several processes, on one machine or many, that train one model: PyTorch's own means, behind a few
-functions.
+"""Several processes, on one machine or many, that train one model, by PyTorch's own means.
 
     torchrun --nproc-per-node 8 train.py                                        # one machine
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-endpoint host:29500 train.py  # on each of two
@@ -128,6 +127,19 @@ def gradient_exchange(module: nn.Module, wanted: bool) -> Iterator[None]:
     waits = isinstance(module, DistributedDataParallel) and not wanted
     with cast(DistributedDataParallel, module).no_sync() if waits else nullcontext():
         yield
+
+
+@contextmanager
+def gathered(module: nn.Module) -> Iterator[None]:
+    """Inside the block, a module that is spread in slices can be used otherwise than by its forward."""
+    sharded: Any = module
+    if hasattr(module, "unshard"):  # what `fully_shard` makes of a module
+        sharded.unshard()
+    try:
+        yield
+    finally:
+        if hasattr(module, "reshard"):
+            sharded.reshard()
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ldm_core.training.distributed import Parallel, World, gradient_exchange, spread, whole
+from ldm_core.training.distributed import Parallel, World, gathered, gradient_exchange, spread, whole
 from ldm_core.training.ema import WeightAverage
 from ldm_core.training.gradient_checkpointing import checkpoint_gradients
 from ldm_core.training.learning_rate import warmup_cosine
@@ -91,8 +91,8 @@ class Trainer:
     samples: the data, see `ldm_core.training.samples`. folder: where the run is kept, one for all processes;
         a state that is in it is taken up by `run`.
     world, parallel: this process among several, from `distributed.join()`, and how they share the work.
-    picture: draws what the networks make of something, with the averaged weights, every `picture_every`
-    steps. quiet: show no progress bar.
+    picture: draws what the networks make of something; called with the averaged weights, by every process.
+    quiet: show no progress bar.
 
     step   how many steps were taken
     """
@@ -255,7 +255,7 @@ class Trainer:
             if due:
                 log.numbers(self.step, metrics | {"learning_rate": settings.learning_rate * rate})
         if self.picture is not None and self.step % settings.picture_every == 0:
-            with self.averaged(), torch.no_grad():
+            with self.averaged(), gathered(self.objective), torch.no_grad():
                 image = self.picture()
             if log is not None:
                 log.picture(self.step, image)

@@ -97,6 +97,24 @@ def load_state(path: Path, trained: Trained) -> dict[str, Any]:
     return progress
 
 
+@torch.no_grad()
+def load_weights(path: str | Path, module: nn.Module, *, averaged: bool = True) -> None:
+    """Give a module, as it was trained, the weights of a saved state, or their average: to use or save it.
+
+    Raises CheckpointError, and changes nothing, where the state's tensors are not the module's.
+    """
+    saved, kind = read(path).tensors, "average" if averaged else "weight"
+    parameters = {f"{kind}.{name}": p for name, p in module.named_parameters() if p.requires_grad}
+    wrong = [n for n, p in parameters.items() if n not in saved or saved[n].shape != p.shape]
+    wrong += [name for name in saved if name.startswith(f"{kind}.") and name not in parameters]
+    if wrong:
+        raise CheckpointError(
+            f"{path}: not the weights of this module; such as {wrong[0]} ({len(wrong)} in all)"
+        )
+    for name, parameter in parameters.items():
+        assign(parameter, saved[name])
+
+
 def _moment(parameter: Tensor, value: Tensor) -> Tensor:
     """An optimizer's tensor, laid out as its parameter is."""
     tensor = torch.zeros_like(parameter, requires_grad=False)

@@ -355,6 +355,25 @@ def test_players_learn_from_their_own_terms_alone(autoencoder: AutoencoderKL) ->
         assert_near(got[f"discriminator.{name}"], gradient)
 
 
+def test_bfloat16_gives_nearly_the_same_terms(autoencoder: AutoencoderKL) -> None:
+    torch.manual_seed(1)
+    objective = AutoencoderObjective(
+        autoencoder,
+        discriminator=PatchDiscriminator(channels=8, layers=2),
+        weights=AutoencoderWeights(adversarial_start=0),
+    )
+    data = batch(4, 32)
+    wanted = objective(data, streams(4), 0)[1]
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, got = objective(data, streams(4), 0)
+    loss.backward()
+    for name, value in got.items():
+        assert value.dtype == torch.float32
+        # 8 bits, and opinions of a new discriminator that are differences of nearly equal numbers
+        assert float(value) == pytest.approx(float(wanted[name]), rel=0.05, abs=0.02), name
+    assert all(bool(p.grad.isfinite().all()) for p in objective.parameters())  # type: ignore[union-attr]
+
+
 def assert_near(a: Tensor, b: Tensor) -> None:
     assert float((a - b).norm()) <= 1e-4 * float(b.norm()) + 1e-9
 

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ldm_core.autoencoder import AutoencoderKL
+from ldm_core.autoencoder import AutoencoderKL, DiagonalGaussian
 from ldm_core.training.discriminator import PatchDiscriminator, hinge_loss
 from ldm_core.training.distributed import mean_over_processes
 from ldm_core.training.objective import Batch, Metrics, Objective, Streams, require_float32
@@ -85,7 +85,9 @@ class AutoencoderObjective(Objective):
     def loss(self, batch: Batch, streams: Streams, step: int) -> tuple[Tensor, Metrics]:
         weights = self.weights
         images = batch["image"].to(next(self.autoencoder.parameters()))
-        posterior = self.autoencoder.encode(images)
+        encoded = self.autoencoder.encode(images)
+        # A sum over a latent has no room in 8 bits, which autocast may have left of it.
+        posterior = DiagonalGaussian(encoded.mean.float(), encoded.logvar.float())
         decoded = self.autoencoder.decode(posterior.sample(streams)).float()
 
         difference = decoded - images

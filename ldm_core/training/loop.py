@@ -193,6 +193,9 @@ class Trainer:
             raise TrainingError(
                 f"{self.state_path} is there for some processes and not for others: the folder must be shared"
             )
+        if self.world.is_first:
+            for unfinished in self.folder.glob(".*.part"):
+                unfinished.unlink()  # of a run that was killed as it saved
         if not there:
             self.save()  # so that there is a state to go back to, whatever happens
             return

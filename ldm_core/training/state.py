@@ -1,10 +1,9 @@
-"""The state of a run in one safetensors file: weights, their average, the optimizer's moments, and how far
-it is.
+"""The state of a run in one file: weights, their average, the optimizer's moments, and how far it is.
 
 Data order and noise are functions of the seed and the position (`order`), so this is all that an exact resume
-needs. The file is written under another name and moved when it is whole, so that whatever happens there is
-a whole one; nothing in it is code. It is one file of whole tensors however many processes there were, and
-any number of them can go on from it.
+needs. The file (safetensors) is written under another name and moved when it is whole, so that whatever
+happens there is a whole one; nothing in it is code. It is one file of whole tensors however many processes
+there were, and any number of them can go on from it.
 """
 
 from __future__ import annotations

@@ -49,6 +49,21 @@ def make_betas(beta_schedule: BetaSchedule, timesteps: int, start: float, end: f
     )
 
 
+def zero_terminal_snr(betas: Tensor) -> Tensor:
+    """Betas (T,) changed so that nothing of the image is left at the last timestep: float64 (T,).
+
+    Shifts sqrt(alphas_cumprod) so that its last value is 0, and stretches it so that its first stays as it
+    was (Lin et al. 2023, arXiv:2305.08891, algorithm 1). There, eps says nothing of x_0: the network has to
+    predict v. Raises ValueError where the last step already adds no noise beyond the first.
+    """
+    roots = torch.cumprod(1 - betas.to("cpu", torch.float64), dim=0).sqrt()  # sqrt(alphas_cumprod)
+    first, last = roots[0].clone(), roots[-1].clone()
+    if not first > last:
+        raise ValueError("expected betas of two timesteps or more, whose signal falls from first to last")
+    alphas_cumprod = ((roots - last) * first / (first - last)) ** 2
+    return 1 - torch.cat([alphas_cumprod[:1], alphas_cumprod[1:] / alphas_cumprod[:-1]])
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What the network says about x_t, in both of the forms that update rules use: shapes as x_t."""

@@ -31,6 +31,7 @@ SHEETS = {
     "preview.png": (8, 2),
     "strip.png": (2, 2),
     "steps.webp": (2, 1),
+    "train_tiny.png": (3, 1),
 }
 SIZES = {"txt2img.png": (64, 64)}
 TILE = 128  # pixels of a picture in a sheet

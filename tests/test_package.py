@@ -30,6 +30,11 @@ def test_importing_prints_nothing_and_leaves_triton_alone() -> None:
     )
 
 
+def test_importing_leaves_training_alone_and_training_prints_nothing() -> None:
+    assert python("import sys, ldm_core; print('ldm_core.training' in sys.modules)") == "False\n"
+    assert python("import sys, ldm_core.training; print('tensorboard' in sys.modules)") == "False\n"
+
+
 def test_importing_costs_little_more_than_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At most 0.15 s on top of torch; the least of several tries, since other work only ever adds to it.
 
@@ -119,6 +124,12 @@ def test_dependencies_point_one_way(path: Path) -> None:
     if name in ALLOWED:
         used = {module.split(".")[0] for module in imports(path)}
         assert used <= ALLOWED[name], f"{name} may import {sorted(ALLOWED[name])}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_training_knows_training(path: Path) -> None:
+    if path.relative_to(PACKAGE).parts[0] != "training":
+        assert "training" not in {module.split(".")[0] for module in imports(path)}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

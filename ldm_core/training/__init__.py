@@ -1,0 +1,45 @@
+"""Training: objectives, data, and the loop that joins them. Not imported by `import ldm_core`.
+
+objective     the seam: what is trained and what a batch costs it
+diffusion_loss, autoencoder_loss, discriminator      the latent diffusion paper's two stages
+samples, image_folder, shards, latents, order        data, and in which order it comes
+loop, state, ema, learning_rate, gradient_checkpointing, distributed, logs      the run
+"""
+
+from ldm_core.training.autoencoder_loss import AutoencoderObjective, AutoencoderWeights, start_posterior
+from ldm_core.training.diffusion_loss import DiffusionObjective
+from ldm_core.training.discriminator import PatchDiscriminator
+from ldm_core.training.distributed import World, join, leave
+from ldm_core.training.ema import WeightAverage
+from ldm_core.training.image_folder import ImageFolder
+from ldm_core.training.latents import CachedLatents
+from ldm_core.training.logs import reconstruction_sheet, sample_sheet
+from ldm_core.training.loop import Trainer, TrainingError, TrainingSettings
+from ldm_core.training.objective import Objective
+from ldm_core.training.samples import BadSample, TensorSamples
+from ldm_core.training.shards import TarShards
+from ldm_core.training.state import load_weights
+
+__all__ = [
+    "AutoencoderObjective",
+    "AutoencoderWeights",
+    "BadSample",
+    "CachedLatents",
+    "DiffusionObjective",
+    "ImageFolder",
+    "Objective",
+    "PatchDiscriminator",
+    "TarShards",
+    "TensorSamples",
+    "Trainer",
+    "TrainingError",
+    "TrainingSettings",
+    "WeightAverage",
+    "World",
+    "join",
+    "leave",
+    "load_weights",
+    "reconstruction_sheet",
+    "sample_sheet",
+    "start_posterior",
+]

@@ -1,0 +1,162 @@
+"""The loss of latent diffusion: how far the U-Net's prediction is from what was done to the latent.
+
+    L = E_{z_0, y, eps, t} [ w_t || target - unet(a_t z_0 + s_t eps, t, tau(y)) ||^2 ]
+
+Rombach et al. 2022 (arXiv:2112.10752), equation 3, with w_t = 1 and target eps; or v = a_t eps - s_t z_0
+(Salimans and Ho 2022, arXiv:2202.00512), or z_0 itself. The norm is a mean over the latent's values.
+Captions are left out at random, so that one network also learns the prediction without a prompt that guidance
+needs (Ho and Salimans 2022, arXiv:2207.12598, algorithm 1). CompVis's counterpart:
+`LatentDiffusion.p_losses`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ldm_core.autoencoder import DiagonalGaussian
+from ldm_core.model import LatentDiffusion
+from ldm_core.random import randn
+from ldm_core.training.objective import Batch, Metrics, Objective, Streams, require_float32, uniform
+
+Target = Literal["eps", "v", "x0"]
+
+
+def min_snr_weight(alphas_cumprod: Tensor, gamma: float, target: Target) -> Tensor:
+    """w_t of a loss on `target` whose weight in terms of x_0 is min(SNR_t, gamma): float64, as
+    alphas_cumprod.
+
+    SNR_t = a_t^2 / s_t^2 (Hang et al. 2023, arXiv:2303.09556, section 3.4). An error of eps is one of x_0
+    times a / s, one of v is one of x_0 divided by s: hence min / SNR, and min / (SNR + 1). Where nothing
+    of the image is left, the weights of x0 and v are 0, and that of eps is 1.
+    """
+    noise = 1 - alphas_cumprod
+    x0 = (alphas_cumprod / noise).clamp(max=gamma)
+    if target == "x0":
+        return x0
+    if target == "v":
+        return x0 * noise  # SNR + 1 = 1 / s^2
+    return (gamma * noise / alphas_cumprod).clamp(max=1.0)
+
+
+class DiffusionObjective(Objective):
+    """Trains a model's U-Net and, if asked, its text encoder with it.
+
+    model: its networks train in place, on the device where they are. Its autoencoder and, unless
+        `train_text_encoder`, its text encoder stay as they are.
+    target: "eps", "v" or "x0"; by default what the model's configuration says. (A model that is to be
+        sampled by this package predicts eps or v.)
+    condition_dropout: the share of captions that are replaced by the empty prompt; 0 for none.
+    min_snr_gamma: gamma of `min_snr_weight`, 5 in the paper; None for w_t = 1.
+
+    Batches have "text", and "image", or "mean" and "logvar" of the autoencoder's Gaussian (`latents`).
+    Raises ValueError for a model that takes other input than latents, a timestep and a context, for weights
+    in 16 bits, and for eps with a schedule whose last timestep is pure noise.
+    """
+
+    def __init__(
+        self,
+        model: LatentDiffusion,
+        *,
+        target: Target | None = None,
+        condition_dropout: float = 0.1,
+        min_snr_gamma: float | None = None,
+        train_text_encoder: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model = model  # no module itself: what is frozen is not among this module's parameters
+        self.target: Target = target or model.config.prediction
+        self.condition_dropout = condition_dropout
+        self.train_text_encoder = train_text_encoder
+        _check(model, self.target, condition_dropout, min_snr_gamma)
+        self.unet = _module(model, "unet").requires_grad_(True)
+        self.text_encoder = _trainable(_module(model, "text_encoder")) if train_text_encoder else None
+
+        alphas_cumprod = model.noise_schedule.alphas_cumprod
+        weight = torch.ones_like(alphas_cumprod)
+        if min_snr_gamma is not None:
+            weight = min_snr_weight(alphas_cumprod, min_snr_gamma, self.target)
+        # Tables of a_t, s_t and w_t, float32 (T,) on the CPU, where t is drawn.
+        self._a, self._s = alphas_cumprod.sqrt().float(), (1 - alphas_cumprod).sqrt().float()
+        self._weight = weight.float()
+
+    def loss(self, batch: Batch, streams: Streams, step: int) -> tuple[Tensor, Metrics]:
+        """The loss of the batch. Each stream gives a timestep, a caption, a latent and its noise, in this
+        order.
+        """
+        like = self.model.weight_of("unet")
+        t = (uniform(streams) * len(self._a)).long()
+        context = self.encode(self._captions(batch["text"], streams))
+        z0 = self._latents(batch, streams).to(like)
+        noise = randn(z0.shape, streams).to(like)
+
+        a, s = (table[t].to(like)[:, None, None, None] for table in (self._a, self._s))
+        predicted = self.unet(a * z0 + s * noise, t.to(like.device), context.to(like))
+        target = {"eps": noise, "v": a * noise - s * z0, "x0": z0}[self.target]
+        errors = (predicted.float() - target).square().mean(dim=(1, 2, 3))  # (B,)
+        loss = (self._weight[t].to(errors) * errors).mean()
+        return loss, {"error": errors.detach().mean()}
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """B prompts -> context (B, N, width), with gradients if the text encoder learns."""
+        tokens = self.model.tokenizer(prompts).to(self.model.weight_of("text_encoder").device)
+        if self.text_encoder is not None:
+            return self.text_encoder(tokens)
+        with torch.no_grad():
+            return self.model.text_encoder(tokens)
+
+    def _captions(self, texts: Sequence[Sequence[str]], streams: Streams) -> list[str]:
+        """One of each sample's captions, or none of them."""
+        drops, choices = uniform(streams).tolist(), uniform(streams).tolist()
+        return [
+            "" if drop < self.condition_dropout or not text else text[int(choice * len(text))]
+            for text, drop, choice in zip(texts, drops, choices)
+        ]
+
+    @torch.no_grad()
+    def _latents(self, batch: Batch, streams: Streams) -> Tensor:
+        if "mean" not in batch:
+            return self.model.encode_image(batch["image"], streams)
+        posterior = DiagonalGaussian(batch["mean"].float(), batch["logvar"].float())
+        return posterior.sample(streams) * self.model.config.latent_scale
+
+
+def _check(model: LatentDiffusion, target: str, dropout: float, gamma: float | None) -> None:
+    config = model.config.unet
+    if target not in get_args(Target):
+        raise ValueError(f"target must be 'eps', 'v' or 'x0', not {target!r}")
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"condition_dropout must be a share in [0, 1], not {dropout}")
+    if gamma is not None and not gamma > 0:
+        raise ValueError(f"min_snr_gamma must be positive, not {gamma}")
+    if config.in_channels != config.out_channels or config.num_classes or config.adm_in_channels:
+        raise ValueError(
+            "this loss trains a U-Net that sees a latent, a timestep and a context; this one takes "
+            f"{config.in_channels} channels for {config.out_channels}, or class labels"
+        )
+    if target == "eps" and model.noise_schedule.alphas_cumprod[-1] == 0:
+        raise ValueError(
+            "the noise schedule ends in pure noise, where eps says nothing of the image: use target='v'"
+        )
+
+
+def _module(model: LatentDiffusion, part: str) -> nn.Module:
+    if part not in model.modules:
+        raise ValueError(f"the model's {part} is no torch module, so it has nothing to train")
+    require_float32(model.modules[part], part)
+    return model.modules[part]
+
+
+def _trainable(text_encoder: nn.Module) -> nn.Module:
+    """The encoder with gradients for what its output depends on: processes wait for no others' gradients."""
+    text_encoder.requires_grad_(True)
+    config = getattr(text_encoder, "config", None)
+    blocks = cast(Any, getattr(text_encoder, "blocks", ()))
+    for block in list(blocks)[len(blocks) - getattr(config, "clip_skip", 0) :]:
+        block.requires_grad_(False)
+    for name, parameter in text_encoder.named_parameters(recurse=False):
+        parameter.requires_grad_(name not in ("text_projection", "logit_scale"))
+    return text_encoder

@@ -1,0 +1,313 @@
+"""The loop: take samples, average their losses' gradients, step, keep the average of the weights, save.
+
+    trainer = Trainer(objective, samples, "runs/first", TrainingSettings(steps=10_000, batch_size=64))
+    trainer.run()        # and again after it was cut off: it goes on where the last saved state was
+
+What it needs to know of a task is in the objective; what a run was, is in its folder: `state.safetensors`,
+`metrics.csv`, `tensorboard/`, `samples/`. CompVis has Lightning's `Trainer` in this place.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ldm_core.training.distributed import Parallel, World, gathered, gradient_exchange, spread, whole
+from ldm_core.training.ema import WeightAverage
+from ldm_core.training.gradient_checkpointing import checkpoint_gradients
+from ldm_core.training.learning_rate import warmup_cosine
+from ldm_core.training.logs import RunLog
+from ldm_core.training.objective import Objective
+from ldm_core.training.order import Order, noise_streams
+from ldm_core.training.samples import Readable, Samples, collate
+from ldm_core.training.signals import caught_signals, leave_by
+from ldm_core.training.state import Trained, load_state, save_state
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+STATE = "state.safetensors"
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on, such as one whose loss is no number."""
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How to train.
+
+    batch_size: samples a step, over all processes. accumulate: in how many passes one after the other.
+    warmup, final_rate: steps of rising learning rate, and the share of it that the cosine ends at.
+    clip: the largest norm of a parameter group's gradient; None for any.
+    ema_decay: of the average of the weights; None for no average.
+    precision: what networks compute in (autocast); weights, their average and the loss stay float32.
+    workers: processes that read data; 0 reads it between the steps.
+    save_every, log_every, picture_every: in steps.
+    """
+
+    steps: int
+    batch_size: int
+    accumulate: int = 1
+    learning_rate: float = 1e-4
+    warmup: int = 0
+    final_rate: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.01
+    clip: float | None = 1.0
+    ema_decay: float | None = 0.9999
+    precision: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
+    seed: int = 0
+    workers: int = 0
+    save_every: int = 1000
+    log_every: int = 10
+    picture_every: int = 1000
+
+    def __post_init__(self) -> None:
+        counts = ("steps", "batch_size", "accumulate", "save_every", "log_every", "picture_every")
+        for name, least in [*((name, 1) for name in counts), ("seed", 0), ("warmup", 0), ("workers", 0)]:
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be {least} or more, not {getattr(self, name)}")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision must be 'float32' or 'bfloat16', not {self.precision!r}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be positive, not {self.learning_rate}")
+
+
+class Trainer:
+    """Trains an objective's networks, in place and where they are.
+
+    samples: the data, see `ldm_core.training.samples`. folder: where the run is kept, one for all processes;
+        a state that is in it is taken up by `run`.
+    world, parallel: this process among several, from `distributed.join()`, and how they share the work.
+    picture: draws what the networks make of something; called with the averaged weights, by every process.
+    quiet: show no progress bar.
+
+    step   how many steps were taken
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        samples: Samples,
+        folder: str | Path,
+        settings: TrainingSettings,
+        *,
+        world: World | None = None,
+        parallel: Parallel = "ddp",
+        picture: Callable[[], Image] | None = None,
+        quiet: bool = False,
+    ) -> None:
+        self.world = world or World()
+        turns = settings.accumulate * self.world.size
+        if settings.batch_size % turns:
+            raise ValueError(
+                f"batch_size {settings.batch_size} is not a multiple of {turns}, "
+                f"{settings.accumulate} passes in each of {self.world.size} processes"
+            )
+        if len(samples) == 0:
+            raise ValueError("expected at least one sample to train on, got none")
+        self.objective, self.samples, self.folder = objective, samples, Path(folder)
+        self.settings, self.quiet, self.picture = settings, quiet, picture
+        self.step = self.position = 0
+        self._saved = -1  # the step whose state is on disk
+        if settings.gradient_checkpointing:
+            checkpoint_gradients(objective)
+        self._module = spread(objective, self.world, parallel)
+        self._groups = objective.parameter_groups()
+        if not any(group["params"] for group in self._groups):
+            raise ValueError("the objective has no parameters to train")
+        self._optimizer = torch.optim.AdamW(
+            self._groups,
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+        )
+        decay = settings.ema_decay
+        self._average = None if decay is None else WeightAverage(objective, decay)
+        self._trained = Trained(objective, self._optimizer, self._average)
+        self._seen: set[str] = set()  # messages of samples that were skipped
+
+    @property
+    def state_path(self) -> Path:
+        return self.folder / STATE
+
+    def run(self) -> None:
+        """Train up to `settings.steps`, from the state in the folder if there is one, and save.
+
+        Ctrl-C (SIGINT) and SIGTERM, to any process of the run, end all of them after the step at hand and
+        after saving: with KeyboardInterrupt, or with SystemExit. Raises TrainingError where a loss or a
+        gradient is not finite, before it touches the weights, and CheckpointError for a state that does not
+        fit or cannot be written.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._resume()
+        log = None
+        if self.world.is_first:
+            log = RunLog(self.folder, step=self.step, steps=self.settings.steps, quiet=self.quiet)
+        batches = iter(self._loader())
+        stopping = False
+        try:
+            with caught_signals() as caught:
+                while self.step < self.settings.steps and not stopping:
+                    stopping = self._advance(batches, log, caught)
+                    if self.step % self.settings.save_every == 0:
+                        self.save()
+                self.save()
+        finally:
+            del batches  # ends the processes that read ahead
+            if log is not None:
+                log.close()
+        if stopping:
+            leave_by(caught)
+
+    def save(self) -> None:
+        """Write the state, unless it is that of the step that was written last."""
+        if self.step != self._saved:
+            progress = {"step": self.step, "position": self.position, "length": len(self.samples)}
+            save_state(
+                self.state_path, self._trained, progress | {"settings": asdict(self.settings)}, self.world
+            )
+            self._saved = self.step
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside the block the networks have their averaged weights, if an average is kept."""
+        with self._average.applied() if self._average is not None else nullcontext():
+            yield
+
+    def _resume(self) -> None:
+        there = self.state_path.exists()
+        if self.world.mean({"there": there})["there"] not in (0.0, 1.0):
+            raise TrainingError(
+                f"{self.state_path} is there for some processes and not for others: the folder must be shared"
+            )
+        if self.world.is_first:
+            for unfinished in self.folder.glob(".*.part"):
+                unfinished.unlink()  # of a run that was killed as it saved
+        if not there:
+            self.save()  # so that there is a state to go back to, whatever happens
+            return
+        progress = load_state(self.state_path, self._trained)
+        self.step, self.position = progress["step"], progress["position"]
+        self._saved = self.step
+        now = asdict(self.settings) | {"length": len(self.samples)}
+        then = progress["settings"] | {"length": progress["length"]}
+        for name in ("seed", "length", "batch_size", "learning_rate", "steps"):
+            if then.get(name) != now[name]:
+                what = "samples" if name == "length" else name
+                warnings.warn(
+                    f"resumed at step {self.step} with {what} {now[name]}, where it was {then.get(name)}",
+                    stacklevel=3,
+                )
+
+    def _loader(self) -> Iterator[dict[str, Any]]:
+        settings = self.settings
+        order = Order(
+            len(self.samples),
+            settings.seed,
+            settings.batch_size // settings.accumulate // self.world.size,
+            position=self.position,
+            rank=self.world.rank,
+            size=self.world.size,
+        )
+        loader: DataLoader[dict[str, Any]] = DataLoader(
+            Readable(self.samples),  # type: ignore[arg-type]
+            batch_sampler=order,
+            num_workers=settings.workers,
+            collate_fn=collate,
+            generator=torch.Generator(),  # else it would draw from the global one
+        )
+        turns = count(self.position, order.batch_size * order.size)
+        for batch, position in zip(loader, turns):
+            yield batch | {"streams": noise_streams(settings.seed, order.positions(position))}
+
+    def _advance(self, batches: Iterator[dict[str, Any]], log: RunLog | None, caught: list[int]) -> bool:
+        """One step, logged; returns whether to stop after it, which all processes do at the same one."""
+        settings = self.settings
+        rate = warmup_cosine(
+            self.step, steps=settings.steps, warmup=settings.warmup, final=settings.final_rate
+        )
+        for group in self._optimizer.param_groups:
+            group["lr"] = settings.learning_rate * rate * group["scale"]
+        metrics = self.world.mean(self._gradients(batches) | {"stop": float(bool(caught))})
+        stopping = metrics.pop("stop") > 0
+        metrics["gradient"] = self._clip()
+        self._require_finite(metrics)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.position += settings.batch_size
+        if self._average is not None:
+            self._average.update(self.step)
+
+        due = self.step % settings.log_every == 0 or self.step == settings.steps
+        if log is not None:
+            log.advance(metrics["loss"])
+            if due:
+                log.numbers(self.step, metrics | {"learning_rate": settings.learning_rate * rate})
+        if self.picture is not None and self.step % settings.picture_every == 0:
+            with self.averaged(), gathered(self.objective), torch.no_grad():
+                image = self.picture()
+            if log is not None:
+                log.picture(self.step, image)
+        return stopping
+
+    def _gradients(self, batches: Iterator[dict[str, Any]]) -> dict[str, float]:
+        """Fill the parameters' gradients with the step's mean; the loss and the metrics of this process."""
+        passes = self.settings.accumulate
+        sums: dict[str, Tensor | float] = {}
+        for k in range(passes):
+            batch = next(batches)
+            streams = batch.pop("streams")
+            self._report(batch.pop("skipped"))
+            with gradient_exchange(self._module, wanted=k == passes - 1):
+                with self._autocast():
+                    loss, metrics = self._module(batch, streams, self.step)
+                (loss / passes).backward()
+            for name, value in {"loss": loss.detach(), **metrics}.items():
+                sums[name] = sums.get(name, 0.0) + value
+        return {name: float(value) / passes for name, value in sums.items()}
+
+    def _autocast(self) -> Any:
+        if self.settings.precision == "float32":
+            return nullcontext()
+        device = next(self.objective.parameters()).device
+        return torch.autocast(device.type, torch.bfloat16)
+
+    def _clip(self) -> float:
+        """Shorten each group's gradient to `clip`; returns the largest norm that there was."""
+        limit = math.inf if self.settings.clip is None else self.settings.clip
+        norms: list[Tensor] = [
+            torch.nn.utils.clip_grad_norm_(group["params"], limit)
+            for group in self._groups
+            if group["params"]
+        ]
+        return max((float(whole(norm)) for norm in norms), key=lambda n: n if math.isfinite(n) else math.inf)
+
+    def _require_finite(self, metrics: dict[str, float]) -> None:
+        wrong = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
+        if wrong:
+            self._optimizer.zero_grad(set_to_none=True)
+            last = self.position + self.settings.batch_size - 1
+            raise TrainingError(
+                f"step {self.step + 1} (samples {self.position}..{last} of the run): {', '.join(wrong)}. The "
+                f"weights are those of step {self.step}; the state that is saved, {self.state_path}, is that "
+                f"of step {self._saved}"
+            )
+
+    def _report(self, skipped: list[tuple[str, ...]]) -> None:
+        for message in (m for messages in skipped for m in messages if m not in self._seen):
+            self._seen.add(message)
+            warnings.warn(f"skipped: {message}", stacklevel=2)

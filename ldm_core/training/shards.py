@@ -1,0 +1,140 @@
+"""Pictures and captions in tar files, as the webdataset library lays them out.
+
+The members `0001.jpg` and `0001.txt` of a tar file are one sample with the key `0001`; the caption may also
+be the "text" or "caption" of a `0001.json`. webdataset reads shards as a stream, whose order cannot be taken
+up again in the middle; here each file's headers are read once, and then any sample can be, so that shards
+are shuffled as a whole and a run resumes at the sample where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tarfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ldm_core.training.samples import ENDINGS, BadSample, Sample, decode_picture
+
+CAPTIONS = (".txt", ".json")
+
+
+@dataclass(frozen=True)
+class _Member:
+    """Where a file's bytes lie in its shard."""
+
+    name: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class _Entry:
+    shard: Path
+    picture: _Member
+    caption: _Member | None
+
+
+class TarShards:
+    """The pictures of tar files, in their order there, as squares of `size` pixels.
+
+    captions: whether they are wanted; without, "text" is empty. A shard that is damaged or cut short is read
+    up to there, with a warning. Raises ValueError for a file that is no plain tar file (a compressed one has
+    no places that can be gone to), and where there are no samples, or none with a caption.
+    """
+
+    def __init__(self, shards: Sequence[str | Path], size: int, *, captions: bool = True) -> None:
+        self.size, self.captions = size, captions
+        self.shards = [Path(shard) for shard in shards]
+        self._entries = [entry for shard in self.shards for entry in _index(shard)]
+        if not self._entries:
+            raise ValueError(f"no pictures in {len(self.shards)} shards ({', '.join(ENDINGS)})")
+        if captions:
+            bare = [entry.picture.name for entry in self._entries if entry.caption is None]
+            self._entries = [entry for entry in self._entries if entry.caption is not None]
+            if not self._entries:
+                raise ValueError(f"none of {len(bare)} pictures has a caption in a .txt or .json beside it")
+            if bare:
+                warnings.warn(
+                    f"{len(bare)} pictures without a caption are left out, such as {bare[0]}", stacklevel=2
+                )
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, index: int) -> Sample:
+        entry = self._entries[index]
+        name = f"{entry.shard.name}/{entry.picture.name}"
+        image = decode_picture(_bytes(entry.shard, entry.picture), name, self.size)
+        return {"image": image, "text": self.text(index)}
+
+    def text(self, index: int) -> tuple[str, ...]:
+        entry = self._entries[index]
+        if not self.captions or entry.caption is None:
+            return ()
+        name = f"{entry.shard.name}/{entry.picture.name}"
+        return _texts(_bytes(entry.shard, entry.caption), entry.caption.name, name)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the shards' names, lengths and times of change, and the size."""
+        stats = [shard.stat() for shard in self.shards]
+        facts = [(path.name, s.st_size, s.st_mtime_ns) for path, s in zip(self.shards, stats)]
+        return hashlib.sha256(repr((self.size, self.captions, facts)).encode()).hexdigest()
+
+
+def _index(shard: Path) -> list[_Entry]:
+    """The samples of a shard. As in webdataset, a key is a name up to the first dot of its last part."""
+    parts: dict[str, dict[str, _Member]] = {}
+    try:
+        with tarfile.open(shard, "r:") as archive:
+            try:
+                for member in archive:
+                    if member.isreg() and not member.name.startswith("__"):
+                        folder, name = os.path.split(member.name)
+                        stem, dot, ending = name.partition(".")
+                        place = _Member(member.name, member.offset_data, member.size)
+                        parts.setdefault(os.path.join(folder, stem), {})[(dot + ending).lower()] = place
+            except (tarfile.TarError, OSError, ValueError) as error:
+                warnings.warn(
+                    f"{shard}: damaged or cut short after {len(parts)} samples ({error})", stacklevel=4
+                )
+    except (tarfile.TarError, OSError) as error:
+        raise ValueError(f"{shard}: cannot be read as an uncompressed tar file ({error})") from error
+    entries = []
+    for members in parts.values():
+        picture = next((members[ending] for ending in ENDINGS if ending in members), None)
+        if picture is not None:
+            caption = next((members[ending] for ending in CAPTIONS if ending in members), None)
+            entries.append(_Entry(shard, picture, caption))
+    return entries
+
+
+def _bytes(shard: Path, member: _Member) -> bytes:
+    try:
+        with shard.open("rb") as file:
+            file.seek(member.offset)
+            data = file.read(member.size)
+    except OSError as error:
+        raise BadSample(f"{shard}: {error}") from error
+    if len(data) < member.size:
+        raise BadSample(f"{shard.name}/{member.name}: the shard is cut short")
+    return data
+
+
+def _texts(data: bytes, ending: str, name: str) -> tuple[str, ...]:
+    text: Any = data.decode("utf-8", errors="replace")
+    if ending.lower().endswith(".json"):
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BadSample(f"{name}: its .json cannot be read ({error})") from error
+        text = values.get("text", values.get("caption")) if isinstance(values, dict) else None
+    texts = text if isinstance(text, list) else [text]
+    if not all(isinstance(one, str) for one in texts) or not any(one.strip() for one in texts):
+        raise BadSample(f"{name}: has no caption")
+    return tuple(" ".join(one.split()) for one in texts if one.strip())

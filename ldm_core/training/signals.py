@@ -1,0 +1,39 @@
+"""Signals that ask a run to end: noted when they come, and acted on when a step is finished."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+
+@contextmanager
+def caught_signals() -> Iterator[list[int]]:
+    """A list that SIGINT or SIGTERM is put into when it comes; a second one acts as it would have."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught  # only the main thread may handle signals
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: Any) -> None:
+        caught.append(number)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def leave_by(caught: list[int]) -> NoReturn:
+    """End as the signal would have ended the program; as SIGTERM does, where another process was sent one."""
+    if caught and caught[0] == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + (caught[0] if caught else signal.SIGTERM))

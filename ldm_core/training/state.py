@@ -1,0 +1,147 @@
+"""The state of a run in one file: weights, their average, the optimizer's moments, and how far it is.
+
+Data order and noise are functions of the seed and the position (`order`), so this is all that an exact resume
+needs. The file (safetensors) is written under another name and moved when it is whole, so that whatever
+happens there is a whole one; nothing in it is code. It is one file of whole tensors however many processes
+there were, and any number of them can go on from it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm_core.checkpoint import CheckpointError, read
+from ldm_core.checkpoint.writer import Pending, write_safetensors, write_then_move
+from ldm_core.training.distributed import World, assign, whole
+from ldm_core.training.ema import WeightAverage
+
+KEY = "ldm_core.training"  # of the JSON in the file's metadata
+PROGRESS = {"step", "position", "length", "settings"}  # what there must be in it
+SHOWN = 5  # names in an error
+
+
+@dataclass
+class Trained:
+    """What a run changes."""
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: WeightAverage | None
+
+    def parameters(self) -> dict[str, Tensor]:
+        return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything under its name in the file."""
+        tensors = {f"weight.{name}": p for name, p in self.parameters().items()}
+        tensors |= {f"buffer.{name}": buffer for name, buffer in self.module.named_buffers()}
+        if self.average is not None:
+            tensors |= {f"average.{name}": tensor for name, tensor in self.average.tensors.items()}
+        for name, p in self.parameters().items():
+            for moment, value in self.optimizer.state.get(p, {}).items():
+                tensors[f"optimizer.{moment}.{name}"] = value
+        return tensors
+
+
+def save_state(path: Path, trained: Trained, progress: Mapping[str, Any], world: World) -> None:
+    """Write the state; every process must call it, and the first one writes.
+
+    Raises CheckpointError where it cannot be written, on a full disk for one; the file that was there is then
+    as it was.
+    """
+    pending: dict[str, Pending] = {}
+    for name, tensor in trained.tensors().items():
+        tensor = whole(tensor)
+        if world.is_first:
+            pending[name] = Pending(tensor.dtype, tuple(tensor.shape), partial(torch.Tensor.cpu, tensor))
+    if world.is_first:
+        metadata = {"format": "pt", KEY: json.dumps(dict(progress))}
+        write_then_move(path, lambda target: write_safetensors(pending, metadata, target))
+
+
+def load_state(path: Path, trained: Trained) -> dict[str, Any]:
+    """Put everything back in place, and return the progress that was saved with it.
+
+    Raises CheckpointError for a file that is damaged or no such state, and for one of another
+    architecture, naming tensors that differ; nothing has changed then.
+    """
+    checkpoint = read(path)
+    try:
+        progress: dict[str, Any] = json.loads(checkpoint.metadata[KEY])
+        if not progress.keys() >= PROGRESS:
+            raise ValueError(f"it lacks {', '.join(sorted(PROGRESS - progress.keys()))}")
+    except (KeyError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not the state of a training run ({error})") from error
+    parameters, saved = trained.parameters(), checkpoint.tensors
+    _compare(path, trained, saved)
+
+    for name, tensor in trained.tensors().items():
+        if not name.startswith("optimizer."):
+            assign(tensor, saved[name])
+    trained.optimizer.state.clear()
+    for key, value in saved.items():
+        kind, _, rest = key.partition(".")
+        if kind == "optimizer":
+            moment, _, name = rest.partition(".")
+            state = trained.optimizer.state[parameters[name]]
+            state[moment] = value.clone() if moment == "step" else _moment(parameters[name], value)
+    return progress
+
+
+@torch.no_grad()
+def load_weights(path: str | Path, module: nn.Module, *, averaged: bool = True) -> None:
+    """Give a module, as it was trained, the weights of a saved state, or their average: to use or save it.
+
+    Raises CheckpointError, and changes nothing, where the state's tensors are not the module's.
+    """
+    saved, kind = read(path).tensors, "average" if averaged else "weight"
+    parameters = {f"{kind}.{name}": p for name, p in module.named_parameters() if p.requires_grad}
+    wrong = [n for n, p in parameters.items() if n not in saved or saved[n].shape != p.shape]
+    wrong += [name for name in saved if name.startswith(f"{kind}.") and name not in parameters]
+    if wrong:
+        raise CheckpointError(
+            f"{path}: not the weights of this module; such as {wrong[0]} ({len(wrong)} in all)"
+        )
+    for name, parameter in parameters.items():
+        assign(parameter, saved[name])
+
+
+def _moment(parameter: Tensor, value: Tensor) -> Tensor:
+    """An optimizer's tensor, laid out as its parameter is."""
+    tensor = torch.zeros_like(parameter, requires_grad=False)
+    assign(tensor, value)
+    return tensor
+
+
+def _compare(path: Path, trained: Trained, saved: Mapping[str, Tensor]) -> None:
+    parameters = trained.parameters()
+    wanted = {n: tuple(t.shape) for n, t in trained.tensors().items() if not n.startswith("optimizer.")}
+    found = {n: tuple(t.shape) for n, t in saved.items() if not n.startswith("optimizer.")}
+    wrong = [f"{name} is missing" for name in wanted if name not in found]
+    wrong += [f"{name} has no place" for name in found if name not in wanted]
+    wrong += [
+        f"{name} has shape {found[name]}, expected {shape}"
+        for name, shape in wanted.items()
+        if name in found and found[name] != shape
+    ]
+    for name, tensor in saved.items():
+        kind, _, rest = name.partition(".")
+        if kind == "optimizer":
+            moment, _, parameter = rest.partition(".")
+            fits = parameter in parameters and (
+                moment == "step" or tensor.shape == parameters[parameter].shape
+            )
+            wrong += [] if fits else [f"{name} has no place"]
+    if wrong:
+        more = f", … ({len(wrong)} in all)" if len(wrong) > SHOWN else ""
+        raise CheckpointError(
+            f"{path}: the state of a run of another architecture: {'; '.join(wrong[:SHOWN])}{more}"
+        )

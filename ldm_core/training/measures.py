@@ -81,7 +81,8 @@ def nearest_neighbours(features: Tensor, references: Tensor, k: int = 1) -> tupl
     """
     if not 1 <= k <= len(references):
         raise ValueError(f"expected k in 1..{len(references)}, the number of references, got {k}")
-    return tuple(cosine_similarity(features, references).topk(k, dim=1))
+    cosines, places = cosine_similarity(features, references).topk(k, dim=1)
+    return cosines, places
 
 
 def retrieval_ranks(features: Tensor, references: Tensor, labels: Tensor, targets: Tensor) -> Tensor:

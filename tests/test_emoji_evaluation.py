@@ -135,6 +135,8 @@ def test_the_autoencoders_figures(data: EmojiData) -> None:
     images = evaluation_data.load_pictures([data.path(row) for row in data.held_out], 32).double()
     expected = -10 * torch.log10(((images - 0.5) / 2).square().mean(dim=(1, 2, 3)))
     assert scores["psnr"] == pytest.approx(float(expected.mean()), abs=1e-4)
+    all_at_once = -10 * torch.log10(((images - 0.5) / 2).square().mean())
+    assert scores["psnr of mean error"] == pytest.approx(float(all_at_once), abs=1e-4)
     assert (scores["pictures"], scores["size"]) == (4, 32)
     assert 0 < scores["ssim"] < 1
 

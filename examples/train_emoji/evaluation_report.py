@@ -44,6 +44,7 @@ def _figures(reports: Sequence[Report]) -> list[tuple[str, tuple[str, ...]]]:
     figures: list[tuple[str, tuple[str, ...]]] = [
         ("pixels of a side", ("autoencoder", "size")),
         (f"autoencoder, {size}: PSNR, dB", ("autoencoder", "psnr")),
+        (f"autoencoder, {size}: PSNR of the mean error, dB", ("autoencoder", "psnr of mean error")),
         (f"autoencoder, {size}: SSIM", ("autoencoder", "ssim")),
         ("real held-out pictures: top-1", ("real", "top-1")),
         ("real held-out pictures: top-5", ("real", "top-5")),
@@ -79,7 +80,7 @@ def _shown(value: Any, kind: str) -> str:
     if kind in ("top-1", "top-5", "style"):
         return f"{100 * value:.1f} %"
     if isinstance(value, float):
-        return f"{value:.2f}" if kind == "psnr" else f"{value:.4g}"
+        return f"{value:.2f}" if kind.startswith("psnr") else f"{value:.4g}"
     return str(value)
 
 

@@ -13,10 +13,10 @@ from torch.utils.checkpoint import checkpoint
 
 from ldm_core.autoencoder import AttentionBlock
 from ldm_core.layers import ResBlock
-from ldm_core.text_encoder import TextBlock
+from ldm_core.transformer import ResidualAttentionBlock
 from ldm_core.unet import TransformerBlock
 
-BLOCKS = (ResBlock, AttentionBlock, TransformerBlock, TextBlock)  # what a network is made of
+BLOCKS = (ResBlock, AttentionBlock, TransformerBlock, ResidualAttentionBlock)  # what a network is made of
 
 
 def checkpoint_gradients(module: nn.Module, blocks: tuple[type[nn.Module], ...] = BLOCKS) -> int:

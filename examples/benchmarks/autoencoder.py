@@ -11,9 +11,15 @@ import argparse
 from collections.abc import Iterator
 from functools import partial
 
-from networks import MODELS, PARTS, candidates, noise, operations, reference
+from networks import MODELS, PARTS, Part, candidates, noise, operations, reference
 from side_by_side import Case, options, run
 from torch import Tensor
+
+from ldm_core.config import LatentDiffusionConfig
+
+
+def exact(part: Part, config: LatentDiffusionConfig, shape: tuple[int, ...]) -> Tensor:
+    return reference(part, config, "float32")(noise(*shape))
 
 
 def cases(args: argparse.Namespace) -> Iterator[Case]:
@@ -24,10 +30,6 @@ def cases(args: argparse.Namespace) -> Iterator[Case]:
         part = PARTS[name]
         for dtype in args.dtype:
             inputs = (noise(*shape, dtype=dtype),)
-
-            def exact(part=part, shape=shape) -> Tensor:
-                return reference(part, config, "float32")(noise(*shape))
-
             yield Case(
                 name=f"{args.model} {name}, {pixels}×{pixels}",
                 candidates=candidates(
@@ -36,7 +38,7 @@ def cases(args: argparse.Namespace) -> Iterator[Case]:
                 peer="diffusers",
                 dtype=dtype,
                 operations=operations(part, config, inputs),
-                exact=partial(exact),
+                exact=partial(exact, part, config, shape),
             )
 
 

@@ -1,4 +1,4 @@
-"""What a measurement was taken on: the processor, its instruction sets, threads, and the versions of libraries."""
+"""What a measurement was taken on: the processor, its instruction sets, threads, and versions."""
 
 from __future__ import annotations
 

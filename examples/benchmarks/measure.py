@@ -55,15 +55,15 @@ def measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
     for k in range(args.rounds):
         for name in list(calls)[:: 1 if k % 2 == 0 else -1]:
             seconds[name].append(timed(case, calls[name], repeats[name], clock))
-    operations = {name: case.operations for name in calls} | {MATMUL: 2 * args.matmul**3}
+    operations = dict.fromkeys(calls, case.operations) | {MATMUL: 2 * args.matmul**3}
+    matmul = operations[MATMUL] / statistics.median(seconds[MATMUL]) / 1e9 if case.operations else None
     rows = []
     for name in wanted:
         row = {"name": name, "seconds": statistics.median(seconds[name])}
         row["ratio"] = statistics.median(a / b for a, b in zip(seconds[name], seconds[case.peer]))
-        if case.operations:
+        if matmul:
             row["gflops"] = operations[name] / row["seconds"] / 1e9
-            matmul = statistics.median(seconds[MATMUL])
-            row["of_matmul"] = row["gflops"] / (operations[MATMUL] / matmul / 1e9)
+            row["of_matmul"] = row["gflops"] / matmul
         expected = outputs[case.peer] if exact is None else exact
         if isinstance(expected, Tensor):
             row |= errors(outputs[name], expected)
@@ -72,7 +72,8 @@ def measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
         elif args.memory:
             row["peak_mb"] = peak_in_a_process(case, name) / 1e6
         rows.append(row)
-    return {"case": case.name, "dtype": case.dtype, "peer": case.peer, "candidates": rows}
+    known = {"case": case.name, "dtype": case.dtype, "peer": case.peer, "matmul_gflops": matmul}
+    return known | {"candidates": rows}
 
 
 def warm_up(case: Case, call: Callable[[], Any]) -> tuple[Any, int]:

@@ -1,19 +1,20 @@
-"""The networks that the benchmarks time: this package's, diffusers', transformers' and OpenVINO's, of one kind.
+"""The networks that the benchmarks time: this package's, diffusers', transformers' and OpenVINO's.
 
 All have the same random weights, which go through this package's key maps to the published names and from
 there through diffusers' own converters (tests/reference.py). A network is made when it is asked for and
-keeps nothing else, so that several fit into memory.
+keeps nothing else, so that several fit into memory. Importing this puts tests/ on the path.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from openvino_peer import in_openvino
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -23,7 +24,7 @@ from ldm_core.model import build
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
-from reference import (  # noqa: E402
+from reference import (
     random_model,
     reference_autoencoder,
     reference_text_encoder,
@@ -32,9 +33,9 @@ from reference import (  # noqa: E402
 
 SMALL = LatentDiffusionConfig(
     text_encoder=TextEncoderConfig(width=64, layers=2, heads=4),
-    unet=UNetConfig(model_channels=32, num_heads=4, context_dim=64),
-    autoencoder=AutoencoderConfig(ch=32),
-    image_size=64,
+    unet=UNetConfig(model_channels=32, channel_mult=(1, 2), num_res_blocks=1, num_heads=4, context_dim=64),
+    autoencoder=AutoencoderConfig(ch=32, ch_mult=(1, 2), num_res_blocks=1),
+    image_size=32,
 )
 MODELS = {"sd1": SD1, "small": SMALL}
 
@@ -101,20 +102,6 @@ def reference(part: Part, config: LatentDiffusionConfig, dtype: str) -> Called:
     return Called(network.to(getattr(torch, dtype)), part.call_reference)
 
 
-def openvino(part: Part, config: LatentDiffusionConfig, dtype: str, inputs: tuple[Tensor, ...]) -> Any:
-    """diffusers' network in OpenVINO, which computes in `dtype` from float32 weights and inputs."""
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # it would report home
-    import openvino as ov
-
-    wide = tuple(x.float() if x.is_floating_point() else x for x in inputs)
-    model = ov.convert_model(reference(part, config, "float32"), example_input=wide)
-    precision = "bf16" if dtype == "bfloat16" else "f32"
-    settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    compiled = ov.compile_model(model, "CPU", settings)
-    arrays = [x.numpy() for x in wide]
-    return lambda: torch.from_numpy(compiled(arrays)[0])
-
-
 def candidates(
     part: Part,
     config: LatentDiffusionConfig,
@@ -142,7 +129,7 @@ def candidates(
     if compiled:
         named[f"{peer}, compiled"] = bound(lambda: torch.compile(reference(part, config, dtype)))
     if with_openvino:
-        named["OpenVINO"] = lambda: openvino(part, config, dtype, inputs)
+        named["OpenVINO"] = lambda: in_openvino(reference(part, config, "float32"), dtype, inputs)
     return named
 
 

@@ -4,9 +4,9 @@ A `Case` names its candidates. `run` makes them all, calls each once or twice to
 every candidate is timed in every round, in alternating order, so that whatever else the machine does meets
 all of them. Shown are the median of the times, and the median over the rounds of the ratio to one named peer.
 With the number of arithmetic operations known, it also shows how much of a matrix product's speed is reached;
-that product is a candidate like the others, timed in the same rounds. Peak memory (`--memory`) is measured in a
-process of its own for each candidate. Errors are the largest difference over the largest value, and
-the root mean square of the differences over that of the values.
+that product is a candidate like the others, timed in the same rounds. Peak memory (`--memory`) is measured
+in a process of its own for each candidate. Errors are the largest difference over the largest value, and the
+root mean square of the differences over that of the values.
 """
 
 from __future__ import annotations
@@ -74,6 +74,8 @@ def table(benchmark: str, result: dict[str, Any]) -> str:
     rows = result["candidates"]
     shown = {key: column for key, column in COLUMNS.items() if key in rows[0]}
     lines = [f"\n{benchmark}: {result['case']}, {result['dtype']}; ratios to {result['peer']}"]
+    if result["matmul_gflops"]:
+        lines[0] += f"; a matrix product reaches {result['matmul_gflops']:.0f} GFLOP/s"
     lines.append(f"{'':28}" + "".join(f"{title:>12}" for title, _ in shown.values()))
     for row in rows:
         cells = (form.format(row[key]) for key, (_, form) in shown.items())

@@ -27,7 +27,6 @@ def inputs_of(args: argparse.Namespace, dtype: str) -> tuple[Tensor, ...]:
 
 def cases(args: argparse.Namespace) -> Iterator[Case]:
     config = MODELS[args.model]
-    exact_inputs = inputs_of(args, "float32")
     for dtype in args.dtype:
         inputs = inputs_of(args, dtype)
         yield Case(
@@ -38,7 +37,7 @@ def cases(args: argparse.Namespace) -> Iterator[Case]:
             peer="diffusers",
             dtype=dtype,
             operations=operations(UNET, config, inputs),
-            exact=lambda: reference(UNET, config, "float32")(*exact_inputs),
+            exact=lambda: reference(UNET, config, "float32")(*inputs_of(args, "float32")),
         )
 
 

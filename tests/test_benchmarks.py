@@ -125,9 +125,9 @@ def test_a_peak_is_that_of_the_call_and_not_of_what_was_made_before_it() -> None
     def make() -> Any:
         torch.zeros(200 * million, dtype=torch.uint8).fill_(1)  # gone before the call
         kept = torch.ones(30 * million, dtype=torch.uint8)
-        return lambda: kept.repeat(2).sum()
+        return lambda: kept + 1
 
-    assert 80 * million < module("memory").peak_of(make) < 130 * million
+    assert 55 * million < module("memory").peak_of(make) < 120 * million
 
 
 def test_times_and_ratios_are_those_of_the_candidates() -> None:

@@ -99,17 +99,17 @@ def cases(args: argparse.Namespace) -> Iterator[Case]:
         return [found.ids for found in rust[0].encode_batch_fast(batch)]
 
     for label, batch in (("prompts", prompts), ("prompts of plain ASCII", plain)):
-        for cache in ("cold", "warm"):
+        for words in ("cold", "warm"):
             candidates = {
                 "ldm_core": partial(encode_here, batch),
                 "tokenizers (Rust)": partial(encode_in_rust, batch),
             }
             yield Case(
-                name=f"{len(batch):,} {label}, {cache}",
+                name=f"{len(batch):,} {label}, {words}",
                 candidates={name: partial(lambda call: call, call) for name, call in candidates.items()},
                 peer="tokenizers (Rust)",
                 dtype="ids",
-                before=forget if cache == "cold" else None,
+                before=forget if words == "cold" else None,
             )
 
 

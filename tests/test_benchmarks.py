@@ -21,7 +21,7 @@ OURS = ["ldm_core", "ldm_core, optimized"]
 NETWORKS = {
     "unet_step": (1, [*OURS, "diffusers"]),
     "autoencoder": (2, [*OURS, "diffusers"]),
-    "text_encoder": (1, [*OURS, "transformers"]),
+    "text_encoder": (1, ["ldm_core", "transformers"]),
     "end_to_end": (1, [*OURS, "diffusers"]),
 }
 OPERATORS = {

@@ -33,6 +33,9 @@ def forget_peak() -> None:
 @torch.no_grad()
 def peak_of(make: Callable[[], Callable[[], Any]]) -> int:
     """Bytes at the worst moment of the first call: weights and activations, but not what making took."""
+    if not STATUS.exists():
+        raise SystemExit("peak memory is measured on Linux alone, where there is /proc/self/status")
+    forget_peak()
     before = status_bytes("VmRSS")
     call = make()
     forget_peak()

@@ -26,13 +26,24 @@ from diffusers.loaders.single_file_utils import (
 )
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTokenizer as TransformersTokenizer
 
 from ldm_core.checkpoint.diffusers_folder import merges_text, settings
 from ldm_core.checkpoint.saving import file_tensors
 from ldm_core.config import AutoencoderConfig, LatentDiffusionConfig, TextEncoderConfig, UNetConfig
 from ldm_core.model import LatentDiffusion, build
+from ldm_core.tokenizer import read_merges, vocabulary
 
 logging.getLogger("diffusers").setLevel(logging.ERROR)
+
+# SD1's noise schedule as diffusers' schedulers are told of it.
+SCHEDULE = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
 
 
 def random_model(config: LatentDiffusionConfig, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
@@ -134,6 +145,30 @@ def reference_text_encoder(model: LatentDiffusion) -> CLIPTextModel:
     bare = not any(key.startswith("text_model.") for key in wanted)  # transformers 5 dropped the prefix
     converted = {(k.removeprefix("text_model.") if bare else k): v for k, v in converted.items()}
     return _filled(reference, {k: v for k, v in converted.items() if k in wanted})
+
+
+def reference_parts(model: LatentDiffusion) -> dict[str, Any]:
+    """diffusers' parts with a model's weights; its autoencoder also holds the latent scale."""
+    vae = reference_autoencoder(model)
+    vae.register_to_config(scaling_factor=model.config.latent_scale)
+    unet = reference_unet(model)
+    unet.register_to_config(sample_size=16)
+    return {
+        "vae": vae,
+        "unet": unet,
+        "text_encoder": reference_text_encoder(model),
+        "tokenizer": transformers_tokenizer(),
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    }
+
+
+def transformers_tokenizer() -> TransformersTokenizer:
+    """transformers' own tokenizer over the same merges, with the names that its files give the specials."""
+    vocab = {token: i for i, token in enumerate(vocabulary()[:-2])}
+    vocab |= {"<|startoftext|>": len(vocab), "<|endoftext|>": len(vocab) + 1}
+    return TransformersTokenizer(vocab=vocab, merges=read_merges(), model_max_length=77)
 
 
 def _filled(reference: nn.Module, tensors: dict[str, Tensor]) -> Any:

@@ -5,7 +5,6 @@ These need about 12 GB of memory and 10 GB of disk, hence `slow`.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import subprocess
@@ -27,6 +26,7 @@ from reference import (
     settings_folder,
 )
 from safetensors.torch import save_file
+from timed_loading import forget, measure
 from torch import Tensor
 
 import ldm_core
@@ -92,48 +92,6 @@ def test_text_encoder_of_sd1_agrees_with_transformers(sd1: LatentDiffusion) -> N
         assert relative_error(sd1.text_encoder(tokens), reference(tokens).last_hidden_state) < FLOAT32
 
 
-# Run in a process of its own, since the peak of a process never falls. VmHWM counts mapped pages too.
-MEASURE = """
-import json, sys, time
-import torch, ldm_core
-path, how, settings = sys.argv[1:]
-if how == "diffusers":
-    from diffusers import StableDiffusionPipeline
-def peak_memory():
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
-before = peak_memory()
-start = time.perf_counter()
-if how == "ldm_core":
-    model = ldm_core.load(path)
-    tensors = [p for m in model.modules.values() for p in m.parameters()]
-elif how == "diffusers":
-    model = StableDiffusionPipeline.from_single_file(path, config=settings, local_files_only=True)
-    tensors = [p for m in (model.unet, model.vae, model.text_encoder) for p in m.parameters()]
-elif path.endswith(".safetensors"):
-    from safetensors import safe_open
-    file = safe_open(path, "pt")
-    tensors = [file.get_tensor(key) for key in file.keys()]
-else:
-    tensors = list(torch.load(path, mmap=True, weights_only=True)["state_dict"].values())
-loaded = time.perf_counter() - start
-for tensor in tensors:
-    tensor.sum()
-seconds = time.perf_counter() - start
-print(json.dumps({"loaded": loaded, "seconds": seconds, "peak": peak_memory() - before}))
-"""
-
-
-def measure(path: Path, how: str, settings: Path | str = "") -> dict[str, float]:
-    run = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(path), how, str(settings)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return json.loads(run.stdout.splitlines()[-1])
-
-
 @pytest.mark.parametrize("ending", ["safetensors", "ckpt"])
 def test_loading_4_gb_takes_the_memory_and_time_of_the_file(files: dict[str, Path], ending: str) -> None:
     """Peak at most 1.15 × the file; time, with every weight read, at most 1.5 × the plain readers'.
@@ -179,13 +137,6 @@ def test_loading_is_faster_than_diffusers_single_file_loader(
     print(f"    peak {memory[0]:.2f} × the file, diffusers' {memory[1]:.2f}")
     assert ours <= theirs
     assert memory[0] <= 1.15
-
-
-def forget(path: Path) -> None:
-    """Take a file out of the page cache."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "ckpt"])

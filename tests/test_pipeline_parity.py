@@ -19,27 +19,12 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 from PIL import Image
-from reference import (
-    random_model,
-    reference_autoencoder,
-    reference_text_encoder,
-    reference_unet,
-    relative_error,
-)
-from transformers import CLIPTokenizer as TransformersTokenizer
+from reference import SCHEDULE, random_model, reference_parts, relative_error
 
 from ldm_core import DDIM, PNDM, Sampler
 from ldm_core.model import LatentDiffusion
-from ldm_core.tokenizer import read_merges, vocabulary
 from ldm_core.trajectory import Task, prepare
 
-SCHEDULE = {
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-}
 PROMPTS = ["grinning cat", "strawberry, fluent emoji"]
 NEGATIVE = "blurry, noto emoji"
 PICTURE = 1e-4
@@ -48,30 +33,6 @@ PICTURE = 1e-4
 @pytest.fixture(scope="module")
 def parts(bundled: LatentDiffusion) -> dict[str, Any]:
     return reference_parts(bundled)
-
-
-def reference_parts(model: LatentDiffusion) -> dict[str, Any]:
-    """diffusers' parts with a model's weights; its autoencoder also holds the latent scale."""
-    vae = reference_autoencoder(model)
-    vae.register_to_config(scaling_factor=model.config.latent_scale)
-    unet = reference_unet(model)
-    unet.register_to_config(sample_size=16)
-    return {
-        "vae": vae,
-        "unet": unet,
-        "text_encoder": reference_text_encoder(model),
-        "tokenizer": transformers_tokenizer(),
-        "safety_checker": None,
-        "feature_extractor": None,
-        "requires_safety_checker": False,
-    }
-
-
-def transformers_tokenizer() -> TransformersTokenizer:
-    """transformers' own tokenizer over the same merges, with the names that its files give the specials."""
-    vocab = {token: i for i, token in enumerate(vocabulary()[:-2])}
-    vocab |= {"<|startoftext|>": len(vocab), "<|endoftext|>": len(vocab) + 1}
-    return TransformersTokenizer(vocab=vocab, merges=read_merges(), model_max_length=77)
 
 
 def quiet(pipeline: Any) -> Any:

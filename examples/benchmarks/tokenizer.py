@@ -1,11 +1,11 @@
 """How fast the tokenizer is beside the Rust `tokenizers` package on one thread, on 10,000 prompts.
 
-    python examples/benchmarks/tokenizer.py [--prompts 10000] [--rounds 7]
+    python examples/benchmarks/tokenizer.py [--prompts 10000]
 
 The Rust tokenizer has the same vocabulary and the pipeline of transformers' CLIPTokenizer: NFC, whitespace,
 lower case, CLIP's pattern, byte-level BPE. Repairing Unicode and resolving HTML entities is our work only.
-Both turn the same prompts into lists of ids, in turn, one right after the other; medians of all rounds.
-"cold" starts each round with an empty cache of words, on both sides, and "warm" with the last round's.
+Both turn the same prompts into lists of ids. "cold" starts each call with an empty cache of words, on both
+sides, and "warm" with the last call's.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import statistics
-import time
+from collections.abc import Iterator
+from functools import cache, partial
+from typing import Any
 
 os.environ["RAYON_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+from side_by_side import Case, options, run
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from ldm_core import tokenizer as ours
@@ -57,10 +59,16 @@ def make_prompts(count: int) -> list[str]:
     return prompts
 
 
+@cache
+def vocabulary() -> dict[str, Any]:
+    return {
+        "vocab": {token: index for index, token in enumerate(ours.vocabulary())},
+        "merges": ours.read_merges(),
+    }
+
+
 def rust_tokenizer() -> Tokenizer:
-    vocab = {token: index for index, token in enumerate(ours.vocabulary())}
-    bpe = models.BPE(vocab=vocab, merges=ours.read_merges(), end_of_word_suffix=ours.END_OF_WORD)
-    rust = Tokenizer(bpe)
+    rust = Tokenizer(models.BPE(**vocabulary(), end_of_word_suffix=ours.END_OF_WORD))
     rust.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
@@ -74,41 +82,42 @@ def rust_tokenizer() -> Tokenizer:
     return rust
 
 
-def compare(prompts: list[str], rounds: int, cold: bool) -> tuple[float, float]:
-    """Median seconds for all prompts: (ours, Rust)."""
-    mine, rust = ours.CLIPTokenizer(), rust_tokenizer()
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for k in range(rounds + 1):
-        if cold:
-            ours.forget_words()
-            rust = rust_tokenizer()
-        begin = time.perf_counter()
-        _ = [mine.encode(prompt) for prompt in prompts]
-        middle = time.perf_counter()
-        _ = [encoding.ids for encoding in rust.encode_batch_fast(prompts)]
-        end = time.perf_counter()
-        if k > 0:  # the first round only warms up
-            seconds[0].append(middle - begin)
-            seconds[1].append(end - middle)
-    return statistics.median(seconds[0]), statistics.median(seconds[1])
+def cases(args: argparse.Namespace) -> Iterator[Case]:
+    prompts = make_prompts(args.prompts)
+    plain = [prompt for prompt in prompts if prompt.isascii() and "&" not in prompt]
+    mine, rust = ours.CLIPTokenizer(), [rust_tokenizer()]
+    assert all(mine.encode(prompt) == rust[0].encode(prompt).ids for prompt in plain), "the ids differ"
+
+    def forget() -> None:
+        ours.forget_words()
+        rust[0] = rust_tokenizer()
+
+    def encode_here(batch: list[str]) -> list[list[int]]:
+        return [mine.encode(prompt) for prompt in batch]
+
+    def encode_in_rust(batch: list[str]) -> list[list[int]]:
+        return [found.ids for found in rust[0].encode_batch_fast(batch)]
+
+    for label, batch in (("prompts", prompts), ("prompts of plain ASCII", plain)):
+        for words in ("cold", "warm"):
+            candidates = {
+                "ldm_core": partial(encode_here, batch),
+                "tokenizers (Rust)": partial(encode_in_rust, batch),
+            }
+            yield Case(
+                name=f"{len(batch):,} {label}, {words}",
+                candidates={name: partial(lambda call: call, call) for name, call in candidates.items()},
+                peer="tokenizers (Rust)",
+                dtype="ids",
+                before=forget if words == "cold" else None,
+            )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options(__doc__)
     parser.add_argument("--prompts", type=int, default=10_000)
-    parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
-    prompts = make_prompts(args.prompts)
-    plain = [prompt for prompt in prompts if prompt.isascii() and "&" not in prompt]
-    mine, rust = ours.CLIPTokenizer(), rust_tokenizer()
-    assert all(mine.encode(prompt) == rust.encode(prompt).ids for prompt in plain), "the ids differ"
-    print(f"{'prompts':32}{'cache':8}{'ours':>12}{'Rust':>12}   ours / Rust")
-    for label, batch in (("all", prompts), ("plain ASCII", plain)):
-        for cold in (True, False):
-            speeds = [len(batch) / seconds for seconds in compare(batch, args.rounds, cold)]
-            ratio = speeds[0] / speeds[1]
-            shown = "".join(f"{speed:>10,.0f}/s" for speed in speeds)
-            print(f"{f'{label} ({len(batch):,})':32}{'cold' if cold else 'warm':8}{shown}   {ratio:.2f}")
+    run("tokenizer", cases(args), args)
 
 
 if __name__ == "__main__":

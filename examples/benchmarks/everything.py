@@ -1,0 +1,95 @@
+"""All benchmarks, one after another, each in a process of its own, into one JSON file for report.py.
+
+    python examples/benchmarks/everything.py --json performance.json [--quick] [--openvino] [--compile]
+    python examples/benchmarks/report.py performance.json
+
+Takes an hour or two on two cores, 20 GB of memory and 5 GB of disk, and wants a machine that does nothing
+else. `--quick` takes minutes and shows that all of it runs, with numbers that mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from machine import machine
+
+HERE = Path(__file__).parent
+FULL = {
+    "attention": "",
+    "convolution": "",
+    "unet_step": "--rounds 5 --memory",
+    "autoencoder": "--rounds 3 --memory",
+    "text_encoder": "",
+    "end_to_end": "--rounds 1 --memory",
+    "loading": "--rounds 3",
+    "tokenizer": "--rounds 7",
+}
+QUICK = {
+    "attention": "--divide 16",
+    "convolution": "--divide 8 --thin 16",
+    "unet_step": "--model small --size 8",
+    "autoencoder": "--model small --pixels 32",
+    "text_encoder": "--model small",
+    "end_to_end": "--model bundled --pixels 64 --steps 2",
+    "loading": "--model small",
+    "tokenizer": "--prompts 200",
+}
+NETWORKS = ("unet_step", "autoencoder")  # which torch.compile and OpenVINO are also asked for
+
+
+def measured(name: str, args: argparse.Namespace, folder: str) -> dict[str, Any]:
+    """One benchmark's results. OpenVINO beside the default alone: all at once need too much memory."""
+    output = Path(folder, f"{name}.json")
+    subprocess.run(command(name, args, output), check=True)
+    found = json.loads(output.read_text(encoding="utf-8"))
+    if args.openvino and name in NETWORKS:
+        subprocess.run(
+            [*command(name, args, output), "--openvino", "--only", "ldm_core", "OpenVINO"], check=True
+        )
+        for case in json.loads(output.read_text(encoding="utf-8"))["cases"]:
+            found["cases"].append(case | {"case": f"{case['case']}, with OpenVINO"})
+    return found
+
+
+def command(name: str, args: argparse.Namespace, output: Path) -> list[str]:
+    options = f"{QUICK[name]} --rounds 1 --matmul 256" if args.quick else FULL[name]
+    words = [sys.executable, str(HERE / f"{name}.py"), *options.split(), "--json", str(output)]
+    if args.threads:
+        words += ["--threads", str(args.threads)]
+    if args.dtype:
+        words += ["--dtype", *args.dtype]
+    if name in NETWORKS:
+        words += ["--compile"] * args.compile
+    return words
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, required=True, help="the file to write")
+    parser.add_argument("--only", nargs="+", choices=FULL, default=list(FULL), help="these benchmarks")
+    parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"])
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--openvino", action="store_true", help="also OpenVINO (pip install openvino)")
+    parser.add_argument("--compile", action="store_true", help="also diffusers under torch.compile")
+    args = parser.parse_args()
+    benchmarks = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in args.only:
+            benchmarks.append(measured(name, args, folder))
+            # After every one, so that an interrupted evening is not lost.
+            report = {"date": f"{date.today()}", "quick": args.quick, "machine": machine()}
+            report["machine"]["threads"] = benchmarks[0]["machine"]["threads"]
+            text = json.dumps(report | {"benchmarks": benchmarks}, indent=1)
+            args.json.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -13,11 +13,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ldm_core.attention import multiplies_bfloat16
 from ldm_core.checkpoint.config_source import undecided
 from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.key_map import report
@@ -132,7 +133,7 @@ def load(
     path: str | Path | None = None,
     *,
     device: Any = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | Literal["auto"] | None = None,
     config: str | Path | LatentDiffusionConfig | None = None,
     prediction: PredictionType | None = None,
     ema: bool = False,
@@ -143,7 +144,8 @@ def load(
 ) -> LatentDiffusion:
     """Load a model: a `.ckpt` or `.safetensors` file, or a diffusers folder; without a path, the bundled one.
 
-    device, dtype: where to and as what; dtype None is float32 on a CPU and the file's own type elsewhere.
+    device, dtype: where to and as what; dtype None is float32 on a CPU and the file's own type elsewhere,
+        and "auto" is bfloat16 on a CPU that has instructions for it, and otherwise as None.
     config: a preset's name ("sd1", "sd2-v", …), a configuration, or the path of a CompVis YAML file. With
         none: a YAML file of the same name beside the checkpoint, then metadata in the file, a folder's
         settings, then the one known model that has exactly these tensors. What a file cannot prove is
@@ -173,7 +175,7 @@ def load(
         source = weights.checkpoint.path.name
         parameters = weights.parameters
         report(source, {"with values that are not finite": _not_finite(weights)})
-        dtype = dtype or usual_dtype(device, parameters["unet"].values())
+        dtype = choose_dtype(dtype, device, parameters["unet"].values())
         for part, network in weights.networks.items():
             fill(network, parameters[part], device, dtype)
     return model if len(weights.configs) == 1 else _with_asked_prediction(model, weights.configs, source)
@@ -184,7 +186,7 @@ def load_part(
     path: str | Path,
     *,
     device: Any = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | Literal["auto"] | None = None,
     config: str | LatentDiffusionConfig | None = None,
     variant: str | None = None,
 ) -> nn.Module:
@@ -198,7 +200,7 @@ def load_part(
         network, parameters = open_part(path, part, config, variant)
         bad = [name for name, tensor in parameters.items() if not all_finite(tensor)]
         report(Path(path).name, {"with values that are not finite": bad})
-        fill(network, parameters, device, dtype or usual_dtype(device, parameters.values()))
+        fill(network, parameters, device, choose_dtype(dtype, device, parameters.values()))
     return network
 
 
@@ -231,13 +233,25 @@ def _with_asked_prediction(
     return replace(model, config=fitting[0])
 
 
-def check_dtype(dtype: torch.dtype | None) -> None:
+def check_dtype(dtype: torch.dtype | str | None) -> None:
     """Raise ValueError for what is no type of weights."""
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ValueError(f"dtype must be a floating-point type of torch, not {dtype!r}")
+    floating = isinstance(dtype, torch.dtype) and dtype.is_floating_point
+    if dtype not in (None, "auto") and not floating:
+        raise ValueError(f"dtype must be a floating-point type of torch or 'auto', not {dtype!r}")
 
 
-def usual_dtype(device: Any, tensors: Iterable[Tensor]) -> torch.dtype:
+def choose_dtype(
+    dtype: torch.dtype | Literal["auto"] | None, device: Any, tensors: Iterable[Tensor]
+) -> torch.dtype:
+    """The type that is asked for, or the one that suits the device and the file's tensors."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto" and torch.device(device).type == "cpu" and multiplies_bfloat16():
+        return torch.bfloat16
+    return _usual_dtype(device, tensors)
+
+
+def _usual_dtype(device: Any, tensors: Iterable[Tensor]) -> torch.dtype:
     """Float32 on a CPU; elsewhere the type of most of the weights, or float16 for float8's."""
     if torch.device(device).type == "cpu":
         return torch.float32

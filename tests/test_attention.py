@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import pickle
 from typing import Any
 
 import pytest
@@ -157,3 +159,83 @@ def test_recording_restores_the_model_after_an_error(bundled: LatentDiffusion) -
 def test_cross_attention_takes_another_width() -> None:
     layer = MultiHeadAttention(32, 4, context_channels=20)
     assert layer(torch.randn(2, 9, 32), torch.randn(2, 77, 20)).shape == (2, 9, 32)
+
+
+def counted(layer: MultiHeadAttention, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """The contexts that a layer makes keys and values of, as it goes."""
+    made: list[Tensor] = []
+    original = layer._keys_and_values
+
+    def watched(context: Tensor) -> tuple[Tensor, Tensor]:
+        made.append(context)
+        return original(context)
+
+    monkeypatch.setattr(layer, "_keys_and_values", watched)
+    return made
+
+
+@torch.no_grad()
+def test_a_contexts_keys_are_kept_only_while_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layer = MultiHeadAttention(16, 2, context_channels=8)
+    made = counted(layer, monkeypatch)
+    x, context, other = torch.randn(1, 5, 16), torch.randn(1, 3, 8), torch.randn(1, 3, 8)
+    first = layer(x, context)
+    assert torch.equal(layer(x, context), first)
+    assert torch.equal(layer(x, context.clone()), first)
+    layer(x, other)
+    layer(x, context)
+    assert len(made) == 3  # the context, its clone, the other one
+    context.add_(1)
+    changed = layer(x, context)
+    assert not torch.equal(changed, first)
+    layer.to_v.weight.mul_(2)
+    doubled = layer(x, context)
+    assert not torch.equal(doubled, changed)
+    hook = layer.to_k.register_forward_hook(lambda _module, _inputs, out: out * 3)
+    assert not torch.equal(layer(x, context), doubled)
+    hook.remove()
+    assert torch.equal(layer(x, context), doubled)
+
+    del made[:], context, other
+    gc.collect()
+    assert len(layer._contexts) == 0
+    assert torch.equal(pickle.loads(pickle.dumps(layer)).to_k.weight, layer.to_k.weight)
+
+
+def test_a_prompts_keys_are_made_once_and_not_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model(SMALL["sd1"])
+    layer = model.unet.mid.attention.blocks[0].attn2
+    made = counted(layer, monkeypatch)
+    ldm_core.Sampler(model).txt2img("a cat", steps=4, seed=0, output="latent")
+    assert len(made) == 1
+    assert made[0].shape[0] == 2  # without and with the prompt
+    del made[:]
+    separate = ldm_core.Sampler(model, guidance=ldm_core.ClassifierFreeGuidance(batched=False))
+    separate.txt2img("a cat", steps=4, seed=0, output="latent")
+    assert len(made) == 2
+
+
+@torch.no_grad()
+def test_chunks_in_bfloat16_lose_only_bfloat16s_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores, weights and the result are each rounded to 8 bits once; sums are float32's."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(ldm_core.attention, "CHUNK_BYTES", 100_000)
+    q, k, v = (torch.randn(2, 4, 300, 40).bfloat16() for _ in range(3))
+    exact = ldm_core.attention.math_attention(q.double(), k.double(), v.double())
+    error = (chunked_attention(q, k, v).double() - exact).square().mean().sqrt() / exact.std()
+    assert error < 2**-7
+
+
+@torch.no_grad()
+def test_auto_takes_chunks_where_the_cpu_multiplies_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    monkeypatch.setattr(ldm_core.attention, "chunked_attention", lambda *tensors: taken.append(tensors))
+    q, short = torch.randn(1, 1, 300, 8).bfloat16(), torch.randn(1, 1, 77, 8).bfloat16()
+    for has_it in (False, True):
+        monkeypatch.setattr(ldm_core.attention, "multiplies_bfloat16", lambda has_it=has_it: has_it)
+        ldm_core.attention.auto_attention(q, q, q)
+        ldm_core.attention.auto_attention(q, short, short)
+        ldm_core.attention.auto_attention(q, q, q, causal=True)
+        ldm_core.attention.auto_attention(q.float(), q.float(), q.float())
+        assert len(taken) == int(has_it)

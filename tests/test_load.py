@@ -432,3 +432,14 @@ def test_a_copied_package_finds_its_model(tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert run.stdout.strip() == str(tmp_path / "ldm_core" / "weights" / "emoji.safetensors")
+
+
+@pytest.mark.parametrize(("has_it", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_is_bfloat16_where_the_cpu_multiplies_it(
+    has_it: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ldm_core.model.multiplies_bfloat16", lambda: has_it)
+    assert ldm_core.load(dtype="auto").dtype == dtype
+    assert ldm_core.load().dtype == torch.float32
+    with pytest.raises(ValueError, match="floating-point type of torch or 'auto', not 'half'"):
+        ldm_core.load(dtype="half")  # type: ignore[arg-type]

@@ -200,7 +200,9 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 … (default: cuda if there is one)")
     group.add_argument(
-        "--dtype", choices=DTYPES, help="(default: float32 on a CPU, the file's own type elsewhere)"
+        "--dtype",
+        choices=("auto", *DTYPES),
+        help="(default: float32 on a CPU, the file's own type elsewhere; auto: bfloat16 on CPUs made for it)",
     )
 
 

@@ -6,7 +6,7 @@ import math
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -65,8 +65,10 @@ def _autoencoder_path(args: Namespace, again: Recipe | None) -> str | None:
     return recorded_path(args.recipe, again.autoencoder, "--autoencoder")
 
 
-def _dtype(args: Namespace, again: Recipe | None) -> torch.dtype | None:
+def _dtype(args: Namespace, again: Recipe | None) -> torch.dtype | Literal["auto"] | None:
     name = _chosen(args, again, "dtype")
+    if name == "auto":
+        return "auto"
     if name is not None and name not in cli.DTYPES:
         raise ValueError(
             f"{args.recipe}: the recipe's dtype must be one of {', '.join(cli.DTYPES)}, not {name!r}"

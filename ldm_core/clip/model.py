@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from ldm_core.clip.image_encoder import CLIPImageEncoder
 from ldm_core.clip.initialisation import initialise
 from ldm_core.clip.preprocessing import preprocess
 from ldm_core.images import ImageInput
-from ldm_core.model import check_dtype, fill, usual_dtype
+from ldm_core.model import check_dtype, choose_dtype, fill
 from ldm_core.text_encoder import CLIPTextEncoder
 from ldm_core.tokenizer import CLIPTokenizer
 from ldm_core.weights import SkipInitialisation
@@ -53,7 +53,7 @@ class CLIP(nn.Module):
         path: str | Path,
         *,
         device: Any = "cpu",
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | Literal["auto"] | None = None,
         config: str | CLIPConfig | None = None,
     ) -> CLIP:
         """Load a file in OpenAI's, open_clip's or transformers' names, or a folder of the latter two.
@@ -73,7 +73,7 @@ class CLIP(nn.Module):
             model = cls(resolved).eval()
         shapes = {name: value.shape for name, value in model.state_dict().items()}
         parameters = parameters_of(source, resolved, shapes)
-        fill(model, parameters, device, dtype or usual_dtype(device, parameters.values()))
+        fill(model, parameters, device, choose_dtype(dtype, device, parameters.values()))
         return model
 
     def save(self, path: str | Path, *, dtype: torch.dtype | None = None) -> None:

@@ -194,7 +194,11 @@ class MultiHeadAttention(nn.Module):
         return kept[1], kept[2]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_contexts": WeakIdKeyDictionary()}  # a copy keeps none, and a file neither
+        return {name: value for name, value in self.__dict__.items() if name != "_contexts"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._contexts = WeakIdKeyDictionary()  # a copy has kept nothing yet
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, N, heads * D) -> (B, heads, N, D)

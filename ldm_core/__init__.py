@@ -7,6 +7,7 @@ from ldm_core import config
 from ldm_core.attention import set_attention
 from ldm_core.attention_maps import record_attention
 from ldm_core.checkpoint import CheckpointError
+from ldm_core.convolution import set_convolution
 from ldm_core.guidance import ClassifierFreeGuidance
 from ldm_core.model import LatentDiffusion, load, load_part
 from ldm_core.sampler import Sampler, SamplerStep
@@ -57,6 +58,7 @@ __all__ = [
     "optimize",
     "record_attention",
     "set_attention",
+    "set_convolution",
 ]
 
 # Not every program needs these, and importing them takes as long as a third of the rest.

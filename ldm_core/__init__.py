@@ -24,8 +24,10 @@ from ldm_core.schedulers import (
 
 if TYPE_CHECKING:
     from ldm_core.conversion import convert, merge
+    from ldm_core.deep_cache import DeepCache
     from ldm_core.lora import apply_lora
     from ldm_core.textual_inversion import apply_textual_inversion
+    from ldm_core.token_merging import merge_tokens
 
 __version__ = "0.1.0"
 
@@ -37,6 +39,7 @@ __all__ = [
     "CheckpointError",
     "ClassifierFreeGuidance",
     "DPMSolverMultistep",
+    "DeepCache",
     "Euler",
     "EulerAncestral",
     "Heun",
@@ -51,16 +54,19 @@ __all__ = [
     "load",
     "load_part",
     "merge",
+    "merge_tokens",
     "record_attention",
     "set_attention",
 ]
 
 # Not every program needs these, and importing them takes as long as a third of the rest.
 _WHEN_NEEDED = {
+    "DeepCache": "deep_cache",
     "apply_lora": "lora",
     "apply_textual_inversion": "textual_inversion",
     "convert": "conversion",
     "merge": "conversion",
+    "merge_tokens": "token_merging",
 }
 
 

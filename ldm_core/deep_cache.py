@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -108,8 +109,8 @@ class DeepCache(nn.Module):
 
     def _source(self) -> nn.Module:
         """The module whose output the last `blocks` + 1 blocks start from."""
-        before = [*self.unet.down, self.unet.mid, *self.unet.up][-2]
-        return [before, *self.unet.up[-1].blocks][-self.blocks - 2]
+        *_, before, last = self.unet.down[-1], self.unet.mid, *self.unet.up
+        return [before, *_blocks(last)][-self.blocks - 2]
 
     def _shallow(
         self, x: Tensor, t: Tensor | float, context: Tensor, y: Tensor | None, features: Tensor
@@ -117,12 +118,16 @@ class DeepCache(nn.Module):
         """The first and the last blocks alone, around these features."""
         first, emb = self.unet.enter(x, t, y)
         skips = [first]
-        for block in self.unet.down[0].blocks[: self.blocks]:
+        for block in _blocks(self.unet.down[0])[: self.blocks]:
             skips.append(block(skips[-1], emb, context))
         h = features
-        for block, skip in zip(self.unet.up[-1].blocks[-self.blocks - 1 :], reversed(skips)):
+        for block, skip in zip(_blocks(self.unet.up[-1])[-self.blocks - 1 :], reversed(skips)):
             h = block(torch.cat([h, skip], dim=1), emb, context)
         return self.unet.leave(h)
+
+
+def _blocks(level: Any) -> list[nn.Module]:
+    return list(level.blocks)
 
 
 def _level(t: Tensor | float, x: Tensor) -> float | None:

@@ -261,7 +261,7 @@ class UNet(nn.Module):
         return self.leave(x)
 
     def enter(self, x: Tensor, t: Tensor | float, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """What the levels start from: features (B, model_channels, h, w), timestep embedding (B, channels)."""
+        """What the levels start from: features (B, model_channels, h, w), time embedding (B, channels)."""
         if not isinstance(t, Tensor):
             t = torch.full((x.shape[0],), float(t), dtype=torch.float32, device=x.device)
         emb = self.time_embed(timestep_embedding(t, self.config.model_channels).to(x))

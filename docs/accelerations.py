@@ -6,7 +6,7 @@ The error is that of the final latents against the plain run's, the bundled mode
 guidance 4. The arithmetic is what PyTorch's counter finds in the U-Net's calls of such a run, for the bundled
 model and, without any weights, for SD1. The times are processor time on one thread, in turns with the plain
 run's: runs of the bundled model, and one block with attention of SD1's finest level, since only at that size
-merging has anything to win. Times change with the machine; nothing else does. It takes about ten minutes.
+merging has anything to win. Times change with the machine; nothing else does. It takes some minutes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ from ldm_core.config import SD1, LatentDiffusionConfig
 from ldm_core.grid import grid
 from ldm_core.images import tensor_to_pil
 from ldm_core.model import build
+from ldm_core.noise_schedule import NoiseSchedule
 from ldm_core.unet import UNet
 
 HERE = Path(__file__).parent
@@ -50,7 +51,11 @@ class Acceleration:
     def __call__(self, model: LatentDiffusion, stack: ExitStack) -> LatentDiffusion:
         """The model with it; the stack takes what is to be undone."""
         stack.enter_context(merge_tokens(model, self.ratio, generator=self.generator()))
-        return replace(model, unet=DeepCache(model.unet, self.interval)) if self.interval > 1 else model
+        return (
+            replace(model, unet=DeepCache(cast(UNet, model.unet), self.interval))
+            if self.interval > 1
+            else model
+        )
 
     def generator(self) -> torch.Generator | None:
         return None if self.seed is None else torch.Generator().manual_seed(self.seed)
@@ -96,31 +101,37 @@ def relative_error(latent: Tensor, plain: Tensor) -> float:
     return float((distance / size).mean())
 
 
-def walk(model: LatentDiffusion, kind: Acceleration) -> None:
-    """The U-Net's calls of a run for one picture, on the model's device."""
-    config = model.config.unet
-    side = model.config.image_size // model.config.autoencoder.downsampling
-    x = torch.zeros(1, config.in_channels, side, side, device=model.device)
-    context = torch.zeros(2, 77, config.context_dim, device=model.device)
-    halves = {1: context[:1], 2: context}
-    with ExitStack() as stack, torch.no_grad():
-        fast = kind(model, stack)
+def rows_of(kind: Acceleration, schedule: NoiseSchedule) -> list[int]:
+    """How many rows the U-Net gets at each step of a run for one picture."""
+    rows: list[int] = []
 
-        def network(x: Tensor, t: float, _: Tensor) -> Tensor:
-            return fast.unet(x, t, halves[len(x)])
+    def network(x: Tensor, t: float, context: Tensor) -> Tensor:
+        rows.append(len(x))
+        return x
 
-        for t, _ in DDIM().timesteps(model.noise_schedule, STEPS):
-            progress = 1 - (t + 1) / len(model.noise_schedule)
-            kind.guidance(network, x, t, halves[1], halves[1], SCALE, progress)
+    for t, _ in DDIM().timesteps(schedule, STEPS):
+        x, progress = torch.zeros(1, 1, 1, 1), 1 - (t + 1) / len(schedule)
+        kind.guidance(network, x, t, x, x, SCALE, progress)
+    return rows
 
 
+@torch.no_grad()
 def arithmetic(config: LatentDiffusionConfig, kind: Acceleration) -> int:
-    """Floating-point operations of a run's U-Net calls."""
+    """Floating-point operations of a run's U-Net calls; a row costs the same in every call of its sort."""
     model = build(config, "meta")
     ldm_core.set_attention(model, "math")  # whose products the counter sees on any device
-    with FlopCounterMode(display=False) as counter:
-        walk(model, kind)
-    return int(counter.get_total_flops())
+    unet = DeepCache(cast(UNet, model.unet), kind.interval)
+    side = config.image_size // config.autoencoder.downsampling
+    x = torch.empty(1, config.unet.in_channels, side, side, device="meta")
+    context = torch.empty(1, 77, config.unet.context_dim, device="meta")
+    with merge_tokens(model, kind.ratio, generator=kind.generator()):
+        with FlopCounterMode(display=False) as whole:
+            _, features = unet.whole(x, 500, context)
+        with FlopCounterMode(display=False) as shallow:
+            unet.shallow(x, 500, context, features)
+    costs = [shallow.get_total_flops(), whole.get_total_flops()]
+    rows = rows_of(kind, model.noise_schedule)
+    return sum(count * costs[step % kind.interval == 0] for step, count in enumerate(rows))
 
 
 def cpu_time(work: Callable[[], object]) -> float:
@@ -129,7 +140,7 @@ def cpu_time(work: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def time_ratio(run: Callable[[Acceleration], object], kind: Acceleration, rounds: int = 3) -> float:
+def time_ratio(run: Callable[[Acceleration], object], kind: Acceleration, rounds: int) -> float:
     """Processor time, as a share of the plain run's beside it."""
     pairs = [(cpu_time(lambda: run(kind)), cpu_time(lambda: run(PLAIN))) for _ in range(rounds)]
     return median(fast / plain for fast, plain in pairs)
@@ -161,6 +172,7 @@ def measure(
     prompts: Sequence[str] = PROMPTS,
     seeds: Sequence[int] = SEEDS,
     full_size: LatentDiffusionConfig = SD1,
+    rounds: int = 3,
 ) -> tuple[dict[str, Price], dict[str, Tensor]]:
     """By name the prices, and the latents of the first seed, with "plain" among them."""
     reference = draw(model, PLAIN, prompts, seeds)
@@ -173,9 +185,9 @@ def measure(
         prices[kind.name] = Price(
             relative_error(drawn, reference),
             arithmetic(model.config, kind) / plain,
-            time_ratio(lambda kind: draw(model, kind, prompts[:2], seeds[:1]), kind),
+            time_ratio(lambda kind: draw(model, kind, prompts[:2], seeds[:1]), kind, rounds),
             arithmetic(full_size, kind) / plain_sd1,
-            time_ratio(block, kind) if kind.ratio else None,
+            time_ratio(block, kind, rounds) if kind.ratio else None,
         )
         print(kind.name, prices[kind.name], flush=True)
     return prices, latents

@@ -8,34 +8,36 @@ figure 4). From step to step the deep features of a U-Net hardly change. So ever
 the whole network and keeps the features that come up to the last blocks; the steps between compute the first
 blocks of the way down and the last of the way up, and take what lies between from the kept ones.
 
-A call says only x, t and context; of which walk it is, is told by them (see `DeepCache`).
+A call says only x, t and context; of which walk it is the next step is told by them (see `DeepCache`).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm_core.unet import UNet
 
+NEAR = 0.3  # cosine of noisy latents; of other noise it is 0 ± 0.06 at most, of one step later above 0.6
+
 
 @dataclass(frozen=True)
-class _Kept:
-    """The features of one whole evaluation, and what it was of."""
+class _Walk:
+    """Where a walk was at its last call, and the features of its last whole evaluation."""
 
-    step: int
+    t: float
+    age: int  # steps since that evaluation
+    direction: Tensor  # of x: (B, C * h * w), of length 1
     shape: torch.Size
     context: Tensor
     y: Tensor | None
     features: Tensor
-
-    def fits(self, x: Tensor, context: Tensor, y: Tensor | None) -> bool:
-        return x.shape == self.shape and _same(context, self.context) and _same(y, self.y)
 
 
 class DeepCache(nn.Module):
@@ -46,13 +48,14 @@ class DeepCache(nn.Module):
     blocks the other steps compute on the way down, 0..num_res_blocks, and one more on the way up; 1 is the
     paper's default. Raises ValueError for another U-Net, and for numbers outside these ranges.
 
-    A call with a lower t than the call before is the walk's next step; with the same t, it is another part of
-    the same step (the other half of guidance, the next chunk of a batch); with a higher t, a new walk starts.
-    The k-th call of a step takes the features that the k-th call of an earlier one has kept, if x has that
-    one's shape, and context and y its values; otherwise it computes everything. So a result does not depend
-    on the walks before, with one exception: after a walk that was broken off, one that starts lower (as
-    image-to-image does) with the same prompt would take its features. `reset` forgets them, and the memory
-    that they take. Where the rows of t differ, and where gradients are recorded, it is the plain U-Net.
+    A call is the next step of the walk whose last call had a higher t, the same context, y and shape, and
+    the nearest x: a step leaves most of x as it was, and other pictures have other noise. So the halves of
+    guidance, chunks of a batch and walks in turns are each told apart, and a result does not depend on what
+    was drawn before. A call that is nobody's next step starts a walk, and the walks that are at a lower t
+    are forgotten. What can still be mistaken is a walk that starts at little noise, as image-to-image does,
+    for one with the same prompt and a similar picture that was broken off before: `reset` forgets them all,
+    and frees the memory they take. Where the rows of t differ, and where gradients are recorded, this is the
+    plain U-Net.
     """
 
     def __init__(self, unet: UNet, interval: int = 3, *, blocks: int = 1) -> None:
@@ -68,38 +71,44 @@ class DeepCache(nn.Module):
         self.reset()
 
     def reset(self) -> None:
-        """Forget the walk, and the features that are kept of it."""
-        self._t: float | None = None
-        self._step = self._call = 0
-        self._kept: dict[int, _Kept] = {}  # by the number of the call within its step
+        """Forget all walks, and the features that are kept of them."""
+        self._walks: list[_Walk] = []
 
     def forward(self, x: Tensor, t: Tensor | float, context: Tensor, y: Tensor | None = None) -> Tensor:
         """As `UNet.forward`: shapes, ranges and errors are its own."""
         level = _level(t, x)
         if self.interval == 1 or level is None or torch.is_grad_enabled():
             return self.unet(x, t, context, y)
-        self._follow(level)
-        kept = self._kept.get(self._call)
-        if kept and self._step - kept.step < self.interval and kept.fits(x, context, y):
-            return self._shallow(x, t, context, y, kept.features)
-        prediction, features = self._whole(x, t, context, y)
-        self._kept[self._call] = _Kept(self._step, x.shape, context, y, features)
+        found = self._find(x, level, context, y)
+        if found is not None and found.age + 1 < self.interval:
+            prediction = self.shallow(x, t, context, found.features, y)
+            now = replace(found, t=level, age=found.age + 1, direction=self._direction(x))
+        else:
+            prediction, features = self.whole(x, t, context, y)
+            now = _Walk(level, 0, self._direction(x), x.shape, context, y, features)
+        if found is None:
+            self._walks = [walk for walk in self._walks if walk.t >= level]
+        self._walks = [walk for walk in self._walks if walk is not found] + [now]
         return prediction
 
-    def _follow(self, level: float) -> None:
-        """Find the call's place in a walk, which goes from high t to low."""
-        if self._t is not None and level > self._t:
-            self.reset()
-        if self._t is not None and level < self._t:
-            self._step, self._call = self._step + 1, 0
-        elif self._t is not None:
-            self._call += 1
-        self._t = level
+    def _find(self, x: Tensor, level: float, context: Tensor, y: Tensor | None) -> _Walk | None:
+        """The walk that this is the next step of."""
+        nearest, cosine = None, NEAR
+        for walk in self._walks:
+            if walk.t > level and walk.shape == x.shape and _same(walk.context, context) and _same(walk.y, y):
+                likeness = float((walk.direction * self._direction(x)).sum(dim=1).min())
+                if likeness > cosine:
+                    nearest, cosine = walk, likeness
+        return nearest
 
-    def _whole(
-        self, x: Tensor, t: Tensor | float, context: Tensor, y: Tensor | None
+    def _direction(self, x: Tensor) -> Tensor:
+        latent = x[:, : self.unet.config.out_channels]  # what comes after it is condition, as a mask
+        return F.normalize(latent.detach().flatten(1).float(), dim=1)
+
+    def whole(
+        self, x: Tensor, t: Tensor | float, context: Tensor, y: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The prediction, and the features that come to the last `blocks` + 1 blocks of the way up."""
+        """The U-Net's prediction, and the features that the last `blocks` + 1 blocks start from."""
         features: list[Tensor] = []
         hook = self._source().register_forward_hook(lambda module, args, output: features.append(output))
         try:
@@ -107,15 +116,10 @@ class DeepCache(nn.Module):
         finally:
             hook.remove()
 
-    def _source(self) -> nn.Module:
-        """The module whose output the last `blocks` + 1 blocks start from."""
-        *_, before, last = self.unet.down[-1], self.unet.mid, *self.unet.up
-        return [before, *_blocks(last)][-self.blocks - 2]
-
-    def _shallow(
-        self, x: Tensor, t: Tensor | float, context: Tensor, y: Tensor | None, features: Tensor
+    def shallow(
+        self, x: Tensor, t: Tensor | float, context: Tensor, features: Tensor, y: Tensor | None = None
     ) -> Tensor:
-        """The first and the last blocks alone, around these features."""
+        """A prediction of the first and the last blocks alone, around features of `whole`."""
         first, emb = self.unet.enter(x, t, y)
         skips = [first]
         for block in _blocks(self.unet.down[0])[: self.blocks]:
@@ -124,6 +128,11 @@ class DeepCache(nn.Module):
         for block, skip in zip(_blocks(self.unet.up[-1])[-self.blocks - 1 :], reversed(skips)):
             h = block(torch.cat([h, skip], dim=1), emb, context)
         return self.unet.leave(h)
+
+    def _source(self) -> nn.Module:
+        """The module whose output the last `blocks` + 1 blocks start from."""
+        *_, before, last = self.unet.down[-1], self.unet.mid, *self.unet.up
+        return [before, *_blocks(last)][-self.blocks - 2]
 
 
 def _blocks(level: Any) -> list[nn.Module]:

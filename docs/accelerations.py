@@ -231,7 +231,7 @@ def main() -> None:
     torch.set_num_threads(1)
     model = ldm_core.load(device="cpu")
     prices, latents = measure(model)
-    sheet(model, latents).save(arguments.figure)
+    sheet(model, latents).quantize(256).save(arguments.figure, optimize=True)
     write_table(arguments.page, table(prices))
 
 

@@ -24,7 +24,9 @@ from torch import Tensor, nn
 
 from ldm_core.unet import UNet
 
-NEAR = 0.3  # cosine of noisy latents; of other noise it is 0 ± 0.06 at most, of one step later above 0.6
+# A cosine of noisy latents. One step apart it is 0.99 (DDIM in 25 steps) to 0.37 (ancestral Euler in 5);
+# between pictures of other noise it is 0, give or take 0.03 at 16 x 16 latents and less at larger ones.
+NEAR = 0.3
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomesd
 import torch
 from conftest import SMALL, TINY
 from contracts import UNET, told
@@ -90,7 +91,7 @@ def test_the_matching_is_the_brute_force_one(size: tuple[int, int], ratio: float
 @pytest.mark.parametrize("size", [(8, 8), (4, 12)])
 @pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75])
 def test_the_matching_is_the_authors(size: tuple[int, int], ratio: float) -> None:
-    theirs = pytest.importorskip("tomesd.merge").bipartite_soft_matching_random2d
+    theirs = tomesd.merge.bipartite_soft_matching_random2d
     h, w = size
     x, y = draw(3, h * w, 8), draw(3, h * w, 4, seed=1)
     merge, unmerge = theirs(x, w, h, 2, 2, int(ratio * h * w), no_rand=True)
@@ -162,7 +163,6 @@ def test_ratio_0_and_the_time_after_are_plain(unet: UNet) -> None:
 
 
 def test_the_network_is_diffusers_with_the_authors_merging(unet: UNet, tmp_path: Path) -> None:
-    tomesd = pytest.importorskip("tomesd")
     from diffusers import UNet2DConditionModel
 
     model = build(TINY["sd1"])
@@ -510,7 +510,7 @@ def test_the_docs_script_measures_what_the_table_shows(
 def test_arithmetic_is_counted_as_steps_and_rows_are(monkeypatch: pytest.MonkeyPatch) -> None:
     script = runpy.run_path(str(DOCS / "accelerations.py"))
     kinds = {kind.name: kind for kind in script["ACCELERATIONS"]}
-    monkeypatch.setitem(script["arithmetic"].__globals__, "STEPS", 10)
+    monkeypatch.setitem(script["rows_of"].__globals__, "STEPS", 10)
     plain, half, two, five = (
         script["arithmetic"](TINY["sd1"], kind)
         for kind in (

@@ -26,9 +26,11 @@ from ldm_core.schedulers import (
 if TYPE_CHECKING:
     from ldm_core.clip import CLIP
     from ldm_core.conversion import convert, merge
+    from ldm_core.deep_cache import DeepCache
     from ldm_core.lora import apply_lora
     from ldm_core.optimization import optimize
     from ldm_core.textual_inversion import apply_textual_inversion
+    from ldm_core.token_merging import merge_tokens
 
 __version__ = "0.1.0"
 
@@ -41,6 +43,7 @@ __all__ = [
     "CheckpointError",
     "ClassifierFreeGuidance",
     "DPMSolverMultistep",
+    "DeepCache",
     "Euler",
     "EulerAncestral",
     "Heun",
@@ -55,6 +58,7 @@ __all__ = [
     "load",
     "load_part",
     "merge",
+    "merge_tokens",
     "optimize",
     "record_attention",
     "set_attention",
@@ -64,11 +68,13 @@ __all__ = [
 # Not every program needs these, and importing them takes as long as a third of the rest.
 _WHEN_NEEDED = {
     "CLIP": "clip",
+    "DeepCache": "deep_cache",
     "apply_lora": "lora",
     "apply_textual_inversion": "textual_inversion",
     "convert": "conversion",
     "merge": "conversion",
     "optimize": "optimization",
+    "merge_tokens": "token_merging",
 }
 
 

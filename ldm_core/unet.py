@@ -257,14 +257,8 @@ class UNet(nn.Module):
         Raises ValueError for shapes that do not fit, and for a t that is no finite real number.
         """
         self._check(x, t, context, y)
-        if not isinstance(t, Tensor):
-            t = torch.full((x.shape[0],), float(t), dtype=torch.float32, device=x.device)
-        emb = self.time_embed(timestep_embedding(t, self.config.model_channels).to(x))
-        if self.label_emb is not None:
-            emb = emb + self.label_emb(y)
-        emb = F.silu(emb)  # every residual block projects the activated embedding
-
-        skips = [self.conv_in(fastest_layout(x))]
+        first, emb = self.enter(x, t, y)
+        skips = [first]
         for level in self.down:
             skips.extend(level(skips[-1], emb, context))
 
@@ -275,6 +269,21 @@ class UNet(nn.Module):
             x = level(x, skips[-per_level:], emb, context)
             del skips[-per_level:]
 
+        return self.leave(x)
+
+    def enter(self, x: Tensor, t: Tensor | float, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What the levels start from: features (B, model_channels, h, w), time embedding (B, channels)."""
+        if not isinstance(t, Tensor):
+            t = torch.full((x.shape[0],), float(t), dtype=torch.float32, device=x.device)
+        emb = self.time_embed(timestep_embedding(t, self.config.model_channels).to(x))
+        if self.label_emb is not None:
+            emb = emb + self.label_emb(y)
+        return self.conv_in(fastest_layout(x)), F.silu(
+            emb
+        )  # every residual block projects the activated embedding
+
+    def leave(self, x: Tensor) -> Tensor:
+        """The last level's features (B, model_channels, h, w) to the prediction (B, out_channels, h, w)."""
         return self.conv_out(self.norm_silu(self.norm_out, x))
 
     def _check(self, x: Tensor, t: Tensor | float, context: Tensor, y: Tensor | None) -> None:

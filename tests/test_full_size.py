@@ -131,7 +131,7 @@ def test_loading_is_faster_than_diffusers_single_file_loader(
     folder = settings_folder(SD1, tmp_path / "settings")
     runs: dict[str, list[dict[str, float]]] = {"ldm_core": [], "diffusers": []}
     ours, theirs = float("inf"), 0.0
-    while ours > theirs and len(runs["ldm_core"]) < 5 or len(runs["ldm_core"]) < 2:
+    while (ours > theirs and len(runs["ldm_core"]) < 5) or len(runs["ldm_core"]) < 2:
         for how, measured in runs.items():
             measured.append(measure(path, how, folder))
         ours, theirs = (min(run["seconds"] for run in measured) for measured in runs.values())

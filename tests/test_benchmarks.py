@@ -86,6 +86,7 @@ def check(found: dict[str, Any], name: str, count: int, candidates: list[str]) -
                 assert row["rms_error"] < 1e-5
 
 
+@pytest.mark.slow  # each imports what it is compared with
 @pytest.mark.parametrize("name", NETWORKS | OPERATORS | TOKENIZER)
 def test_quick_benchmark(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -162,6 +162,7 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
+@pytest.mark.slow  # three Python processes that import torch
 def test_two_processes_train_as_one_with_the_whole_batch(tmp_path: Path) -> None:
     """Five steps of plain descent: losses and weights within 1e-5 of one process's, and equal on both."""
     towers = Towers()

@@ -5,6 +5,7 @@ These need about 12 GB of memory and 10 GB of disk, hence `slow`.
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import subprocess
@@ -76,13 +77,37 @@ def test_unet_of_sd1_agrees_with_diffusers(sd1: LatentDiffusion) -> None:
 
 
 def test_autoencoder_of_sd1_agrees_with_diffusers(sd1: LatentDiffusion) -> None:
+    """With the same convolutions; how Winograd's fare is told by the next test."""
     reference = reference_autoencoder(sd1)
     images, z = torch.rand(1, 3, 512, 512) * 2 - 1, torch.randn(1, 4, 64, 64)
+    ldm_core.set_convolution(sd1, "direct")
     with torch.no_grad():
         ours, theirs = sd1.autoencoder.encode(images), reference.encode(images).latent_dist
         assert relative_error(ours.mean, theirs.mean) < FLOAT32
         assert relative_error(ours.std, theirs.std) < FLOAT32
         assert relative_error(sd1.autoencoder.decode(z), reference.decode(z).sample) < FLOAT32
+    ldm_core.set_convolution(sd1, "auto")
+
+
+def test_autoencoder_of_sd1_is_as_near_to_float64_as_diffusers(sd1: LatentDiffusion) -> None:
+    """Each side's root mean square error against the same weights in float64, for pictures of 256×256."""
+    reference = reference_autoencoder(sd1)
+    exact = copy.deepcopy(sd1.autoencoder).double()
+    images, z = torch.rand(1, 3, 256, 256) * 2 - 1, torch.randn(1, 4, 32, 32)
+
+    def error(result: Tensor, expected: Tensor) -> float:
+        return float((result - expected).square().mean().sqrt() / expected.square().mean().sqrt())
+
+    with torch.no_grad():
+        decoded, encoded = exact.decode(z.double()), exact.encode(images.double()).mean
+        ours = error(sd1.autoencoder.decode(z), decoded), error(sd1.autoencoder.encode(images).mean, encoded)
+        theirs = (
+            error(reference.decode(z).sample, decoded),
+            error(reference.encode(images).latent_dist.mean, encoded),
+        )
+    print(f"decoder {ours[0]:.1e}, diffusers' {theirs[0]:.1e}; encoder {ours[1]:.1e}, {theirs[1]:.1e}")
+    assert ours[0] < 1.1 * theirs[0]
+    assert ours[1] < 1.1 * theirs[1]
 
 
 def test_text_encoder_of_sd1_agrees_with_transformers(sd1: LatentDiffusion) -> None:

@@ -51,10 +51,10 @@ def test_an_image_is_the_same_alone_in_a_batch_and_in_another_order(
     bundled: LatentDiffusion, scheduler: Any
 ) -> None:
     sampler = Sampler(bundled, scheduler)
-    batch = sampler.txt2img(PROMPTS, seed=7, **QUICK)
-    order = [3, 1, 0, 2, 7, 5, 4, 6]
+    batch = sampler.txt2img(PROMPTS[:4], seed=7, **QUICK)
+    order = [3, 1, 0, 2]
     shuffled = sampler.txt2img([PROMPTS[i] for i in order], seed=[7 + i for i in order], **QUICK)
-    for k in (0, 3, 7):
+    for k in (0, 3):
         alone = sampler.txt2img(PROMPTS[k], seed=7 + k, **QUICK)
         assert (alone[0] - batch[k]).abs().max() < ROUNDING
         assert (shuffled[order.index(k)] - batch[k]).abs().max() < ROUNDING

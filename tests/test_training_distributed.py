@@ -98,7 +98,7 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path, name: str, paralle
             torch.testing.assert_close(two[key], tensor, rtol=0, atol=6 * 2 * OPTIONS["learning_rate"])
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_a_state_is_taken_up_by_any_number_of_processes(tmp_path: Path, parallel: str) -> None:
     alone, mixed = tmp_path / "alone", tmp_path / "mixed"
     train("small", alone)
@@ -120,7 +120,7 @@ def test_a_state_is_taken_up_by_any_number_of_processes(tmp_path: Path, parallel
     assert losses(mixed) == pytest.approx(losses(alone), rel=TOLERANCE)
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_pictures_are_drawn_by_all_and_kept_by_the_first(tmp_path: Path, parallel: str) -> None:
     def draw() -> None:
         world, objective = join(), Denoise()

@@ -30,10 +30,8 @@ SIZES = [  # of which network, batch, channels in and out, rows and columns
     ("U-Net", 2, 1280, 1280, 16),
     ("U-Net", 2, 2560, 1280, 8),
     ("decoder", 1, 512, 512, 64),
-    ("decoder", 1, 512, 512, 256),
+    ("decoder", 1, 512, 512, 128),
     ("decoder", 1, 256, 256, 256),
-    ("decoder", 1, 256, 256, 512),
-    ("decoder", 1, 128, 128, 512),
 ]
 Arguments = tuple[Tensor, Tensor, Tensor]  # x (B, C, h, w), weight (O, C, 3, 3), bias (O,)
 

@@ -22,12 +22,12 @@ from machine import machine
 
 HERE = Path(__file__).parent
 FULL = {
-    "attention": "",
-    "convolution": "",
-    "unet_step": "--rounds 5 --memory",
-    "autoencoder": "--rounds 3 --memory",
-    "text_encoder": "",
-    "end_to_end": "--rounds 1 --memory",
+    "attention": "--rounds 3",
+    "convolution": "--rounds 3",
+    "unet_step": "--rounds 2",
+    "autoencoder": "--rounds 2 --pixels 512",
+    "text_encoder": "--rounds 3",
+    "end_to_end": "--rounds 1",
     "loading": "--rounds 3",
     "tokenizer": "--rounds 7",
 }

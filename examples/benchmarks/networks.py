@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -90,15 +91,22 @@ PARTS = {
 }
 
 
+# All candidates have the same tensors: several copies of SD1 are more than most machines hold.
+filled = cache(random_model)
+
+
 def ours(part: Part, config: LatentDiffusionConfig, dtype: str, optimized: bool = False) -> Called:
-    network = part.ours(random_model(config)).to(getattr(torch, dtype)).requires_grad_(False)
+    network = part.ours(build(config, "meta"))
+    network.load_state_dict(part.ours(filled(config)).state_dict(), assign=True)
+    network = network.to(getattr(torch, dtype)).requires_grad_(False)
     if optimized:
         ldm_core.optimize(network)
     return Called(network, part.call)
 
 
+@cache
 def reference(part: Part, config: LatentDiffusionConfig, dtype: str) -> Called:
-    network = part.reference(random_model(config))
+    network = part.reference(filled(config))
     return Called(network.to(getattr(torch, dtype)), part.call_reference)
 
 

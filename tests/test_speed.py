@@ -31,7 +31,7 @@ CONFIG = replace(
     autoencoder=replace(SD1.autoencoder, num_res_blocks=1),
 )
 UNET_BOUND = 1.0
-DECODER_BOUND = 1.0
+DECODER_BOUND = 0.9
 CHUNKED_BOUND = 0.5
 
 

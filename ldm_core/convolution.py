@@ -43,7 +43,8 @@ def winograd_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tens
         raise ValueError("convolution backend 'winograd' has no gradients: use 'auto' or torch.no_grad()")
     if x.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"convolution backend 'winograd' needs float32 or float64, got {x.dtype}")
-    return winograd_conv2d(x, transform_weight(weight), bias)
+    with torch.autocast(x.device.type, enabled=False):
+        return winograd_conv2d(x, transform_weight(weight), bias)
 
 
 def suits_winograd(x: Tensor, weight: Tensor, bias: Tensor | None, *, min_tiles: int = MIN_TILES) -> bool:
@@ -55,7 +56,7 @@ def suits_winograd(x: Tensor, weight: Tensor, bias: Tensor | None, *, min_tiles:
         and min(channels, weight.shape[0]) >= MIN_CHANNELS
         and batch * -(-h // TILE) * -(-w // TILE) >= min_tiles
         and not _wants_gradient(x, weight, bias)
-        and not torch.compiler.is_compiling()
+        and not (torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"))
     )
 
 

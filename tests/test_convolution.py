@@ -98,6 +98,8 @@ def test_large_float32_maps_take_it_and_others_do_not(monkeypatch: pytest.Monkey
     Conv3x3(32, 32)(narrow)
     layer.double()(large.double())
     layer.bfloat16()(large[:, :, :4].bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer.float()(large).dtype == torch.bfloat16
     assert len(taken) == 1
     with torch.enable_grad():
         layer.float()(large).sum().backward()
@@ -110,6 +112,8 @@ def test_asked_for_by_name_it_says_where_it_cannot_run() -> None:
     set_convolution(layer, "winograd")
     x = torch.randn(1, 4, 8, 8)
     assert largest_error(layer(x), exact(x, layer.weight, layer.bias)) < 4e-6
+    with torch.autocast("cpu", torch.bfloat16):
+        assert largest_error(layer(x), exact(x, layer.weight, layer.bias)) < 4e-6
     with torch.enable_grad(), pytest.raises(ValueError, match="no gradients"):
         layer(x)
     with pytest.raises(ValueError, match=r"needs float32 or float64, got torch\.bfloat16"):

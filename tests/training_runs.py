@@ -109,7 +109,15 @@ def free_port() -> int:
 
 
 def in_processes(size: int, target: Callable[..., None], *arguments: Any) -> list[int]:
-    """Run `target` in so many processes that can `join()`, as torchrun starts them; their exit codes."""
+    """Run `target` in so many processes that can `join()`, as torchrun starts them; their exit codes.
+
+    Once more if one never comes to an end: a fork of a process with threads may hang in its first moments.
+    """
+    codes = _exit_codes(size, target, *arguments)
+    return codes if None not in codes else _exit_codes(size, target, *arguments)
+
+
+def _exit_codes(size: int, target: Callable[..., None], *arguments: Any) -> list[int]:
     port = free_port()
 
     def body(rank: int) -> None:
@@ -123,6 +131,10 @@ def in_processes(size: int, target: Callable[..., None], *arguments: Any) -> lis
         target(*arguments)
 
     processes = [started(body, rank) for rank in range(size)]
+    limit = time.monotonic() + 90
     for process in processes:
-        process.join(120)
-    return [process.exitcode for process in processes]
+        process.join(max(0.0, limit - time.monotonic()))
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    return codes

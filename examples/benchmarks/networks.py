@@ -1,8 +1,7 @@
 """The networks that the benchmarks time: this package's, diffusers', transformers' and OpenVINO's.
 
 All have the same random weights, which go through this package's key maps to the published names and from
-there through diffusers' own converters (tests/reference.py). A network is made when it is asked for and
-keeps nothing else, so that several fit into memory. Importing this puts tests/ on the path.
+there through diffusers' own converters (tests/reference.py). Importing this puts tests/ on the path.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +90,7 @@ PARTS = {
 }
 
 
-# All candidates have the same tensors: several copies of SD1 are more than most machines hold.
-filled = cache(random_model)
+filled = cache(random_model)  # several copies of SD1 would be more than most machines hold
 
 
 def ours(part: Part, config: LatentDiffusionConfig, dtype: str, optimized: bool = False) -> Called:
@@ -123,11 +121,7 @@ def candidates(
     """Named makers, each of a function without arguments that computes the network's output for `inputs`."""
 
     def bound(make: Callable[[], Callable[..., Tensor]]) -> Callable[[], Callable[[], Tensor]]:
-        def made() -> Callable[[], Tensor]:
-            network = make()
-            return lambda: network(*inputs)
-
-        return made
+        return lambda: partial(make(), *inputs)
 
     named = {"ldm_core": bound(lambda: ours(part, config, dtype))}
     if dtype == "float32" and part is not PARTS["text"]:  # else `optimize` has nothing to gain

@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from conftest import SMALL  # noqa: E402
 from reference import (  # noqa: E402
+    computed_alike,
     random_model,
     reference_autoencoder,
     reference_text_encoder,
@@ -28,7 +29,6 @@ from reference import (  # noqa: E402
     relative_error,
 )
 
-import ldm_core  # noqa: E402
 from ldm_core.config import SD1, SD1_INPAINT, SD2_V, LatentDiffusionConfig  # noqa: E402
 
 NAMES = {torch.float32: "float32", torch.float64: "float64"}
@@ -57,9 +57,14 @@ class Row:
 def compare(config: LatentDiffusionConfig, size: str, dtype: torch.dtype, latent: int) -> Iterator[Row]:
     """Each network of one configuration with random weights, against its reference."""
     model: Any = random_model(config, dtype=dtype)
-    ldm_core.set_convolution(model, "direct")  # as the reference has it
-    unet_config = config.unet
     torch.manual_seed(1)
+    with computed_alike(model):
+        yield from compare_networks(model, size, dtype, latent)
+
+
+@torch.no_grad()
+def compare_networks(model: Any, size: str, dtype: torch.dtype, latent: int) -> Iterator[Row]:
+    config, unet_config = model.config, model.config.unet
 
     reference: Any = reference_unet(model)
     x = torch.randn(1, unet_config.in_channels, latent, latent, dtype=dtype)
@@ -103,8 +108,8 @@ the tests hold the small sizes and SD1's to these bounds (`tests/test_parity.py`
 
 Both sides have the same random weights. They go from here through this package's own key map to CompVis's file keys,
 and from there through the reference's own converter, so a row tests the network and the key map at once. The error is
-the largest difference over the largest value, with PyTorch's convolutions on both sides
-([performance](performance.md) tells how far from float64 either way of convolving is); 0 means equal to the bit, where both run the same PyTorch kernels in the same
+the largest difference over the largest value, with PyTorch's convolutions and memory layout on both sides
+([performance](performance.md) tells how near to float64 the faster ways are); 0 means equal to the bit, where both run the same PyTorch kernels in the same
 order.
 
 | component | size | reference | dtype | largest error | bound |

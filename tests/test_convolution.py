@@ -122,6 +122,8 @@ def test_asked_for_by_name_it_says_where_it_cannot_run() -> None:
         set_convolution(layer, "fft")
     with pytest.raises(ValueError, match="no 3x3 convolutions"):
         set_convolution(nn.Linear(2, 2), "auto")
+    with pytest.raises(ValueError, match="int has no 3x3 convolutions"):
+        set_convolution(3, "auto")
 
 
 def prepared_layer() -> tuple[Conv3x3, Tensor]:

@@ -7,6 +7,7 @@ loop, state, ema, learning_rate, gradient_checkpointing, distributed, logs      
 """
 
 from ldm_core.training.autoencoder_loss import AutoencoderObjective, AutoencoderWeights, start_posterior
+from ldm_core.training.clip_objective import ContrastiveObjective
 from ldm_core.training.diffusion_loss import DiffusionObjective
 from ldm_core.training.discriminator import PatchDiscriminator
 from ldm_core.training.distributed import World, join, leave
@@ -25,6 +26,7 @@ __all__ = [
     "AutoencoderWeights",
     "BadSample",
     "CachedLatents",
+    "ContrastiveObjective",
     "DiffusionObjective",
     "ImageFolder",
     "Objective",

@@ -1,0 +1,221 @@
+"""Train the bundled model, a stage after another, from the pictures that `prepare.py` made.
+
+    python examples/train_emoji/train.py autoencoder emoji-data runs
+    python examples/train_emoji/train.py clip        emoji-data runs
+    python examples/train_emoji/train.py diffusion   emoji-data runs
+
+Each stage leaves its run in a folder of RUNS (`state.safetensors`, `metrics.csv`, `tensorboard/`, `samples/`)
+and, when it is done, a model: `runs/evaluator.safetensors` is the CLIP that judges, and
+`runs/emoji.safetensors` what is shipped. A stage that was cut off, at any moment, goes on where it last saved
+when the same command is given again, on this machine or another to which RUNS was copied.
+`--steps 50` is for a quick look.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from emoji_models import CLIP, EVALUATOR, MODEL, SIZE
+from emoji_pictures import EmojiPictures, Repeated, worn
+from PIL.Image import Image
+
+from ldm_core import checkpoint, clip, model
+from ldm_core.autoencoder import AutoencoderKL
+from ldm_core.checkpoint import CheckpointError
+from ldm_core.training import (
+    AutoencoderObjective,
+    AutoencoderWeights,
+    CachedLatents,
+    ContrastiveObjective,
+    DiffusionObjective,
+    Objective,
+    Trainer,
+    TrainingError,
+    TrainingSettings,
+    load_weights,
+    reconstruction_sheet,
+    sample_sheet,
+    start_posterior,
+)
+from ldm_core.training.samples import Samples
+
+PROMPTS = [
+    *("grinning cat", "red apple", "pizza", "rocket", "red heart", "dog face", "cactus", "birthday cake"),
+    *("ghost", "banana", "rose", "robot", "fire", "crown", "soccer ball", "panda"),
+]
+TWICE_OR_MORE = 3  # how often a common concept comes for each time that a rare one does
+
+AUTOENCODER = TrainingSettings(
+    steps=8000,
+    batch_size=8,
+    learning_rate=1e-3,
+    warmup=200,
+    final_rate=0.02,
+    betas=(0.9, 0.99),
+    ema_decay=0.999,
+    seed=1,
+    workers=1,
+    save_every=200,
+    picture_every=1000,
+)
+CONTRAST = TrainingSettings(
+    steps=1500,
+    batch_size=256,
+    learning_rate=1e-3,
+    warmup=100,
+    betas=(0.9, 0.98),
+    weight_decay=0.1,
+    ema_decay=0.99,
+    seed=2,
+    workers=1,
+    save_every=100,
+)
+DIFFUSION = TrainingSettings(
+    steps=12_000,
+    batch_size=128,
+    learning_rate=1e-3,
+    warmup=300,
+    final_rate=0.02,
+    betas=(0.9, 0.99),
+    ema_decay=0.9995,
+    seed=4,
+    save_every=200,
+    picture_every=1000,
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all stages share."""
+
+    data: Path
+    runs: Path
+    steps: int | None
+    precision: str
+    quiet: bool
+
+    def pictures(self) -> EmojiPictures:
+        return EmojiPictures(self.data / "train", SIZE)
+
+    def train(
+        self,
+        name: str,
+        objective: Objective,
+        samples: Samples,
+        settings: TrainingSettings,
+        picture: Callable[[], Image] | None = None,
+    ) -> Trainer:
+        settings = replace(settings, precision=self.precision)
+        if self.steps is not None:
+            settings = replace(settings, steps=self.steps, warmup=min(settings.warmup, self.steps // 10))
+        trainer = Trainer(objective, samples, self.runs / name, settings, picture=picture, quiet=self.quiet)
+        trainer.run()
+        return trainer
+
+
+def new_autoencoder() -> AutoencoderKL:
+    torch.manual_seed(AUTOENCODER.seed)
+    autoencoder = AutoencoderKL(MODEL.autoencoder)
+    start_posterior(autoencoder)
+    return autoencoder
+
+
+def autoencoder_objective(autoencoder: AutoencoderKL) -> AutoencoderObjective:
+    # Squared errors first: absolute ones alone begin by painting everything white.
+    return AutoencoderObjective(autoencoder, weights=AutoencoderWeights(perceptual=0.5, l1_start=2000))
+
+
+def train_autoencoder(run: Run) -> None:
+    pictures, autoencoder = run.pictures(), new_autoencoder()
+    unseen = EmojiPictures(run.data / "held-out", SIZE)
+    shown = torch.stack([unseen[k]["image"] for k in range(0, len(unseen), max(1, len(unseen) // 8))][:8])
+    run.train(
+        "autoencoder",
+        autoencoder_objective(autoencoder),
+        pictures,
+        AUTOENCODER,
+        lambda: reconstruction_sheet(autoencoder, shown),
+    )
+
+
+def train_clip(run: Run) -> None:
+    """The text encoder's first weights, and apart from them, by another seed, the judge."""
+    pictures = run.pictures()
+    for name, networks, seed in (("clip", CLIP, CONTRAST.seed), ("evaluator", EVALUATOR, CONTRAST.seed + 1)):
+        network = clip.CLIP(networks, torch.Generator().manual_seed(seed))
+        objective = ContrastiveObjective(network, augment=worn)
+        trainer = run.train(name, objective, pictures, replace(CONTRAST, seed=seed))
+        with trainer.averaged():
+            network.save(run.runs / f"{name}.safetensors")
+
+
+def train_diffusion(run: Run, *, frozen: bool) -> None:
+    pictures = run.pictures()
+    autoencoder = new_autoencoder()
+    load_weights(run.runs / "autoencoder" / "state.safetensors", autoencoder_objective(autoencoder))
+    latents = CachedLatents(pictures, autoencoder, run.runs / "latents.npy")
+    torch.manual_seed(DIFFUSION.seed)
+    emoji = model.build(replace(MODEL, latent_scale=scale_of(latents)))
+    assert isinstance(emoji.autoencoder, AutoencoderKL)
+    emoji.autoencoder.load_state_dict(autoencoder.state_dict())
+    taught = clip.CLIP.load(run.runs / "clip.safetensors").text_encoder
+    emoji.modules["text_encoder"].load_state_dict(taught.state_dict())
+
+    often = [TWICE_OR_MORE if common else 1 for common in pictures.common]
+    trainer = run.train(
+        "diffusion",
+        DiffusionObjective(emoji, min_snr_gamma=5.0, train_text_encoder=not frozen),
+        Repeated(latents, often),
+        DIFFUSION,
+        lambda: sample_sheet(emoji, PROMPTS),
+    )
+    with trainer.averaged():
+        checkpoint.save(shipped(emoji), run.runs / "emoji.safetensors", dtype=torch.float16)
+
+
+def scale_of(latents: CachedLatents) -> float:
+    """What gives the U-Net's latents a variance of 1 (the paper's appendix D.1)."""
+    means = torch.stack([latents[k]["mean"] for k in range(len(latents))])
+    return 1 / means.std().item()
+
+
+def shipped(emoji: model.LatentDiffusion) -> model.LatentDiffusion:
+    """The model without what only its text encoder's first training needed."""
+    text = replace(emoji.config.text_encoder, projection_dim=None)
+    bare = model.build(replace(emoji.config, text_encoder=text))
+    for name, module in bare.modules.items():
+        module.load_state_dict(emoji.modules[name].state_dict(), strict=name != "text_encoder")
+    return bare
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stage", choices=["autoencoder", "clip", "diffusion"])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--steps", type=int, help="of the stage, in place of the recipe's")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--frozen-text", action="store_true", help="keep the text encoder as CLIP left it")
+    parser.add_argument("--quiet", action="store_true")
+    args = parser.parse_args(arguments)
+    run = Run(args.data, args.runs, args.steps, args.precision, args.quiet)
+    try:
+        if args.stage == "autoencoder":
+            train_autoencoder(run)
+        elif args.stage == "clip":
+            train_clip(run)
+        else:
+            train_diffusion(run, frozen=args.frozen_text)
+    except (ValueError, OSError, TrainingError, CheckpointError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

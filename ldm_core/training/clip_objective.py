@@ -1,0 +1,52 @@
+"""Training a CLIP: pictures and their captions must find one another in a batch.
+
+The loss is that of `ldm_core.training.contrastive` (Radford et al. 2021, arXiv:2103.00020, figure 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ldm_core.clip.model import CLIP
+from ldm_core.training.contrastive import clamp_log_scale_, contrastive_loss
+from ldm_core.training.objective import Batch, Metrics, Objective, Streams, require_float32, uniform
+
+Augment = Callable[[Tensor, Streams], Tensor]  # images (B, 3, H, W) in [0, 1] to the same, changed at random
+
+
+class ContrastiveObjective(Objective):
+    """Trains both encoders of a CLIP and its temperature. Batches have "image", in [-1, 1], and "text".
+
+    augment: changes the pictures at random, drawing from their streams only.
+    gather: whether the wrong answers are those of all processes' batches, which then must be of one size.
+
+    A sample of several captions shows one of them, at random. Raises ValueError for weights in 16 bits, and,
+    when it meets one, for a sample without a caption.
+    """
+
+    def __init__(self, clip: CLIP, *, augment: Augment | None = None, gather: bool = False) -> None:
+        super().__init__()
+        require_float32(clip, "CLIP")
+        self.clip = clip.requires_grad_(True)
+        self.augment, self.gather = augment, gather
+
+    def loss(self, batch: Batch, streams: Streams, step: int) -> tuple[Tensor, Metrics]:
+        """The loss of the batch, and how many pictures find their own text first."""
+        clamp_log_scale_(self.clip.logit_scale)  # what the step before may have passed
+        images = batch["image"].to(self.clip.logit_scale) / 2 + 0.5
+        texts = self.clip.encode_text(_captions(batch["text"], streams))
+        images = self.clip.encode_image(images if self.augment is None else self.augment(images, streams))
+        loss = contrastive_loss(images, texts, self.clip.logit_scale, gather=self.gather)
+        with torch.no_grad():
+            likeness = torch.nn.functional.normalize(images, dim=-1) @ texts.T / texts.norm(dim=-1)
+            found = (likeness.argmax(dim=1) == torch.arange(len(images), device=images.device)).float().mean()
+        return loss, {"found": found, "scale": self.clip.logit_scale.detach().exp()}
+
+
+def _captions(texts: list[tuple[str, ...]], streams: Streams) -> list[str]:
+    if not all(texts):
+        raise ValueError(f"expected a caption for each picture, got none for number {texts.index(())}")
+    return [text[int(choice * len(text))] for text, choice in zip(texts, uniform(streams).tolist())]

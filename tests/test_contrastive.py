@@ -16,6 +16,10 @@ from clip_reference import open_clip_module
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ldm_core
+from ldm_core.clip.config import CLIPConfig
+from ldm_core.config import ImageEncoderConfig, TextEncoderConfig
+from ldm_core.training import ContrastiveObjective, TensorSamples, Trainer, TrainingSettings
 from ldm_core.training.contrastive import MAX_LOG_SCALE, clamp_log_scale_, contrastive_loss, gather_rows
 
 
@@ -118,6 +122,10 @@ def test_bad_input() -> None:
 RANK = """
 import sys, torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+import ldm_core
+from ldm_core.clip.config import CLIPConfig
+from ldm_core.config import ImageEncoderConfig, TextEncoderConfig
+from ldm_core.training import ContrastiveObjective, TensorSamples, Trainer, TrainingSettings
 from ldm_core.training.contrastive import contrastive_loss
 
 rank, port, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
@@ -195,3 +203,63 @@ def test_two_processes_train_as_one_with_the_whole_batch(tmp_path: Path) -> None
         for key, value in towers.state_dict().items():
             assert torch.allclose(result["weights"][key], value, atol=1e-5)
     assert losses[-1] != pytest.approx(losses[0], abs=0.1), "weights that did not move would prove nothing"
+
+
+def tiny_clip() -> ldm_core.CLIP:
+    return ldm_core.CLIP(
+        CLIPConfig(
+            ImageEncoderConfig(image_size=16, patch_size=8, width=32, layers=1, heads=2, projection_dim=16),
+            TextEncoderConfig(context_length=8, width=32, layers=1, heads=2, projection_dim=16),
+        ),
+        torch.Generator().manual_seed(0),
+    )
+
+
+def streams(count: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(k) for k in range(count)]
+
+
+def test_a_clip_learns_which_text_goes_with_which_picture(tmp_path: Path) -> None:
+    colours = torch.randn(8, 3, 1, 1, generator=torch.Generator().manual_seed(1)).clamp(-1, 1)
+    numbers = ("zero", "one", "two", "three", "four", "five", "six", "seven")
+    names = [(number, f"a {number}") for number in numbers]
+    samples = TensorSamples(colours.expand(8, 3, 16, 16), names)
+    clip = tiny_clip()
+    chance = clip.zero_shot(samples.images / 2 + 0.5, [name for name, _ in names], ["a {}"])
+    settings = TrainingSettings(60, batch_size=8, learning_rate=1e-3, ema_decay=None)
+    Trainer(ContrastiveObjective(clip), samples, tmp_path, settings, quiet=True).run()
+    learnt = clip.zero_shot(samples.images / 2 + 0.5, [name for name, _ in names], ["a {}"])
+    assert chance.diagonal().mean() < 0.3
+    assert learnt.diagonal().min() > 0.8
+
+
+def test_what_the_objective_computes() -> None:
+    clip = tiny_clip()
+    images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    batch = {"image": images, "text": [("red",), ("green",), ("blue",)]}
+    seen = []
+
+    def halved(pictures: torch.Tensor, drawn_from: object) -> torch.Tensor:
+        seen.append(drawn_from)
+        return pictures / 2
+
+    random = streams(3)
+    loss, metrics = ContrastiveObjective(clip, augment=halved).loss(batch, random, 0)
+    expected = contrastive_loss(
+        clip.encode_image((images / 2 + 0.5) / 2),
+        clip.encode_text(["red", "green", "blue"]),
+        clip.logit_scale,
+    )
+    torch.testing.assert_close(loss, expected)
+    assert seen == [random]
+    best = clip.similarity((images / 2 + 0.5) / 2, ["red", "green", "blue"]).argmax(dim=1)
+    assert metrics["found"] == (best == torch.arange(3)).float().mean()
+    with torch.no_grad():
+        clip.logit_scale.fill_(9)
+    ContrastiveObjective(clip).loss(batch, streams(3), 0)
+    assert clip.logit_scale.item() == pytest.approx(MAX_LOG_SCALE)
+
+    with pytest.raises(ValueError, match="a caption for each picture, got none for number 1"):
+        ContrastiveObjective(clip).loss(batch | {"text": [("red",), (), ("blue",)]}, streams(3), 0)
+    with pytest.raises(ValueError, match="float32"):
+        ContrastiveObjective(tiny_clip().half())

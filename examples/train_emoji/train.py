@@ -27,6 +27,7 @@ from PIL.Image import Image
 from ldm_core import checkpoint, clip, model
 from ldm_core.autoencoder import AutoencoderKL
 from ldm_core.checkpoint import CheckpointError
+from ldm_core.layers import ResBlock
 from ldm_core.training import (
     AutoencoderObjective,
     AutoencoderWeights,
@@ -51,9 +52,9 @@ PROMPTS = [
 TWICE_OR_MORE = 3  # how often a common concept comes for each time that a rare one does
 
 AUTOENCODER = TrainingSettings(
-    steps=8000,
-    batch_size=8,
-    learning_rate=1e-3,
+    steps=16_000,
+    batch_size=4,
+    learning_rate=7e-4,
     warmup=200,
     final_rate=0.02,
     betas=(0.9, 0.99),
@@ -122,12 +123,16 @@ def new_autoencoder() -> AutoencoderKL:
     torch.manual_seed(AUTOENCODER.seed)
     autoencoder = AutoencoderKL(MODEL.autoencoder)
     start_posterior(autoencoder)
+    for module in autoencoder.modules():
+        if isinstance(module, ResBlock):  # each begins by handing on what it gets (Zhang et al. 2019, Fixup)
+            torch.nn.init.zeros_(module.conv2.weight)
+            torch.nn.init.zeros_(module.conv2.bias)  # type: ignore[arg-type]
     return autoencoder
 
 
 def autoencoder_objective(autoencoder: AutoencoderKL) -> AutoencoderObjective:
     # Squared errors first: absolute ones alone begin by painting everything white.
-    return AutoencoderObjective(autoencoder, weights=AutoencoderWeights(perceptual=0.5, l1_start=2000))
+    return AutoencoderObjective(autoencoder, weights=AutoencoderWeights(perceptual=0.3, l1_start=8000))
 
 
 def train_autoencoder(run: Run) -> None:

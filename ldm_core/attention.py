@@ -15,7 +15,6 @@ CompVis's counterparts are `CrossAttention` and `MemoryEfficientCrossAttention`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, Protocol
 
@@ -26,6 +25,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ldm_core.kernels import require_triton
 from ldm_core.linear import Linear
+from ldm_core.module_tree import named_modules
 
 CHUNK_BYTES = 64 * 2**20  # the largest block of attention weights that "chunked" makes
 MIN_CHUNKED_KEYS = 256  # with fewer, a block is too small to pay for three calls
@@ -206,17 +206,9 @@ class MultiHeadAttention(nn.Module):
 
 def attention_layers(model: Any) -> Iterator[tuple[str, MultiHeadAttention]]:
     """The attention layers of a module, or of a dataclass of modules, with their dotted names."""
-    if isinstance(model, nn.Module):
-        for name, module in model.named_modules():
-            if isinstance(module, MultiHeadAttention):
-                yield name, module
-    elif is_dataclass(model):
-        for part in fields(model):
-            value = getattr(model, part.name)
-            if isinstance(value, nn.Module):
-                yield from ((f"{part.name}.{name}", layer) for name, layer in attention_layers(value))
-    else:
-        raise ValueError(f"expected a torch module or a dataclass of them, not {type(model).__name__}")
+    for name, module in named_modules(model):
+        if isinstance(module, MultiHeadAttention):
+            yield name, module
 
 
 def set_attention(model: Any, backend: str | AttentionFunction) -> None:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm_core.module_tree import named_modules
 from ldm_core.winograd import TILE, transform_weight, winograd_conv2d
 
 # Below so many tiles of 4x4 pixels, transforming the weights anew costs more than it saves, and below so
@@ -131,9 +132,7 @@ def set_convolution(model: object, backend: str | ConvolutionFunction) -> None:
 
 def convolutions(model: object) -> list[Conv3x3]:
     """The 3x3 convolutions of stride 1 in a module, or in a dataclass of modules."""
-    parts = [model] if isinstance(model, nn.Module) else list(getattr(model, "__dict__", {}).values())
-    modules = [part for part in parts if isinstance(part, nn.Module)]
-    return [layer for module in modules for layer in module.modules() if isinstance(layer, Conv3x3)]
+    return [layer for _, layer in named_modules(model) if isinstance(layer, Conv3x3)]
 
 
 def _wants_gradient(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:

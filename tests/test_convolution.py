@@ -122,7 +122,7 @@ def test_asked_for_by_name_it_says_where_it_cannot_run() -> None:
         set_convolution(layer, "fft")
     with pytest.raises(ValueError, match="no 3x3 convolutions"):
         set_convolution(nn.Linear(2, 2), "auto")
-    with pytest.raises(ValueError, match="int has no 3x3 convolutions"):
+    with pytest.raises(ValueError, match="a torch module or a dataclass of them, not int"):
         set_convolution(3, "auto")
 
 

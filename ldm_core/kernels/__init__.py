@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import is_dataclass
 from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from ldm_core.module_tree import named_modules
 
 
 def interpreted() -> bool:
@@ -51,8 +52,7 @@ def set_kernels(model: Any, backend: str) -> None:
     such block.
     """
     functions = _functions(backend)
-    parts = model.__dict__.values() if is_dataclass(model) else [model]
-    modules = [module for part in parts if isinstance(part, nn.Module) for module in part.modules()]
+    modules = [module for _, module in named_modules(model)]
     places = [(module, name) for module in modules for name in functions if name in module.__dict__]
     if not places:
         raise ValueError(f"{type(model).__name__} has no block that a kernel could be set for")

@@ -45,6 +45,6 @@ CLIP = CLIPConfig(
 
 # Finer patches, other widths, fewer words: nothing of it is in the model that it looks at.
 EVALUATOR = CLIPConfig(
-    ImageEncoderConfig(image_size=64, patch_size=8, width=192, layers=5, heads=3, projection_dim=192),
-    TextEncoderConfig(context_length=16, width=192, layers=2, heads=3, projection_dim=192),
+    ImageEncoderConfig(image_size=64, patch_size=8, width=128, layers=4, heads=2, projection_dim=96),
+    TextEncoderConfig(context_length=16, width=96, layers=2, heads=2, projection_dim=96),
 )

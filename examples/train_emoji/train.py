@@ -65,10 +65,10 @@ AUTOENCODER = TrainingSettings(
     picture_every=1000,
 )
 CONTRAST = TrainingSettings(
-    steps=1500,
+    steps=600,
     batch_size=256,
-    learning_rate=5e-4,
-    warmup=100,
+    learning_rate=8e-4,
+    warmup=60,
     betas=(0.9, 0.98),
     weight_decay=0.1,
     ema_decay=0.99,
@@ -150,10 +150,10 @@ def train_autoencoder(run: Run) -> None:
 
 def train_clip(run: Run) -> None:
     """The text encoder's first weights, and apart from them, by another seed, the judge."""
-    pictures = run.pictures()
-    for name, networks, seed in (("clip", CLIP, CONTRAST.seed), ("evaluator", EVALUATOR, CONTRAST.seed + 1)):
+    for name, networks, seed in (("evaluator", EVALUATOR, CONTRAST.seed + 1), ("clip", CLIP, CONTRAST.seed)):
         network = clip.CLIP(networks, torch.Generator().manual_seed(seed))
         objective = ContrastiveObjective(network, augment=worn)
+        pictures = EmojiPictures(run.data / "train", networks.image_encoder.image_size)
         trainer = run.train(name, objective, pictures, replace(CONTRAST, seed=seed))
         with trainer.averaged():
             network.save(run.runs / f"{name}.safetensors")

@@ -5,7 +5,7 @@ The loss is that of `ldm_core.training.contrastive` (Radford et al. 2021, arXiv:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ class ContrastiveObjective(Objective):
         """The loss of the batch, and how many pictures find their own text first."""
         clamp_log_scale_(self.clip.logit_scale)  # what the step before may have passed
         images = batch["image"].to(self.clip.logit_scale) / 2 + 0.5
-        texts = self.clip.encode_text(_captions(batch["text"], streams))
+        texts = self.clip.encode_text(self._tokens(batch["text"], streams))
         images = self.clip.encode_image(images if self.augment is None else self.augment(images, streams))
         loss = contrastive_loss(images, texts, self.clip.logit_scale, gather=self.gather)
         with torch.no_grad():
@@ -45,8 +45,15 @@ class ContrastiveObjective(Objective):
             found = (likeness.argmax(dim=1) == torch.arange(len(images), device=images.device)).float().mean()
         return loss, {"found": found, "scale": self.clip.logit_scale.detach().exp()}
 
+    def _tokens(self, texts: Sequence[Sequence[str]], streams: Streams) -> Tensor:
+        """One caption of each sample, as ids (B, N) without padding that all of them have.
 
-def _captions(texts: list[tuple[str, ...]], streams: Streams) -> list[str]:
-    if not all(texts):
-        raise ValueError(f"expected a caption for each picture, got none for number {texts.index(())}")
-    return [text[int(choice * len(text))] for text, choice in zip(texts, uniform(streams).tolist())]
+        A text's vector is taken at its end token, which attends to nothing after it.
+        """
+        if not all(texts):
+            place = next(k for k, text in enumerate(texts) if not text)
+            raise ValueError(f"expected a caption for each picture, got none for number {place}")
+        choices = uniform(streams).tolist()
+        ids = self.clip.tokenizer([text[int(choice * len(text))] for text, choice in zip(texts, choices)])
+        longest = int(ids.argmax(dim=1).max()) + 1  # the end token has the largest id
+        return ids[:, :longest]

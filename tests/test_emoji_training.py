@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -181,3 +182,22 @@ def test_worn_pictures_are_the_same_but_for_faults() -> None:
     assert not torch.equal(first[0], first[1])
     # A picture's faults are its own stream's, whatever batch it is in.
     torch.testing.assert_close(worn(images, streams(1, 0)), first.flip(0))
+
+
+def test_a_linear_autoencoder_is_the_best_of_its_size(tmp_path: Path) -> None:
+    """Of noise that is seen in training and again: what is lost is what the smaller singular values hold."""
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    for split in ("train", "held-out"):
+        (tmp_path / split).mkdir()
+        for k, picture in enumerate(pixels):
+            Image.fromarray(picture).save(tmp_path / split / f"{k:02}.png")
+    linear_psnr = runpy.run_path(str(FOLDER.parent.parent / "docs" / "emoji.py"))["linear_psnr"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(linear_psnr.__globals__, "EVERY", 1)
+        found = linear_psnr(tmp_path, 8, 8, 10)
+    values = pixels.reshape(40, -1) / 255
+    values = values - values.mean(axis=0)
+    left, sizes, right = np.linalg.svd(values, full_matrices=False)
+    errors = ((left[:, 10:] * sizes[10:] @ right[10:]) ** 2).mean(axis=1)
+    assert found == pytest.approx((-10 * np.log10(errors)).mean(), abs=1e-4)

@@ -23,7 +23,7 @@ from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.lora_file import DIFFUSERS_METADATA, FOLDER_FILES, PEFT_CONFIG
 from ldm_core.checkpoint.lora_names import PEFT, kohya_name, module_names
 from ldm_core.checkpoint.parts import Part
-from ldm_core.checkpoint.writer import Pending, write_safetensors, write_then_move
+from ldm_core.checkpoint.writer import Pending, write_bytes, write_safetensors, write_then_move
 from ldm_core.config import LatentDiffusionConfig
 
 Names = Literal["kohya", "diffusers", "peft"]
@@ -132,8 +132,7 @@ def _write_peft(folder: Path, layers: Mapping[str, tuple[Tensor, Tensor]], setti
         for module, both in layers.items()
         for half, x in zip("AB", both)
     }
-    text = json.dumps(settings | {"inference_mode": True}, indent=2)
-    write_then_move(folder / PEFT_CONFIG, lambda target: target.write_text(text, encoding="utf-8") and None)
+    write_bytes(folder / PEFT_CONFIG, json.dumps(settings | {"inference_mode": True}, indent=2).encode())
     _write(folder / FOLDER_FILES[0], tensors, {"format": "pt"})
 
 

@@ -3,8 +3,8 @@
     h = W x + (alpha / r) B A x        A (r, I), B (O, r)
 
 Hu et al. 2021, section 4.1, equation 3. A is drawn at random and B is zero, so that the model is what it was
-before the first step. For a convolution A has the layer's kernel and stride, and B is a 1x1 convolution, as in
-kohya-ss, LyCORIS and PEFT; their bounds for A's uniform numbers are used, too. CompVis has no counterpart;
+before the first step. For a convolution A has the layer's kernel and stride, and B is a 1x1 convolution, as
+in kohya-ss, LyCORIS and PEFT, whose bounds A's uniform numbers have, too. CompVis has no counterpart;
 `ldm_core.lora` applies what is saved here.
 
     lora = TrainableLora(model, rank=8)

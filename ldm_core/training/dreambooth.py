@@ -99,8 +99,8 @@ def class_pictures(
     """`count` pictures or more of a class in a folder, captioned `prompt`; the model draws what is missing.
 
     To be called before the model learns. Pictures that are in the folder count, whoever made them. Picture k
-    is drawn with `seed` + k, so what was cut off goes on as if nothing had been. Raises ValueError where those
-    in the folder were drawn for another prompt.
+    is drawn with `seed` + k, so what was cut off goes on as if nothing had been. Raises ValueError where the
+    folder's were drawn for another prompt.
     """
     folder = Path(folder)
     if count < 1:

@@ -1,12 +1,12 @@
-"""Four ways to teach the bundled model something new, each in minutes on a CPU; what it draws before and after.
+"""Four ways to teach the bundled model something new, each in minutes on a CPU: before and after.
 
     full                every weight learns a new subject, a purple creature with three eyes
     lora                a few small matrices learn a style, for whatever is drawn
     textual-inversion   one word's vectors learn the subject, and nothing else changes
     dreambooth          every weight learns the subject, and pictures of its class keep that what it was
 
-The pictures to learn from are made on the spot. What was learned is saved, and the pictures after it are drawn
-from that file. The sheet has the pictures to learn from, and below them each prompt before and after.
+The pictures to learn from are made on the spot. What was learned is saved, and the pictures after it are
+drawn from that file. The sheet has pictures to learn from, and below them each prompt before and after.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from ldm_core.grid import grid
 from ldm_core.images import image_to_tensor, tensor_to_pil
 from ldm_core.training.lora import ATTENTION, FEED_FORWARD
 
-SEEN = ["grinning face", "red apple", "cat face", "fire", "panda", "rocket", "tree", "heart"]
+SEEN = ["grinning face", "red apple", "cat face", "fire", "panda", "rocket", "dog face", "heart"]
+SEEN += ["frog", "lion", "pizza", "cookie", "rabbit face", "strawberry", "bird", "angry face"]
 
 
 @dataclass
@@ -55,7 +56,7 @@ def creature(pose: int, size: int) -> Image.Image:
         horn = [(128 + side * 30, 70), (128 + side * 75, 15), (128 + side * 72, 90)]
         pen.polygon(horn, fill="#f2b134", outline="#7a4b00")
     pen.ellipse((32, 50, 224, 236), fill="#7b2fbf", outline="#3d1466", width=5)
-    for k, (cx, cy) in enumerate([(78, 118), (128, 96), (178, 118)]):
+    for cx, cy in ((78, 118), (128, 96), (178, 118)):
         pen.ellipse((cx - 25, cy - 25, cx + 25, cy + 25), fill="white", outline="#3d1466", width=4)
         pen.ellipse((cx - 10 + 9 * look, cy - 10, cx + 10 + 9 * look, cy + 10), fill="black")
     pen.ellipse((84, 172 - 14 * mouth, 172, 202 + 14 * mouth), fill="#c81e4a", outline="#3d1466", width=4)
@@ -69,11 +70,11 @@ def subject(model: ldm_core.LatentDiffusion, caption: str) -> training.TensorSam
 
 
 def style(model: ldm_core.LatentDiffusion, prompts: list[str]) -> training.TensorSamples:
-    """The model's own pictures as blueprints: white lines and light areas on blue."""
+    """The model's own pictures in blue ink: the brighter, the nearer to white."""
     images = ldm_core.Sampler(model).txt2img(prompts, steps=25, guidance_scale=4.0, seed=50, output="tensor")
     grey = images.mean(dim=1, keepdim=True)
-    blue = torch.tensor([0.05, 0.2, 0.6])[:, None, None]
-    return training.TensorSamples((blue + (1 - blue) * (1 - grey)) * 2 - 1, prompts)
+    blue = torch.tensor([0.05, 0.15, 0.6])[:, None, None]
+    return training.TensorSamples((blue + (1 - blue) * grey) * 2 - 1, prompts)
 
 
 def learn(name: str, method: Method, folder: Path) -> tuple[ldm_core.LatentDiffusion, training.TensorSamples]:

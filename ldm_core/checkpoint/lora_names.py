@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from ldm_core.checkpoint.key_map import Transform
 from ldm_core.checkpoint.parts import Layout, Part, layout_of
 from ldm_core.config import LatentDiffusionConfig
 
@@ -25,11 +26,9 @@ _KOHYA: dict[Part, tuple[str, ...]] = {
     "unet": ("lora_unet_",),
     "text_encoder": tuple(f"lora_{te}_{inner}" for te in ("te", "te1") for inner in ("text_model_", "")),
 }
-_LAYOUTS: tuple[tuple[Part, str], ...] = (
-    ("unet", "diffusers"),
-    ("unet", "compvis"),
-    ("text_encoder", "transformers"),
-)
+# The layouts whose names trainers write, and those that they have ever written.
+_WRITTEN: tuple[tuple[Part, str], ...] = (("unet", "diffusers"), ("text_encoder", "transformers"))
+_LAYOUTS: tuple[tuple[Part, str], ...] = (*_WRITTEN, ("unet", "compvis"))
 
 # Diffusers' first adapters were attention processors beside the layers.
 _PROCESSOR_NAMES = (
@@ -41,15 +40,37 @@ _PROCESSOR_NAMES = (
 
 def layer_names(config: LatentDiffusionConfig) -> dict[str, str]:
     """{a layer's name in files: its name here}, such as `unet.mid.attention.proj_in`, for every spelling."""
-    names: dict[str, str] = {}
-    for part, name in _LAYOUTS:
-        layout = layout_of(part, name)
-        for key, entry in layout.key_map(getattr(config, part)).items():
-            if key.endswith(".weight"):
-                layer = f"{part}.{entry.parameters[0]}".removesuffix(".weight")
-                for spelling in _spellings(layout, key.removesuffix(".weight")):
-                    names[spelling] = layer
-    return names
+    return {
+        spelling: layer
+        for part, name in _LAYOUTS
+        for module, layer, _ in _modules(layout_of(part, name), config)
+        for spelling in _spellings(layout_of(part, name), module)
+    }
+
+
+def module_names(config: LatentDiffusionConfig) -> dict[str, tuple[str, Transform]]:
+    """{a layer's name here: (its name in diffusers' or transformers' network, its weight's change of shape)}.
+
+    From `unet.mid.attention.proj_in` to `mid_block.attentions.0.proj_in`, which is a convolution in SD1.
+    """
+    return {
+        layer: (module, transform)
+        for part, name in _WRITTEN
+        for module, layer, transform in _modules(layout_of(part, name), config)
+    }
+
+
+def kohya_name(part: Part, module: str) -> str:
+    """What kohya's networks call a module of diffusers' U-Net or transformers' text encoder."""
+    return _KOHYA[part][0] + module.replace(".", "_")
+
+
+def _modules(layout: Layout, config: LatentDiffusionConfig) -> Iterator[tuple[str, str, Transform]]:
+    """(a module's name in this layout, here, the transform of its weight)."""
+    for key, entry in layout.key_map(getattr(config, layout.part)).items():
+        if key.endswith(".weight"):
+            layer = f"{layout.part}.{entry.parameters[0]}".removesuffix(".weight")
+            yield key.removesuffix(".weight"), layer, entry.transform
 
 
 def _spellings(layout: Layout, module: str) -> Iterator[str]:

@@ -207,6 +207,15 @@ def write_then_move(path: Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """`write_then_move` for a small file that is in memory."""
+
+    def write(target: Path) -> None:
+        target.write_bytes(data)
+
+    write_then_move(path, write)
+
+
 def _mode(path: Path) -> int:
     """The permissions of the file that is there; of a new one, those that the process gives."""
     if path.exists():

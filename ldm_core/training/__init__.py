@@ -2,6 +2,8 @@
 
 objective     the seam: what is trained and what a batch costs it
 diffusion_loss, autoencoder_loss, discriminator      the latent diffusion paper's two stages
+clip_objective, contrastive      CLIP
+lora, textual_inversion, dreambooth      fine-tuning: what learns in the networks' place, and what keeps them
 samples, image_folder, shards, latents, order        data, and in which order it comes
 loop, state, ema, learning_rate, gradient_checkpointing, distributed, logs      the run
 """
@@ -11,33 +13,43 @@ from ldm_core.training.clip_objective import ContrastiveObjective
 from ldm_core.training.diffusion_loss import DiffusionObjective
 from ldm_core.training.discriminator import PatchDiscriminator
 from ldm_core.training.distributed import World, join, leave
+from ldm_core.training.dreambooth import PriorPreservation, WithPrior, class_pictures
 from ldm_core.training.ema import WeightAverage
 from ldm_core.training.image_folder import ImageFolder
 from ldm_core.training.latents import CachedLatents
 from ldm_core.training.logs import reconstruction_sheet, sample_sheet
 from ldm_core.training.loop import Trainer, TrainingError, TrainingSettings
+from ldm_core.training.lora import TrainableLora
 from ldm_core.training.objective import Objective
-from ldm_core.training.samples import BadSample, TensorSamples
+from ldm_core.training.samples import BadSample, Captioned, TensorSamples
 from ldm_core.training.shards import TarShards
 from ldm_core.training.state import load_weights
+from ldm_core.training.textual_inversion import LearnedWord, fill
 
 __all__ = [
     "AutoencoderObjective",
     "AutoencoderWeights",
     "BadSample",
     "CachedLatents",
+    "Captioned",
     "ContrastiveObjective",
     "DiffusionObjective",
     "ImageFolder",
+    "LearnedWord",
     "Objective",
     "PatchDiscriminator",
+    "PriorPreservation",
     "TarShards",
     "TensorSamples",
+    "TrainableLora",
     "Trainer",
     "TrainingError",
     "TrainingSettings",
     "WeightAverage",
+    "WithPrior",
     "World",
+    "class_pictures",
+    "fill",
     "join",
     "leave",
     "load_weights",

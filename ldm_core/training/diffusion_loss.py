@@ -12,6 +12,7 @@ needs (Ho and Salimans 2022, arXiv:2207.12598, algorithm 1). CompVis's counterpa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -43,7 +44,7 @@ def min_snr_weight(alphas_cumprod: Tensor, gamma: float, target: Target) -> Tens
 
 
 class DiffusionObjective(Objective):
-    """Trains a model's U-Net and, if asked, its text encoder with it.
+    """Trains a model's U-Net and, if asked, its text encoder with it; or an adapter in their place.
 
     model: its networks train in place, on the device where they are. Its autoencoder and, unless
         `train_text_encoder`, its text encoder stay as they are.
@@ -51,10 +52,12 @@ class DiffusionObjective(Objective):
         sampled by this package predicts eps or v.)
     condition_dropout: the share of captions that are replaced by the empty prompt; 0 for none.
     min_snr_gamma: gamma of `min_snr_weight`, 5 in the paper; None for w_t = 1.
+    adapter: what learns in the networks' place, and is on the model already: a `TrainableLora` or a
+        `LearnedWord`. The networks' weights are then frozen, and may be in bfloat16.
 
     Batches have "text", and "image", or "mean" and "logvar" of the autoencoder's Gaussian (`latents`).
     Raises ValueError for a model that takes other input than latents, a timestep and a context, for weights
-    in 16 bits, and for eps with a schedule whose last timestep is pure noise.
+    in 16 bits (with an adapter, in float16), and for eps with a schedule whose last timestep is pure noise.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class DiffusionObjective(Objective):
         condition_dropout: float = 0.1,
         min_snr_gamma: float | None = None,
         train_text_encoder: bool = False,
+        adapter: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.model = model  # no module itself: what is frozen is not among this module's parameters
@@ -72,8 +76,12 @@ class DiffusionObjective(Objective):
         self.condition_dropout = condition_dropout
         self.train_text_encoder = train_text_encoder
         _check(model, self.target, condition_dropout, min_snr_gamma)
-        self.unet = _module(model, "unet").requires_grad_(True)
-        self.text_encoder = _trainable(_module(model, "text_encoder")) if train_text_encoder else None
+        self.adapter = adapter
+        if adapter is None:
+            self.unet = _module(model, "unet").requires_grad_(True)
+            self.text_encoder = _trainable(_module(model, "text_encoder")) if train_text_encoder else None
+        else:
+            _freeze(model, train_text_encoder)
 
         alphas_cumprod = model.noise_schedule.alphas_cumprod
         weight = torch.ones_like(alphas_cumprod)
@@ -88,25 +96,29 @@ class DiffusionObjective(Objective):
         order.
         """
         like = self.model.weight_of("unet")
+        wide = like.new_empty(0, dtype=torch.promote_types(like.dtype, torch.float32))
         t = (uniform(streams) * len(self._a)).long()
         context = self.encode(self._captions(batch["text"], streams))
-        z0 = self._latents(batch, streams).to(like)
-        noise = randn(z0.shape, streams).to(like)
+        z0 = self._latents(batch, streams).to(wide)
+        noise = randn(z0.shape, streams).to(wide)
 
-        a, s = (table[t].to(like)[:, None, None, None] for table in (self._a, self._s))
-        predicted = self.unet(a * z0 + s * noise, t.to(like.device), context.to(like))
+        a, s = (table[t].to(wide)[:, None, None, None] for table in (self._a, self._s))
+        noisy = (a * z0 + s * noise).to(like)
+        predicted = self.model.unet(noisy, t.to(like.device), context.to(like))
         target = {"eps": noise, "v": a * noise - s * z0, "x0": z0}[self.target]
         errors = (predicted.float() - target).square().mean(dim=(1, 2, 3))  # (B,)
         loss = (self._weight[t].to(errors) * errors).mean()
         return loss, {"error": errors.detach().mean()}
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        """B prompts -> context (B, N, width), with gradients if the text encoder learns."""
+        """B prompts -> context (B, N, width), with gradients if it or an adapter learns."""
         tokens = self.model.tokenizer(prompts).to(self.model.weight_of("text_encoder").device)
-        if self.text_encoder is not None:
-            return self.text_encoder(tokens)
-        with torch.no_grad():
+        learns = self.train_text_encoder or self.adapter is not None
+        with nullcontext() if learns else torch.no_grad():
             return self.model.text_encoder(tokens)
+
+    def networks(self) -> list[nn.Module]:
+        return [self] if self.adapter is None else list(self.model.modules.values())
 
     def _captions(self, texts: Sequence[Sequence[str]], streams: Streams) -> list[str]:
         """One of each sample's captions, or none of them."""
@@ -148,6 +160,19 @@ def _module(model: LatentDiffusion, part: str) -> nn.Module:
         raise ValueError(f"the model's {part} is no torch module, so it has nothing to train")
     require_float32(model.modules[part], part)
     return model.modules[part]
+
+
+def _freeze(model: LatentDiffusion, train_text_encoder: bool) -> None:
+    """Let an adapter learn alone. Raises ValueError where its gradients would be lost."""
+    if train_text_encoder:
+        raise ValueError("an adapter says itself which networks it changes: leave train_text_encoder out")
+    for part, network in model.modules.items():
+        if any(p.dtype == torch.float16 for p in network.parameters()):
+            raise ValueError(
+                f"{part}: gradients on their way through float16 weights become zero; load the model with "
+                "dtype=torch.float32 or torch.bfloat16 to train an adapter"
+            )
+        network.requires_grad_(False)
 
 
 def _trainable(text_encoder: nn.Module) -> nn.Module:

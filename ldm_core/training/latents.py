@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ldm_core.autoencoder import AutoencoderKL
-from ldm_core.checkpoint.writer import write_then_move
+from ldm_core.checkpoint.writer import write_bytes, write_then_move
 from ldm_core.training.samples import BadSample, Readable, Sample, Samples
 
 
@@ -122,8 +122,8 @@ class CachedLatents:
                     file.write(values.tobytes())
 
         write_then_move(self.path, write)
-        note = json.dumps({**self.facts, "shape": header["shape"], "bad": bad}).encode()
-        write_then_move(self._note, lambda target: _fill(target, note))
+        note = json.dumps({**self.facts, "shape": header["shape"], "bad": bad})
+        write_bytes(self._note, note.encode())
         for message in bad.values():
             warnings.warn(message, stacklevel=3)
 
@@ -135,7 +135,3 @@ class CachedLatents:
             except BadSample as error:
                 bad[str(index)] = str(error)
         return good
-
-
-def _fill(target: Path, data: bytes) -> None:
-    target.write_bytes(data)

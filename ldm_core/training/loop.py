@@ -123,7 +123,8 @@ class Trainer:
         self.step = self.position = 0
         self._saved = -1  # the step whose state is on disk
         if settings.gradient_checkpointing:
-            checkpoint_gradients(objective)
+            for network in objective.networks():
+                checkpoint_gradients(network)
         self._module = spread(objective, self.world, parallel)
         self._groups = objective.parameter_groups()
         if not any(group["params"] for group in self._groups):

@@ -35,6 +35,10 @@ class Objective(nn.Module, ABC):
         # What wraps a module to spread it over processes watches its forward.
         return self.loss(batch, streams, step)
 
+    def networks(self) -> list[nn.Module]:
+        """What gradients pass through: the networks that learn, and others that are out of sight."""
+        return [self]
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The optimizer's groups; "scale" in one multiplies the learning rate, and each is clipped apart."""
         return [{"params": [p for p in self.parameters() if p.requires_grad], "scale": 1.0}]

@@ -8,6 +8,7 @@ data set raises `BadSample` for it, and `Readable` reports it and takes the next
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -91,6 +92,27 @@ def collate(samples: list[Sample]) -> dict[str, Any]:
         for key in samples[0]
         for values in [[sample[key] for sample in samples]]
     }
+
+
+class Captioned:
+    """The pictures of another data set, each with these captions: `Captioned(samples, "a sks dog")`."""
+
+    def __init__(self, samples: Samples, texts: str | Sequence[str]) -> None:
+        self.samples = samples
+        self.texts = (texts,) if isinstance(texts, str) else tuple(texts)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.samples.fingerprint
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index] | {"text": self.texts}
+
+    def text(self, index: int) -> tuple[str, ...]:
+        return self.texts
 
 
 class TensorSamples:

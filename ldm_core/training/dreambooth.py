@@ -1,0 +1,139 @@
+"""DreamBooth: a subject is bound to a rare word, and the class keeps its meaning (arXiv:2208.12242).
+
+    L = E [ w_t || x_theta(z_t, c) - x ||^2  +  lambda w_t' || x_theta(z'_t', c_pr) - x_pr ||^2 ]
+
+Ruiz et al. 2023, equation 2: x is a picture of the subject with the caption c = "a [V] dog"; x_pr is one that
+the model itself drew, before it learned anything, for the class's c_pr = "a dog" (section 3.3). Each term has
+a timestep and noise of its own. CompVis has no counterpart.
+
+    before = class_pictures(model, "a dog", "class", 100)
+    subject = Captioned(ImageFolder("dog", 512, captions=False), "a sks dog")
+    objective = PriorPreservation(DiffusionObjective(model, condition_dropout=0))     # or of a LoRA
+    Trainer(objective, WithPrior(subject, before), "runs/dog", settings).run()
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ldm_core.checkpoint.writer import write_bytes, write_then_move
+from ldm_core.model import LatentDiffusion
+from ldm_core.sampler import Sampler
+from ldm_core.training.image_folder import ImageFolder
+from ldm_core.training.objective import Batch, Metrics, Objective, Streams
+from ldm_core.training.samples import ENDINGS, Captioned, Sample, Samples, collate
+
+NOTE = "class.json"  # in a folder of class pictures: the prompt that they were drawn for
+
+
+class PriorPreservation(Objective):
+    """The loss of another objective, plus `weight` times its loss on the class's pictures: equation 2.
+
+    Batches are those of `WithPrior`. weight: lambda, 1 in the paper.
+    """
+
+    def __init__(self, objective: Objective, weight: float = 1.0) -> None:
+        super().__init__()
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ValueError(f"weight must be 0 or a positive number, not {weight}")
+        self.objective, self.weight = objective, weight
+
+    def loss(self, batch: Batch, streams: Streams, step: int) -> tuple[Tensor, Metrics]:
+        subject, metrics = self.objective.loss(batch, streams, step)
+        prior, _ = self.objective.loss(collate(batch["prior"]), streams, step)
+        return subject + self.weight * prior, {
+            **metrics,
+            "subject": subject.detach(),
+            "prior": prior.detach(),
+        }
+
+    def networks(self) -> list[nn.Module]:
+        return self.objective.networks()
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return self.objective.parameter_groups()
+
+
+class WithPrior:
+    """Pictures of a subject, each beside one of its class; of the fewer ones, each comes more than once."""
+
+    def __init__(self, subject: Samples, prior: Samples) -> None:
+        for what, samples in (("of the subject", subject), ("of its class", prior)):
+            if len(samples) == 0:
+                raise ValueError(f"expected at least one picture {what}, got none")
+        self.subject, self.prior = subject, prior
+
+    @property
+    def fingerprint(self) -> str:
+        both = self.subject.fingerprint, self.prior.fingerprint
+        return hashlib.sha256(repr(both).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return max(len(self.subject), len(self.prior))
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.subject[index % len(self.subject)] | {"prior": self.prior[index % len(self.prior)]}
+
+    def text(self, index: int) -> tuple[str, ...]:
+        return self.subject.text(index % len(self.subject))
+
+
+def class_pictures(
+    model: LatentDiffusion,
+    prompt: str,
+    folder: str | Path,
+    count: int,
+    *,
+    steps: int = 25,
+    guidance_scale: float = 4.0,
+    seed: int = 0,
+    batch_size: int = 8,
+) -> Captioned:
+    """`count` pictures or more of a class in a folder, captioned `prompt`; the model draws what is missing.
+
+    To be called before the model learns. Pictures that are in the folder count, whoever made them. Picture k
+    is drawn with `seed` + k, so what was cut off goes on as if nothing had been. Raises ValueError where the
+    folder's were drawn for another prompt.
+    """
+    folder = Path(folder)
+    if count < 1:
+        raise ValueError(f"count must be 1 or more, not {count}")
+    folder.mkdir(parents=True, exist_ok=True)
+    _note(folder / NOTE, prompt)
+    there = [path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS]
+    names = (folder / f"class-{k:05d}.png" for k in range(2 * count))
+    free = [(k, path) for k, path in enumerate(names) if path not in there][: max(0, count - len(there))]
+    sampler = Sampler(model)
+    for first in range(0, len(free), batch_size):
+        part = free[first : first + batch_size]
+        images = sampler.txt2img(
+            [prompt] * len(part),
+            steps=steps,
+            guidance_scale=guidance_scale,
+            seed=[seed + k for k, _ in part],
+        )
+        for image, (_, path) in zip(images, part):
+            write_then_move(path, partial(image.save, format="PNG"))
+    return Captioned(ImageFolder(folder, model.config.image_size, captions=False), prompt)
+
+
+def _note(path: Path, prompt: str) -> None:
+    """Write down what a folder's pictures are drawn for, or compare with what is written there."""
+    if not path.exists():
+        write_bytes(path, json.dumps({"prompt": prompt}).encode())
+        return
+    try:
+        drawn_for = json.loads(path.read_text(encoding="utf-8"))["prompt"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: expected the prompt of the folder's pictures ({error})") from error
+    if drawn_for != prompt:
+        raise ValueError(
+            f"{path.parent}: its pictures were drawn for {drawn_for!r}, not {prompt!r}; take another folder"
+        )

@@ -1,0 +1,138 @@
+"""Low-rank adaptation: B A is learned beside each chosen weight W, which stays (arXiv:2106.09685).
+
+    h = W x + (alpha / r) B A x        A (r, I), B (O, r)
+
+Hu et al. 2021, section 4.1, equation 3. A is drawn at random and B is zero, so that the model is what it was
+before the first step. For a convolution A has the layer's kernel and stride, and B is a 1x1 convolution, as
+in kohya-ss, LyCORIS and PEFT, whose bounds A's uniform numbers have, too. CompVis has no counterpart;
+`ldm_core.lora` applies what is saved here.
+
+    lora = TrainableLora(model, rank=8)
+    trainer = Trainer(DiffusionObjective(model, adapter=lora), samples, "runs/style", settings)
+    trainer.run()
+    with trainer.averaged():
+        lora.save("style.safetensors")                         # names="kohya", "diffusers" or "peft"
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm_core.checkpoint.lora_writer import Names, write_lora
+from ldm_core.checkpoint.parts import Part
+from ldm_core.lora import adaptable_layers, change_of
+from ldm_core.model import LatentDiffusion
+
+# The ends of layers' names. What trainers choose by default: diffusers ATTENTION; kohya-ss the first three.
+ATTENTION = ("to_q", "to_k", "to_v", "to_out")
+FEED_FORWARD = ("ff.proj_in", "ff.proj_out", "fc1", "fc2")
+PROJECTIONS = ("attention.proj_in", "attention.proj_out")  # around a spatial transformer
+CONVOLUTIONS = ("conv_in", "conv1", "conv2", "skip", "resample.conv", "conv_out")
+
+
+class TrainableLora(nn.Module):
+    """A LoRA on a model's layers, whose A and B are this module's parameters, in float32.
+
+    rank: r, 1 or more. alpha: by default r, so that alpha / r is 1. layers: which of the networks' linear
+        and convolutional layers, by the ends of their names; see `ATTENTION` and its neighbours.
+    parts: which networks: "unet", "text_encoder" or both. seed: of A.
+
+    The model changes in place, by hooks: its weights, and what `save` writes of it, stay as they are. Other
+    adapters may be on it. Raises ValueError for other values, and where a network has no such layer.
+    """
+
+    def __init__(
+        self,
+        model: LatentDiffusion,
+        rank: int = 4,
+        alpha: float | None = None,
+        *,
+        layers: Sequence[str] = ATTENTION,
+        parts: Sequence[Part] = ("unet",),
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+            raise ValueError(f"rank must be a whole number from 1 on, not {rank!r}")
+        self.rank, self.alpha = rank, float(rank if alpha is None else alpha)
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise ValueError(f"alpha must be a positive number, not {alpha}")
+        self._config = model.config
+        generator = torch.Generator().manual_seed(seed)
+        chosen = _chosen(model, layers, parts)
+        scale = self.alpha / rank
+        changes = {name: _LowRank(layer, rank, scale, generator) for name, layer in chosen.items()}
+        # Names of modules have no dots.
+        self.changes = nn.ModuleDict({name.replace(".", "/"): change for name, change in changes.items()})
+        self._hooks = [chosen[name].register_forward_hook(change) for name, change in changes.items()]
+
+    @property
+    def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """(A, B) of each layer, by names such as `unet.mid.attention.proj_in`."""
+        return {
+            name.replace("/", "."): (change.down, change.up)  # type: ignore[misc]
+            for name, change in self.changes.items()
+        }
+
+    def save(
+        self, path: str | os.PathLike[str], *, names: Names = "kohya", dtype: torch.dtype = torch.float32
+    ) -> None:
+        """Write it as a file for `apply_lora`, kohya-ss's tools and web UIs, diffusers, or PEFT.
+
+        See `ldm_core.checkpoint.lora_writer.write_lora` for the options and errors.
+        """
+        write_lora(Path(path), self.factors, self.alpha, self._config, names=names, dtype=dtype)
+
+    def remove(self) -> None:
+        """Take it off the model, which is then what it was. Doing so twice is harmless."""
+        for hook in self._hooks:
+            hook.remove()
+
+
+class _LowRank(nn.Module):
+    """One layer's A and B, as a hook on the layer."""
+
+    def __init__(self, layer: Any, rank: int, scale: float, generator: torch.Generator) -> None:
+        super().__init__()
+        outputs, inputs, *kernel = layer.weight.shape
+        bound = 1 / math.sqrt(inputs * math.prod(kernel))  # kaiming_uniform_ with a = sqrt(5)
+        down = (torch.rand(rank, inputs, *kernel, generator=generator) * 2 - 1) * bound
+        self.down = nn.Parameter(down.to(layer.weight.device))
+        self.up = nn.Parameter(torch.zeros(outputs, rank, *(1 for _ in kernel), device=layer.weight.device))
+        self.scale = scale
+
+    def forward(self, layer: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        (x,) = args
+        change = change_of(layer, x, (self.down.to(x.dtype), self.up.to(x.dtype)))
+        return torch.add(output, change, alpha=self.scale)
+
+
+def _chosen(model: LatentDiffusion, ends: Sequence[str], parts: Sequence[str]) -> dict[str, Any]:
+    if not parts or not set(parts) <= {"unet", "text_encoder"}:
+        raise ValueError(f"parts must be of 'unet' and 'text_encoder', not {parts!r}")
+    suffixes = tuple(f".{end}" for end in ([ends] if isinstance(ends, str) else ends))
+    unused = _unused_blocks(model)
+    chosen: dict[str, Any] = {}
+    for part in dict.fromkeys(parts):
+        mine = {
+            name: layer
+            for name, layer in adaptable_layers(model).items()
+            if name.startswith(f"{part}.") and name.endswith(suffixes) and not name.startswith(unused)
+        }
+        if not mine:
+            raise ValueError(f"the model's {part} has no linear or convolutional layer named {list(ends)}")
+        chosen |= mine
+    return chosen
+
+
+def _unused_blocks(model: LatentDiffusion) -> tuple[str, ...]:
+    """How the names begin of the text encoder's layers whose output is not used, nor in diffusers' files."""
+    text = model.config.text_encoder
+    return tuple(f"text_encoder.blocks.{i}." for i in range(text.layers - text.clip_skip, text.layers))

@@ -2,7 +2,7 @@
 
     full                every weight learns a new subject, a purple creature with three eyes
     lora                a few small matrices learn a style, for whatever is drawn
-    textual-inversion   one word's vectors learn the subject, and nothing else changes
+    textual-inversion   one word's vectors learn what the model could draw, but had no word for: violet faces
     dreambooth          every weight learns the subject, and pictures of its class keep that what it was
 
 The pictures to learn from are made on the spot. What was learned is saved, and the pictures after it are
@@ -12,7 +12,7 @@ drawn from that file. The sheet has pictures to learn from, and below them each 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,8 +28,9 @@ from ldm_core.training.lora import ATTENTION, FEED_FORWARD, PROJECTIONS
 
 SEEN = ["grinning face", "red apple", "cat face", "fire", "panda", "rocket", "dog face", "heart"]
 SEEN += ["frog", "lion", "pizza", "cookie", "rabbit face", "strawberry", "bird", "angry face"]
-
 CLASS = "grinning face"
+INK = torch.tensor([0.95, 0.85, 0.4])[:, None].expand(3, 3) / 3  # the darker, the bluer
+VIOLET = torch.eye(3)[[1, 2, 0]]  # what yellow becomes when its channels change places
 
 
 @dataclass
@@ -39,13 +40,12 @@ class Method:
     steps: int
     rate: float
     prompts: list[str]
-    batch_size: int = 8
 
 
 METHODS = {
-    "full": Method(150, 2e-4, ["zorp", "zorp", "zorp", "grinning face", "dog face"]),
+    "full": Method(150, 2e-4, ["zorp", "zorp", "zorp", CLASS, "dog face"]),
     "lora": Method(200, 2e-3, ["tiger face", "owl", "lemon", "hamburger", "bear"]),
-    "textual-inversion": Method(200, 2e-2, ["zorp", "zorp", "zorp", "grinning face", "dog face"]),
+    "textual-inversion": Method(200, 5e-4, ["mivo", "mivo", "mivo", CLASS, "dog face"]),
     "dreambooth": Method(120, 2e-4, [f"zorp {CLASS}"] * 2 + [CLASS] * 2 + ["dog face"]),
 }
 
@@ -57,7 +57,7 @@ def creature(pose: int, size: int) -> Image.Image:
     image = Image.new("RGB", (256, 256), "white")
     pen = ImageDraw.Draw(image)
     for side in (-1, 1):
-        horn = [(128 + side * 30, 70), (128 + side * 75, 15), (128 + side * 72, 90)]
+        horn = [(128 + side * cx, cy) for cx, cy in ((30, 70), (75, 15), (72, 90))]
         pen.polygon(horn, fill="#f2b134", outline="#7a4b00")
     pen.ellipse((32, 50, 224, 236), fill="#7b2fbf", outline="#3d1466", width=5)
     for cx, cy in ((78, 118), (128, 96), (178, 118)):
@@ -73,36 +73,39 @@ def subject(model: ldm_core.LatentDiffusion, caption: str) -> training.TensorSam
     return training.TensorSamples(torch.cat([image_to_tensor(i) for i in images]) * 2 - 1, [caption] * 12)
 
 
-def style(model: ldm_core.LatentDiffusion, draw: dict[str, Any]) -> training.TensorSamples:
-    """The model's own pictures in blue ink: the brighter, the nearer to white."""
-    images = ldm_core.Sampler(model).txt2img(SEEN, seed=50, output="tensor", **draw)
-    grey = images.mean(dim=1, keepdim=True)
-    blue = torch.tensor([0.05, 0.15, 0.6])[:, None, None]
-    return training.TensorSamples((blue + (1 - blue) * grey) * 2 - 1, SEEN)
+def recoloured(prompts: list[str], captions: list[str], colours: torch.Tensor, **draw: Any) -> Any:
+    """The model's own pictures in other colours, by a matrix (3, 3) of what is missing to white."""
+    images = ldm_core.Sampler(ldm_core.load()).txt2img(prompts, seed=50, output="tensor", **draw)
+    images = 1 - torch.einsum("dc,bchw->bdhw", colours, 1 - images)
+    return training.TensorSamples(images * 2 - 1, captions)
 
 
-def learn(name: str, method: Method, folder: Path, draw: dict[str, Any]) -> tuple[Any, Any]:
+def learn(name: str, method: Method, batch: int, folder: Path, draw: dict[str, Any]) -> tuple[Any, Any]:
     """A model with what was learned, from the file that it was saved in, and the pictures it learned from."""
     model, file = ldm_core.load(), folder / f"{name}.safetensors"
-    pictures = style(model, draw) if name == "lora" else subject(model, method.prompts[0])
+    if name == "lora":
+        pictures = recoloured(SEEN, SEEN, INK, **draw)
+    elif name == "textual-inversion":
+        pictures = recoloured([CLASS] * 12, method.prompts[:1] * 12, VIOLET, **draw)
+    else:
+        pictures = subject(model, method.prompts[0])
     samples: Any = training.CachedLatents(pictures, model.autoencoder, folder / "latents.npy")
 
     adapter: Any = None
     if name == "lora":
         adapter = training.TrainableLora(model, rank=8, layers=ATTENTION + FEED_FORWARD + PROJECTIONS)
     elif name == "textual-inversion":
-        adapter = training.LearnedWord(model, "zorp", "face", vectors=4)
+        adapter = training.LearnedWord(model, method.prompts[0], "face", vectors=4)
+    dropout = 0.1 if name == "lora" else 0.0  # a style is for pictures without a prompt, too
     objective: training.Objective = training.DiffusionObjective(
-        model, condition_dropout=0.0, adapter=adapter, train_text_encoder=adapter is None
+        model, condition_dropout=dropout, adapter=adapter, train_text_encoder=adapter is None
     )
     if name == "dreambooth":
         drawn = training.class_pictures(model, CLASS, folder / "class", 32, **draw)
         prior = training.CachedLatents(drawn, model.autoencoder, folder / "prior.npy")
         samples, objective = training.WithPrior(samples, prior), training.PriorPreservation(objective)
-
-    warmup = method.steps // 10
     settings = training.TrainingSettings(
-        method.steps, method.batch_size, learning_rate=method.rate, warmup=warmup, ema_decay=0.98
+        method.steps, batch, learning_rate=method.rate, warmup=20, ema_decay=0.98
     )
     trainer = training.Trainer(objective, samples, folder / "run", settings)
     trainer.run()
@@ -120,30 +123,27 @@ def learn(name: str, method: Method, folder: Path, draw: dict[str, Any]) -> tupl
     return learned, pictures
 
 
-def main(name: str, method: Method, output: str, folder: Path, seed: int, draw_steps: int) -> None:
-    draw = {"steps": draw_steps, "guidance_scale": 4.0}
-    learned, pictures = learn(name, method, folder, draw)
+def main(name: str, method: Method, args: argparse.Namespace, folder: Path) -> None:
+    draw = {"steps": args.draw_steps, "guidance_scale": 4.0}
+    learned, pictures = learn(name, method, args.batch_size, folder, draw)
     rows = [tensor_to_pil((pictures.images[: len(method.prompts)] + 1) / 2)]
     for model in (ldm_core.load(), learned):
-        rows.append(ldm_core.Sampler(model).txt2img(method.prompts, seed=seed, **draw))
-    grid(rows, rows=["learned from", "before", "after"], labels=[[], method.prompts, []]).save(output)
-    print(f"saved {output}")
+        rows.append(ldm_core.Sampler(model).txt2img(method.prompts, seed=args.seed, **draw))
+    grid(rows, rows=["learned from", "before", "after"], labels=[[], method.prompts, []]).save(args.output)
+    print(f"saved {args.output}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("method", nargs="?", choices=METHODS, default="lora")
     parser.add_argument("--steps", type=int, help="of training")
-    parser.add_argument("--rate", type=float, help="of learning")
-    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--draw-steps", type=int, default=25, help="of each picture that is drawn")
     parser.add_argument("--seed", type=int, default=7, help="of the pictures before and after")
     parser.add_argument("--output", default="fine_tune.png")
-    parser.add_argument("--folder", type=Path, help="keeps what was learned")
+    parser.add_argument("--folder", type=Path, help="keeps what was learned; must be there")
     args = parser.parse_args()
-    given = {name: getattr(args, name) for name in ("steps", "rate", "batch_size") if getattr(args, name)}
+    chosen = METHODS[args.method]
+    chosen.steps = args.steps or chosen.steps
     with TemporaryDirectory() as temporary:
-        folder = args.folder or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        chosen = replace(METHODS[args.method], **given)
-        main(args.method, chosen, args.output, folder, args.seed, args.draw_steps)
+        main(args.method, chosen, args, args.folder or Path(temporary))

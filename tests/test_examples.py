@@ -16,7 +16,7 @@ EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 FEWER_STEPS = ["--steps", "2"]
 # What makes an example quick besides few steps.
 QUICK = {
-    "fine_tune": ["--draw-steps", "2", "--batch-size", "2"],
+    "fine_tune": ["textual-inversion", "--draw-steps", "2", "--batch-size", "2"],
     "img2img": ["--strengths", "0.5", "1.0"],
     "inpainting": ["--seeds", "0"],
     "latent_interpolation": ["--count", "3"],
@@ -79,13 +79,13 @@ def test_example_is_short_and_says_what_it_shows(script: Path) -> None:
     assert len(text.splitlines()) < LINES.get(script.stem, 80)
 
 
-@pytest.mark.slow  # half a minute together
-@pytest.mark.parametrize("method", ["full", "textual-inversion", "dreambooth"])
+@pytest.mark.slow  # a minute together
+@pytest.mark.parametrize("method", ["full", "lora", "dreambooth"])
 def test_each_way_of_fine_tuning_leaves_its_sheet(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "kept").mkdir()
-    options = [method, *FEWER_STEPS, *QUICK["fine_tune"], "--folder", "kept"]
+    options = [method, *FEWER_STEPS, *QUICK["fine_tune"][1:], "--folder", "kept"]
     path, _ = run(EXAMPLES[0].parent / "fine_tune.py", options, tmp_path, monkeypatch)
     assert (tmp_path / "kept" / f"{method}.safetensors").exists()
     picture = contents(path)

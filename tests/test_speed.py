@@ -2,6 +2,8 @@
 
 Both sides run in turn on all cores with the same weights, and the least of several rounds counts, since
 other work on the machine only ever adds to a time. A ratio over its bound is measured again, twice.
+To be run in a process of its own: after half an hour of full-size models in the same one, fresh memory has
+become dearer, and the U-Net came out at 1.4 where it is 1.1 (`pytest -m slow tests/test_speed.py`).
 """
 
 from __future__ import annotations

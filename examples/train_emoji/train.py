@@ -49,7 +49,7 @@ PROMPTS = [
     *("grinning cat", "red apple", "pizza", "rocket", "red heart", "dog face", "cactus", "birthday cake"),
     *("ghost", "banana", "rose", "robot", "fire", "crown", "soccer ball", "panda"),
 ]
-TWICE_OR_MORE = 3  # how often a common concept comes for each time that a rare one does
+COMMON_TIMES = 3  # how often a common concept comes for each time that a rare one does
 
 AUTOENCODER = TrainingSettings(
     steps=16_000,
@@ -171,7 +171,7 @@ def train_diffusion(run: Run, *, frozen: bool) -> None:
     taught = clip.CLIP.load(run.runs / "clip.safetensors").text_encoder
     emoji.modules["text_encoder"].load_state_dict(taught.state_dict())
 
-    often = [TWICE_OR_MORE if common else 1 for common in pictures.common]
+    often = [COMMON_TIMES if common else 1 for common in pictures.common]
     trainer = run.train(
         "diffusion",
         DiffusionObjective(emoji, min_snr_gamma=5.0, train_text_encoder=not frozen),

@@ -52,17 +52,18 @@ PROMPTS = [
 COMMON_TIMES = 3  # how often a common concept comes for each time that a rare one does
 
 AUTOENCODER = TrainingSettings(
-    steps=16_000,
-    batch_size=4,
-    learning_rate=7e-4,
-    warmup=200,
+    steps=4000,
+    batch_size=8,
+    learning_rate=1e-3,
+    warmup=20,
     final_rate=0.02,
+    optimizer="muon",
     betas=(0.9, 0.99),
-    ema_decay=0.999,
+    ema_decay=0.995,
     seed=1,
     workers=1,
-    save_every=200,
-    picture_every=1000,
+    save_every=50,
+    picture_every=200,
 )
 CONTRAST = TrainingSettings(
     steps=600,
@@ -132,7 +133,7 @@ def new_autoencoder() -> AutoencoderKL:
 
 def autoencoder_objective(autoencoder: AutoencoderKL) -> AutoencoderObjective:
     # Squared errors first: absolute ones alone begin by painting everything white.
-    return AutoencoderObjective(autoencoder, weights=AutoencoderWeights(perceptual=0.3, l1_start=8000))
+    return AutoencoderObjective(autoencoder, weights=AutoencoderWeights(perceptual=0.1, l1_start=3000))
 
 
 def train_autoencoder(run: Run) -> None:

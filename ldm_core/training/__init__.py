@@ -5,7 +5,7 @@ diffusion_loss, autoencoder_loss, discriminator      the latent diffusion paper'
 clip_objective, contrastive      CLIP
 lora, textual_inversion, dreambooth      fine-tuning: what learns in the networks' place, and what keeps them
 samples, image_folder, shards, latents, order        data, and in which order it comes
-loop, state, ema, learning_rate, gradient_checkpointing, distributed, logs      the run
+loop, state, ema, muon, learning_rate, gradient_checkpointing, distributed, logs      the run
 """
 
 from ldm_core.training.autoencoder_loss import AutoencoderObjective, AutoencoderWeights, start_posterior

@@ -27,6 +27,7 @@ from ldm_core.training.ema import WeightAverage
 from ldm_core.training.gradient_checkpointing import checkpoint_gradients
 from ldm_core.training.learning_rate import warmup_cosine
 from ldm_core.training.logs import RunLog
+from ldm_core.training.muon import Muon, kernels
 from ldm_core.training.objective import Objective
 from ldm_core.training.order import Order, noise_streams
 from ldm_core.training.samples import Readable, Samples, collate
@@ -48,6 +49,7 @@ class TrainingSettings:
     """How to train.
 
     batch_size: samples a step, over all processes. accumulate: in how many passes one after the other.
+    optimizer: "muon" learns more a sample, and costs more a step (see `ldm_core.training.muon`).
     warmup, final_rate: steps of rising learning rate, and the share of it that the cosine ends at.
     clip: the largest norm of a parameter group's gradient; None for any.
     ema_decay: of the average of the weights; None for no average.
@@ -62,6 +64,7 @@ class TrainingSettings:
     learning_rate: float = 1e-4
     warmup: int = 0
     final_rate: float = 0.0
+    optimizer: Literal["adamw", "muon"] = "adamw"
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.01
     clip: float | None = 1.0
@@ -81,6 +84,8 @@ class TrainingSettings:
                 raise ValueError(f"{name} must be {least} or more, not {getattr(self, name)}")
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision must be 'float32' or 'bfloat16', not {self.precision!r}")
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f"optimizer must be 'adamw' or 'muon', not {self.optimizer!r}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, not {self.learning_rate}")
 
@@ -129,12 +134,7 @@ class Trainer:
         self._groups = objective.parameter_groups()
         if not any(group["params"] for group in self._groups):
             raise ValueError("the objective has no parameters to train")
-        self._optimizer = torch.optim.AdamW(
-            self._groups,
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-        )
+        self._optimizer = self._new_optimizer(parallel)
         decay = settings.ema_decay
         self._average = None if decay is None else WeightAverage(objective, decay)
         self._trained = Trained(objective, self._optimizer, self._average)
@@ -143,6 +143,19 @@ class Trainer:
     @property
     def state_path(self) -> Path:
         return self.folder / STATE
+
+    def _new_optimizer(self, parallel: Parallel) -> torch.optim.Optimizer:
+        settings = self.settings
+        common: dict[str, Any] = {
+            "lr": settings.learning_rate,
+            "betas": settings.betas,
+            "weight_decay": settings.weight_decay,
+        }
+        if settings.optimizer == "adamw":
+            return torch.optim.AdamW(self._groups, **common)
+        if parallel == "fsdp" and self.world.size > 1:
+            raise ValueError("muon wants whole kernels, of which fsdp gives each process a slice: use ddp")
+        return Muon(self._groups, kernels(self.objective), **common)
 
     def run(self) -> None:
         """Train up to `settings.steps`, from the state in the folder if there is one, and save.

@@ -7,6 +7,7 @@ import hashlib
 import math
 import os
 import signal
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -244,6 +245,28 @@ def test_a_signal_saves_and_leaves(whole: Path, tmp_path: Path, number: int, cod
     run(tmp_path, save_every=100)
     assert losses(tmp_path) == losses(whole)
     assert same_state(tmp_path, whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_saves_and_leaves(whole: Path, tmp_path: Path, number: int) -> None:
+    """As a terminal's Ctrl-C and a cluster's end of time are: those that read data get it, too."""
+
+    def slow(step: int) -> float:
+        time.sleep(0.2)
+        return 0.0
+
+    def body() -> None:
+        os.setpgrp()
+        run(tmp_path, Denoise(fails=slow), save_every=100, workers=2)
+
+    process = started(body)
+    wait_for_rows(tmp_path, 2, process)
+    os.killpg(process.pid, number)
+    process.join(60)
+    assert process.exitcode == (1 if number == signal.SIGINT else 128 + number)
+    assert read(tmp_path / "state.safetensors").metadata["ldm_core.training"][:10] != '{"step": 0'
+    run(tmp_path, save_every=100)
+    assert losses(tmp_path) == losses(whole)
 
 
 def test_signals_act_as_before_once_a_run_is_over(tmp_path: Path) -> None:

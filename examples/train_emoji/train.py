@@ -52,7 +52,7 @@ PROMPTS = [
 COMMON_TIMES = 3  # how often a common concept comes for each time that a rare one does
 
 AUTOENCODER = TrainingSettings(
-    steps=4000,
+    steps=2800,
     batch_size=8,
     learning_rate=1e-3,
     warmup=20,
@@ -66,28 +66,31 @@ AUTOENCODER = TrainingSettings(
     picture_every=200,
 )
 CONTRAST = TrainingSettings(
-    steps=600,
+    steps=400,
     batch_size=256,
-    learning_rate=8e-4,
-    warmup=60,
+    learning_rate=1e-3,
+    warmup=20,
+    final_rate=0.02,
+    optimizer="muon",
     betas=(0.9, 0.98),
     weight_decay=0.1,
     ema_decay=0.99,
     seed=2,
     workers=1,
-    save_every=100,
+    save_every=25,
 )
 DIFFUSION = TrainingSettings(
-    steps=12_000,
+    steps=4000,
     batch_size=128,
     learning_rate=1e-3,
-    warmup=300,
+    warmup=50,
     final_rate=0.02,
+    optimizer="muon",
     betas=(0.9, 0.99),
-    ema_decay=0.9995,
+    ema_decay=0.999,
     seed=4,
-    save_every=200,
-    picture_every=1000,
+    save_every=100,
+    picture_every=500,
 )
 
 
@@ -133,7 +136,7 @@ def new_autoencoder() -> AutoencoderKL:
 
 def autoencoder_objective(autoencoder: AutoencoderKL) -> AutoencoderObjective:
     # Squared errors first: absolute ones alone begin by painting everything white.
-    return AutoencoderObjective(autoencoder, weights=AutoencoderWeights(perceptual=0.1, l1_start=3000))
+    return AutoencoderObjective(autoencoder, weights=AutoencoderWeights(perceptual=0.1, l1_start=1800))
 
 
 def train_autoencoder(run: Run) -> None:

@@ -31,7 +31,7 @@ from ldm_core.training.muon import Muon, kernels
 from ldm_core.training.objective import Objective
 from ldm_core.training.order import Order, noise_streams
 from ldm_core.training.samples import Readable, Samples, collate
-from ldm_core.training.signals import caught_signals, leave_by
+from ldm_core.training.signals import caught_signals, leave_by, leave_signals_to_the_run
 from ldm_core.training.state import Trained, load_state, save_state
 
 if TYPE_CHECKING:
@@ -241,6 +241,7 @@ class Trainer:
             batch_sampler=order,
             num_workers=settings.workers,
             collate_fn=collate,
+            worker_init_fn=leave_signals_to_the_run,
             generator=torch.Generator(),  # else it would draw from the global one
         )
         turns = count(self.position, order.batch_size * order.size)

@@ -32,6 +32,14 @@ def caught_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def leave_signals_to_the_run(worker: int) -> None:
+    """For processes that read data: Ctrl-C in a terminal, and a cluster's SIGTERM, reach them as well. They
+    go on until the run, which needs them for the step at hand, ends them.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def leave_by(caught: list[int]) -> NoReturn:
     """End as the signal would have ended the program; as SIGTERM does, where another process was sent one."""
     if caught and caught[0] == signal.SIGINT:

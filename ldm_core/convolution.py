@@ -65,7 +65,20 @@ def auto_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Whichever is faster: large maps of many channels by Winograd's algorithm, the rest directly."""
     if suits_winograd(x, weight, bias):
         return winograd_conv2d(x, transform_weight(weight), bias)
+    if _would_copy_the_weights(x, weight):
+        result = direct_convolution(x.contiguous(), weight, bias)
+        return result.contiguous(memory_format=torch.channels_last)
     return direct_convolution(x, weight, bias)
+
+
+def _would_copy_the_weights(x: Tensor, weight: Tensor) -> bool:
+    """Whether PyTorch would copy the weights into the map's layout, and they are more than the map is.
+
+    It does so at every call; the other way round, the map and the result are copied.
+    """
+    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    mapped = x.numel() + x.numel() // x.shape[1] * weight.shape[0]
+    return x.device.type == "cpu" and channels_last and weight.is_contiguous() and weight.numel() > mapped
 
 
 convolution: ConvolutionFunction = auto_convolution

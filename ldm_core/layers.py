@@ -32,7 +32,7 @@ Geglu = Callable[[Tensor], Tensor]
 
 def norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
     """SiLU(norm(x)): (B, C, h, w) -> the same."""
-    return F.silu(norm(x))
+    return F.silu(norm(x), inplace=True)
 
 
 def geglu(x: Tensor) -> Tensor:
@@ -82,9 +82,10 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
         h = self.conv1(self.norm_silu(self.norm1, x))
         if self.time_proj is not None:
-            h = h + self.time_proj(emb)[:, :, None, None]
+            h += self.time_proj(emb)[:, :, None, None]
         h = self.conv2(self.norm_silu(self.norm2, h))
-        return self.skip(x) + h
+        h += self.skip(x)
+        return h
 
 
 class Downsample(nn.Module):

@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 TILE = 4  # outputs of a tile along an axis
@@ -58,19 +57,24 @@ def winograd_conv2d(x: Tensor, transformed: Tensor, bias: Tensor | None = None) 
     batch, channels, h, w = x.shape
     outputs = transformed.shape[1]
     down, across = -(-h // TILE), -(-w // TILE)  # tiles
-    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, across * TILE - w + 1, 1, down * TILE - h + 1))
     result = x.new_empty(batch, down * TILE, across * TILE, outputs)
 
     tile_row_bytes = WINDOW**2 * batch * across * (channels + outputs) * x.element_size()
     rows = min(down, max(1, WORKSPACE_BYTES // tile_row_bytes))
     values = x.new_empty(WINDOW**2 * batch * rows * across * channels)
     products = x.new_empty(WINDOW**2 * batch * rows * across * outputs)
+    # A strip of the image with its border; a padded copy of all of it would be as large as the result.
+    bordered = x.new_zeros(batch, rows * TILE + 2, across * TILE + 2, channels)
     for first in range(0, down, rows):
         strip = min(rows, down - first)
+        above = 1 if first == 0 else 0
+        inside = x[:, :, first * TILE - 1 + above : (first + strip) * TILE + 1].permute(0, 2, 3, 1)
+        bordered[:, above : above + inside.shape[1], 1 : w + 1] = inside
+        bordered[:, above + inside.shape[1] :] = 0
         tiles = (WINDOW, WINDOW, batch, strip, across)
         d = values[: values.numel() // rows * strip].view(*tiles, channels)
         m = products[: products.numel() // rows * strip].view(*tiles, outputs)
-        _input_tiles(padded[:, first * TILE : (first + strip) * TILE + 2], d)
+        _input_tiles(bordered[:, : strip * TILE + 2], d)
         torch.bmm(d.view(WINDOW**2, -1, channels), transformed.mT, out=m.view(WINDOW**2, -1, outputs))
         _output_tiles(m, result[:, first * TILE : (first + strip) * TILE])
     if bias is not None:

@@ -207,3 +207,27 @@ def test_a_linear_layer_is_the_same_as_a_convolution(shape: tuple[int, ...]) -> 
     with torch.enable_grad():
         layer(x).sum().backward()
     assert layer.weight.grad is not None
+
+
+@pytest.mark.parametrize(("side", "transposed"), [(4, True), (40, False)])
+def test_the_smaller_of_map_and_weights_is_copied(
+    side: int, transposed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch wants both in one layout. Where the weights are the larger, the map gives way."""
+    seen: list[bool] = []
+    direct = convolution.direct_convolution
+
+    def noted(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        seen.append(x.is_contiguous())
+        return direct(x, weight, bias)
+
+    monkeypatch.setattr(convolution, "direct_convolution", noted)
+    x, weight, bias = case(2, 96, 64, side, side)
+    x = x.contiguous(memory_format=torch.channels_last)
+    out = convolution.auto_convolution(x, weight, bias)
+    assert seen == [transposed]
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert largest_error(out, exact(x, weight, bias)) < 5e-6
+    in_its_layout = weight.contiguous(memory_format=torch.channels_last)
+    assert largest_error(convolution.auto_convolution(x, in_its_layout, bias), out) < 5e-6
+    assert seen == [transposed, False], "nothing needs to be copied"

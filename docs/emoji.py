@@ -1,18 +1,22 @@
-"""How well the emoji are rebuilt by a linear autoencoder: principal components of their patches.
+"""How well the held-out emoji are rebuilt: by principal components of their patches, and by a run's network.
 
     python docs/emoji.py emoji-data
+    python docs/emoji.py emoji-data --run runs        (the autoencoder as it was last saved)
 
-A network of as many numbers in a latent has to beat it. Prints PSNR on the held-out pictures in dB.
+A network of as many numbers in a latent has to beat the linear one. Prints PSNR in dB, and SSIM.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from ldm_core.training import ImageFolder
+from ldm_core.training import ImageFolder, load_weights
+from ldm_core.training.measures import psnr, ssim
 
 LATENTS = ((16, 16), (8, 4))  # (pixels of a patch's side, components): 8x8x16 and 16x16x4 for 128 pixels
 EVERY = 10  # of the training pictures; more change the second decimal
@@ -37,13 +41,37 @@ def linear_psnr(data: Path, size: int, side: int, components: int) -> float:
     return float((-10 * np.log10(errors)).mean())
 
 
+@torch.no_grad()
+def network_scores(data: Path, run: Path, every: int) -> tuple[float, float]:
+    """PSNR and SSIM of a run's autoencoder with its averaged weights, means over every so many pictures."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "train_emoji"))
+    import train
+
+    autoencoder = train.new_autoencoder()
+    load_weights(run / "autoencoder" / "state.safetensors", train.autoencoder_objective(autoencoder))
+    unseen = ImageFolder(data / "held-out", autoencoder.config.resolution, captions=False)
+    scores = []
+    for k in range(0, len(unseen), every):
+        image = unseen[k]["image"][None]
+        again = autoencoder.decode(autoencoder.encode(image).mode()).clamp(-1, 1)
+        pair = again / 2 + 0.5, image / 2 + 0.5
+        scores.append((float(psnr(*pair)), float(ssim(*pair))))
+    means = np.mean(scores, axis=0)
+    return float(means[0]), float(means[1])
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", type=Path)
     parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--run", type=Path, help="what train.py was given as RUNS")
+    parser.add_argument("--every", type=int, default=1, help="of the held-out pictures, with --run")
     args = parser.parse_args()
+    if args.run is not None:
+        print("the run's: {:.1f} dB, SSIM {:.3f}".format(*network_scores(args.data, args.run, args.every)))
+        sys.exit()
     for side, components in LATENTS:
         psnr = linear_psnr(args.data, args.size, side, components)
         print(f"{components} components of {side}x{side} patches: {psnr:.1f} dB")

@@ -106,6 +106,23 @@ def test_scaled_latents_are_the_autoencoders_times_the_scale(bundled: LatentDiff
         assert torch.allclose(back, bundled.autoencoder.decode(q.mean), atol=1e-4)
 
 
+def test_hooks_find_what_a_layer_gave(bundled: LatentDiffusion) -> None:
+    """What comes after a layer may compute in place, but not on what somebody looks at."""
+    decoder = bundled.autoencoder.decoder
+    seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    handles = [
+        layer.register_forward_hook(lambda _, __, out, name=name: seen.update({name: (out, out.clone())}))
+        for name, layer in decoder.named_modules()
+        if not list(layer.children())
+    ]
+    with torch.no_grad():
+        decoder(torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0)))
+    for handle in handles:
+        handle.remove()
+    assert {"up.0.blocks.0.norm1", "up.0.blocks.0.conv1", "norm_out"} <= seen.keys()
+    assert [name for name, (given, copy) in seen.items() if not given.equal(copy)] == []
+
+
 def test_float16_overflow_is_decoded_again_in_float32() -> None:
     """Weights that take an inner layer over float16's 65,504, and the next one back down."""
     model = random_model(replace(SMALL["sd1"], autoencoder=AutoencoderConfig(ch=32, ch_mult=(1, 2))))

@@ -73,5 +73,5 @@ if __name__ == "__main__":
         print("the run's: {:.1f} dB, SSIM {:.3f}".format(*network_scores(args.data, args.run, args.every)))
         sys.exit()
     for side, components in LATENTS:
-        psnr = linear_psnr(args.data, args.size, side, components)
-        print(f"{components} components of {side}x{side} patches: {psnr:.1f} dB")
+        linear = linear_psnr(args.data, args.size, side, components)
+        print(f"{components} components of {side}x{side} patches: {linear:.1f} dB")

@@ -98,6 +98,14 @@ def test_what_it_cannot_do_is_refused() -> None:
         Muon([{"params": [layer.weight]}], [], lr=0.1).step(lambda: 0.0)
 
 
+def test_a_run_goes_on_with_its_own_optimizer_alone(tmp_path: Path) -> None:
+    run(tmp_path, steps=3)
+    before = (tmp_path / "state.safetensors").read_bytes()
+    with pytest.raises(TrainingError, match="the state of a run with 'adamw', asked for 'muon'"):
+        run(tmp_path, steps=6, optimizer="muon")
+    assert (tmp_path / "state.safetensors").read_bytes() == before
+
+
 def test_slices_of_kernels_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ldm_core.training.loop.spread", lambda objective, world, parallel: objective)
     with pytest.raises(ValueError, match="muon wants whole kernels"):

@@ -49,7 +49,7 @@ class TrainingSettings:
     """How to train.
 
     batch_size: samples a step, over all processes. accumulate: in how many passes one after the other.
-    optimizer: "muon" learns more a sample, and costs more a step (see `ldm_core.training.muon`).
+    optimizer: see `ldm_core.training.muon` for "muon".
     warmup, final_rate: steps of rising learning rate, and the share of it that the cosine ends at.
     clip: the largest norm of a parameter group's gradient; None for any.
     ema_decay: of the average of the weights; None for no average.
@@ -214,6 +214,9 @@ class Trainer:
             self.save()  # so that there is a state to go back to, whatever happens
             return
         progress = load_state(self.state_path, self._trained)
+        used, asked = progress["settings"].get("optimizer", "adamw"), self.settings.optimizer
+        if used != asked:
+            raise TrainingError(f"{self.state_path}: the state of a run with {used!r}, asked for {asked!r}")
         self.step, self.position = progress["step"], progress["position"]
         self._saved = self.step
         now = asdict(self.settings) | {"length": len(self.samples)}

@@ -1,7 +1,7 @@
 """A picture from a prompt, 20 steps with guidance: `Sampler` and diffusers' `StableDiffusionPipeline`.
 
     python examples/benchmarks/end_to_end.py [--steps 20] [--pixels 512] [--rounds 2] [--memory]
-    python examples/benchmarks/end_to_end.py --only ldm_core                    (in 24 GB, all three do not fit)
+    python examples/benchmarks/end_to_end.py --only ldm_core                    (24 GB is too little for all)
     python examples/benchmarks/end_to_end.py --model bundled --pixels 64        (seconds)
 
 Same weights (random ones for SD1, whose speed they do not change), same noise, same DDIM, no progress bar;

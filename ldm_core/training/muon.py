@@ -30,9 +30,14 @@ def orthogonalized(matrix: Tensor) -> Tensor:
     a, b, c = QUINTIC
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     x = wide / (wide.norm() + 1e-12)
+    # A turn is a polynomial of X X^T times X: all five are gathered in a square matrix, and X is read once.
+    square, turns = x @ x.T, torch.eye(len(x), dtype=x.dtype, device=x.device)
     for _ in range(TURNS):
-        square = x @ x.T
-        x = a * x + (b * square + c * square @ square) @ x
+        turn = torch.addmm(square, square, square, beta=b, alpha=c)
+        turn.diagonal().add_(a)
+        turns = turn @ turns
+        square = turn @ square @ turn
+    x = turns @ x
     return x if wide is matrix else x.T
 
 

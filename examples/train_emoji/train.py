@@ -49,7 +49,7 @@ PROMPTS = [
     *("grinning cat", "red apple", "pizza", "rocket", "red heart", "dog face", "cactus", "birthday cake"),
     *("ghost", "banana", "rose", "robot", "fire", "crown", "soccer ball", "panda"),
 ]
-COMMON_TIMES = 3  # how often a common concept comes for each time that a rare one does
+COMMON_TIMES = 6  # how often a common concept comes for each time that a rare one does
 
 AUTOENCODER = TrainingSettings(
     steps=2800,
@@ -80,17 +80,17 @@ CONTRAST = TrainingSettings(
     save_every=25,
 )
 DIFFUSION = TrainingSettings(
-    steps=4000,
+    steps=1500,
     batch_size=128,
     learning_rate=1e-3,
     warmup=50,
     final_rate=0.02,
     optimizer="muon",
     betas=(0.9, 0.99),
-    ema_decay=0.999,
+    ema_decay=0.998,
     seed=4,
-    save_every=100,
-    picture_every=500,
+    save_every=50,
+    picture_every=250,
 )
 
 
@@ -163,7 +163,7 @@ def train_clip(run: Run) -> None:
             network.save(run.runs / f"{name}.safetensors")
 
 
-def train_diffusion(run: Run, *, frozen: bool) -> None:
+def train_diffusion(run: Run, *, joint: bool) -> None:
     pictures = run.pictures()
     autoencoder = new_autoencoder()
     load_weights(run.runs / "autoencoder" / "state.safetensors", autoencoder_objective(autoencoder))
@@ -178,7 +178,7 @@ def train_diffusion(run: Run, *, frozen: bool) -> None:
     often = [COMMON_TIMES if common else 1 for common in pictures.common]
     trainer = run.train(
         "diffusion",
-        DiffusionObjective(emoji, min_snr_gamma=5.0, train_text_encoder=not frozen),
+        DiffusionObjective(emoji, min_snr_gamma=5.0, train_text_encoder=joint),
         Repeated(latents, often),
         DIFFUSION,
         lambda: sample_sheet(emoji, PROMPTS),
@@ -211,7 +211,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", type=Path)
     parser.add_argument("--steps", type=int, help="of the stage, in place of the recipe's")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--frozen-text", action="store_true", help="keep the text encoder as CLIP left it")
+    parser.add_argument(
+        "--joint-text", action="store_true", help="train the text encoder with the U-Net, from what CLIP left"
+    )
     parser.add_argument("--quiet", action="store_true")
     args = parser.parse_args(arguments)
     run = Run(args.data, args.runs, args.steps, args.precision, args.quiet)
@@ -221,7 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         elif args.stage == "clip":
             train_clip(run)
         else:
-            train_diffusion(run, frozen=args.frozen_text)
+            train_diffusion(run, joint=args.joint_text)
     except (ValueError, OSError, TrainingError, CheckpointError) as error:
         sys.exit(f"error: {error}")
 

@@ -1,7 +1,8 @@
 """How well the held-out emoji are rebuilt: by principal components of their patches, and by a run's network.
 
     python docs/emoji.py emoji-data
-    python docs/emoji.py emoji-data --run runs        (the autoencoder as it was last saved)
+    python docs/emoji.py emoji-data --run runs             (the autoencoder as it was last saved)
+    python docs/emoji.py emoji-data --run runs --curves    (how the stages' losses fell)
 
 A network of as many numbers in a latent has to beat the linear one. Prints PSNR in dB, and SSIM.
 """
@@ -9,6 +10,7 @@ A network of as many numbers in a latent has to beat the linear one. Prints PSNR
 from __future__ import annotations
 
 import argparse
+import csv
 import sys
 from pathlib import Path
 
@@ -20,6 +22,8 @@ from ldm_core.training.measures import psnr, ssim
 
 LATENTS = ((16, 16), (8, 4))  # (pixels of a patch's side, components): 8x8x16 and 16x16x4 for 128 pixels
 EVERY = 10  # of the training pictures; more change the second decimal
+CURVES = {"autoencoder": "mse", "evaluator": "found", "clip": "found", "diffusion": "error"}
+POINTS = 8
 
 
 def patches(folder: Path, size: int, side: int, every: int = 1) -> np.ndarray:
@@ -60,6 +64,19 @@ def network_scores(data: Path, run: Path, every: int) -> tuple[float, float]:
     return float(means[0]), float(means[1])
 
 
+def curve(metrics: Path, column: str) -> str:
+    """A column of a stage's metrics.csv as a table: means over equal stretches, under their last steps."""
+    with metrics.open(encoding="utf-8", newline="") as file:
+        rows = [(int(row["step"]), float(row[column])) for row in csv.DictReader(file)]
+    stretches = np.array_split(np.array(rows), min(POINTS, len(rows)))
+    lines = (
+        ["step", *(f"{stretch[-1, 0]:.0f}" for stretch in stretches)],
+        ["---", *["---:"] * len(stretches)],
+        [column, *(f"{stretch[:, 1].mean():.3g}" for stretch in stretches)],
+    )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -68,7 +85,15 @@ if __name__ == "__main__":
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--run", type=Path, help="what train.py was given as RUNS")
     parser.add_argument("--every", type=int, default=1, help="of the held-out pictures, with --run")
+    parser.add_argument("--curves", action="store_true", help="with --run: how its losses fell")
     args = parser.parse_args()
+    if args.curves and args.run is None:
+        parser.error("--curves needs --run")
+    if args.curves:
+        for stage, column in CURVES.items():
+            if (args.run / stage / "metrics.csv").exists():
+                print(f"{stage}\n\n{curve(args.run / stage / 'metrics.csv', column)}\n")
+        sys.exit()
     if args.run is not None:
         print("the run's: {:.1f} dB, SSIM {:.3f}".format(*network_scores(args.data, args.run, args.every)))
         sys.exit()

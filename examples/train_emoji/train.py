@@ -80,7 +80,7 @@ CONTRAST = TrainingSettings(
     save_every=25,
 )
 DIFFUSION = TrainingSettings(
-    steps=1500,
+    steps=2400,
     batch_size=128,
     learning_rate=1e-3,
     warmup=50,

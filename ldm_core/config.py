@@ -15,10 +15,10 @@ Sources: Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffu
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 BetaSchedule = Literal["scaled_linear", "linear", "cosine", "sqrt"]
-PredictionType = Literal["eps", "v"]
+PredictionType = Literal["eps", "v", "x0"]
 Activation = Literal["quick_gelu", "gelu"]
 
 
@@ -251,7 +251,10 @@ class LatentDiffusionConfig:
     image_size: int = 512  # pixels, the size that the model was trained for
 
     def __post_init__(self) -> None:
-        _require(self.prediction in ("eps", "v"), f"prediction must be 'eps' or 'v', not {self.prediction!r}")
+        _require(
+            self.prediction in get_args(PredictionType),
+            f"prediction must be 'eps', 'v' or 'x0', not {self.prediction!r}",
+        )
         _require(
             isinstance(self.latent_scale, (int, float)) and 0 < self.latent_scale < float("inf"),
             f"latent_scale must be a positive number, not {self.latent_scale!r}",

@@ -150,8 +150,8 @@ def load(
         none: a YAML file of the same name beside the checkpoint, then metadata in the file, a folder's
         settings, then the one known model that has exactly these tensors. What a file cannot prove is
         never guessed.
-    prediction: "eps" or "v", whatever the configuration says. Without it, a file whose tensors fit models
-        of both kinds is asked: see `ldm_core.prediction`. A warning then says what it answered.
+    prediction: "eps", "v" or "x0", whatever the configuration says. Without it, a file whose tensors fit
+        models of eps and of v is asked: see `ldm_core.prediction`. A warning then says what it answered.
     ema: take the averaged U-Net weights that some files also hold.
     variant: which files of a diffusers folder, such as "fp16".
     text_encoder, unet, autoencoder: other files to take these parts from: files or folders of one part, or

@@ -193,7 +193,9 @@ class NoiseSchedule:
             return Prediction(x0=self.x0_from_eps(x, output, t), eps=output)
         if prediction == "v":
             return Prediction(x0=self.x0_from_v(x, output, t), eps=self.eps_from_v(x, output, t))
-        raise ValueError(f"prediction must be 'eps' or 'v', not {prediction!r}")
+        if prediction == "x0":
+            return Prediction(x0=output, eps=self.eps_from_x0(x, output, t))
+        raise ValueError(f"prediction must be 'eps', 'v' or 'x0', not {prediction!r}")
 
 
 class Predict(Protocol):

@@ -35,8 +35,8 @@ class ImageEncoder(Protocol):
 
 class NoisePredictor(Protocol):
     """Noisy latents (B, C_in, h, w), timesteps (a number or a tensor (B,)) and context (B, N, width) to
-    a prediction of eps or v, (B, C, h, w). The U-Net is one. Whole timesteps come as ints; floats come from
-    schedulers whose spacing chooses noise levels, such as "karras"."""
+    a prediction of eps, v or x_0, (B, C, h, w). The U-Net is one. Whole timesteps come as ints; floats come
+    from schedulers whose spacing chooses noise levels, such as "karras"."""
 
     def __call__(self, x: Tensor, t: Tensor | float, context: Tensor, /) -> Tensor: ...
 

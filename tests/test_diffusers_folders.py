@@ -69,7 +69,7 @@ def write_theirs(model: LatentDiffusion, folder: Path, **options: Any) -> Path:
         beta_schedule="scaled_linear",
         skip_prk_steps=True,
         steps_offset=1,
-        prediction_type={"eps": "epsilon", "v": "v_prediction"}[model.config.prediction],
+        prediction_type={"eps": "epsilon", "v": "v_prediction", "x0": "sample"}[model.config.prediction],
     ).save_pretrained(folder / "scheduler")
     config = json.loads((folder / "unet" / "config.json").read_text())
     size = model.config.image_size // model.config.autoencoder.downsampling
@@ -264,7 +264,11 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "shift": ("vae/config.json", {"shift_factor": 0.1}, "shift_factor is 0.1"),
     "scale": ("vae/config.json", {"scaling_factor": "big"}, "scaling_factor is 'big'"),
-    "sample": ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "expected one of epsilon"),
+    "flow": (
+        "scheduler/scheduler_config.json",
+        {"prediction_type": "flow_prediction"},
+        "expected one of epsilon",
+    ),
     "zero snr": ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "only False is"),
     "pad": ("tokenizer/special_tokens_map.json", {"pad_token": "<pad>"}, "pad_token is '<pad>'"),
     "classes of parts": (

@@ -378,8 +378,8 @@ def test_sd2_without_a_word_on_what_it_predicts_is_not_guessed(published: dict[s
     assert resolved({**listed, "v_pred": [0]}, {}, None) == [SD2_V]
     assert resolved(listed, {"modelspec.prediction_type": "v"}, None) == [SD2_V]
     assert resolved(listed, {"modelspec.prediction_type": "epsilon"}, None) == [SD2_BASE]
-    with pytest.raises(CheckpointError, match="prediction must be 'eps' or 'v', not 'x0'"):
-        resolved(listed, {}, None, prediction="x0")
+    with pytest.raises(CheckpointError, match="prediction must be 'eps', 'v' or 'x0', not 'x1'"):
+        resolved(listed, {}, None, prediction="x1")
 
 
 def test_a_file_with_exactly_sd1s_tensors_is_sd1(published: dict[str, Any]) -> None:

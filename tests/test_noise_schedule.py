@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ldm_core.config import NoiseScheduleConfig
+from ldm_core.config import NoiseScheduleConfig, PredictionType
 from ldm_core.noise_schedule import Denoiser, NoiseSchedule, make_betas
 
 SD1 = NoiseSchedule()
@@ -188,7 +188,7 @@ def test_eps_v_and_x0_invert_one_another(t: int, seed: int) -> None:
 def test_conversions_keep_the_dtype_and_their_inputs(dtype: torch.dtype) -> None:
     x, output = draw(1, 4, 2, 2, dtype=dtype), draw(1, 4, 2, 2, seed=1, dtype=dtype)
     x_before, output_before = x.clone(), output.clone()
-    for prediction in ("eps", "v"):
+    for prediction in get_args(PredictionType):
         read = SD1.interpret(x, output, 500, prediction)
         assert read.x0.dtype == read.eps.dtype == dtype
     assert SD1.add_noise(x, output, 500).dtype == dtype
@@ -222,7 +222,7 @@ def test_denoiser_reads_a_function_and_refuses_what_it_cannot_read() -> None:
     torch.testing.assert_close(predict(x, 700).x0, x * (1 - s / 2) / a, rtol=1e-12, atol=0)
     assert calls == [700]
     assert math.isclose(a * a + s * s, 1)
-    with pytest.raises(ValueError, match="prediction must be 'eps' or 'v', not 'x0'"):
-        Denoiser(network, SD1, "x0")(x, 700)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="prediction must be 'eps', 'v' or 'x0', not 'x1'"):
+        Denoiser(network, SD1, "x1")(x, 700)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"x's shape \(2, 4, 2, 2\), got \(2, 8, 2, 2\)"):
         Denoiser(lambda x, t: torch.cat([x, x], dim=1), SD1)(x, 700)

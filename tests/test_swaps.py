@@ -176,7 +176,7 @@ def test_a_plain_function_is_a_unet(bundled: LatentDiffusion, picture: Tensor) -
     assert torch.equal(draw(replace(bundled, unet=unet)), picture)
 
 
-@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
 @pytest.mark.parametrize(
     "scheduler",
     [ldm_core.DDIM(set_alpha_to_one=True), ldm_core.DDPM(), Euler()],
@@ -192,7 +192,7 @@ def test_a_network_that_knows_the_picture_draws_it(
         assert isinstance(t, int)
         a, s = schedule.signal_and_noise(t)
         eps = (x - a * goal) / s
-        return eps if prediction == "eps" else a * eps - s * goal
+        return {"eps": eps, "v": a * eps - s * goal, "x0": goal.expand_as(x)}[prediction]
 
     model = replace(bundled, unet=unet, config=replace(bundled.config, prediction=prediction))
     found = draw(model, scheduler=scheduler, guidance_scale=1.0, output="latent")

@@ -25,7 +25,7 @@ from ldm_core.config import (
 # A YAML file names its text encoder by class only.
 TEXT_ENCODERS = {"FrozenCLIPEmbedder": SD1.text_encoder, "FrozenOpenCLIPEmbedder": SD2_BASE.text_encoder}
 BETA_SCHEDULES = {"linear": "scaled_linear", "sqrt_linear": "linear", "cosine": "cosine", "sqrt": "sqrt"}
-PREDICTIONS = {"eps": "eps", "v": "v"}
+PREDICTIONS = {"eps": "eps", "v": "v", "x0": "x0"}
 
 
 def read_yaml(path: str | Path, *, stored_scale: float | None = None) -> LatentDiffusionConfig:

@@ -56,7 +56,7 @@ def resolve_config(
     """The configuration of a checkpoint, checked against its tensors.
 
     sources: where each part comes from. A part from another file brings with it what that file says of it:
-    the U-Net also its schedule and what it predicts. prediction: "eps" or "v", whatever the files say.
+    the U-Net also its schedule and what it predicts. prediction: what it predicts, whatever the files say.
 
     More than one configuration comes back where nothing says what the U-Net predicts: the tensors are those
     of several known models that differ in that. Raises CheckpointError if there is none, or if it

@@ -44,7 +44,7 @@ LATENT_SCALE = 0.18215  # diffusers' default
 
 END_OF_TEXT, EXCLAMATION_MARK = 49407, 0
 PAD_TOKENS = {"<|endoftext|>": END_OF_TEXT, "!": EXCLAMATION_MARK}
-PREDICTIONS = {"epsilon": "eps", "v_prediction": "v"}
+PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 BETA_SCHEDULES = {"scaled_linear": "scaled_linear", "linear": "linear", "squaredcos_cap_v2": "cosine"}
 
 # Settings that change a network, with the one value (or the absence) that the networks here have.
@@ -120,7 +120,7 @@ def check_classes(settings: Mapping[str, Settings]) -> None:
 
 
 def prediction(scheduler: Settings) -> Any:
-    """What a scheduler's settings say that the U-Net predicts: "eps" or "v"."""
+    """What a scheduler's settings say that the U-Net predicts: "eps", "v" or "x0"."""
     return _one_of(SCHEDULER, "prediction_type", scheduler.get("prediction_type", "epsilon"), PREDICTIONS)
 
 

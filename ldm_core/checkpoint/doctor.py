@@ -34,7 +34,7 @@ class Report:
     parts               part -> its tensors, parameters, names (layout) and the prefix they are under
     ema                 whether there are averaged U-Net weights
     schedule            the betas in the file, in words, or None
-    prediction          "eps", "v", or None where the file does not prove it
+    prediction          "eps", "v", "x0", or None where the file does not prove it
     step                how long it was trained, if it says so
     ignored, unknown    tensors outside of the parts: with the reason why they are not needed, or without
     suspicious          what a user should know before trusting the file, one sentence each

@@ -72,7 +72,7 @@ class Recipe:
     strength: float | None = None  # None for txt2img
     clip_skip: int | None = None  # None: the model's own
     config: str | None = None  # a preset or a YAML file, where the model's own was not used
-    prediction: str | None = None  # "eps" or "v", where it was said
+    prediction: str | None = None  # "eps", "v" or "x0", where it was said
     ema: bool = False
     autoencoder: SourceFile | None = None  # where it was not the model's own
     loras: tuple[AdapterFile, ...] = ()

@@ -48,8 +48,8 @@ class DiffusionObjective(Objective):
 
     model: its networks train in place, on the device where they are. Its autoencoder and, unless
         `train_text_encoder`, its text encoder stay as they are.
-    target: "eps", "v" or "x0"; by default what the model's configuration says. (A model that is to be
-        sampled by this package predicts eps or v.)
+    target: "eps", "v" or "x0"; by default what the model's configuration says, and what the saved
+        model is sampled by.
     condition_dropout: the share of captions that are replaced by the empty prompt; 0 for none.
     min_snr_gamma: gamma of `min_snr_weight`, 5 in the paper; None for w_t = 1.
     adapter: what learns in the networks' place, and is on the model already: a `TrainableLora` or a

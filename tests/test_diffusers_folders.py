@@ -248,6 +248,31 @@ def test_the_real_pipeline_draws_the_same_picture(bundled: LatentDiffusion, tmp_
     assert torch.equal(ours, again)
 
 
+def test_latents_of_other_channels_in_the_real_pipeline(tmp_path: Path) -> None:
+    """f=8 and 4 channels are Stable Diffusion's; the paper's f=16 has 16."""
+    from diffusers import StableDiffusionPipeline
+
+    config = replace(
+        TINY["sd1"],
+        unet=replace(TINY["sd1"].unet, in_channels=16, out_channels=16),
+        autoencoder=replace(TINY["sd1"].autoencoder, z_channels=16, embed_dim=16),
+    )
+    model = random_model(config)
+    save(model, tmp_path / "wide", layout="diffusers")
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "wide")
+    pipeline.set_progress_bar_config(disable=True)
+    noise = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(3))
+    settings: dict[str, Any] = {"guidance_scale": 4.0, "height": 32, "width": 32}
+    ours = ldm_core.Sampler(model).txt2img("a cat", steps=5, noise=noise, output="tensor", **settings)
+    theirs = pipeline("a cat", num_inference_steps=5, latents=noise, output_type="pt", **settings).images
+    assert (ours - theirs).abs().max() < 1e-4
+    assert ldm_core.load(tmp_path / "wide").config == config
+
+    odd = random_model(replace(config, unet=replace(config.unet, in_channels=33)))
+    with pytest.raises(CheckpointError, match="33 input channels and latents of 16 is of none of its pipelines"):
+        save(odd, tmp_path / "odd", layout="diffusers")
+
+
 BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "SDXL": ("unet/config.json", {"addition_embed_type": "text_time"}, "addition_embed_type is 'text_time'"),
     "LCM": ("unet/config.json", {"time_cond_proj_dim": 256}, "time_cond_proj_dim is 256"),

@@ -12,8 +12,14 @@ from ldm_core.checkpoint.text_names import transformers_map
 from ldm_core.config import ConfigError, LatentDiffusionConfig, TextEncoderConfig
 from ldm_core.tokenizer import read_merges, vocabulary
 
-_PIPELINES = {4: "StableDiffusionPipeline", 9: "StableDiffusionInpaintPipeline"}
-_UNCOMMON = {5: "StableDiffusionDepth2ImgPipeline", 7: "StableDiffusionUpscalePipeline"}
+_FROM_TEXT = "StableDiffusionPipeline"
+# Of a U-Net that sees more than its latents, by how many channels it sees.
+_WITH_MORE = {
+    5: "StableDiffusionDepth2ImgPipeline",
+    7: "StableDiffusionUpscalePipeline",
+    9: "StableDiffusionInpaintPipeline",
+}
+_WITH_SAFETY = (_FROM_TEXT, "StableDiffusionInpaintPipeline")
 
 
 def part_maps(config: LatentDiffusionConfig) -> dict[str, KeyMap]:
@@ -68,11 +74,14 @@ def _vocabulary() -> list[str]:
 
 
 def _model_index(config: LatentDiffusionConfig) -> dict[str, Any]:
-    channels = config.unet.in_channels
-    known = {**_PIPELINES, **_UNCOMMON}
-    if channels not in known:
-        raise ConfigError(f"a U-Net of {channels} input channels is of none of its pipelines")
-    pipeline = known[channels] if config.unet.adm_in_channels is None else "StableUnCLIPImg2ImgPipeline"
+    channels, latents = config.unet.in_channels, config.unet.out_channels
+    pipeline = _FROM_TEXT if channels == latents else _WITH_MORE.get(channels)
+    if pipeline is None:
+        raise ConfigError(
+            f"a U-Net of {channels} input channels and latents of {latents} is of none of its pipelines"
+        )
+    if config.unet.adm_in_channels is not None:
+        pipeline = "StableUnCLIPImg2ImgPipeline"
     index: dict[str, Any] = {
         "_class_name": pipeline,
         "scheduler": ["diffusers", "DDIMScheduler"],
@@ -81,7 +90,7 @@ def _model_index(config: LatentDiffusionConfig) -> dict[str, Any]:
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
-    if pipeline in _PIPELINES.values():
+    if pipeline in _WITH_SAFETY:
         nothing = [None, None]
         index |= {"feature_extractor": nothing, "image_encoder": nothing, "safety_checker": nothing}
         index["requires_safety_checker"] = False

@@ -213,12 +213,17 @@ class AutoencoderConfig:
 
 @dataclass(frozen=True)
 class NoiseScheduleConfig:
-    """The forward process. CompVis calls `scaled_linear` "linear": it is linear in sqrt(beta)."""
+    """The forward process. CompVis calls `scaled_linear` "linear": it is linear in sqrt(beta).
+
+    zero_terminal_snr: the betas are then changed so that nothing of the image is left at the last timestep
+        (`ldm_core.noise_schedule.zero_terminal_snr`), for models that predict v or x0.
+    """
 
     timesteps: int = 1000
     beta_schedule: BetaSchedule = "scaled_linear"
     linear_start: float = 0.00085
     linear_end: float = 0.012
+    zero_terminal_snr: bool = False
 
     def __post_init__(self) -> None:
         _require(
@@ -235,6 +240,10 @@ class NoiseScheduleConfig:
             self.beta_schedule in ("scaled_linear", "linear", "cosine", "sqrt"),
             f"noise schedule: unknown beta_schedule {self.beta_schedule!r}; "
             "expected 'scaled_linear', 'linear', 'cosine' or 'sqrt'",
+        )
+        _require(
+            isinstance(self.zero_terminal_snr, bool),
+            f"noise schedule: zero_terminal_snr must be true or false, not {self.zero_terminal_snr!r}",
         )
 
 

@@ -64,6 +64,12 @@ def zero_terminal_snr(betas: Tensor) -> Tensor:
     return 1 - torch.cat([alphas_cumprod[:1], alphas_cumprod[1:] / alphas_cumprod[:-1]])
 
 
+def betas_of(config: NoiseScheduleConfig) -> Tensor:
+    """The betas that a configuration describes: float64 (T,)."""
+    betas = make_betas(config.beta_schedule, config.timesteps, config.linear_start, config.linear_end)
+    return zero_terminal_snr(betas) if config.zero_terminal_snr else betas
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What the network says about x_t, in both of the forms that update rules use: shapes as x_t."""
@@ -83,9 +89,8 @@ class NoiseSchedule:
 
         betas: (T,), each in (0, 1]; ValueError names the first that is not.
         """
-        config = config or NoiseScheduleConfig()
         if betas is None:
-            betas = make_betas(config.beta_schedule, config.timesteps, config.linear_start, config.linear_end)
+            betas = betas_of(config or NoiseScheduleConfig())
         betas = torch.as_tensor(betas, dtype=torch.float64).cpu()
         if betas.ndim != 1 or len(betas) == 0:
             raise ValueError(f"betas must be a vector of one value per step, got shape {tuple(betas.shape)}")

@@ -14,7 +14,7 @@ from torch import Tensor
 from ldm_core.model import LatentDiffusion
 from ldm_core.random import randn
 
-LATENT_SIZE = 32  # rows and columns at most, rounded to what the U-Net takes
+LATENT_SIZE = 32  # rows and columns, rounded to what the U-Net takes
 IS_EPS, IS_V = 0.75, 0.25
 
 
@@ -24,8 +24,7 @@ def noise_similarity(model: LatentDiffusion) -> float:
     One evaluation, without a prompt. Input channels beyond the latents are zero.
     """
     config = model.config.unet
-    own = model.config.image_size // model.config.autoencoder.downsampling
-    size = max(1, -(-min(own, LATENT_SIZE) // config.downsampling)) * config.downsampling
+    size = -(-LATENT_SIZE // config.downsampling) * config.downsampling
     weight = model.weight_of("unet")
     noise = randn((1, config.out_channels, size, size), torch.Generator().manual_seed(0)).to(weight)
     x = torch.zeros(1, config.in_channels, size, size).to(weight)

@@ -157,7 +157,8 @@ class Sampler:
         """Repaint the white part of a mask; every pixel under black stays exactly as it was.
 
         An inpainting U-Net (SD1's has 9 input channels) sees the mask and the masked image; with one that
-        sees the latents alone, the known part is put back, noised as the step demands, after every step. Grey blends. The rest as in `img2img`.
+        sees the latents alone, the known part is put back, noised as the step demands, after every step.
+        Grey blends. The rest as in `img2img`.
         """
         task = Task(
             prompt,

@@ -368,6 +368,19 @@ def test_two_spellings_of_one_tensor_are_not_chosen_between(sd1: LatentDiffusion
         ldm_core.load(path, config=sd1.config)
 
 
+def test_a_file_says_that_it_ends_in_pure_noise(sd1: LatentDiffusion, tmp_path: Path) -> None:
+    """By an empty tensor, as programs mark models that were trained so; alone or as another file's part."""
+    marks = {"v_pred": torch.empty(0), "ztsnr": torch.empty(0)}
+    marked = write({**original(sd1), **marks}, tmp_path / "marked.safetensors")
+    plain = write(original(sd1), tmp_path / "plain.safetensors")
+    config = replace(sd1.config, prediction="v")
+    for model in (ldm_core.load(marked, config=config), ldm_core.load(plain, config=config, unet=marked)):
+        assert model.config.noise_schedule == replace(config.noise_schedule, zero_terminal_snr=True)
+        assert model.noise_schedule.alphas_cumprod[-1] == 0
+    assert not ldm_core.load(plain, config=config).config.noise_schedule.zero_terminal_snr
+    assert "ztsnr" not in str(inspect(marked).suspicious)
+
+
 @pytest.mark.parametrize("statement", ["v", "V", "v_prediction", "v-prediction"])
 def test_what_the_file_says_wins_or_is_contradicted(
     statement: str, sd1: LatentDiffusion, tmp_path: Path

@@ -248,6 +248,22 @@ def test_the_real_pipeline_draws_the_same_picture(bundled: LatentDiffusion, tmp_
     assert torch.equal(ours, again)
 
 
+def test_a_terminal_snr_of_zero_is_read_and_written(tmp_path: Path) -> None:
+    from diffusers import DDIMScheduler
+
+    schedule = replace(TINY["sd1"].noise_schedule, zero_terminal_snr=True)
+    model = random_model(replace(TINY["sd1"], noise_schedule=schedule, prediction="v"))
+    save(model, tmp_path / "folder", layout="diffusers")
+    theirs = DDIMScheduler.from_pretrained(tmp_path / "folder", subfolder="scheduler")
+    assert theirs.config["prediction_type"] == "v_prediction"
+    ours = model.noise_schedule.alphas_cumprod
+    torch.testing.assert_close(theirs.alphas_cumprod.double(), ours, rtol=1e-5, atol=1e-7)
+    assert ours[-1] == theirs.alphas_cumprod[-1] == 0
+    loaded = ldm_core.load(tmp_path / "folder")
+    assert loaded.config == model.config
+    assert torch.equal(loaded.noise_schedule.betas, model.noise_schedule.betas)
+
+
 def test_latents_of_other_channels_in_the_real_pipeline(tmp_path: Path) -> None:
     """f=8 and 4 channels are Stable Diffusion's; the paper's f=16 has 16."""
     from diffusers import StableDiffusionPipeline
@@ -269,7 +285,9 @@ def test_latents_of_other_channels_in_the_real_pipeline(tmp_path: Path) -> None:
     assert ldm_core.load(tmp_path / "wide").config == config
 
     odd = random_model(replace(config, unet=replace(config.unet, in_channels=33)))
-    with pytest.raises(CheckpointError, match="33 input channels and latents of 16 is of none of its pipelines"):
+    with pytest.raises(
+        CheckpointError, match="33 input channels and latents of 16 is of none of its pipelines"
+    ):
         save(odd, tmp_path / "odd", layout="diffusers")
 
 
@@ -294,7 +312,11 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
         {"prediction_type": "flow_prediction"},
         "expected one of epsilon",
     ),
-    "zero snr": ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "only False is"),
+    "zero snr": (
+        "scheduler/scheduler_config.json",
+        {"rescale_betas_zero_snr": "yes"},
+        "must be true or false",
+    ),
     "pad": ("tokenizer/special_tokens_map.json", {"pad_token": "<pad>"}, "pad_token is '<pad>'"),
     "classes of parts": (
         "model_index.json",

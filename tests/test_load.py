@@ -181,6 +181,14 @@ def test_a_yaml_says_which_layer_of_the_text_encoder(published: dict[str, Any]) 
     stage["params"] = {"layer": "penultimate"}
 
 
+def test_a_schedule_that_no_file_can_keep_is_not_lost_in_silence(tmp_path: Path) -> None:
+    model = random_model(SMALL["sd1"])
+    other = replace(model, noise_schedule=NoiseSchedule(betas=model.noise_schedule.betas * 0.9))
+    with pytest.raises(CheckpointError, match="betas are not its configuration's"):
+        save(other, tmp_path / "model.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_measured_latent_scale_comes_from_the_file(tmp_path: Path) -> None:
     """With scale_by_std CompVis measures the scale in training and stores it."""
     path, yaml = tmp_path / "emoji.safetensors", tmp_path / "emoji.yaml"

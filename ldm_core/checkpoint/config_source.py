@@ -38,6 +38,7 @@ from ldm_core.checkpoint.statements import (
     folder_scale,
     stated_prediction,
     stored_scale,
+    with_stated_schedule,
 )
 from ldm_core.config import PRESETS, ConfigError, LatentDiffusionConfig, preset
 
@@ -73,7 +74,7 @@ def resolve_config(
         for part, source in sources.items():
             if source.checkpoint is not checkpoint:
                 one = _with_foreign_part(one, part, source, proven)
-        one = fitted(one, proven)
+        one = with_stated_schedule(fitted(one, proven), sources["unet"].checkpoint)
         problems = [*differences(one, proven), *_contradictions(one, sources, prediction_given=given)]
         if problems:
             lines = "\n    ".join(problems[:NAMES_SHOWN])

@@ -82,7 +82,7 @@ _AUTOENCODER_FIXED = {
     "use_post_quant_conv": True,
     "use_quant_conv": True,
 }
-_SCHEDULER_FIXED = {"rescale_betas_zero_snr": False, "trained_betas": None}
+_SCHEDULER_FIXED = {"trained_betas": None}
 _CLASSES = {
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
@@ -287,6 +287,7 @@ def noise_schedule_config(settings: Settings) -> NoiseScheduleConfig:
             beta_schedule=_one_of(SCHEDULER, "beta_schedule", name, BETA_SCHEDULES),
             linear_start=float(settings.get("beta_start", 0.0001)),
             linear_end=float(settings.get("beta_end", 0.02)),
+            zero_terminal_snr=settings.get("rescale_betas_zero_snr", False),
         )
 
 

@@ -187,6 +187,7 @@ def _scheduler(config: LatentDiffusionConfig) -> dict[str, Any]:
         "clip_sample": False,
         "num_train_timesteps": schedule.timesteps,
         "prediction_type": predictions[config.prediction],
+        "rescale_betas_zero_snr": schedule.zero_terminal_snr,
         "set_alpha_to_one": False,
         "steps_offset": 1,
         "timestep_spacing": "leading",

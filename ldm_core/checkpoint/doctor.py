@@ -197,7 +197,8 @@ def _suspicious(checkpoint: Checkpoint, diagnosis: Diagnosis, unknown: list[str]
     for key, tensor in checkpoint.tensors.items():
         if key.endswith("position_ids") and not _counts_up(tensor):
             found.append(f"{key} is damaged ({str(tensor.dtype).removeprefix('torch.')}); it is not used")
-    empty = [key for key, tensor in checkpoint.tensors.items() if tensor.numel() == 0 and key != "v_pred"]
+    stated = ("v_pred", "ztsnr")
+    empty = [key for key, tensor in checkpoint.tensors.items() if tensor.numel() == 0 and key not in stated]
     if empty:
         found.append(f"tensors without any values: {_some(empty)}")
     if unknown and not diagnosis.is_other:

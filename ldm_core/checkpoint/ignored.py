@@ -25,6 +25,7 @@ IGNORED = {
     "lvlb_weights": "loss weight, used in training only",
     "scale_factor": "latent scale, held against the configuration",
     "v_pred": "says that the model predicts v",
+    "ztsnr": "says that the last timestep is pure noise",
 }
 
 # By how the key begins.

@@ -26,6 +26,7 @@ from ldm_core.checkpoint.reader import Checkpoint
 from ldm_core.checkpoint.statements import CONFIG_KEY, WORDS_KEY
 from ldm_core.checkpoint.writer import Pending, write_safetensors, write_then_move, write_torch_zip
 from ldm_core.config import ConfigError, LatentDiffusionConfig
+from ldm_core.noise_schedule import NoiseSchedule, betas_of
 
 WRITERS = {".safetensors": write_safetensors, ".ckpt": write_torch_zip, ".pt": write_torch_zip}
 LayoutName = Literal["compvis", "diffusers"]
@@ -57,8 +58,13 @@ def save(
     It is written under a temporary name and moved into place, so a crash leaves no half file and an older
     file whole. Adapters that are applied live are not in it, unless they are fused. Raises CheckpointError
     for another ending, a folder that is not there (or, for "diffusers", one that is), or a model whose
-    parameters are not its configuration's.
+    parameters or noise schedule are not its configuration's.
     """
+    schedule = getattr(model, "noise_schedule", None)
+    if isinstance(schedule, NoiseSchedule) and not schedule.betas.equal(
+        betas_of(model.config.noise_schedule)
+    ):
+        raise CheckpointError("the model's betas are not its configuration's, which is all that a file keeps")
     words = getattr(getattr(model, "tokenizer", None), "added_words", ())
     parameters = _parameters(model)
     if any(value.is_meta for value in parameters.values()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 from ldm_core.checkpoint import diffusers_config
 from ldm_core.checkpoint.errors import CheckpointError
@@ -52,6 +53,14 @@ def stated_prediction(checkpoint: Checkpoint) -> tuple[str, str] | None:
     if isinstance(stated, str) and stated.lower() in _STATED:
         return _STATED[stated.lower()], f"its metadata {STATEMENT}"
     return None
+
+
+def with_stated_schedule(config: LatentDiffusionConfig, unet: Checkpoint) -> LatentDiffusionConfig:
+    """The configuration with a zero terminal SNR if the U-Net's file states one: CompVis's YAML has no name
+    for it, so whatever the configuration was read from cannot deny it."""
+    if "ztsnr" not in unet.tensors:
+        return config
+    return replace(config, noise_schedule=replace(config.noise_schedule, zero_terminal_snr=True))
 
 
 def stored_scale(checkpoint: Checkpoint) -> float | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.reader import Checkpoint
 from ldm_core.config import ConfigError, LatentDiffusionConfig, NoiseScheduleConfig
-from ldm_core.noise_schedule import make_betas
+from ldm_core.noise_schedule import betas_of
 
 # A table in 16 bits is off by up to 2**-8 (bfloat16); one of another schedule by far more.
 BETAS_RTOL = 1e-2
@@ -25,17 +27,17 @@ def check_schedule(checkpoint: Checkpoint, config: LatentDiffusionConfig) -> Non
     if betas is not None and not _agree(betas, config.noise_schedule):
         raise CheckpointError(
             f"{checkpoint.path.name} was trained with {_ends(betas)}, but its configuration says "
-            f"{_ends(_made(config.noise_schedule))}"
+            f"{_ends(betas_of(config.noise_schedule))}"
         )
 
 
-def _made(config: NoiseScheduleConfig) -> Tensor:
-    return make_betas(config.beta_schedule, config.timesteps, config.linear_start, config.linear_end)
-
-
 def _agree(betas: Tensor, config: NoiseScheduleConfig) -> bool:
-    made = _made(config)
-    return betas.shape == made.shape and betas.double().allclose(made, rtol=BETAS_RTOL, atol=0)
+    """A file that states a zero terminal SNR may still hold the table from before it was changed for that."""
+    tables = [betas_of(config), betas_of(replace(config, zero_terminal_snr=False))]
+    return any(
+        betas.shape == made.shape and betas.double().allclose(made, rtol=BETAS_RTOL, atol=0)
+        for made in tables
+    )
 
 
 def describe_betas(betas: Tensor) -> str:

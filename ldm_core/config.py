@@ -245,6 +245,10 @@ class NoiseScheduleConfig:
             isinstance(self.zero_terminal_snr, bool),
             f"noise schedule: zero_terminal_snr must be true or false, not {self.zero_terminal_snr!r}",
         )
+        _require(
+            self.timesteps > 1 or not self.zero_terminal_snr,
+            "noise schedule: zero_terminal_snr needs two timesteps or more, not 1",
+        )
 
 
 @dataclass(frozen=True)

@@ -184,6 +184,14 @@ def test_eps_v_and_x0_invert_one_another(t: int, seed: int) -> None:
         torch.testing.assert_close(read.eps, eps, **close)
 
 
+def test_a_configuration_may_ask_for_a_terminal_snr_of_zero() -> None:
+    schedule = NoiseSchedule(NoiseScheduleConfig(zero_terminal_snr=True))
+    assert schedule.alphas_cumprod[-1] == 0
+    assert math.isclose(schedule.betas[0], SD1.betas[0], rel_tol=1e-12)
+    with pytest.raises(ValueError, match="needs two timesteps or more"):
+        NoiseScheduleConfig(timesteps=1, zero_terminal_snr=True)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_conversions_keep_the_dtype_and_their_inputs(dtype: torch.dtype) -> None:
     x, output = draw(1, 4, 2, 2, dtype=dtype), draw(1, 4, 2, 2, seed=1, dtype=dtype)

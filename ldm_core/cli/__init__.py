@@ -146,7 +146,7 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layout", choices=("compvis", "diffusers"), help="(default: by TARGET's ending)")
     parser.add_argument("--dtype", choices=(*DTYPES, "float8_e4m3fn"), help="(default: as it is)")
     parser.add_argument("--config", metavar="NAME|FILE.yaml", help="its configuration, if it must be said")
-    parser.add_argument("--prediction", choices=("eps", "v", "x0"), help="if it must be said")
+    parser.add_argument("--prediction", choices=("eps", "v", "x0"), help="what it predicts, if not told")
     parser.add_argument("--force", action="store_true", help="overwrite a file")
 
 
@@ -181,7 +181,7 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument("--model", metavar="FILE", help="a checkpoint (default: the bundled model)")
     group.add_argument("--config", metavar="NAME|FILE.yaml", help="its configuration, if it must be said")
-    group.add_argument("--prediction", choices=("eps", "v", "x0"), help="if it must be said")
+    group.add_argument("--prediction", choices=("eps", "v", "x0"), help="what it predicts, if not told")
     group.add_argument("--ema", action=argparse.BooleanOptionalAction, help="use the averaged U-Net weights")
     group.add_argument("--autoencoder", metavar="FILE", help="take the autoencoder (VAE) from this file")
     group.add_argument(

@@ -30,7 +30,7 @@ def orthogonalized(matrix: Tensor) -> Tensor:
     a, b, c = QUINTIC
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     x = wide / (wide.norm() + 1e-12)
-    # A turn is a polynomial of X X^T times X: all five are gathered in a square matrix, and X is read once.
+    # A turn is a polynomial of X X^T times X: all five are gathered in the square one, which is smaller.
     square, turns = x @ x.T, torch.eye(len(x), dtype=x.dtype, device=x.device)
     for _ in range(TURNS):
         turn = torch.addmm(square, square, square, beta=b, alpha=c)

@@ -27,6 +27,8 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_vae_checkpoint,
     convert_open_clip_checkpoint,
 )
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 from transformers import CLIPTokenizer as TransformersTokenizer
@@ -103,10 +105,26 @@ def computed_alike(model: LatentDiffusion) -> Iterator[None]:
 
 def reference_unet(model: LatentDiffusion) -> UNet2DConditionModel:
     arguments = unet_arguments(model.config.unet)
+    arguments["time_embedding_dim"] = 4 * model.config.unet.model_channels
     reference = UNet2DConditionModel(**arguments).eval()
+    if model.config.unet.channel_mult[0] != 1:
+        _begin_narrow(reference, model.config.unet)
     settings = {**dict(reference.config)}
     converted = convert_ldm_unet_checkpoint(file_tensors(model), settings)
     return _filled(reference, converted)
+
+
+def _begin_narrow(reference: UNet2DConditionModel, config: UNetConfig) -> None:
+    """Fewer channels before the first level than in it, which diffusers' settings cannot say."""
+    narrow, wide = config.model_channels, config.model_channels * config.channel_mult[0]
+    last = reference.up_blocks[-1].resnets
+    block = {"out_channels": wide, "temb_channels": 4 * narrow, "eps": 1e-5}
+    reference.conv_in = nn.Conv2d(config.in_channels, narrow, 3, padding=1)
+    reference.time_proj = Timesteps(narrow, flip_sin_to_cos=True, downscale_freq_shift=0)
+    reference.time_embedding = TimestepEmbedding(narrow, 4 * narrow)
+    reference.down_blocks[0].resnets[0] = ResnetBlock2D(in_channels=narrow, **block)
+    last[-1] = ResnetBlock2D(in_channels=wide + narrow, **block)
+    reference.eval()
 
 
 def reference_autoencoder(model: LatentDiffusion) -> DiffusersAutoencoder:

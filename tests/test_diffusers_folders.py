@@ -291,6 +291,20 @@ def test_latents_of_other_channels_in_the_real_pipeline(tmp_path: Path) -> None:
         save(odd, tmp_path / "odd", layout="diffusers")
 
 
+@pytest.mark.parametrize("part", ["U-Net", "autoencoder"])
+def test_a_first_level_that_diffusers_cannot_build_is_refused(part: str, tmp_path: Path) -> None:
+    """diffusers' first convolution has the first level's channels; CompVis's may have fewer."""
+    tiny = TINY["sd1"]
+    config = {
+        "U-Net": replace(tiny, unet=replace(tiny.unet, channel_mult=(2, 2))),
+        "autoencoder": replace(tiny, autoencoder=replace(tiny.autoencoder, ch_mult=(2, 2))),
+    }[part]
+    expected = rf"its {part}s are as wide .* this one has 32 channels before, 64 in it"
+    with pytest.raises(CheckpointError, match=expected):
+        save(random_model(config), tmp_path / "model", layout="diffusers")
+    assert not list(tmp_path.iterdir())
+
+
 BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "SDXL": ("unet/config.json", {"addition_embed_type": "text_time"}, "addition_embed_type is 'text_time'"),
     "LCM": ("unet/config.json", {"time_cond_proj_dim": 256}, "time_cond_proj_dim is 256"),

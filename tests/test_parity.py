@@ -106,6 +106,16 @@ def test_a_unet_of_eight_channels_agrees_with_diffusers() -> None:
         assert relative_error(model.unet(x, 5, context), reference(x, 5, context).sample) < 1e-9
 
 
+def test_a_unet_that_begins_narrow_agrees_with_diffusers() -> None:
+    """CompVis's U-Net may have fewer channels before its first level than in it: channel_mult from 2 on."""
+    narrow = replace(SMALL["sd1"].unet, model_channels=32, channel_mult=(2, 3, 3))
+    model = random_model(replace(SMALL["sd1"], unet=narrow), dtype=torch.float64)
+    reference = reference_unet(model).double()
+    x, context = torch.randn(1, 4, 8, 8, dtype=torch.float64), torch.randn(1, 77, 64, dtype=torch.float64)
+    with torch.no_grad():
+        assert relative_error(model.unet(x, 5, context), reference(x, 5, context).sample) < 1e-9
+
+
 def test_clip_skip_agrees_with_transformers() -> None:
     """clip_skip=n is the output of n blocks before the last, after the final norm, as in diffusers."""
     model = random_model(SMALL["sd1"], dtype=torch.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -97,9 +98,19 @@ def _model_index(config: LatentDiffusionConfig) -> dict[str, Any]:
     return index
 
 
+def _widths(part: str, channels: int, multiples: Sequence[int]) -> list[int]:
+    """Each level's channels. diffusers has no other number for what comes before the first level."""
+    if multiples[0] != 1:
+        raise ConfigError(
+            f"its {part}s are as wide before their first level as in it, "
+            f"and this one has {channels} channels before, {channels * multiples[0]} in it"
+        )
+    return [channels * multiple for multiple in multiples]
+
+
 def _unet(config: LatentDiffusionConfig) -> dict[str, Any]:
     unet = config.unet
-    widths = [unet.model_channels * mult for mult in unet.channel_mult]
+    widths = _widths("U-Net", unet.model_channels, unet.channel_mult)
     attends = [level in unet.attention_levels for level in range(len(widths))]
     result: dict[str, Any] = {
         "_class_name": "UNet2DConditionModel",
@@ -140,7 +151,7 @@ def _autoencoder(config: LatentDiffusionConfig) -> dict[str, Any]:
     return {
         "_class_name": "AutoencoderKL",
         "act_fn": "silu",
-        "block_out_channels": [vae.ch * mult for mult in vae.ch_mult],
+        "block_out_channels": _widths("autoencoder", vae.ch, vae.ch_mult),
         "down_block_types": ["AttnDownEncoderBlock2D" if a else "DownEncoderBlock2D" for a in attends],
         "in_channels": vae.in_channels,
         "latent_channels": vae.embed_dim,

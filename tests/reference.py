@@ -105,9 +105,11 @@ def computed_alike(model: LatentDiffusion) -> Iterator[None]:
 
 def reference_unet(model: LatentDiffusion) -> UNet2DConditionModel:
     arguments = unet_arguments(model.config.unet)
-    arguments["time_embedding_dim"] = 4 * model.config.unet.model_channels
+    narrow = model.config.unet.channel_mult[0] != 1
+    if narrow:
+        arguments["time_embedding_dim"] = 4 * model.config.unet.model_channels
     reference = UNet2DConditionModel(**arguments).eval()
-    if model.config.unet.channel_mult[0] != 1:
+    if narrow:
         _begin_narrow(reference, model.config.unet)
     settings = {**dict(reference.config)}
     converted = convert_ldm_unet_checkpoint(file_tensors(model), settings)

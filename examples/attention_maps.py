@@ -47,11 +47,11 @@ def overlay(image: Tensor, heat: Tensor) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("prompt", nargs="?", default="grinning cat")
+    parser.add_argument("prompt", nargs="?", default="red apple")
     parser.add_argument("--output", default="attention.png")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--guidance", type=float, default=4.0)
-    parser.add_argument("--seed", type=int, default=12)
+    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
     model = ldm_core.load()

@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--template", default="{}", help='such as "a photo of a {}."')
     parser.add_argument("--output", default="similarity.png")
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--seed", type=int, default=12)
+    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
     if args.clip:

@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--strengths", type=float, nargs="+", default=[0.4, 0.6, 0.8, 1.0])
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--guidance", type=float, default=4.0)
-    parser.add_argument("--seed", type=int, default=15)
+    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
     model = ldm_core.load()

@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--output", default="inpainting.png")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--guidance", type=float, default=4.0)
-    parser.add_argument("--first-seed", type=int, default=11)
+    parser.add_argument("--first-seed", type=int, default=6)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
 

@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=8, help="pictures in a row")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--guidance", type=float, default=4.0)
-    parser.add_argument("--seeds", type=int, nargs=2, default=[12, 15])
+    parser.add_argument("--seeds", type=int, nargs=2, default=[0, 6])
     args = parser.parse_args()
     first, second = args.prompts
 

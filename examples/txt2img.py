@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--output", default="txt2img.png")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--guidance", type=float, default=4.0)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[12], help="one, or one per prompt")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one, or one per prompt")
     parser.add_argument("--columns", type=int, default=COLUMNS, help="pictures in a row of the sheet")
     args = parser.parse_args()
     seeds = args.seeds * len(args.prompt) if len(args.seeds) == 1 else args.seeds

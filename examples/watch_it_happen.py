@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--columns", type=int, default=8, help="steps shown in the strip")
     parser.add_argument("--guidance", type=float, default=4.0)
-    parser.add_argument("--seed", type=int, default=12)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--preview", action="store_true", help="show latents without the decoder")
     args = parser.parse_args()
 

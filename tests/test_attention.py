@@ -141,8 +141,8 @@ def test_recording_collects_maps_and_restores_the_model(bundled: LatentDiffusion
     assert set(maps) == {name for name, _ in attention_layers(bundled) if "attn2" in name}
     finest = maps["unet.up.2.blocks.1.attention.blocks.0.attn2"]
     assert len(finest) == 2
-    assert finest[0].shape == (2, 2, 256, 77)
-    assert torch.allclose(finest[0].sum(-1), torch.ones(2, 2, 256), atol=1e-5)
+    assert finest[0].shape == (2, 2, 64, 77)
+    assert torch.allclose(finest[0].sum(-1), torch.ones(2, 2, 64), atol=1e-5)
 
 
 def test_recording_restores_the_model_after_an_error(bundled: LatentDiffusion) -> None:

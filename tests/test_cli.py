@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoint_files import safetensors_bytes, torch_zip
+from conftest import TINY
 from PIL import Image, ImageOps, PngImagePlugin
 from safetensors import safe_open
 from safetensors.torch import save, save_file
@@ -29,12 +30,12 @@ import ldm_core
 from ldm_core import cli
 from ldm_core.cli import models_to_draw, plan
 from ldm_core.cli import run as commands
-from ldm_core.model import bundled_model
+from ldm_core.model import build, bundled_model
 from ldm_core.recipe import Recipe, SourceFile, file_sha256, read_recipe, source_file, write_png
 
 ROOT = Path(ldm_core.__file__).parent.parent
 DOCS = ROOT / "docs" / "cli.md"
-SMALL = ("--size", "32")  # where it does not matter what is drawn
+SMALL = ("--size", "64")  # where it does not matter what is drawn
 WEIGHT = "model.diffusion_model.middle_block.0.in_layers.2.bias"
 
 
@@ -142,13 +143,13 @@ def test_txt2img_draws_what_the_library_draws(draw: Draw, bundled: ldm_core.Late
     assert (pixels("cat.png") == np.array(expected)).all()
     recipe = read_recipe("cat.png")
     assert (recipe.prompt, recipe.seed, recipe.steps, recipe.guidance_scale) == ("grinning cat", 1, 2, 4.0)
-    assert (recipe.width, recipe.height, recipe.device, recipe.dtype) == (64, 64, "cpu", "float32")
+    assert (recipe.width, recipe.height, recipe.device, recipe.dtype) == (128, 128, "cpu", "float32")
     assert recipe.model == SourceFile("emoji.safetensors", file_sha256(bundled_model()), None)
     assert recipe.versions == {"ldm_core": ldm_core.__version__, "torch": torch.__version__}
 
 
 def test_every_option_reaches_the_library(draw: Draw, bundled: ldm_core.LatentDiffusion) -> None:
-    options = "--eta 0.7 --spacing trailing --guidance 3 --guidance-rescale 0.5 --size 80x64 --clip-skip 1"
+    options = "--eta 0.7 --spacing trailing --guidance 3 --guidance-rescale 0.5 --size 128x64 --clip-skip 1"
     draw("txt2img", "panda", "--negative-prompt", "blue", *options.split(), "--seed", "5", "-o", "a.png")
     sampler = ldm_core.Sampler(
         bundled,
@@ -156,8 +157,8 @@ def test_every_option_reaches_the_library(draw: Draw, bundled: ldm_core.LatentDi
         ldm_core.ClassifierFreeGuidance(rescale=0.5),
         clip_skip=1,
     )
-    [expected] = sampler.txt2img("panda", "blue", steps=2, guidance_scale=3, width=80, height=64, seed=5)
-    assert expected.size == (80, 64)
+    [expected] = sampler.txt2img("panda", "blue", steps=2, guidance_scale=3, width=128, height=64, seed=5)
+    assert expected.size == (128, 64)
     assert (pixels("a.png") == np.array(expected)).all()
 
 
@@ -214,11 +215,11 @@ def test_a_size_fits_the_pictures_that_come_in(draw: Draw) -> None:
     exif[0x0112] = 6  # turned by a quarter
     Image.open(photo(size=(90, 200))).save("photo.jpg", exif=exif)
     mask(size=(200, 90))
-    draw("inpaint", "x", "--image", "photo.jpg", "--mask", "mask.png", "--size", "96x64", "-o", "a.png")
+    draw("inpaint", "x", "--image", "photo.jpg", "--mask", "mask.png", "--size", "128x64", "-o", "a.png")
     with Image.open("photo.jpg") as image:
-        expected = ImageOps.fit(ImageOps.exif_transpose(image), (96, 64), Image.Resampling.LANCZOS)
-    assert pixels("a.png").shape == (64, 96, 3)
-    assert (pixels("a.png")[:, 48:] == np.array(expected)[:, 48:]).all(), "the mask's black half"
+        expected = ImageOps.fit(ImageOps.exif_transpose(image), (128, 64), Image.Resampling.LANCZOS)
+    assert pixels("a.png").shape == (64, 128, 3)
+    assert (pixels("a.png")[:, 64:] == np.array(expected)[:, 64:]).all(), "the mask's black half"
     draw("img2img", "x", "--image", "photo.jpg", "--size", "64", "--strength", "0.5", "-o", "b.png")
     assert (read_recipe("b.png").width, read_recipe("b.png").height) == (64, 64)
 
@@ -249,7 +250,7 @@ def test_defaults_for_the_bundled_model_and_for_others(
         ["--eta", "0.5", "--spacing", "trailing", "--guidance", "2.5", "--guidance-rescale", "0.7"],
         ["--scheduler", "dpm++2m-karras", "--num", "1"],
         ["--scheduler", "euler-a", "--eta", "0.5"],
-        ["--scheduler", "pndm-rk", "--clip-skip", "1", "--size", "80x64"],
+        ["--scheduler", "pndm-rk", "--clip-skip", "1", "--size", "128x64"],
     ],
 )
 def test_from_its_own_png(draw: Draw, run: Run, options: list[str]) -> None:
@@ -335,7 +336,7 @@ def test_a_picture_of_another_program(draw: Draw, run: Run) -> None:
     result = run("txt2img", "--from", "web.png", "--model", model, "-o", "a.png", "--device", "cpu")
     assert (result.status, len(result.err)) == (0, 1)
     assert "drawn by another program" in result.err[0]
-    draw("txt2img", "panda", "--scheduler", "plms", "--guidance", "3", "--seed", "6", "-o", "b.png")
+    draw("txt2img", "panda", *SMALL, "--scheduler", "plms", "--guidance", "3", "--seed", "6", "-o", "b.png")
     assert (pixels("a.png") == pixels("b.png")).all()
 
     info.add_text("parameters", "panda\nSteps: 2, Sampler: DPM fast, Seed: 6, Size: 64x64")
@@ -427,7 +428,7 @@ def test_steps_are_shown(draw: Draw, run: Run, bundled: ldm_core.LatentDiffusion
     x0 = [step.x0 for step in ldm_core.Sampler(bundled).steps("fire", steps=2, guidance_scale=4.0, seed=1)]
     with torch.no_grad():
         frames = [((bundled.decode_latent(x) / 2 + 0.5).clamp(0, 1) * 255).round() for x in x0]
-    assert pixels(paths[3]).shape[1] > 2 * 64, "a column for each step"
+    assert pixels(paths[3]).shape[1] > 2 * 128, "a column for each step"
     for path, frame in zip(paths[1:3], frames):
         assert np.abs(pixels(path) - frame[0].permute(1, 2, 0).numpy()).max() <= 1  # batch of 2, and of 1
     shown = ["txt2img", "x", *SMALL, "-o", "a.png", "--show-steps", "--device", "cpu"]
@@ -583,9 +584,9 @@ MODEL_DEPENDENT = {
     "steps over T": ("txt2img x --steps 1001", "in 1..1000, not 1001"),
     "size": (
         "txt2img x --size 70x64",
-        "multiple of 16 pixels, not 70; nearest: 64 or 80",
+        "multiple of 64 pixels, not 70; nearest: 64 or 128",
     ),
-    "image size": ("img2img x --image odd.png", "height must be a positive multiple of 16 pixels, not 50"),
+    "image size": ("img2img x --image odd.png", "height must be a positive multiple of 64 pixels, not 50"),
     "strength 0": ("img2img x --image photo.png --strength 0", "strength must be in (0, 1], not 0.0"),
     "strength 2": ("img2img x --image photo.png --strength 2", "strength must be in (0, 1], not 2.0"),
     "clip skip": ("txt2img x --clip-skip 4", "clip_skip must be in 0..3, not 4"),
@@ -724,10 +725,10 @@ def test_a_defect_is_not_taken_for_bad_input(run: Run, monkeypatch: pytest.Monke
 def test_inspect(run: Run, draw: Draw) -> None:
     result = run("inspect", str(bundled_model()))
     assert (result.status, result.err) == (0, [])
-    assert re.search(r"unet +404 tensors, 16,779,140 parameters", "\n".join(result.out))
+    assert re.search(r"unet +404 tensors, 16,285,712 parameters", "\n".join(result.out))
     assert "None" not in "\n".join(result.out)
     report = json.loads(run("inspect", str(bundled_model()), "--json").out[0])
-    assert report["tensors"] == 625
+    assert report["tensors"] == 685
     draw("txt2img", "fire", *SMALL, "--seed", "1", "-o", "a.png")
     assert run("inspect", "a.png").out[0] == "fire"
     assert json.loads(run("inspect", "a.png", "--json").out[0])["seed"] == 1
@@ -776,7 +777,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
     assert f" {len(paths)} of 500" in err
     assert sorted(os.listdir(tmp_path)) == sorted(paths), "no half-written file is left"
     for n, path in enumerate(paths):
-        assert pixels(tmp_path / path).shape == (32, 32, 3)
+        assert pixels(tmp_path / path).shape == (64, 64, 3)
         assert read_recipe(tmp_path / path).seed == 1 + n
 
 
@@ -821,8 +822,9 @@ def test_a_terminal_sees_a_bar(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_convert_inspect_and_draw_from_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A folder is as good as a file: the same picture, and a recipe that finds it again."""
-    folder, file = tmp_path / "emoji", tmp_path / "again.safetensors"
-    assert cli.main(["convert", str(bundled_model()), str(folder)]) == 0
+    small, folder, file = (tmp_path / name for name in ("small.safetensors", "folder", "again.safetensors"))
+    ldm_core.checkpoint.save(build(TINY["sd1"]), small, dtype=torch.float16)
+    assert cli.main(["convert", str(small), str(folder)]) == 0
     assert cli.main(["convert", str(folder), str(file), "--dtype", "float16"]) == 0
     assert capsys.readouterr().out == f"{folder}\n{file}\n"
     assert cli.main(["inspect", str(folder), "--json", "--check-values"]) == 0

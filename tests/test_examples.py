@@ -36,7 +36,7 @@ SHEETS = {
     "train_tiny.png": (3, 1),
 }
 LINES = {"fine_tune": 150}  # four methods in one
-SIZES = {"txt2img.png": (64, 64)}
+SIZES = {"txt2img.png": (128, 128)}
 TILE = 128  # pixels of a picture in a sheet
 
 

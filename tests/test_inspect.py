@@ -24,15 +24,15 @@ from ldm_core.model import build, bundled_model
 def test_the_bundled_model() -> None:
     report = inspect(bundled_model())
     assert report.format == "safetensors"
-    assert report.tensors == 625
+    assert report.tensors == 685
     assert {part: counts["parameters"] for part, counts in report.parts.items()} == {
-        "unet": 16_779_140,
-        "autoencoder": 2_903_079,
+        "unet": 16_285_712,
+        "autoencoder": 4_001_395,
         "text_encoder": 7_127_424,
     }
     text = str(report)
     assert "of its own (proved: its configuration is in its metadata, and its tensors agree)" in text
-    assert "float16 × 624, int64 × 1" in text
+    assert "float16 × 684, int64 × 1" in text
     assert json.loads(json.dumps(report.to_dict()))["presets"] == []
 
 

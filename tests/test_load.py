@@ -31,20 +31,21 @@ model:
     linear_start: 0.00085
     linear_end: 0.012
     timesteps: 1000
-    image_size: 16
-    channels: 4
+    image_size: 8
+    channels: 16
     conditioning_key: crossattn
-    scale_factor: 0.186105
+    parameterization: v
+    scale_factor: 0.5443753482811984
     unet_config:
       target: ldm.modules.diffusionmodules.openaimodel.UNetModel
       params:
-        image_size: 16
-        in_channels: 4
-        out_channels: 4
+        image_size: 8
+        in_channels: 16
+        out_channels: 16
         model_channels: 64
         attention_resolutions: [4, 2, 1]
         num_res_blocks: 1
-        channel_mult: [1, 2, 4]
+        channel_mult: [2, 3, 3]
         num_heads: 2
         use_spatial_transformer: true
         transformer_depth: 1
@@ -53,15 +54,15 @@ model:
     first_stage_config:
       target: ldm.models.autoencoder.AutoencoderKL
       params:
-        embed_dim: 4
+        embed_dim: 16
         ddconfig:
           double_z: true
-          z_channels: 4
-          resolution: 64
+          z_channels: 16
+          resolution: 128
           in_channels: 3
           out_ch: 3
-          ch: 64
-          ch_mult: [1, 1, 2]
+          ch: 32
+          ch_mult: [1, 1, 2, 4, 4]
           num_res_blocks: 1
           attn_resolutions: []
           dropout: 0.0
@@ -109,11 +110,12 @@ def test_a_mapped_model_can_be_saved_over_its_own_file(tmp_path: Path) -> None:
 
 
 def test_the_bundled_model_loads_and_says_what_it_is(bundled: LatentDiffusion) -> None:
-    assert bundled.config.latent_scale == 0.186105
-    assert bundled.config.image_size == 64
+    assert bundled.config.latent_scale == 0.5443753482811984
+    assert bundled.config.image_size == 128
+    assert bundled.config.prediction == "v"
     assert bundled.dtype == torch.float32
     report = inspect(bundled_model())
-    assert report.parts["unet"]["parameters"] == 16_779_140
+    assert report.parts["unet"]["parameters"] == 16_285_712
     assert report.unknown == ()
     assert set(report.dtypes) == {"float16", "int64"}
 
@@ -128,12 +130,13 @@ def test_a_yaml_beside_the_checkpoint_is_used(tmp_path: Path, bundled: LatentDif
     assert loaded.config.unet == bundled.config.unet
     assert loaded.config.text_encoder == bundled.config.text_encoder
     assert loaded.config.latent_scale == bundled.config.latent_scale
+    assert loaded.config.prediction == bundled.config.prediction
     assert same_weights(loaded, bundled)
 
 
 def test_a_yaml_can_be_given_by_its_path(tmp_path: Path, bundled: LatentDiffusion) -> None:
     yaml = tmp_path / "elsewhere.yaml"
-    yaml.write_text(EMOJI_YAML.replace("0.186105", "0.2"))
+    yaml.write_text(EMOJI_YAML.replace("scale_factor: 0.5443753482811984", "scale_factor: 0.2"))
     assert ldm_core.load(bundled_model(), config=yaml).config.latent_scale == 0.2
     assert ldm_core.load(bundled_model(), config=str(yaml)).config.latent_scale == 0.2
 
@@ -146,13 +149,13 @@ def test_a_yaml_can_be_given_by_its_path(tmp_path: Path, bundled: LatentDiffusio
             "model_channels: 96",
             "unet.model_channels: the configuration says 96, the tensors 64",
         ),
-        ("ch_mult: [1, 1, 2]", "ch_mult: [1, 2, 2]", "autoencoder.ch_mult"),
-        ("scale_factor: 0.186105", "scale_factor: -1", "latent_scale must be a positive number"),
+        ("ch_mult: [1, 1, 2, 4, 4]", "ch_mult: [1, 2, 2, 4, 4]", "autoencoder.ch_mult"),
+        ("scale_factor: 0.5443753482811984", "scale_factor: -1", "latent_scale must be a positive number"),
         ("FrozenCLIPEmbedder", "BERTEmbedder", "BERTEmbedder is not one of"),
         ("context_dim: 128", "context_dimension: 128", "no value for 'context_dim'"),
         ("unet_config:", "unet:", "no section unet_config"),
         ("model:", "- model:", "not a YAML file|no section model"),
-        ("channel_mult: [1, 2, 4]", "channel_mult: 3", "wrong type"),
+        ("channel_mult: [2, 3, 3]", "channel_mult: 3", "wrong type"),
     ],
 )
 def test_a_yaml_that_is_wrong_or_contradicts_the_file(
@@ -194,14 +197,14 @@ def test_a_measured_latent_scale_comes_from_the_file(tmp_path: Path) -> None:
     path, yaml = tmp_path / "emoji.safetensors", tmp_path / "emoji.yaml"
     tensors = load_file(bundled_model())
     save_file(tensors, path)
-    yaml.write_text(EMOJI_YAML.replace("scale_factor: 0.186105", "scale_by_std: true"))
+    yaml.write_text(EMOJI_YAML.replace("scale_factor: 0.5443753482811984", "scale_by_std: true"))
     with pytest.raises(CheckpointError, match="should hold a scale_factor, and does not"):
         ldm_core.load(path)
     save_file({**tensors, "scale_factor": torch.tensor(0.25)}, path)
     assert ldm_core.load(path).config.latent_scale == 0.25
     yaml.write_text(EMOJI_YAML)
     with pytest.raises(
-        CheckpointError, match=r"latent_scale: the configuration says 0.186105, the file 0.25"
+        CheckpointError, match=r"latent_scale: the configuration says 0\.544\d+, the file 0\.25"
     ):
         ldm_core.load(path)
 

@@ -87,7 +87,7 @@ def test_it_is_at_least_fifty_times_cheaper_than_decoding(
     bundled: ldm_core.LatentDiffusion, preview: LatentPreview
 ) -> None:
     """Measured: thousands of times, so that a busy machine does not fail this."""
-    latent = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    latent = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(0))
 
     def shortest(function: Callable[[Tensor], Tensor], repeats: int) -> float:
         times = []
@@ -113,34 +113,34 @@ def test_fitting_leaves_global_random_state_and_gradients_alone(bundled: ldm_cor
     fitted = fit_preview(bundled, pictures=2)
     assert torch.equal(torch.get_rng_state(), state)
     assert not fitted.weight.requires_grad
-    assert not fitted(torch.zeros(1, 4, 2, 2, requires_grad=True)).requires_grad
+    assert not fitted(torch.zeros(1, 16, 2, 2, requires_grad=True)).requires_grad
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_shapes_range_and_type(preview: LatentPreview, dtype: torch.dtype) -> None:
-    latent = (5 * torch.randn(2, 4, 6, 10, generator=torch.Generator().manual_seed(1))).to(dtype)
+    latent = (5 * torch.randn(2, 16, 6, 10, generator=torch.Generator().manual_seed(1))).to(dtype)
     before = latent.clone()
     small = preview(latent)
     assert small.shape == (2, 3, 6, 10)
     assert small.dtype == torch.float32
     assert small.min() == 0  # latents of this size leave the colours on both sides
     assert small.max() == 1
-    assert preview(latent, upscale="bicubic").shape == (2, 3, 24, 40)
+    assert preview(latent, upscale="bicubic").shape == (2, 3, 96, 160)
     assert preview(latent, upscale="bicubic").min() >= 0
     assert preview(latent, upscale="bicubic").max() <= 1
     assert torch.equal(latent, before)
 
 
 def test_nearest_repeats_every_colour_over_its_area(preview: LatentPreview) -> None:
-    latent = torch.randn(1, 4, 3, 5, generator=torch.Generator().manual_seed(2))
-    repeated = preview(latent).repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
+    latent = torch.randn(1, 16, 3, 5, generator=torch.Generator().manual_seed(2))
+    repeated = preview(latent).repeat_interleave(16, dim=2).repeat_interleave(16, dim=3)
     assert torch.equal(preview(latent, upscale="nearest"), repeated)
 
 
 def test_pil_images_are_the_same_colours(preview: LatentPreview) -> None:
-    latent = torch.randn(2, 4, 3, 5, generator=torch.Generator().manual_seed(2))
+    latent = torch.randn(2, 16, 3, 5, generator=torch.Generator().manual_seed(2))
     images = preview.to_pil(latent)
-    assert [image.size for image in images] == [(20, 12), (20, 12)]  # PIL says width first
+    assert [image.size for image in images] == [(80, 48), (80, 48)]  # PIL says width first
     small = preview.to_pil(latent, upscale=None)[1]
     expected = (preview(latent)[1, :, 2, 4] * 255).round().int().tolist()
     assert np.asarray(small)[2, 4].tolist() == expected
@@ -159,12 +159,12 @@ def test_drawings_are_pictures_and_not_all_alike() -> None:
 
 
 def test_bad_input_is_named(bundled: ldm_core.LatentDiffusion, preview: LatentPreview) -> None:
-    with pytest.raises(ValueError, match=r"\(B, 4, h, w\), got \(1, 3, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"\(B, 16, h, w\), got \(1, 3, 8, 8\)"):
         preview(torch.zeros(1, 3, 8, 8))
-    with pytest.raises(ValueError, match=r"got \(4, 8, 8\)"):
-        preview(torch.zeros(4, 8, 8))
+    with pytest.raises(ValueError, match=r"got \(16, 8, 8\)"):
+        preview(torch.zeros(16, 8, 8))
     with pytest.raises(ValueError, match="'nearest' or 'bicubic', not 'lanczos'"):
-        preview(torch.zeros(1, 4, 8, 8), upscale="lanczos")  # type: ignore[arg-type]
+        preview(torch.zeros(1, 16, 8, 8), upscale="lanczos")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="pictures must be positive, not 0"):
         fit_preview(bundled, pictures=0)
     with pytest.raises(ValueError, match=r"got \(2, 3, 32, 30\)"):

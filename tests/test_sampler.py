@@ -22,22 +22,25 @@ from ldm_core.schedulers.spacing import truncate_compvis
 PROMPTS = ["fire", "panda", "angry face", "grinning cat", "pizza", "dog face", "rocket", "red apple"]
 QUICK: dict[str, Any] = {"steps": 3, "guidance_scale": 4.0, "output": "tensor"}
 
+SIZE = 128  # pixels of a side of the bundled model's pictures
+LATENT = (16, 8, 8)  # the shape of their latents
+
 # The networks sum in another order for another batch size; the pictures differ by less than this, in [0, 1].
 ROUNDING = 1e-4
 
 
 @pytest.fixture(scope="module")
 def picture() -> Image.Image:
-    """64×64, with something different in every quarter."""
-    y, x = np.mgrid[0:64, 0:64]
-    return Image.fromarray(np.stack([4 * x, 4 * y, 255 - 2 * x - 2 * y], axis=-1).astype(np.uint8))
+    """128×128, with something different in every quarter."""
+    y, x = np.mgrid[0:SIZE, 0:SIZE]
+    return Image.fromarray(np.stack([2 * x, 2 * y, 255 - x - y], axis=-1).astype(np.uint8))
 
 
 @pytest.fixture(scope="module")
 def half_mask() -> Image.Image:
     """The right half is to be repainted."""
-    mask = Image.new("L", (64, 64), 0)
-    mask.paste(255, (32, 0, 64, 64))
+    mask = Image.new("L", (SIZE, SIZE), 0)
+    mask.paste(255, (SIZE // 2, 0, SIZE, SIZE))
     return mask
 
 
@@ -68,7 +71,7 @@ def test_the_initial_noise_is_the_seeds_to_the_bit(bundled: LatentDiffusion) -> 
         starts.append(trajectory.latent)
     assert torch.equal(starts[0][2], starts[1][0])
     assert torch.equal(starts[2], starts[0][[2, 0]])
-    assert torch.equal(starts[0][0], torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(5)))
+    assert torch.equal(starts[0][0], torch.randn(LATENT, generator=torch.Generator().manual_seed(5)))
 
 
 def test_the_same_call_gives_the_same_bits(bundled: LatentDiffusion) -> None:
@@ -90,7 +93,7 @@ def test_chunks_do_not_change_the_result(bundled: LatentDiffusion, batch_size: i
 def test_several_images_of_several_prompts_are_ordered_by_prompt(bundled: LatentDiffusion) -> None:
     sampler = Sampler(bundled)
     images = sampler.txt2img(["fire", "panda"], num_images=2, seed=0, **QUICK)
-    assert images.shape == (4, 3, 64, 64)
+    assert images.shape == (4, 3, SIZE, SIZE)
     single = sampler.txt2img("panda", seed=3, **QUICK)
     assert (images[3] - single[0]).abs().max() < ROUNDING
 
@@ -98,11 +101,11 @@ def test_several_images_of_several_prompts_are_ordered_by_prompt(bundled: Latent
 def test_outputs(bundled: LatentDiffusion) -> None:
     sampler = Sampler(bundled)
     latent = sampler.txt2img("fire", steps=2, seed=0, output="latent")
-    assert latent.shape == (1, 4, 16, 16)
+    assert latent.shape == (1, *LATENT)
     tensor = sampler.txt2img("fire", steps=2, seed=0, output="tensor")
     assert torch.equal(tensor, (bundled.decode_latent(latent) / 2 + 0.5).clamp(0, 1).detach())
     (pil,) = sampler.txt2img("fire", steps=2, seed=0)
-    assert pil.size == (64, 64)
+    assert pil.size == (SIZE, SIZE)
     assert np.abs(np.asarray(pil) / 255 - tensor[0].permute(1, 2, 0).numpy()).max() <= 0.5 / 255 + 1e-6
 
 
@@ -114,13 +117,13 @@ def test_options_may_be_given_in_order(bundled: LatentDiffusion) -> None:
 
 
 def test_any_size_that_fits(bundled: LatentDiffusion) -> None:
-    (image,) = Sampler(bundled).txt2img("fire", steps=1, height=48, width=112, seed=0)
-    assert image.size == (112, 48)
+    (image,) = Sampler(bundled).txt2img("fire", steps=1, height=64, width=192, seed=0)
+    assert image.size == (192, 64)
 
 
 def test_noise_replaces_the_seeds_draw(bundled: LatentDiffusion) -> None:
     sampler = Sampler(bundled)
-    noise = randn((1, 4, 16, 16), torch.Generator().manual_seed(3))
+    noise = randn((1, *LATENT), torch.Generator().manual_seed(3))
     assert torch.equal(
         sampler.txt2img("fire", noise=noise, seed=0, **QUICK), sampler.txt2img("fire", seed=3, **QUICK)
     )
@@ -193,7 +196,7 @@ def test_on_step_sees_every_step_and_may_replace_the_latent(bundled: LatentDiffu
     assert seen == [0, 1, 2]
     other = sampler.txt2img("fire", seed=5, on_step=restart, **QUICK)
     assert torch.equal(changed, other), "the seed must not matter once the latent was replaced"
-    with pytest.raises(ValueError, match=r"on_step returned \(1,\), expected \(1, 4, 16, 16\)"):
+    with pytest.raises(ValueError, match=r"on_step returned \(1,\), expected \(1, 16, 8, 8\)"):
         sampler.txt2img("fire", seed=0, on_step=lambda step: torch.zeros(1), **QUICK)
 
 
@@ -210,7 +213,7 @@ def test_img2img_at_full_strength_is_txt2img(bundled: LatentDiffusion, picture: 
     sampler = Sampler(bundled)
     redrawn = sampler.img2img("fire", picture, 1.0, seed=4, **QUICK)
     assert torch.equal(redrawn, sampler.txt2img("fire", seed=4, **QUICK))
-    noise = torch.randn(1, 4, 16, 16)
+    noise = torch.randn(1, *LATENT)
     redrawn = sampler.img2img("fire", picture, 1.0, noise=noise, **QUICK)
     assert torch.equal(redrawn, sampler.txt2img("fire", noise=noise, **QUICK))
 
@@ -241,7 +244,7 @@ def test_compvis_own_img2img_can_be_walked(bundled: LatentDiffusion, picture: Im
     t_noise, rest = truncate_compvis(pairs, 0.5)
     assert (t_noise, rest[0][0]) == (501, 401)
     x0 = bundled.encode_image(torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 127.5 - 1).detach()
-    noise = torch.randn(1, 4, 16, 16)
+    noise = torch.randn(1, *LATENT)
     latent = bundled.noise_schedule.add_noise(x0, noise, t_noise)
     walk = list(sampler.steps("fire", latent=latent, timesteps=rest, seed=0))
     assert [step.t for step in walk] == [401, 301, 201, 101, 1]
@@ -253,21 +256,21 @@ def test_inpainting_leaves_the_rest_exactly(
 ) -> None:
     (result,) = Sampler(bundled).inpaint("fire", picture, half_mask, strength, steps=3, seed=0)
     before, after = np.asarray(picture), np.asarray(result)
-    assert np.array_equal(before[:, :32], after[:, :32])
-    assert not np.array_equal(before[:, 32:], after[:, 32:])
+    assert np.array_equal(before[:, : SIZE // 2], after[:, : SIZE // 2])
+    assert not np.array_equal(before[:, SIZE // 2 :], after[:, SIZE // 2 :])
 
 
 def test_inpainting_leaves_tensors_exactly_too(bundled: LatentDiffusion, half_mask: Image.Image) -> None:
-    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     result = Sampler(bundled).inpaint("fire", image, half_mask, seed=0, **QUICK)
-    assert torch.equal(result[..., :32], image[..., :32])
-    assert not torch.equal(result[..., 32:], image[..., 32:])
+    assert torch.equal(result[..., : SIZE // 2], image[..., : SIZE // 2])
+    assert not torch.equal(result[..., SIZE // 2 :], image[..., SIZE // 2 :])
 
 
 def test_inpainting_a_grey_mask_blends(bundled: LatentDiffusion, picture: Image.Image) -> None:
     sampler = Sampler(bundled)
     images = {
-        level: sampler.inpaint("fire", picture, Image.new("L", (64, 64), level), seed=0, **QUICK)
+        level: sampler.inpaint("fire", picture, Image.new("L", (SIZE, SIZE), level), seed=0, **QUICK)
         for level in (0, 255)
     }
     original = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
@@ -279,10 +282,10 @@ def test_the_known_part_guides_what_is_painted_beside_it(
     bundled: LatentDiffusion, picture: Image.Image, half_mask: Image.Image
 ) -> None:
     sampler = Sampler(bundled)
-    dark = Image.new("RGB", (64, 64), (20, 20, 20))
+    dark = Image.new("RGB", (SIZE, SIZE), (20, 20, 20))
     a = sampler.inpaint("fire", picture, half_mask, seed=0, **QUICK)
     b = sampler.inpaint("fire", dark, half_mask, seed=0, **QUICK)
-    assert (a - b)[:, :, :, 32:].abs().max() > 0.01
+    assert (a - b)[..., SIZE // 2 :].abs().max() > 0.01
 
 
 def test_an_inpainting_unet_sees_mask_and_masked_image(
@@ -296,6 +299,8 @@ def test_an_inpainting_unet_sees_mask_and_masked_image(
         return inner(x, t, context)
 
     model = replace(inpainting_model, unet=unet)
+    middle = (32, 0, 96, 64)  # half known, half to be repainted; its latents are 8×8
+    picture, half_mask = picture.crop(middle), half_mask.crop(middle)
     (result,) = Sampler(model).inpaint("fire", picture, half_mask, steps=2, seed=0)
     assert seen[0].shape == (2, 9, 8, 8)
     assert torch.equal(seen[0][0, 4, :, :4], torch.zeros(8, 4))
@@ -330,10 +335,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"prompt": ["a", "b"], "negative_prompt": ["x", "y", "z"]}, "1 or 2 negative prompt"),
     ({"negative_prompt": ["x", "y"]}, r"1 prompt\(s\) take 1 negative prompt\(s\), got 2"),
     (
-        {"height": 60, "width": 100},
-        "height must be a positive multiple of 16 pixels, not 60; nearest: 48 or 64",
+        {"height": 100, "width": 200},
+        "height must be a positive multiple of 64 pixels, not 100; nearest: 64 or 128",
     ),
-    ({"width": 7}, "width must be a positive multiple of 16 pixels, not 7; nearest: 16"),
+    ({"width": 7}, "width must be a positive multiple of 64 pixels, not 7; nearest: 64"),
     ({"width": 64.0}, "width must be"),
     ({"height": 0}, "height must be"),
     ({"steps": 0}, "1.*1000"),
@@ -344,7 +349,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"seed": -1}, "seed"),
     ({"seed": "x"}, "seed must be an int"),
     ({"seed": [1, 2]}, r"one seed per image \(1\), got 2"),
-    ({"noise": torch.zeros(1, 4, 8, 8)}, r"expected noise of \(1, 4, 16, 16\), got \(1, 4, 8, 8\)"),
+    ({"noise": torch.zeros(1, 16, 4, 4)}, r"expected noise of \(1, 16, 8, 8\), got \(1, 16, 4, 4\)"),
     ({"output": "jpeg"}, "output must be 'pil', 'tensor' or 'latent'"),
 ]
 
@@ -367,12 +372,12 @@ def test_strength_outside_its_range(bundled: LatentDiffusion, picture: Image.Ima
 
 def test_bad_images_and_masks(bundled: LatentDiffusion, picture: Image.Image) -> None:
     sampler = Sampler(bundled)
-    with pytest.raises(ValueError, match="the mask has 32×64 pixels, the image 64×64"):
-        sampler.inpaint("fire", picture, Image.new("L", (32, 64)))
+    with pytest.raises(ValueError, match="the mask has 64×128 pixels, the image 128×128"):
+        sampler.inpaint("fire", picture, Image.new("L", (64, 128)))
     with pytest.raises(
-        ValueError, match="height must be a positive multiple of 16 pixels, not 65; nearest: 64 or 80"
+        ValueError, match="height must be a positive multiple of 64 pixels, not 130; nearest: 128 or 192"
     ):
-        sampler.img2img("fire", picture.resize((64, 65)))
+        sampler.img2img("fire", picture.resize((128, 130)))
     with pytest.raises(ValueError, match="expected the image as a PIL image or a tensor, not str"):
         sampler.img2img("fire", "picture.png")
     with pytest.raises(ValueError, match="one image or one per prompt"):

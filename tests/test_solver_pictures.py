@@ -116,7 +116,7 @@ def test_img2img_and_inpainting_between_the_tables_timesteps(
 
 
 def test_the_unet_takes_timesteps_between_whole_ones(bundled: LatentDiffusion) -> None:
-    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
     context = torch.randn(2, 5, bundled.config.unet.context_dim, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         at = {t: bundled.unet(x, t, context) for t in (500, 500.0, 500.5, 501)}
@@ -147,7 +147,7 @@ def test_the_unet_takes_timesteps_between_whole_ones(bundled: LatentDiffusion) -
 def test_what_is_no_timestep(bundled: LatentDiffusion, t: Any, message: str) -> None:
     context = torch.zeros(2, 5, bundled.config.unet.context_dim)
     with pytest.raises(ValueError, match=message):
-        bundled.unet(torch.zeros(2, 4, 8, 8), t, context)
+        bundled.unet(torch.zeros(2, 16, 8, 8), t, context)
 
 
 def test_captions_of_a_strip_round_the_timestep(bundled: LatentDiffusion) -> None:

@@ -17,8 +17,8 @@ from ldm_core.preview import LatentPreview
 from ldm_core.sampler import SamplerStep
 from ldm_core.strip import Recorder, model_decode, record
 
-STEPS, TILE = 5, 64  # the bundled model's pictures are 64 x 64: a strip of tile 64 does not scale them
-OPTIONS: dict[str, Any] = {"steps": STEPS, "guidance_scale": 4.0, "seed": 3}
+STEPS, TILE = 5, 64  # the pictures are drawn with 64 x 64 pixels: a strip of tile 64 does not scale them
+OPTIONS: dict[str, Any] = {"steps": STEPS, "guidance_scale": 4.0, "height": TILE, "width": TILE, "seed": 3}
 
 
 @pytest.fixture(scope="module")

@@ -499,7 +499,7 @@ def test_vectors_can_be_trained(model: LatentDiffusion, add: Callable[..., Textu
 
 # ---- pictures ---------------------------------------------------------------------------------------
 
-SMALL_PICTURE: dict[str, Any] = {"steps": 2, "height": 32, "width": 32, "seed": 1, "output": "tensor"}
+SMALL_PICTURE: dict[str, Any] = {"steps": 2, "height": 64, "width": 64, "seed": 1, "output": "tensor"}
 
 
 def test_a_word_with_known_vectors_draws_the_known_picture(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ QUICK = {
 # The pictures of a sheet, (in a row, rows); a pair of pixels where one plain picture is saved.
 SHEETS = {
     "similarity.png": (4, 1),
-    "attention.png": (4, 1),  # "grinning cat" has three tokens
+    "attention.png": (3, 1),  # "red apple" has two tokens
     "fine_tune.png": (5, 3),
     "img2img.png": (3, 1),
     "inpainting.png": (3, 1),

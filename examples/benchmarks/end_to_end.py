@@ -45,6 +45,8 @@ def ours(args: argparse.Namespace, dtype: str, optimized: bool) -> Callable[[], 
         PROMPT,
         steps=args.steps,
         guidance_scale=7.5,
+        height=args.pixels,
+        width=args.pixels,
         noise=start(model, args),
         output="tensor",
     )
@@ -53,7 +55,8 @@ def ours(args: argparse.Namespace, dtype: str, optimized: bool) -> Callable[[], 
 def theirs(args: argparse.Namespace, dtype: str) -> Callable[[], Tensor]:
     model = model_of(args)
     latents = start(model, args, dtype)
-    scheduler = DDIMScheduler(**SCHEDULE, clip_sample=False)
+    predicts = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}[model.config.prediction]
+    scheduler = DDIMScheduler(**SCHEDULE, clip_sample=False, prediction_type=predicts)
     pipeline = StableDiffusionPipeline(**reference_parts(model), scheduler=scheduler)
     pipeline.to(getattr(torch, dtype)).set_progress_bar_config(disable=True)
     draw = partial(

@@ -74,7 +74,7 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(script, "MODEL", MODEL)
     monkeypatch.setattr(script, "CLIP", CLIP)
     monkeypatch.setattr(script, "EVALUATOR", CLIP)
-    for name in ("AUTOENCODER", "CONTRAST", "DIFFUSION"):
+    for name in ("AUTOENCODER", "CONTRAST", "DIFFUSION", "FURTHER"):
         changes = {"batch_size": 4, "workers": 0, "save_every": 2, "picture_every": 3, "log_every": 1}
         monkeypatch.setattr(script, name, replace(getattr(script, name), **changes))
 
@@ -101,6 +101,14 @@ def test_three_commands_make_a_model_that_draws(data: Path, tmp_path: Path) -> N
     assert "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight" in names
     means = torch.from_numpy(np.load(tmp_path / "latents.npy"))[:, 0]
     assert (means * emoji.config.latent_scale).std().item() == pytest.approx(1, abs=1e-5)
+
+    # A finished model goes further with its text encoder, and its autoencoder stays.
+    command("further", data, tmp_path, 2)
+    further = ldm_core.load(tmp_path / "further.safetensors")
+    assert further.config == emoji.config
+    for part, learns in (("unet", True), ("text_encoder", True), ("autoencoder", False)):
+        before, after = emoji.modules[part].state_dict(), further.modules[part].state_dict()
+        assert all(torch.equal(before[name], after[name]) for name in before) != learns
 
     # The judge is another network than the model's own text encoder came from.
     ours, judge = (ldm_core.CLIP.load(tmp_path / f"{name}.safetensors") for name in ("clip", "evaluator"))

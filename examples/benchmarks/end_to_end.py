@@ -23,6 +23,7 @@ from side_by_side import Case, options, run
 from torch import Tensor
 
 import ldm_core
+from ldm_core.checkpoint.diffusers_config import PREDICTIONS
 
 PROMPT = "a photograph of an astronaut riding a horse"
 
@@ -55,7 +56,7 @@ def ours(args: argparse.Namespace, dtype: str, optimized: bool) -> Callable[[], 
 def theirs(args: argparse.Namespace, dtype: str) -> Callable[[], Tensor]:
     model = model_of(args)
     latents = start(model, args, dtype)
-    predicts = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}[model.config.prediction]
+    predicts = {ours: theirs for theirs, ours in PREDICTIONS.items()}[model.config.prediction]
     scheduler = DDIMScheduler(**SCHEDULE, clip_sample=False, prediction_type=predicts)
     pipeline = StableDiffusionPipeline(**reference_parts(model), scheduler=scheduler)
     pipeline.to(getattr(torch, dtype)).set_progress_bar_config(disable=True)

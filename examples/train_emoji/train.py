@@ -10,8 +10,8 @@ The last takes a finished model further; without --model, what `diffusion` left.
 Each stage leaves its run in a folder of RUNS (`state.safetensors`, `metrics.csv`, `tensorboard/`, `samples/`)
 and, when it is done, a model: `runs/evaluator.safetensors` is the CLIP that judges, and
 `runs/emoji.safetensors` what is shipped (`runs/further.safetensors` of the last). A stage that was cut
-off, at any moment, goes on where it last saved
-when the same command is given again, on this machine or another to which RUNS was copied.
+off, at any moment, goes on where it last saved when the same command is given again, on this machine or
+another to which RUNS was copied.
 `--steps 50` is for a quick look.
 """
 
@@ -194,8 +194,7 @@ def train_diffusion(run: Run, *, joint: bool) -> None:
 def train_further(run: Run, file: Path) -> None:
     """Take a finished model further, its text encoder with it.
 
-    The weights of min-SNR almost leave out the noisiest timesteps, where it is decided what a picture shows.
-    Here all timesteps weigh the same.
+    Min-SNR's weights almost leave out the noisiest timesteps of v; here all timesteps weigh the same.
     """
     pictures, emoji = run.pictures(), model.load(file, dtype=torch.float32)
     assert isinstance(emoji.autoencoder, AutoencoderKL)
@@ -246,6 +245,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", type=Path, help="what `further` begins with")
     parser.add_argument("--quiet", action="store_true")
     args = parser.parse_args(arguments)
+    if args.model and args.stage != "further":
+        parser.error(f"--model is what `further` begins with; {args.stage} takes none")
     run = Run(args.data, args.runs, args.steps, args.precision, args.quiet)
     try:
         if args.stage == "autoencoder":

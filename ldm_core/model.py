@@ -178,7 +178,9 @@ def load(
         dtype = choose_dtype(dtype, device, parameters["unet"].values())
         for part, network in weights.networks.items():
             fill(network, parameters[part], device, dtype)
-    return model if len(weights.configs) == 1 else _with_asked_prediction(model, weights.configs, source)
+    if len(weights.configs) == 1:
+        return model
+    return _with_asked_prediction(model, weights.configs, source if unet is None else Path(unet).name)
 
 
 def load_part(

@@ -20,7 +20,7 @@ from ldm_core.checkpoint.config_source import resolve_config, resolve_part
 from ldm_core.checkpoint.diffusers_config import Words
 from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.family import other_family
-from ldm_core.checkpoint.key_map import KeyMap, report, to_parameters
+from ldm_core.checkpoint.key_map import KeyMap, Problems, matched, report
 from ldm_core.checkpoint.parts import PARTS, Part, PartSource, ema_key, find_parts, has_ema, leftovers
 from ldm_core.checkpoint.reader import Checkpoint, read
 from ldm_core.checkpoint.statements import added_words_of
@@ -28,6 +28,8 @@ from ldm_core.checkpoint.stored_schedule import check_schedule
 from ldm_core.config import LatentDiffusionConfig
 from ldm_core.text_encoder import CLIPTextEncoder
 from ldm_core.unet import UNet
+
+UNUSED = "that no network of the model takes"
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,12 @@ def open_weights(
     for part in PARTS:
         key_map = sources[part].key_map(getattr(configs[0], part))
         parameters[part] = _parameters(sources[part], key_map, networks[part])
-        keys[part] = {name: key for key, entry in key_map.items() for name in entry.parameters}
+        averaged = part == "unet" and ema
+        keys[part] = {
+            name: ema_key(key.removeprefix(sources[part].prefix)) if averaged else key
+            for key, entry in key_map.items()
+            for name in entry.parameters
+        }
     _refuse_leftovers(checkpoint, own)
     words = added_words_of(sources["text_encoder"].checkpoint, configs[0].text_encoder.vocab_size)
     return Weights(configs, parameters, keys, networks, checkpoint, words)
@@ -131,12 +138,31 @@ def open_part(
 
 def _parameters(source: PartSource, key_map: KeyMap, network: nn.Module) -> dict[str, Tensor]:
     """One part's parameters. Raises CheckpointError naming what is missing, misshapen or left over."""
-    name = source.checkpoint.path.name
+    parameters, problems = _matched(source, key_map, network)
+    report(source.checkpoint.path.name, problems)
+    return parameters
+
+
+def _matched(source: PartSource, key_map: KeyMap, network: nn.Module) -> tuple[dict[str, Tensor], Problems]:
     tensors = source.file_tensors()
     shapes = {key: value.shape for key, value in network.state_dict().items()}
-    parameters = to_parameters(key_map, tensors, shapes, source=name)
-    report(name, {"that no network of the model takes": [key for key in tensors if key not in key_map]})
-    return parameters
+    parameters, problems = matched(key_map, tensors, shapes)
+    unused = [key for key in tensors if key not in key_map]
+    return parameters, {**problems, UNUSED: unused}
+
+
+def misfits(sources: Mapping[Part, PartSource], configs: Mapping[Part, Any]) -> Problems:
+    """What keeps these parts from being loaded as of these configurations: names, by what is wrong.
+
+    The parts' tensors may be on the meta device.
+    """
+    found: Problems = {}
+    for part, source in sources.items():
+        with SkipInitialisation(), torch.device("meta"):
+            network = _NETWORKS[part](configs[part])
+        for what, names in _matched(source, source.key_map(configs[part]), network)[1].items():
+            found.setdefault(what, []).extend(names)
+    return {what: names for what, names in found.items() if names}
 
 
 def _refuse_other_families(checkpoint: Checkpoint) -> None:
@@ -165,7 +191,7 @@ def _replacements(parts: Mapping[Part, str | Path | None], variant: str | None) 
 
 def _refuse_leftovers(checkpoint: Checkpoint, found: Mapping[Part, PartSource]) -> None:
     unknown = leftovers(checkpoint, found.values())[1]
-    report(checkpoint.path.name, {"that no network of the model takes": unknown})
+    report(checkpoint.path.name, {UNUSED: unknown})
 
 
 def _words(part: Part) -> str:

@@ -63,6 +63,10 @@ def write(tensors: Tensors, path: Path) -> Path:
 WHOLE = {
     "original": [],
     "bare U-Net": [(UNET, "diffusion_model.")],
+    "U-Net without a prefix": [(UNET, "")],
+    "VAE without a prefix": [(VAE, "")],
+    "VAE without a prefix, repackaged": [(VAE, ""), (UNET, "diffusion_model."), (TEXT, "te.text_model.")],
+    "text encoder without a prefix": [(TEXT, "")],
     "unet. and vae.": [(UNET, "unet."), (VAE, "vae.")],
     "SDXL's text prefix": [(TEXT, "conditioner.embedders.0.transformer.text_model.")],
     "SDXL's without transformer": [(TEXT, "conditioner.embedders.0.text_model.")],
@@ -253,12 +257,52 @@ def test_a_part_of_another_size_is_refused(
         ldm_core.load(whole, config=sd1.config, text_encoder=text)
 
 
+def test_a_u_net_that_does_not_say_what_it_predicts_is_asked(
+    sd2: LatentDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the main file says is said of its own U-Net."""
+    whole, unet = tmp_path / "whole.safetensors", tmp_path / "unet.safetensors"
+    ldm_core.checkpoint.save(sd2, whole)
+    write(only(original(sd2), UNET), unet)
+    assert ldm_core.load(whole, unet=unet, prediction="eps").config.prediction == "eps"
+    assert ldm_core.load(whole, unet=unet, config=sd2.config).config.prediction == "v"
+    for similarity, answer in ((0.99, "eps"), (0.01, "v")):
+        monkeypatch.setattr("ldm_core.prediction.noise_similarity", lambda model, s=similarity: s)
+        with pytest.warns(UserWarning, match=r"nothing in unet.safetensors says what its U-Net predicts"):
+            assert ldm_core.load(whole, unet=unet).config.prediction == answer
+
+
+def test_what_other_programs_leave_in_sd2_files(sd2: LatentDiffusion, tmp_path: Path) -> None:
+    left = {
+        f"{OPEN_CLIP}transformer.text_model.embeddings.position_ids": torch.arange(77)[None],  # a converter
+        "denoiser.sigmas": torch.ones(1000),  # Stability AI's later trainer
+    }
+    path = write(original(sd2) | left, tmp_path / "m.safetensors")
+    assert same_weights(ldm_core.load(path, config=sd2.config), sd2)
+    assert left.keys() <= inspect(path).ignored.keys()
+
+
+def test_an_error_under_ema_names_the_average(sd1: LatentDiffusion, tmp_path: Path) -> None:
+    tensors = trained(original(sd1))
+    key = "model_ema.diffusion_modelinput_blocks00weight"
+    tensors[key] = tensors[key] * float("nan")
+    path = write(tensors, tmp_path / "x.ckpt")
+    with pytest.raises(CheckpointError, match=key):
+        ldm_core.load(path, config=sd1.config, ema=True)
+
+
 OTHERS = {
     "conditioner.embedders.1.model.ln_final.weight": "Stable Diffusion XL",
     "model.diffusion_model.joint_blocks.0.x": "Stable Diffusion 3",
     "control_model.input_blocks.0.0.weight": "ControlNet",
     "lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": "LoRA",
     "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight": "LoRA",
+    "unet.mid_block.attentions.0.proj_in.lora_A.default.weight": "LoRA",
+    "lora_unet_mid_block_attentions_0_proj_in.diff": "LoRA",
+    "lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": "adapter for Stable Diffusion XL",
+    "lora_unet_double_blocks_0_img_attn_proj.lora_down.weight": "adapter for Stable Diffusion 3 or Flux",
+    "lora_unet_mid_block_attentions_0_proj_in.dora_scale": "DoRA",
+    "lora_unet_mid_block_attentions_0_proj_in.oft_blocks": "adapter of a kind that is not supported",
     "emb_params": "textual inversion",
     "quantize.embedding.weight": "VQ",
     "params_ema.conv_first.weight": "face restorer",

@@ -80,6 +80,23 @@ def test_what_load_refuses_is_not_converted(files: list[Path], tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
+def test_numbers_beyond_a_type_are_not_written(files: list[Path], tmp_path: Path) -> None:
+    model = random_model(TINY["sd1"])
+    with torch.no_grad():
+        model.unet.conv_in.weight[0] = 40_000.0
+    save(model, tmp_path / "large.safetensors", dtype=torch.float16)
+    with torch.no_grad():
+        model.unet.conv_in.weight[0] = 80_000.0
+    key, out = "input_blocks.0.0.weight", tmp_path / "out.safetensors"
+    with pytest.raises(CheckpointError, match=f"{key} has values .* too large for float16"):
+        save(model, out, dtype=torch.float16)
+    with pytest.raises(CheckpointError, match=f"{key} has values .* too large for float16"):
+        merge([(tmp_path / "large.safetensors", 2.0)], out)
+    with pytest.raises(CheckpointError, match="floating-point type of torch, not 'float16'"):
+        save(model, out, dtype="float16")  # type: ignore[arg-type]
+    assert not out.exists()
+
+
 def test_a_model_that_may_predict_either_must_be_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -476,6 +476,44 @@ def test_a_folder_without_all_of_its_parts(models: Models, tmp_path: Path) -> No
         ldm_core.load(tmp_path / "v")
 
 
+def test_a_part_whose_weights_are_not_there_is_missing(models: Models, tmp_path: Path) -> None:
+    """A download of some of a folder's parts; and a file of settings that does not belong there."""
+    model, folder = models["sd1"], tmp_path / "folder"
+    save(model, folder, layout="diffusers")
+    (folder / "config.json").write_text("{}")
+    assert same_weights(ldm_core.load(folder), model)
+    save(model, tmp_path / "whole.safetensors")
+    (folder / "unet/diffusion_pytorch_model.safetensors").unlink()
+    assert inspect(folder).missing == ("unet",)
+    with pytest.raises(CheckpointError, match=r"holds no U-Net.*unet=FILE"):
+        ldm_core.load(folder)
+    assert same_weights(ldm_core.load(folder, unet=tmp_path / "whole.safetensors"), model)
+    vae = load_part("autoencoder", folder).state_dict()
+    assert torch.equal(vae["quant_conv.weight"], model.autoencoder.quant_conv.weight)
+
+
+def test_the_text_encoder_of_a_folder_of_a_whole_clip(models: Models, tmp_path: Path) -> None:
+    from transformers import CLIPConfig, CLIPModel
+
+    text = models["sd1"].config.text_encoder
+    sizes = {
+        "hidden_size": text.width,
+        "intermediate_size": 4 * text.width,
+        "num_attention_heads": text.heads,
+        "num_hidden_layers": text.layers,
+    }
+    image = {"hidden_size": 32, "intermediate_size": 128, "num_attention_heads": 2, "num_hidden_layers": 1}
+    config = CLIPConfig(text_config=sizes, vision_config={**image, "image_size": 32, "patch_size": 8})
+    theirs = CLIPModel(config)
+    theirs.save_pretrained(tmp_path / "clip")
+    ours = load_part("text_encoder", tmp_path / "clip")
+    assert (ours.config.layers, ours.config.heads) == (text.layers, text.heads)
+    tokens = models["sd1"].tokenizer(["a cat"])
+    with torch.no_grad():
+        expected = theirs.text_model(tokens).last_hidden_state
+        assert relative_error(ours(tokens), expected) < 1e-5
+
+
 def test_a_part_brings_what_its_folder_says_of_it(models: Models, tmp_path: Path) -> None:
     base = tmp_path / "base.safetensors"
     save(models["sd1"], base)
@@ -490,7 +528,8 @@ def test_a_part_brings_what_its_folder_says_of_it(models: Models, tmp_path: Path
     assert ldm_core.load(base, unet=tmp_path / "other").config == replace(
         config, unet=other.unet, prediction="v"
     )
-    assert ldm_core.load(base, unet=tmp_path / "other" / "unet").config.unet.num_heads == 2
+    alone = tmp_path / "other" / "unet"  # without a scheduler's settings
+    assert ldm_core.load(base, unet=alone, prediction="v").config.unet.num_heads == 2
     text = ldm_core.load(base, text_encoder=tmp_path / "other" / "text_encoder").config.text_encoder
     assert (text.activation, text.heads) == ("gelu", 2)
     vae = tmp_path / "other" / "vae"

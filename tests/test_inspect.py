@@ -13,10 +13,14 @@ import torch
 from conftest import SMALL
 from reference import random_model
 from safetensors.torch import save_file
+from torch import Tensor
+from wild_files import trained
 
+import ldm_core
 from ldm_core.checkpoint import CheckpointError, Report, inspect, save
 from ldm_core.checkpoint.parts import ema_key
 from ldm_core.checkpoint.saving import file_tensors
+from ldm_core.checkpoint.statements import CONFIG_KEY
 from ldm_core.config import PRESETS
 from ldm_core.model import build, bundled_model
 
@@ -78,6 +82,64 @@ def test_ema_unknown_and_missing_parts_are_said(tmp_path: Path) -> None:
     assert inspect(path).ema
 
 
+def damaged(tensors: dict[str, Tensor], how: str) -> dict[str, Tensor]:
+    """A file's tensors with one thing wrong, deep in a part."""
+    key = "model.diffusion_model.middle_block.0.in_layers.2.weight"
+    if how == "missing":
+        return {k: v for k, v in tensors.items() if k != key}
+    if how == "of the wrong shape":
+        return {**tensors, key: torch.ones(3)}
+    return {**tensors, "first_stage_model.mean": torch.ones(3)}
+
+
+@pytest.mark.parametrize("how", ["missing", "of the wrong shape", "nobody here knows"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_load_refuses_is_not_called_proved(how: str, whole: bool, tmp_path: Path) -> None:
+    model = random_model(SMALL["sd1"])
+    tensors = {k: v.contiguous() for k, v in damaged(file_tensors(model), how).items()}
+    if not whole:
+        tensors = {k: v for k, v in tensors.items() if not k.startswith("cond_stage_model.")}
+    path = tmp_path / "x.safetensors"
+    save_file(tensors, path, {CONFIG_KEY: json.dumps(model.config.to_dict())})
+    report = inspect(path)
+    assert report.sure != "proved"
+    assert report.load is None
+    assert any(how in sentence for sentence in report.suspicious)
+    assert report.unknown == (("first_stage_model.mean",) if how.startswith("nobody") else ())
+    with pytest.raises(CheckpointError):
+        ldm_core.load(path)
+
+
+def test_a_file_that_contradicts_itself_is_told_in_full(tmp_path: Path) -> None:
+    model = random_model(SMALL["sd1"])
+    tensors = {k: v.contiguous() for k, v in file_tensors(model).items()}
+    path = tmp_path / "x.safetensors"
+    metadata = {CONFIG_KEY: json.dumps(model.config.to_dict())}
+    save_file({**tensors, "scale_factor": torch.tensor(1.0)}, path, metadata)
+    report = inspect(path)
+    assert report.load is None
+    assert any("latent_scale" in sentence for sentence in report.suspicious)
+
+
+def test_averages_that_load_would_refuse(tmp_path: Path) -> None:
+    model = random_model(SMALL["sd1"])
+    tensors = trained({k: v.contiguous() for k, v in file_tensors(model).items()})
+    path, key = tmp_path / "x.ckpt", "model_ema.diffusion_modelinput_blocks00weight"
+    torch.save(tensors, path)
+    assert not any("averages" in sentence for sentence in inspect(path).suspicious)
+    torch.save({k: v for k, v in tensors.items() if k != key}, path)
+    assert any(key in sentence and "averages" in sentence for sentence in inspect(path).suspicious)
+    torch.save({**tensors, key: tensors[key] / 0}, path)
+    assert inspect(path, check_values=True).not_finite == (key,)
+
+
+def test_a_folder_of_an_adapter(tmp_path: Path) -> None:
+    name = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    pair = {f"{name}.lora_A.weight": torch.ones(4, 768), f"{name}.lora_B.weight": torch.ones(1280, 4)}
+    save_file(pair, tmp_path / "pytorch_lora_weights.safetensors")
+    assert inspect(tmp_path).family == "a LoRA, for models like SD1"
+
+
 def test_names_cannot_drive_a_terminal(tmp_path: Path) -> None:
     path = tmp_path / "evil.safetensors"
     save_file({"\x1b[2Jgone": torch.ones(1)}, path, {"\x1b]0;title": "\x07"})
@@ -112,6 +174,7 @@ def test_adapters_are_named_with_what_they_fit(tmp_path: Path) -> None:
     for tensors, family in (
         ({"emb_params": torch.ones(2, 1024)}, "a textual inversion, for models like SD2"),
         ({"<cat-toy>": torch.ones(768)}, "a textual inversion, for models like SD1"),
+        ({"<cat-toy>": torch.ones(2, 128)}, "a textual inversion"),
     ):
         save_file(tensors, path)
         report = inspect(path)

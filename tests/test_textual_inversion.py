@@ -113,6 +113,12 @@ def kohya(path: Path, vectors: Tensor) -> None:
 
 FILES: dict[str, tuple[str, Callable[[Path, Tensor], None], int, str]] = {
     "web UI": ("a.pt", web_ui, 3, "my-emb"),
+    "web UI, resumable": (
+        "a.pt",
+        lambda p, v: web_ui(p, v, optimizer_state_dict={"state": {0: {"exp_avg": torch.zeros(3)}}}),
+        3,
+        "my-emb",
+    ),
     "web UI, unnamed": ("toy.pt", lambda p, v: web_ui(p, v, name=" "), 3, "toy"),
     "authors": ("cat.style.pt", authors, 2, "cat.style"),
     "authors, named": ("cat.pt", lambda p, v: authors(p, v, "<s*>"), 2, "<s*>"),

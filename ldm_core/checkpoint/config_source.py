@@ -26,7 +26,7 @@ from ldm_core.checkpoint.detect import (
     part_differences,
     with_proven_text_encoder,
 )
-from ldm_core.checkpoint.errors import CheckpointError
+from ldm_core.checkpoint.errors import CheckpointError, UnknownModelError
 from ldm_core.checkpoint.key_map import NAMES_SHOWN
 from ldm_core.checkpoint.parts import Part, PartSource
 from ldm_core.checkpoint.prove import PartConfig, prove, prove_all
@@ -80,7 +80,20 @@ def resolve_config(
             lines = "\n    ".join(problems[:NAMES_SHOWN])
             raise CheckpointError(f"{checkpoint.path.name} contradicts {origin}:\n    {lines}")
         resolved[i] = one
+    if config is None and prediction is None and _is_silent(checkpoint, sources["unet"]):
+        # The main file speaks of its own U-Net; of this one, its tensors alone do.
+        known = {PRESETS[name].prediction for name in matching_presets({"unet": proven["unet"]})}
+        resolved = [
+            one for stated in sorted(known or {"eps", "v"}) for one in _with_prediction([resolved[0]], stated)
+        ]
     return _with_prediction(resolved, prediction)
+
+
+def _is_silent(checkpoint: Checkpoint, unet: PartSource) -> bool:
+    """Whether the U-Net comes from a file of its own that does not say what it predicts."""
+    theirs = unet.checkpoint
+    says = CONFIG_KEY in theirs.metadata or diffusers_config.SCHEDULER in theirs.metadata
+    return theirs is not checkpoint and not says and stated_prediction(theirs) is None
 
 
 def _contradictions(config: LatentDiffusionConfig, sources: Sources, *, prediction_given: bool) -> list[str]:
@@ -239,7 +252,7 @@ def _matches(checkpoint: Checkpoint, proven: Proven) -> list[LatentDiffusionConf
     if configs and stated is not None:
         configs = _with_prediction(configs, stated[0])
     if not configs:
-        raise CheckpointError(
+        raise UnknownModelError(
             f"{checkpoint.path.name} is of no model known here: its tensors prove neither the number of "
             "attention heads nor the latent scale nor what it predicts; give config= (a configuration or a "
             "CompVis YAML file)"

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ldm_core.checkpoint.config_source import resolve_config
 from ldm_core.checkpoint.detect import Proven, matching_presets
-from ldm_core.checkpoint.errors import CheckpointError
+from ldm_core.checkpoint.errors import CheckpointError, UnknownModelError
 from ldm_core.checkpoint.family import other_family
+from ldm_core.checkpoint.key_map import Problems, some
 from ldm_core.checkpoint.parts import PARTS, Part, PartSource, leftovers
 from ldm_core.checkpoint.prove import prove_all
 from ldm_core.checkpoint.reader import Checkpoint
 from ldm_core.checkpoint.statements import CONFIG_KEY, stated_prediction
 from ldm_core.checkpoint.stored_schedule import check_schedule
 from ldm_core.config import PRESETS, LatentDiffusionConfig
+from ldm_core.weights import UNUSED, misfits
 
 TITLES = {
     "sd1": "Stable Diffusion 1",
@@ -28,6 +30,8 @@ TITLES = {
     "sd2-unclip-l": "Stable Diffusion 2 unCLIP-L",
     "x4-upscaler": "Stable Diffusion x4 upscaler",
 }
+OWN = "a latent diffusion model of its own"
+Sure = Literal["proved", "fits", "unknown"]
 _WORDS = {"text_encoder": "text encoder", "unet": "U-Net", "autoencoder": "autoencoder"}
 
 
@@ -36,12 +40,13 @@ class Diagnosis:
     """The findings that `doctor.Report` has under the same names."""
 
     family: str
-    sure: Literal["proved", "fits", "unknown"]
+    sure: Sure
     why: str
     load: str | None
     presets: tuple[str, ...] = ()
     prediction: str | None = None
     contradictions: list[str] = field(default_factory=list)
+    unused: tuple[str, ...] = ()  # tensors under a part's prefix that its network does not have
     is_other: bool = False  # of a kind that is no latent diffusion model, so its tensors are not unknown
 
 
@@ -62,14 +67,31 @@ def diagnose(checkpoint: Checkpoint, sources: Mapping[Part, PartSource]) -> Diag
     presets = tuple(matching_presets(proven))
     missing = [part for part in PARTS if part not in sources]
     if missing:
-        return _incomplete(checkpoint, proven, presets, missing)
-    return _whole(checkpoint, sources, proven, presets)
+        found = _incomplete(checkpoint, proven, presets, missing)
+    else:
+        found = _whole(checkpoint, sources, proven, presets)
+    return _with_misfits(found, misfits(sources, proven))
+
+
+def _with_misfits(found: Diagnosis, problems: Problems) -> Diagnosis:
+    """The diagnosis of a file some of whose tensors are not its model's."""
+    if not problems:
+        return found
+    said = [f"{some(names)} {what}" for what, names in problems.items() if what != UNUSED]
+    return replace(
+        found,
+        sure="fits" if found.presets else "unknown",
+        why="some of its tensors do not fit the rest, so load refuses it",
+        load=None,
+        contradictions=[*found.contradictions, *said],
+        unused=tuple(problems.get(UNUSED, ())),
+    )
 
 
 def _other(checkpoint: Checkpoint, what: str) -> Diagnosis:
     load, family = None, what.split(",")[0].split(":")[0]
     for call, words in (("apply_lora", "a LoRA"), ("apply_textual_inversion", "a textual inversion")):
-        if what.startswith(words):
+        if what.startswith(words) and "not supported" not in what:
             load = f"ldm_core.{call}(model, {str(checkpoint.path)!r})"
             family += _made_for(checkpoint)
     return Diagnosis(family, "proved", what, load, is_other=True)
@@ -92,8 +114,10 @@ def _made_for(checkpoint: Checkpoint) -> str:
 
 def _is_embedding(checkpoint: Checkpoint) -> bool:
     """Whether a file's only tensor may be a learned word, as diffusers writes it under the word's name."""
-    (tensor,) = checkpoint.tensors.values()
-    return 1 <= tensor.ndim <= 2 and tensor.is_floating_point() and tensor.shape[-1] in _MADE_FOR
+    ((name, tensor),) = checkpoint.tensors.items()
+    named = name.startswith("<") and name.endswith(">")
+    vectors = 1 <= tensor.ndim <= 2 and tensor.is_floating_point()
+    return vectors and (named or tensor.shape[-1] in _MADE_FOR)
 
 
 def _incomplete(
@@ -118,12 +142,12 @@ def _whole(
     try:
         configs = resolve_config(checkpoint, sources)
     except CheckpointError as error:
-        if presets:
-            return Diagnosis(_titles(presets), "fits", str(error), None, presets, contradictions=[str(error)])
+        if not isinstance(error, UnknownModelError):
+            family = _titles(presets) if presets else OWN
+            sure: Sure = "fits" if presets else "unknown"
+            return Diagnosis(family, sure, str(error), None, presets, contradictions=[str(error)])
         why = "its tensors are of no preset, and nothing in it says the rest"
-        return Diagnosis(
-            "a latent diffusion model of its own", "unknown", why, f"ldm_core.load({path}, config=…)"
-        )
+        return Diagnosis(OWN, "unknown", why, f"ldm_core.load({path}, config=…)")
     contradictions = _contradictions(checkpoint, configs[0])
     loadable = not leftovers(checkpoint, sources.values())[1] and not contradictions
     if len(configs) > 1:
@@ -135,7 +159,7 @@ def _whole(
         )
     named = [name for name in presets if _agrees(name, configs[0])]
     return Diagnosis(
-        _titles(tuple(named) or presets) if presets else "a latent diffusion model of its own",
+        _titles(tuple(named) or presets) if presets else OWN,
         "proved",
         _why(checkpoint, presets),
         f"ldm_core.load({path})" if loadable else None,

@@ -104,7 +104,12 @@ def part_config(
         return None
     if part == "unet":
         return unet_config(own)
-    return autoencoder_config(own) if part == "autoencoder" else text_encoder_config(own, settings)
+    if part == "autoencoder":
+        return autoencoder_config(own)
+    whole = own.get("text_config")  # of a folder of a whole CLIP
+    if isinstance(whole, dict):
+        return text_encoder_config(whole, settings, f"{ALONE}, text_config")
+    return text_encoder_config(own, settings)
 
 
 def check_classes(settings: Mapping[str, Settings]) -> None:

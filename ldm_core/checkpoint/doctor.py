@@ -7,22 +7,22 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ldm_core.checkpoint.diagnosis import Diagnosis, diagnose
-from ldm_core.checkpoint.key_map import printable
-from ldm_core.checkpoint.parts import PARTS, PartSource, find_parts, has_ema, leftovers
+from ldm_core.checkpoint.diagnosis import Diagnosis, Sure, diagnose
+from ldm_core.checkpoint.key_map import printable, some
+from ldm_core.checkpoint.lora_file import FOLDER_FILES, adapter_file
+from ldm_core.checkpoint.parts import EMA, PARTS, Part, PartSource, ema_key, find_parts, has_ema, leftovers
 from ldm_core.checkpoint.reader import Checkpoint, read
 from ldm_core.checkpoint.statements import CONFIG_KEY
 from ldm_core.checkpoint.stored_schedule import describe_betas, stored_betas
 from ldm_core.checkpoint.values import all_finite
-
-NAMES_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Report:
     tensors: int
     bytes: int
     family: str
-    sure: Literal["proved", "fits", "unknown"]
+    sure: Sure
     why: str
     presets: tuple[str, ...]
     parts: dict[str, dict[str, Any]]
@@ -85,14 +85,14 @@ class Report:
         shown = {k: v for k, v in self.metadata.items() if k != CONFIG_KEY and not k.endswith(".json")}
         rows += [(key, str(value)[:80]) for key, value in shown.items()]
         if self.ignored:
-            rows.append(("not needed", _some(list(self.ignored))))
+            rows.append(("not needed", some(list(self.ignored))))
         if self.unknown:
-            rows.append(("unknown", _some(list(self.unknown))))
+            rows.append(("unknown", some(list(self.unknown))))
         if self.foreign:
             rows.append(("not imported", ", ".join(self.foreign)))
         rows += [("suspicious", sentence) for sentence in self.suspicious]
         if self.not_finite is not None:
-            rows.append(("values", _some(list(self.not_finite)) + " with NaN or infinity"))
+            rows.append(("values", some(list(self.not_finite)) + " with NaN or infinity"))
         rows.append(("load", self.load or "not by this package"))
         rows = [(printable(name), printable(value)) for name, value in rows]
         width = max(len(name) for name, _ in rows)
@@ -118,27 +118,26 @@ class Report:
         return "none, only a training run's counters" if counters else "none"
 
 
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:NAMES_SHOWN])
-    more = ", …" if len(names) > NAMES_SHOWN else ""
-    return f"{len(names):,} tensor{'' if len(names) == 1 else 's'}" + (f" ({shown}{more})" if names else "")
-
-
 def inspect(path: str | Path, *, check_values: bool = False, variant: str | None = None) -> Report:
     """Describe a checkpoint, a diffusers folder, or an adapter.
 
     check_values: read every tensor and look for NaN and infinity. Raises CheckpointError if it cannot be
     read at all.
     """
-    checkpoint = read(path, values=True if check_values else "small", variant=variant)
+    folder = Path(path)
+    of_adapter = folder.is_dir() and any((folder / name).is_file() for name in FOLDER_FILES)
+    file = adapter_file(folder) if of_adapter else path
+    checkpoint = read(file, values=True if check_values else "small", variant=variant)
     tensors = checkpoint.tensors
     sources = find_parts(checkpoint)
     diagnosis = diagnose(checkpoint, sources)
     known, unknown = leftovers(checkpoint, sources.values())
+    unknown += diagnosis.unused
     betas = stored_betas(checkpoint)
     not_finite = None
     if check_values:
-        not_finite = tuple(k for k, v in tensors.items() if k not in known and not all_finite(v))
+        read_too = (k for k in tensors if k not in known or k.startswith(EMA))
+        not_finite = tuple(k for k in read_too if not all_finite(tensors[k]))
     return Report(
         path=str(path),
         format=checkpoint.format,
@@ -157,7 +156,7 @@ def inspect(path: str | Path, *, check_values: bool = False, variant: str | None
         step=_step(checkpoint),
         ignored=known,
         unknown=() if diagnosis.is_other else tuple(unknown),
-        suspicious=_suspicious(checkpoint, diagnosis, unknown),
+        suspicious=_suspicious(checkpoint, sources, diagnosis, unknown),
         not_finite=not_finite,
         metadata=checkpoint.metadata,
         foreign=checkpoint.foreign,
@@ -187,7 +186,9 @@ def _step(checkpoint: Checkpoint) -> int | None:
     return None
 
 
-def _suspicious(checkpoint: Checkpoint, diagnosis: Diagnosis, unknown: list[str]) -> tuple[str, ...]:
+def _suspicious(
+    checkpoint: Checkpoint, sources: Mapping[Part, PartSource], diagnosis: Diagnosis, unknown: list[str]
+) -> tuple[str, ...]:
     found = list(diagnosis.contradictions)
     if checkpoint.foreign:
         found.append(
@@ -200,7 +201,12 @@ def _suspicious(checkpoint: Checkpoint, diagnosis: Diagnosis, unknown: list[str]
     stated = ("v_pred", "ztsnr")
     empty = [key for key, tensor in checkpoint.tensors.items() if tensor.numel() == 0 and key not in stated]
     if empty:
-        found.append(f"tensors without any values: {_some(empty)}")
+        found.append(f"tensors without any values: {some(empty)}")
+    unet = sources.get("unet")
+    if unet is not None and has_ema(checkpoint):
+        lost = [ema_key(name) for name in unet.tensors if ema_key(name) not in checkpoint.tensors]
+        if lost:
+            found.append(f"{some(lost)} of the averages missing, so load(…, ema=True) refuses it")
     if unknown and not diagnosis.is_other:
         found.append("tensors that nobody here knows, so load refuses the file")
     return tuple(found)

@@ -53,7 +53,9 @@ def read_embedding(path: str | os.PathLike[str]) -> tuple[str, Tensor]:
 
 
 def _only_tensor(checkpoint: Checkpoint) -> tuple[str, Tensor]:
-    tensors = {key: value for key, value in checkpoint.tensors.items() if not key.startswith(TOKENS)}
+    authors = {key: value for key, value in checkpoint.tensors.items() if key.startswith(AUTHORS)}
+    rest = {key: value for key, value in checkpoint.tensors.items() if not key.startswith(TOKENS)}
+    tensors = authors or rest  # the web UI can leave its optimizer's state beside them
     source = checkpoint.path.name
     if any(key in tensors for key in SDXL):
         raise CheckpointError(

@@ -1,7 +1,11 @@
-"""The one error that reading, mapping and writing checkpoints raises."""
+"""The errors that reading, mapping and writing checkpoints raises."""
 
 from __future__ import annotations
 
 
 class CheckpointError(ValueError):
     """A file that cannot be read as a checkpoint, or that does not fit the model it is asked to fill."""
+
+
+class UnknownModelError(CheckpointError):
+    """A file of a structure that is known, of a model that is not: it loads with a configuration."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 
 Names = list[str]
@@ -19,8 +20,38 @@ def _is_embedding(names: Names) -> bool:
     return "emb_params" in names or any(name.startswith("string_to_param") for name in names)
 
 
+_LORA = re.compile(
+    r".+(?:\.lora_down\.weight|\.lora_A(?:\.\w+)?\.weight|_lora\.down\.weight|\.lora\.down\.weight"
+    r"|\.lora_linear_layer\.down\.weight|\.hada_w1_a|\.lokr_w1|\.lokr_w1_a|\.diff)"
+)
+
+
+def _is_lora(names: Names) -> bool:
+    return any(_LORA.fullmatch(name) for name in names)
+
+
+def _is_lora_under(*prefixes: str) -> Callable[[Names], bool]:
+    return lambda names: any(name.startswith(prefixes) for name in names) and _is_lora(names)
+
+
 # In this order: what is specific comes before what it is made of.
 _FAMILIES: tuple[tuple[str, Callable[[Names], bool]], ...] = (
+    (
+        "an adapter for Stable Diffusion XL, which is not supported",
+        _is_lora_under("lora_te2_", "text_encoder_2."),
+    ),
+    (
+        "an adapter for Stable Diffusion 3 or Flux, which is not supported",
+        _is_lora_under("lora_unet_double_blocks_", "lora_unet_joint_blocks_", "transformer."),
+    ),
+    (
+        "a DoRA (an adapter that also scales the model's own weights), which is not supported",
+        lambda names: any(name.endswith(".dora_scale") or ".lora_magnitude_vector" in name for name in names),
+    ),
+    (
+        "an adapter of a kind that is not supported (IA3, OFT)",
+        _ends(".on_input", ".oft_blocks", ".oft_diag"),
+    ),
     (
         "a Stable Diffusion XL model, which is not supported (its keys conditioner.embedders.1 are a second "
         "text encoder)",
@@ -39,16 +70,16 @@ _FAMILIES: tuple[tuple[str, Callable[[Names], bool]], ...] = (
     ),
     (
         "a LoRA, an adapter and not a model: load the model first, then apply_lora(model, FILE)",
-        _ends(
-            ".lora_down.weight", ".lora_A.weight", "_lora.down.weight", ".lora.down.weight",
-            ".lora_linear_layer.down.weight", ".hada_w1_a", ".lokr_w1", ".lokr_w1_a",
-        ),
+        _is_lora,
+    ),
+    (
+        "a textual inversion for Stable Diffusion XL, which is not supported",
+        lambda names: sorted(names) == ["clip_g", "clip_l"],
     ),
     (
         "a textual inversion: load a model first, then apply_textual_inversion(model, FILE)",
         _is_embedding,
     ),
-    ("a hypernetwork, which is not supported", lambda names: names[:1] == ["320.0.linear.0.weight"]),
     (
         "an autoencoder with vector quantisation (VQ), which is not supported yet",
         lambda names: any(name.endswith("quantize.embedding.weight") for name in names),

@@ -38,21 +38,24 @@ MAX_JSON = 2**25  # bytes: an index of shards is the largest
 
 def is_diffusers_folder(path: Path) -> bool:
     """Whether this folder is a whole model or one part of it."""
-    if (path / diffusers_config.MODEL_INDEX).is_file() or (path / diffusers_config.UNET).is_file():
-        return True
-    return (path / CONFIG).is_file() and bool(_weight_files(path, None, missing_ok=True))
+    return _is_whole(path) or ((path / CONFIG).is_file() and bool(_weight_files(path, None)))
+
+
+def _is_whole(path: Path) -> bool:
+    return (path / diffusers_config.MODEL_INDEX).is_file() or (path / diffusers_config.UNET).is_file()
 
 
 def read_folder(path: Path, variant: str | None, read: Callable[[Path], Any]) -> tuple[Any, ...]:
     """(tensors, metadata, foreign names), with `unet.`, `vae.` and `text_encoder.` before the tensors' names.
 
     `read` reads one file of weights. `variant` picks files such as "fp16"; without one, the plain file, or
-    the only variant that is there. The metadata are the parsed JSON files, by their path in the folder.
+    the only variant that is there. A part of which there are settings and no weights is left out. The
+    metadata are the parsed JSON files, by their path in the folder.
     """
     tensors: dict[str, Any] = {}
     metadata: dict[str, Any] = {}
     foreign: list[str] = []
-    alone = (path / CONFIG).is_file()
+    alone = (path / CONFIG).is_file() and not _is_whole(path)
     for name in () if alone else SETTINGS:
         if (path / name).is_file():
             metadata[name] = read_json(path / name)
@@ -95,8 +98,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _weight_files(folder: Path, variant: str | None, *, missing_ok: bool = False) -> list[Path]:
-    """The files that hold a part's weights: one, or the shards that an index lists."""
+def _weight_files(folder: Path, variant: str | None) -> list[Path]:
+    """The files that hold a part's weights: one, or the shards that an index lists, or none.
+
+    Raises CheckpointError where there are some, and none that was asked for.
+    """
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
     # model.safetensors, model.fp16.safetensors, model.safetensors.index.json, ….index.fp16.json
     pattern = re.compile(
@@ -116,11 +122,10 @@ def _weight_files(folder: Path, variant: str | None, *, missing_ok: bool = False
             if (version, kind) in found:
                 file = found[version, kind]
                 return _shards(folder, file) if file.endswith(".json") else [folder / file]
-    if missing_ok and not found:
+    if not found:
         return []
-    there = ", ".join(sorted(found.values())) or "none"
+    there = ", ".join(sorted(found.values()))
     asked = f" of the variant {variant!r}" if variant else " without a variant; say which with variant="
-    asked = asked if found else ""
     raise CheckpointError(f"{folder}: no file of weights{asked}; there is {there}")
 
 

@@ -23,6 +23,7 @@ IGNORED = {
     "posterior_mean_coef2": _TABLE,
     "logvar": "loss weight, used in training only",
     "lvlb_weights": "loss weight, used in training only",
+    "denoiser.sigmas": _TABLE,
     "scale_factor": "latent scale, held against the configuration",
     "v_pred": "says that the model predicts v",
     "ztsnr": "says that the last timestep is pure noise",
@@ -68,7 +69,11 @@ CLIP_TRANSFORMERS_EXTRAS = {
     "text_model.embeddings.position_ids": "0..76",
     "vision_model.embeddings.position_ids": "0..N, the patches' numbers",
 }
-OPEN_CLIP_EXTRAS = {**CLIP_OPENAI_EXTRAS, "visual.": _IMAGES}
+OPEN_CLIP_EXTRAS = {
+    **CLIP_OPENAI_EXTRAS,
+    "visual.": _IMAGES,
+    "transformer.text_model.embeddings.position_ids": "0..76, which diffusers' converter leaves",
+}
 AUTOENCODER_EXTRAS = {
     "loss.": "the autoencoder's discriminator and perceptual network, used in training",
     "model_ema.": "averaged autoencoder weights, which only its training uses",

@@ -7,7 +7,7 @@ the two cannot disagree. Whatever is left over or missing is an error that names
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -110,6 +110,18 @@ def to_parameters(
     `shapes` are the shapes that the networks want. Raises CheckpointError, naming `source`, the keys that
     are missing and those whose shape is wrong.
     """
+    parameters, problems = matched(key_map, tensors, shapes)
+    report(source, problems)
+    return parameters
+
+
+Problems = dict[str, list[str]]  # the names of tensors, by what is wrong with them
+
+
+def matched(
+    key_map: KeyMap, tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]
+) -> tuple[dict[str, Tensor], Problems]:
+    """`to_parameters` as far as it goes, and what `report` would complain of."""
     missing = [key for key in key_map if key not in tensors]
     parameters: dict[str, Tensor] = {}
     wrong = []
@@ -129,8 +141,7 @@ def to_parameters(
                 wrong.append(f"{key}: expected {_wanted(entry, shapes)}, got {tuple(tensors[key].shape)}")
                 break
             parameters[name] = value
-    report(source, {"missing": missing, "of the wrong shape or type": wrong})
-    return parameters
+    return parameters, {"missing": missing, "of the wrong shape or type": wrong}
 
 
 def _wanted(entry: Entry, shapes: Mapping[str, torch.Size]) -> tuple[int, ...]:
@@ -145,6 +156,12 @@ def to_file(key_map: KeyMap, parameters: Mapping[str, Tensor]) -> dict[str, Tens
         key: entry.transform.save(tuple(parameters[name] for name in entry.parameters))
         for key, entry in key_map.items()
     }
+
+
+def some(names: Sequence[str], shown: int = 3) -> str:
+    """How many tensors, and the first few names."""
+    listed = ", ".join(names[:shown]) + (", …" if len(names) > shown else "")
+    return f"{len(names):,} tensor{'' if len(names) == 1 else 's'}" + (f" ({listed})" if names else "")
 
 
 def printable(text: str) -> str:

@@ -68,7 +68,7 @@ def read_adapter(
     layers that can be changed, by parameter. Raises CheckpointError for what cannot be read, is no adapter,
     is of a kind that is not supported, or does not fit the model.
     """
-    file = _file_of(Path(path))
+    file = adapter_file(Path(path))
     checkpoint = read(file)
     source = file.name
     tensors = checkpoint.tensors | _scalars(checkpoint)
@@ -95,7 +95,8 @@ def read_adapter(
     return deltas
 
 
-def _file_of(path: Path) -> Path:
+def adapter_file(path: Path) -> Path:
+    """The file of weights in an adapter's folder; a file is itself."""
     if not path.is_dir():
         return path
     for name in FOLDER_FILES:

@@ -146,21 +146,27 @@ class PartSource:
 
 def find_parts(checkpoint: Checkpoint) -> dict[Part, PartSource]:
     """The parts that a file holds, each where it is found first."""
-    found: dict[Part, PartSource] = {}
+    places: dict[Part, tuple[Layout, str, str]] = {}
     for layout in LAYOUTS:
-        if layout.part in found:
+        if layout.part in places:
             continue
         for base, inner in layout.prefixes:
-            prefix = base + inner
-            if any(key.startswith(prefix + layout.mark) for key in checkpoint.tensors):
-                found[layout.part] = PartSource(
-                    checkpoint, layout, base, prefix, _part_tensors(checkpoint, layout, base, prefix)
-                )
+            if any(key.startswith(base + inner + layout.mark) for key in checkpoint.tensors):
+                places[layout.part] = layout, base, base + inner
                 break
+    # A part without a prefix lies beside the others, and what is under their prefixes is theirs.
+    claimed = tuple(base or prefix for _, base, prefix in places.values() if prefix)
+    found: dict[Part, PartSource] = {}
+    for part, (layout, base, prefix) in places.items():
+        others = () if prefix else claimed
+        tensors = _part_tensors(checkpoint, layout, base, prefix, others)
+        found[part] = PartSource(checkpoint, layout, base, prefix, tensors)
     return found
 
 
-def _part_tensors(checkpoint: Checkpoint, layout: Layout, base: str, prefix: str) -> dict[str, Tensor]:
+def _part_tensors(
+    checkpoint: Checkpoint, layout: Layout, base: str, prefix: str, others: tuple[str, ...]
+) -> dict[str, Tensor]:
     """The tensors under a prefix by the layout's own names, but for those that are known not to be needed.
 
     A tensor that is there under its older spelling, too, keeps that, and so is left over.
@@ -168,7 +174,9 @@ def _part_tensors(checkpoint: Checkpoint, layout: Layout, base: str, prefix: str
     named = {
         key[len(prefix) :]: tensor
         for key, tensor in checkpoint.tensors.items()
-        if key.startswith(prefix) and _why_ignored(layout, key, base, prefix) is None
+        if key.startswith(prefix)
+        and not key.startswith(others)
+        and _why_ignored(layout, key, base, prefix) is None
     }
     tensors: dict[str, Tensor] = {}
     for name, tensor in named.items():
@@ -218,12 +226,15 @@ def _why_ignored(layout: Layout, key: str, base: str, prefix: str) -> str | None
     return None
 
 
+EMA = "model_ema."
+
+
 def ema_key(name: str) -> str:
     """Where a file keeps the average of a U-Net tensor, given its name without prefix (`LitEma`)."""
-    return "model_ema.diffusion_model" + name.replace(".", "")
+    return EMA + "diffusion_model" + name.replace(".", "")
 
 
 def has_ema(checkpoint: Checkpoint) -> bool:
     """Whether a file holds averaged weights, and not only the counters that every training run leaves."""
-    counters = ("model_ema.decay", "model_ema.num_updates")
-    return any(key.startswith("model_ema.") and key not in counters for key in checkpoint.tensors)
+    counters = (f"{EMA}decay", f"{EMA}num_updates")
+    return any(key.startswith(EMA) and key not in counters for key in checkpoint.tensors)

@@ -24,6 +24,7 @@ from ldm_core.checkpoint.parts import PARTS, find_parts
 from ldm_core.checkpoint.prove import prove_all
 from ldm_core.checkpoint.reader import Checkpoint
 from ldm_core.checkpoint.statements import CONFIG_KEY, WORDS_KEY
+from ldm_core.checkpoint.values import all_finite
 from ldm_core.checkpoint.writer import Pending, write_safetensors, write_then_move, write_torch_zip
 from ldm_core.config import ConfigError, LatentDiffusionConfig
 from ldm_core.noise_schedule import NoiseSchedule, betas_of
@@ -58,7 +59,7 @@ def save(
     It is written under a temporary name and moved into place, so a crash leaves no half file and an older
     file whole. Adapters that are applied live are not in it, unless they are fused. Raises CheckpointError
     for another ending, a folder that is not there (or, for "diffusers", one that is), or a model whose
-    parameters or noise schedule are not its configuration's.
+    parameters or noise schedule are not its configuration's, or with values that are not finite (in `dtype`).
     """
     schedule = getattr(model, "noise_schedule", None)
     if isinstance(schedule, NoiseSchedule) and not schedule.betas.equal(
@@ -87,8 +88,8 @@ def write_model(
     """
     path = Path(os.path.realpath(path))  # a link's target is what is to be written
     words = tuple(word for word in added_words if max(word[1]) < config.text_encoder.vocab_size)
-    if dtype is not None and not dtype.is_floating_point:
-        raise CheckpointError(f"dtype must be a floating-point type, not {dtype}")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise CheckpointError(f"dtype must be a floating-point type of torch, not {dtype!r}")
     if layout not in get_args(LayoutName):
         raise CheckpointError(f"layout must be 'compvis' or 'diffusers', not {layout!r}")
     _check_names(config, parameters)
@@ -198,8 +199,22 @@ def _pending(
         values = [_whole(parameters[name]) for name in entry.parameters]
         blanks = tuple(torch.empty(v.shape, dtype=v.dtype, device="meta") for v in values)
         stored = entry.transform.save(blanks)
-        pending[key] = _cast(Pending(stored.dtype, tuple(stored.shape), partial(_join, entry, values)), dtype)
+        made = Pending(stored.dtype, tuple(stored.shape), partial(_join, entry, values))
+        pending[key] = _finite(key, _cast(made, dtype))
     return pending
+
+
+def _finite(key: str, pending: Pending) -> Pending:
+    """The tensor, unless it has become what `load` would refuse."""
+
+    def make() -> Tensor:
+        tensor = pending.make()
+        if not all_finite(tensor):
+            kind = str(pending.dtype).removeprefix("torch.")
+            raise CheckpointError(f"{key} has values that are not finite, or too large for {kind}")
+        return tensor
+
+    return Pending(pending.dtype, pending.shape, make)
 
 
 def _whole(value: Tensor | Pending) -> Pending:

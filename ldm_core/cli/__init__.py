@@ -9,6 +9,7 @@ a machine that is too small, 130 after Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import os
 import re
@@ -52,6 +53,9 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status. `--help` and `--version` end in SystemExit, as usual."""
+    for stream in (sys.stdout, sys.stderr):  # of a terminal that knows ASCII only
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         args = build_parser().parse_args(argv)
         from ldm_core.cli import run as commands

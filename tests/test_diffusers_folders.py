@@ -69,7 +69,9 @@ def write_theirs(model: LatentDiffusion, folder: Path, **options: Any) -> Path:
         beta_schedule="scaled_linear",
         skip_prk_steps=True,
         steps_offset=1,
-        prediction_type={"eps": "epsilon", "v": "v_prediction", "x0": "sample"}[model.config.prediction],
+        prediction_type=next(
+            k for k, v in diffusers_config.PREDICTIONS.items() if v == model.config.prediction
+        ),
     ).save_pretrained(folder / "scheduler")
     config = json.loads((folder / "unet" / "config.json").read_text())
     size = model.config.image_size // model.config.autoencoder.downsampling

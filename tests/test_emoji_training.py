@@ -121,7 +121,7 @@ def test_three_commands_make_a_model_that_draws(data: Path, tmp_path: Path) -> N
 def test_the_text_encoder_stays_clips_or_learns(data: Path, tmp_path: Path, joint: bool) -> None:
     for stage in ("autoencoder", "clip"):
         command(stage, data, tmp_path, 1)
-    command("diffusion", data, tmp_path, 2, *["--joint-text"] * joint)
+    command("diffusion", data, tmp_path, 2, *["--text", "joint"] * joint)
     clip = ldm_core.CLIP.load(tmp_path / "clip.safetensors").text_encoder.state_dict()
     emoji = ldm_core.load(tmp_path / "emoji.safetensors").modules["text_encoder"].state_dict()
     assert all(torch.equal(weight, clip[name].half().float()) for name, weight in emoji.items()) != joint
@@ -156,6 +156,31 @@ def test_stages_in_the_wrong_order_are_told(data: Path, tmp_path: Path) -> None:
         command("diffusion", data, tmp_path, 1)
     with pytest.raises(SystemExit, match="there is no such folder"):
         command("autoencoder", tmp_path / "nowhere", tmp_path, 1)
+
+
+def test_both_factors_leave_as_many_numbers(data: Path, tmp_path: Path) -> None:
+    for config, factor in ((emoji_models.MODEL, 16), (emoji_models.MODEL_F8, 8)):
+        vae = config.autoencoder
+        assert vae.downsampling == factor
+        assert vae.z_channels * (vae.resolution // factor) ** 2 == 1024
+        assert config.unet.in_channels == config.unet.out_channels == vae.z_channels
+    command("autoencoder", data, tmp_path, 1, "--factor", "8")
+    weights = read(tmp_path / "autoencoder" / "state.safetensors").tensors
+    sizes = [value.shape for name, value in weights.items() if name.endswith("decoder.conv_in.weight")]
+    assert sizes
+    assert all(size[1] == 4 for size in sizes)
+
+
+def test_options_of_other_stages_are_refused(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for stage, option, words in (
+        ("diffusion", ["--model", "x.safetensors"], "--model is what `further` begins with"),
+        ("autoencoder", ["--text", "joint"], "--text is for `diffusion` and `further`"),
+    ):
+        with pytest.raises(SystemExit):
+            command(stage, data, tmp_path, 1, *option)
+        assert words in capsys.readouterr().err
 
 
 def test_captions_and_shares(data: Path) -> None:

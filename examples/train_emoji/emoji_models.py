@@ -6,6 +6,8 @@ many numbers, for which a U-Net needs a quarter of the arithmetic (the paper's k
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ldm_core.clip.config import CLIPConfig
 from ldm_core.config import (
     AutoencoderConfig,
@@ -35,6 +37,13 @@ MODEL = LatentDiffusionConfig(
     ),
     prediction="v",
     image_size=SIZE,
+)
+
+# The same on 16 x 16 latents of 4 channels, to compare with.
+MODEL_F8 = replace(
+    MODEL,
+    unet=replace(MODEL.unet, in_channels=4, out_channels=4),
+    autoencoder=replace(MODEL.autoencoder, embed_dim=4, z_channels=4, ch_mult=(1, 1, 2, 4)),
 )
 
 # Its text encoder is where the model's own begins; the image encoder is needed for that only.

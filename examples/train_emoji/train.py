@@ -24,13 +24,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from emoji_models import CLIP, EVALUATOR, MODEL, SIZE
+from emoji_models import CLIP, EVALUATOR, MODEL, MODEL_F8, SIZE
 from emoji_pictures import EmojiPictures, Repeated, worn
 from PIL.Image import Image
 
 from ldm_core import checkpoint, clip, model
 from ldm_core.autoencoder import AutoencoderKL
 from ldm_core.checkpoint import CheckpointError
+from ldm_core.config import AutoencoderConfig, LatentDiffusionConfig
 from ldm_core.layers import ResBlock
 from ldm_core.training import (
     AutoencoderObjective,
@@ -105,6 +106,7 @@ class Run:
 
     data: Path
     runs: Path
+    model: LatentDiffusionConfig
     steps: int | None
     precision: str
     quiet: bool
@@ -128,9 +130,9 @@ class Run:
         return trainer
 
 
-def new_autoencoder() -> AutoencoderKL:
+def new_autoencoder(config: AutoencoderConfig) -> AutoencoderKL:
     torch.manual_seed(AUTOENCODER.seed)
-    autoencoder = AutoencoderKL(MODEL.autoencoder)
+    autoencoder = AutoencoderKL(config)
     start_posterior(autoencoder)
     for module in autoencoder.modules():
         if isinstance(module, ResBlock):  # each begins by handing on what it gets (Zhang et al. 2019, Fixup)
@@ -145,7 +147,7 @@ def autoencoder_objective(autoencoder: AutoencoderKL) -> AutoencoderObjective:
 
 
 def train_autoencoder(run: Run) -> None:
-    pictures, autoencoder = run.pictures(), new_autoencoder()
+    pictures, autoencoder = run.pictures(), new_autoencoder(run.model.autoencoder)
     unseen = EmojiPictures(run.data / "held-out", SIZE)
     shown = torch.stack([unseen[k]["image"] for k in range(0, len(unseen), max(1, len(unseen) // 8))][:8])
     run.train(
@@ -170,11 +172,11 @@ def train_clip(run: Run) -> None:
 
 def train_diffusion(run: Run, *, joint: bool) -> None:
     pictures = run.pictures()
-    autoencoder = new_autoencoder()
+    autoencoder = new_autoencoder(run.model.autoencoder)
     load_weights(run.runs / "autoencoder" / "state.safetensors", autoencoder_objective(autoencoder))
     latents = CachedLatents(pictures, autoencoder, run.runs / "latents.npy")
     torch.manual_seed(DIFFUSION.seed)
-    emoji = model.build(replace(MODEL, latent_scale=scale_of(latents)))
+    emoji = model.build(replace(run.model, latent_scale=scale_of(latents)))
     assert isinstance(emoji.autoencoder, AutoencoderKL)
     emoji.autoencoder.load_state_dict(autoencoder.state_dict())
     taught = clip.CLIP.load(run.runs / "clip.safetensors").text_encoder
@@ -191,8 +193,8 @@ def train_diffusion(run: Run, *, joint: bool) -> None:
         checkpoint.save(shipped(emoji), run.runs / "emoji.safetensors", dtype=torch.float16)
 
 
-def train_further(run: Run, file: Path) -> None:
-    """Take a finished model further, its text encoder with it.
+def train_further(run: Run, file: Path, *, joint: bool) -> None:
+    """Take a finished model further, as a rule its text encoder with it.
 
     Min-SNR's weights almost leave out the noisiest timesteps of v; here all timesteps weigh the same.
     """
@@ -201,7 +203,7 @@ def train_further(run: Run, file: Path) -> None:
     latents = CachedLatents(pictures, emoji.autoencoder, run.runs / "latents-further.npy")
     trainer = run.train(
         "further",
-        DiffusionObjective(emoji, train_text_encoder=True),
+        DiffusionObjective(emoji, train_text_encoder=joint),
         Repeated(latents, often(pictures)),
         FURTHER,
         lambda: sample_sheet(emoji, PROMPTS),
@@ -238,25 +240,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("runs", type=Path)
     parser.add_argument("--steps", type=int, help="of the stage, in place of the recipe's")
+    parser.add_argument(
+        "--factor",
+        type=int,
+        choices=[8, 16],
+        default=16,
+        help="by which the autoencoder makes pictures smaller",
+    )
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument(
-        "--joint-text", action="store_true", help="train the text encoder with the U-Net, from what CLIP left"
+        "--text",
+        choices=["frozen", "joint"],
+        help="whether the text encoder learns with the U-Net (as a rule in `further` alone)",
     )
     parser.add_argument("--model", type=Path, help="what `further` begins with")
     parser.add_argument("--quiet", action="store_true")
     args = parser.parse_args(arguments)
     if args.model and args.stage != "further":
         parser.error(f"--model is what `further` begins with; {args.stage} takes none")
-    run = Run(args.data, args.runs, args.steps, args.precision, args.quiet)
+    if args.text and args.stage not in ("diffusion", "further"):
+        parser.error(f"--text is for `diffusion` and `further`; {args.stage} trains no U-Net")
+    network = MODEL if args.factor == 16 else MODEL_F8
+    run = Run(args.data, args.runs, network, args.steps, args.precision, args.quiet)
     try:
         if args.stage == "autoencoder":
             train_autoencoder(run)
         elif args.stage == "clip":
             train_clip(run)
         elif args.stage == "diffusion":
-            train_diffusion(run, joint=args.joint_text)
+            train_diffusion(run, joint=args.text == "joint")
         else:
-            train_further(run, args.model or run.runs / "emoji.safetensors")
+            train_further(run, args.model or run.runs / "emoji.safetensors", joint=args.text != "frozen")
     except (ValueError, OSError, TrainingError, CheckpointError) as error:
         sys.exit(f"error: {error}")
 

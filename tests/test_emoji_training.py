@@ -71,7 +71,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(script, "SIZE", SIZE)
-    monkeypatch.setattr(script, "MODEL", MODEL)
+    monkeypatch.setitem(script.MODELS, 16, MODEL)
     monkeypatch.setattr(script, "CLIP", CLIP)
     monkeypatch.setattr(script, "EVALUATOR", CLIP)
     for name in ("AUTOENCODER", "CONTRAST", "DIFFUSION", "FURTHER"):

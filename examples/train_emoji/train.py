@@ -54,6 +54,7 @@ PROMPTS = [
     *("grinning cat", "red apple", "pizza", "rocket", "red heart", "dog face", "cactus", "birthday cake"),
     *("ghost", "banana", "rose", "robot", "fire", "crown", "soccer ball", "panda"),
 ]
+MODELS = {16: MODEL, 8: MODEL_F8}  # by the factor of the autoencoder
 COMMON_TIMES = 6  # how often a common concept comes for each time that a rare one does
 
 AUTOENCODER = TrainingSettings(
@@ -260,8 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--model is what `further` begins with; {args.stage} takes none")
     if args.text and args.stage not in ("diffusion", "further"):
         parser.error(f"--text is for `diffusion` and `further`; {args.stage} trains no U-Net")
-    network = MODEL if args.factor == 16 else MODEL_F8
-    run = Run(args.data, args.runs, network, args.steps, args.precision, args.quiet)
+    run = Run(args.data, args.runs, MODELS[args.factor], args.steps, args.precision, args.quiet)
     try:
         if args.stage == "autoencoder":
             train_autoencoder(run)

@@ -7,6 +7,8 @@ transformers' `CLIPTextModel`) and `FrozenOpenCLIPEmbedder` of CompVis and Stabi
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -32,9 +34,9 @@ class CLIPTextEncoder(nn.Module):
         if config.projection_dim is not None:
             # What `embed` and CLIP's loss use. They condition no U-Net, but open_clip's files hold them, so a
             # saved model has them too.
-            scale = config.width**-0.5
-            self.text_projection = nn.Parameter(scale * torch.randn(config.width, config.projection_dim))
-            self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+            self.text_projection = nn.Parameter(torch.empty(config.width, config.projection_dim))
+            nn.init.normal_(self.text_projection, std=config.width**-0.5)
+            self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def forward(self, tokens: Tensor, clip_skip: int | None = None) -> Tensor:
         """Hidden states after the final norm.

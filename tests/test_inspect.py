@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,18 @@ def test_ema_unknown_and_missing_parts_are_said(tmp_path: Path) -> None:
         path,
     )
     assert inspect(path).ema
+
+
+def test_a_text_encoder_with_a_projection_costs_no_compiler(tmp_path: Path) -> None:
+    """PyTorch imports its compiler, in seconds, for one product of tensors on the meta device."""
+    model = random_model(SMALL["sd2"])
+    assert model.config.text_encoder.projection_dim is not None
+    save(model, tmp_path / "sd2.safetensors")
+    code = (
+        "import sys, ldm_core; path = sys.argv[1]; ldm_core.checkpoint.inspect(path); ldm_core.load(path); "
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "sd2.safetensors")], check=True)
 
 
 def damaged(tensors: dict[str, Tensor], how: str) -> dict[str, Tensor]:

@@ -30,15 +30,17 @@ class CLIPImageEncoder(nn.Module):
         self.config = config
         width, patch = config.width, config.patch_size
         self.patch_embedding = nn.Conv2d(3, width, patch, stride=patch, bias=False)
-        self.class_embedding = nn.Parameter(width**-0.5 * torch.randn(width))
-        self.position_embedding = nn.Parameter(width**-0.5 * torch.randn(1 + config.patches, width))
+        self.class_embedding = nn.Parameter(torch.empty(width))
+        self.position_embedding = nn.Parameter(torch.empty(1 + config.patches, width))
         self.pre_norm = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(
             ResidualAttentionBlock(width, config.heads, config.activation, causal=False)
             for _ in range(config.layers)
         )
         self.final_norm = nn.LayerNorm(width)
-        self.projection = nn.Parameter(width**-0.5 * torch.randn(width, config.projection_dim))
+        self.projection = nn.Parameter(torch.empty(width, config.projection_dim))
+        for parameter in (self.class_embedding, self.position_embedding, self.projection):
+            nn.init.normal_(parameter, std=width**-0.5)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, projection_dim). Raises ValueError for another shape."""

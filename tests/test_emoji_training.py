@@ -102,8 +102,8 @@ def test_three_commands_make_a_model_that_draws(data: Path, tmp_path: Path) -> N
     means = torch.from_numpy(np.load(tmp_path / "latents.npy"))[:, 0]
     assert (means * emoji.config.latent_scale).std().item() == pytest.approx(1, abs=1e-5)
 
-    # A finished model goes further with its text encoder, and its autoencoder stays.
-    command("further", data, tmp_path, 2)
+    # A finished model goes further, here with its text encoder, and its autoencoder stays.
+    command("further", data, tmp_path, 2, "--text", "joint")
     further = ldm_core.load(tmp_path / "further.safetensors")
     assert further.config == emoji.config
     for part, learns in (("unet", True), ("text_encoder", True), ("autoencoder", False)):

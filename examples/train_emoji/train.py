@@ -195,7 +195,7 @@ def train_diffusion(run: Run, *, joint: bool) -> None:
 
 
 def train_further(run: Run, file: Path, *, joint: bool) -> None:
-    """Take a finished model further, as a rule its text encoder with it.
+    """Take a finished model further.
 
     Min-SNR's weights almost leave out the noisiest timesteps of v; here all timesteps weigh the same.
     """
@@ -252,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--text",
         choices=["frozen", "joint"],
-        help="whether the text encoder learns with the U-Net (as a rule in `further` alone)",
+        help="whether the text encoder learns with the U-Net (frozen, if not given)",
     )
     parser.add_argument("--model", type=Path, help="what `further` begins with")
     parser.add_argument("--quiet", action="store_true")
@@ -270,7 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         elif args.stage == "diffusion":
             train_diffusion(run, joint=args.text == "joint")
         else:
-            train_further(run, args.model or run.runs / "emoji.safetensors", joint=args.text != "frozen")
+            train_further(run, args.model or run.runs / "emoji.safetensors", joint=args.text == "joint")
     except (ValueError, OSError, TrainingError, CheckpointError) as error:
         sys.exit(f"error: {error}")
 

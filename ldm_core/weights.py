@@ -84,6 +84,12 @@ def blank_networks(config: LatentDiffusionConfig) -> dict[Part, nn.Module]:
         return build_networks(config, "meta")
 
 
+def blank_network(part: Part, config: Any) -> nn.Module:
+    """One of them."""
+    with SkipInitialisation(), torch.device("meta"):
+        return _NETWORKS[part](config).eval()
+
+
 def open_weights(
     path: str | Path,
     *,
@@ -131,8 +137,7 @@ def open_part(
         raise CheckpointError(f"the part must be one of {', '.join(PARTS)}, not {part!r}")
     source = _replacements({part: path}, variant)[part]
     resolved: Any = resolve_part(source, config)
-    with SkipInitialisation(), torch.device("meta"):
-        network = _NETWORKS[part](resolved).eval()
+    network = blank_network(part, resolved)
     return network, _parameters(source, source.key_map(resolved), network)
 
 
@@ -158,8 +163,7 @@ def misfits(sources: Mapping[Part, PartSource], configs: Mapping[Part, Any]) -> 
     """
     found: Problems = {}
     for part, source in sources.items():
-        with SkipInitialisation(), torch.device("meta"):
-            network = _NETWORKS[part](configs[part])
+        network = blank_network(part, configs[part])
         for what, names in _matched(source, source.key_map(configs[part]), network)[1].items():
             found.setdefault(what, []).extend(names)
     return {what: names for what, names in found.items() if names}

@@ -89,6 +89,13 @@ def test_prefixes_in_the_wild(prefixes: list[tuple[str, str]], sd1: LatentDiffus
     assert report.unknown == ()
 
 
+def test_two_parts_without_prefixes_are_refused(sd1: LatentDiffusion, tmp_path: Path) -> None:
+    path = write(renamed(original(sd1), (UNET, ""), (VAE, "")), tmp_path / "m.safetensors")
+    assert inspect(path).load is None
+    with pytest.raises(CheckpointError, match="that no network of the model takes"):
+        ldm_core.load(path, config=sd1.config)
+
+
 @pytest.mark.parametrize("prefix", ["conditioner.embedders.0.model.", "te.", "text_encoder."])
 def test_prefixes_of_open_clip(prefix: str, sd2: LatentDiffusion, tmp_path: Path) -> None:
     path = write(renamed(original(sd2), (OPEN_CLIP, prefix)), tmp_path / "m.safetensors")

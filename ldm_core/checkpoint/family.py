@@ -42,7 +42,9 @@ _FAMILIES: tuple[tuple[str, Callable[[Names], bool]], ...] = (
     ),
     (
         "an adapter for Stable Diffusion 3 or Flux, which is not supported",
-        _is_lora_under("lora_unet_double_blocks_", "lora_unet_joint_blocks_", "transformer."),
+        _is_lora_under(
+            "lora_unet_double_blocks_", "lora_unet_joint_blocks_", "transformer.transformer_blocks."
+        ),
     ),
     (
         "a DoRA (an adapter that also scales the model's own weights), which is not supported",

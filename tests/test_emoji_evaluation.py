@@ -172,8 +172,8 @@ def test_the_whole_script(
     samples = sorted((out / "samples").rglob("*.png"))
     assert len(samples) == 2 * 3 + 2 * 2
     for name in (
-        *("prompts.png", "strip.png", "interpolation.png", "guidance-steps.png", "neighbours-concepts-1.png"),
-        *("neighbours-seen-1.png", "neighbours-held-out-1.png"),
+        *("prompts.png", "quiz.png", "strip.png", "interpolation.png", "guidance-steps.png"),
+        *("neighbours-concepts-1.png", "neighbours-seen-1.png", "neighbours-held-out-1.png"),
     ):
         assert name in report["pictures"]
         with Image.open(out / name) as picture:
@@ -200,6 +200,24 @@ def test_the_whole_script(
     both = markdown([report, report | {"name": "other", "pairs": {}}])
     assert "|  | tiny | other |" in both
     assert re.search(r"\| held-out pairs at its best guidance: style \| \d+\.\d % \| – \|", both)
+
+
+def test_a_quiz_has_every_picture_under_another_number_and_its_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: dict[str, Any] = {}
+    monkeypatch.setattr(
+        evaluation_pictures, "grid", lambda rows, labels: shown.update(rows=rows, labels=labels)
+    )
+    prompts = evaluation_pictures.PROMPTS
+    evaluation_pictures.quiz_sheet(list(prompts), tmp_path / "quiz.txt", seed=0)
+    cells = [cell for row in shown["rows"] for cell in row]
+    assert sorted(cells) == sorted(prompts)
+    assert sum(cell == prompt for cell, prompt in zip(cells, prompts)) < 8
+    numbers = [number for row in shown["labels"] for number in row]
+    assert numbers == [str(k) for k in range(1, 65)]
+    answers = (tmp_path / "quiz.txt").read_text().splitlines()
+    assert answers == [f"{number} {cell}" for number, cell in zip(numbers, cells)]
 
 
 def test_a_picture_does_not_depend_on_its_batch(data: EmojiData, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(script.MODELS, 16, MODEL)
     monkeypatch.setattr(script, "CLIP", CLIP)
     monkeypatch.setattr(script, "EVALUATOR", CLIP)
-    for name in ("AUTOENCODER", "CONTRAST", "DIFFUSION", "FURTHER"):
+    for name in ("AUTOENCODER", "CONTRAST", "JUDGE", "DIFFUSION", "FURTHER"):
         changes = {"batch_size": 4, "workers": 0, "save_every": 2, "picture_every": 3, "log_every": 1}
         monkeypatch.setattr(script, name, replace(getattr(script, name), **changes))
 

@@ -1,13 +1,16 @@
-"""The pictures of an evaluation: 64 prompts, from noise to image, an interpolation, guidance × steps, and
-each sample beside its nearest training picture."""
+"""The pictures of an evaluation: 64 prompts, the same as a quiz without words, from noise to image, an
+interpolation, guidance × steps, and each sample beside its nearest training picture."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from emoji_sets import write_whole
 from evaluation_data import Question, batches
 from PIL import Image
 from torch import Tensor
@@ -38,8 +41,14 @@ def draw_sheets(
     """Draw the sheets that are not there yet, and return the paths of all."""
     sampler = ldm_core.Sampler(model, batch_size=batch_size)
     options = {"steps": steps, "guidance_scale": guidance}
+
+    @cache
+    def pictures() -> list[Image.Image]:
+        return sampler.txt2img(list(PROMPTS), seed=seed, **options)
+
     sheets = {
-        "prompts.png": lambda: prompts_sheet(sampler, seed, options),
+        "prompts.png": lambda: grid(list(batches(pictures(), 8)), labels=list(batches(PROMPTS, 8))),
+        "quiz.png": lambda: quiz_sheet(pictures(), out / "quiz.txt", seed),
         "strip.png": lambda: record(sampler, INTERPOLATED, seed=seed, **options).strip(),
         "interpolation.png": lambda: interpolation_sheet(sampler, seed, options),
         "guidance-steps.png": lambda: guidance_sheet(sampler, seed, steps),
@@ -50,10 +59,17 @@ def draw_sheets(
     return [out / name for name in sheets]
 
 
-def prompts_sheet(sampler: ldm_core.Sampler, seed: int, options: dict[str, Any]) -> Image.Image:
-    """64 prompts, eight to a row."""
-    pictures = sampler.txt2img(list(PROMPTS), seed=seed, **options)
-    return grid(list(batches(pictures, 8)), labels=list(batches(PROMPTS, 8)))
+def quiz_sheet(pictures: Sequence[Image.Image], answers: Path, seed: int) -> Image.Image:
+    """The 64 prompts' pictures in a random order, numbered, for somebody who does not know what was asked.
+
+    Which is which goes into the file `answers`.
+    """
+    order = list(range(len(pictures)))
+    random.Random(seed).shuffle(order)
+    numbers = [str(k + 1) for k in range(len(order))]
+    lines = [f"{number} {PROMPTS[place]}\n" for number, place in zip(numbers, order)]
+    write_whole(answers, "".join(lines).encode())
+    return grid(list(batches([pictures[place] for place in order], 8)), labels=list(batches(numbers, 8)))
 
 
 def interpolation_sheet(

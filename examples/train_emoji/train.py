@@ -85,6 +85,7 @@ CONTRAST = TrainingSettings(
     workers=1,
     save_every=25,
 )
+JUDGE = replace(CONTRAST, steps=1200, seed=3)
 DIFFUSION = TrainingSettings(
     steps=2400,
     batch_size=128,
@@ -162,11 +163,11 @@ def train_autoencoder(run: Run) -> None:
 
 def train_clip(run: Run) -> None:
     """The text encoder's first weights, and apart from them, by another seed, the judge."""
-    for name, networks, seed in (("evaluator", EVALUATOR, CONTRAST.seed + 1), ("clip", CLIP, CONTRAST.seed)):
-        network = clip.CLIP(networks, torch.Generator().manual_seed(seed))
+    for name, networks, settings in (("evaluator", EVALUATOR, JUDGE), ("clip", CLIP, CONTRAST)):
+        network = clip.CLIP(networks, torch.Generator().manual_seed(settings.seed))
         objective = ContrastiveObjective(network, augment=worn)
         pictures = EmojiPictures(run.data / "train", networks.image_encoder.image_size)
-        trainer = run.train(name, objective, pictures, replace(CONTRAST, seed=seed))
+        trainer = run.train(name, objective, pictures, settings)
         with trainer.averaged():
             network.save(run.runs / f"{name}.safetensors")
 

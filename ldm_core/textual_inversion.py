@@ -17,6 +17,8 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from threading import get_ident
+from types import SimpleNamespace
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +29,13 @@ from ldm_core.model import LatentDiffusion
 from ldm_core.tokenizer import CLIPTokenizer
 
 MADE_FOR = {768: " (SD1)", 1024: " (SD2)", 1280: " (SDXL)"}
+
+
+class HasVectors(Protocol):
+    """Where a word's vectors are: asked at each use, since training may put another tensor there."""
+
+    @property
+    def vectors(self) -> Tensor: ...
 
 
 def apply_textual_inversion(
@@ -55,19 +64,19 @@ def apply_textual_inversion(
             f"{os.fspath(path)} holds vectors of width {theirs}{MADE_FOR.get(theirs, '')}, but this model's "
             f"text encoder has width {ours}{MADE_FOR.get(ours, '')}"
         )
-    return add_word(model, stored_name if name is None else name, vectors)
+    return add_word(model, stored_name if name is None else name, SimpleNamespace(vectors=vectors))
 
 
-def add_word(model: LatentDiffusion, name: str, vectors: Tensor) -> TextualInversion:
-    """Give a model, which changes in place, a word with these vectors (n, width), which are used as they are.
+def add_word(model: LatentDiffusion, name: str, source: HasVectors) -> TextualInversion:
+    """Give a model, which changes in place, a word with the vectors (n, width) that `source` has at each use.
 
     Raises ValueError as `apply_textual_inversion` does.
     """
     tokenizer, layer = _tokenizer(model), embedding_layer(model)
     first = _first_free_id(tokenizer, layer)
-    word = (" ".join(name.split()), tuple(range(first, first + len(vectors))))
+    word = (" ".join(name.split()), tuple(range(first, first + len(source.vectors))))
     model.tokenizer = replace(tokenizer, added_words=(*tokenizer.added_words, word))
-    return TextualInversion(model, layer, word, vectors)
+    return TextualInversion(model, layer, word, source)
 
 
 class TextualInversion:
@@ -79,12 +88,16 @@ class TextualInversion:
     """
 
     def __init__(
-        self, model: LatentDiffusion, layer: nn.Embedding, word: tuple[str, tuple[int, ...]], vectors: Tensor
+        self,
+        model: LatentDiffusion,
+        layer: nn.Embedding,
+        word: tuple[str, tuple[int, ...]],
+        source: HasVectors,
     ) -> None:
         self.name, self.tokens = word
-        self.vectors = vectors
+        self.vectors = source.vectors
         self._model: LatentDiffusion | None = model
-        rows = _ExtraRows(self.tokens[0], vectors)
+        rows = _ExtraRows(self.tokens[0], source)
         self._hooks = [
             layer.register_forward_pre_hook(rows.hide_ids),
             layer.register_forward_hook(rows.fill_in),
@@ -114,13 +127,9 @@ class _ExtraRows:
     hook shows it id 0 in their place, and the other replaces what it gave there.
     """
 
-    def __init__(self, first: int, vectors: Tensor) -> None:
-        self.first, self.vectors = first, vectors
+    def __init__(self, first: int, source: HasVectors) -> None:
+        self.first, self.end, self.source = first, first + len(source.vectors), source
         self._tokens: dict[int, Tensor] = {}  # by thread, for the time of one call
-
-    @property
-    def end(self) -> int:
-        return self.first + len(self.vectors)
 
     def hide_ids(self, layer: nn.Module, args: tuple[Tensor, ...]) -> Tensor:
         (tokens,) = args
@@ -129,8 +138,8 @@ class _ExtraRows:
 
     def fill_in(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         tokens = self._tokens.pop(get_ident())
-        rows = (tokens - self.first).clamp(0, len(self.vectors) - 1)
-        extra = self.vectors.to(output)[rows]  # (B, N, width)
+        rows = (tokens - self.first).clamp(0, self.end - self.first - 1)
+        extra = self.source.vectors.to(output)[rows]  # (B, N, width)
         return torch.where(self._are_mine(tokens)[..., None], extra, output)
 
     def _are_mine(self, tokens: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
-from training_runs import Denoise, losses, pictures, rows, run
+from training_runs import losses, pictures, rows, run
 
 from ldm_core.autoencoder import AutoencoderKL
 from ldm_core.checkpoint import CheckpointError
@@ -103,6 +103,35 @@ def test_captions_beside_pictures(folder: Path) -> None:
     with pytest.warns(UserWarning, match=r"pictures without a caption are left out: b.PNG \(1 in all\)"):
         samples = ImageFolder(folder, 4)
     assert list(zip(samples.names, samples.texts)) == [("a.png", ("red disc",)), ("deep/c.png", ("blue",))]
+
+
+def test_lines_end_at_line_feeds_only(folder: Path) -> None:
+    """Unicode has more ends of lines, and they may stand in a caption."""
+    text = "red\u2028disc\x85\x0b\x0cfar"
+    for ending in ("jsonl", "csv"):
+        metadata(
+            folder, *({"file_name": n, "text": text} for n in ("a.png", "b.PNG", "deep/c.png")), ending=ending
+        )
+        assert quietly(lambda: ImageFolder(folder, 4)).texts == [("red disc far",)] * 3
+        (folder / f"metadata.{ending}").unlink()
+    lines = "".join(
+        json.dumps({"file_name": n, "text": text}, ensure_ascii=False) + "\r\n"
+        for n in ("a.png", "b.PNG", "deep/c.png")
+    )
+    (folder / "metadata.jsonl").write_bytes(lines.encode())
+    assert quietly(lambda: ImageFolder(folder, 4)).texts == [("red disc far",)] * 3
+
+
+def test_captions_beside_pictures_are_utf_8(folder: Path) -> None:
+    (folder / "a.txt").write_text("red disc", encoding="utf-8-sig")
+    (folder / "b.txt").write_text("green", encoding="utf-16")
+    (folder / "deep" / "c.txt").write_text("blue")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        samples = ImageFolder(folder, 4)
+    assert samples.texts == [("red disc",), ("blue",)]
+    assert [str(w.message).split(": ")[0].rsplit("/", 1)[-1] for w in caught] == ["b.txt", folder.name]
+    assert "not UTF-8" in str(caught[0].message)
 
 
 def test_pictures_are_cut_square_in_the_middle(tmp_path: Path) -> None:
@@ -308,8 +337,19 @@ def test_shards_that_are_damaged(tmp_path: Path) -> None:
     assert 2 <= len(samples) <= 3
     assert samples[0]["text"] == ("red",)
 
+    # tarfile ends in silence at a header that is none, at half a header and between two files.
+    second = 512 + 512 * -(-len(png(COLOURS["a"])) // 512)
+    for damaged in (
+        whole[: second + 3] + b"?" + whole[second + 4 :],
+        whole[: second + 100],
+        whole[:second],
+    ):
+        path.write_bytes(damaged)
+        with pytest.warns(UserWarning, match="damaged or cut short after 1 samples"):
+            assert len(TarShards([path], 8, captions=False)) == 1
+
     path.write_bytes(whole)
-    samples = TarShards([path], 8)
+    samples = quietly(lambda: TarShards([path], 8))
     path.write_bytes(whole[:900])
     with pytest.raises(BadSample, match=r"a.tar/2.png: the shard is cut short"):
         samples[2]
@@ -322,6 +362,9 @@ def test_shards_that_are_damaged(tmp_path: Path) -> None:
     odd = shard(tmp_path / "c.tar", ("0.png", png(COLOURS["b"])), ("0.json", b"{no json"))
     with pytest.raises(BadSample, match=r"c.tar/0.png: its .json cannot be read"):
         TarShards([odd], 8)[0]
+    foreign = shard(tmp_path / "e.tar", ("0.png", png(COLOURS["b"])), ("0.txt", "red".encode("utf-16")))
+    with pytest.raises(BadSample, match=r"e.tar/0.png: its caption is not UTF-8"):
+        TarShards([foreign], 8)[0]
     none = shard(tmp_path / "d.tar", ("0.png", png(COLOURS["b"])), ("0.json", b'{"title": 3}'))
     with pytest.raises(BadSample, match=r"d.tar/0.png: has no caption"):
         TarShards([none], 8)[0]
@@ -451,6 +494,9 @@ def test_stale_latents_are_noticed(tmp_path: Path, autoencoder: AutoencoderKL) -
     with pytest.warns(UserWarning, match="damaged"):
         CachedLatents(pictures(3, 16, seed=1), autoencoder, path)
     quietly(lambda: CachedLatents(pictures(3, 16, seed=1), autoencoder, path))
+    path.with_suffix(".json").write_text("[]")
+    with pytest.warns(UserWarning, match=r"damaged \(latents.json is no such note\)"):
+        CachedLatents(pictures(3, 16, seed=1), autoencoder, path)
     with pytest.raises(ValueError, match=r"expected a name that ends in .npy"):
         CachedLatents(samples, autoencoder, tmp_path / "latents.bin")
 
@@ -496,4 +542,3 @@ def test_a_full_disk_leaves_no_half_cache(
 def test_tensors_and_captions_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match=r"expected images \(n, 3, H, W\) and n captions"):
         TensorSamples(torch.zeros(2, 3, 4, 4), ["one"])
-    assert Denoise().parameter_groups()[0]["scale"] == 1.0

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from training_runs import Denoise, diffusion, in_processes, losses, pictures, run
 
-from ldm_core.checkpoint import read
+from ldm_core.checkpoint import CheckpointError, read
 from ldm_core.training import (
     AutoencoderObjective,
     AutoencoderWeights,
@@ -50,7 +50,42 @@ OBJECTIVES: dict[str, Any] = {
     "diffusion": diffusion,
     "jointly": lambda: diffusion(train_text_encoder=True),
     "autoencoder": lambda: autoencoder(adversarial_start=1),
+    "projecting": lambda: projecting(),
+    "lora": lambda: adapter("lora"),
+    "word": lambda: adapter("word"),
+    "clip": lambda: small_clip(),
 }
+
+
+def projecting() -> Any:
+    """SD2's kind of text encoder has parameters that do not learn, and one of them is a single number."""
+    from conftest import TINY
+
+    from ldm_core.model import build
+    from ldm_core.training import DiffusionObjective
+
+    torch.manual_seed(0)
+    return DiffusionObjective(build(TINY["sd2"]).to("cpu"), train_text_encoder=True)
+
+
+def adapter(kind: str) -> Any:
+    from ldm_core.training import DiffusionObjective, LearnedWord, TrainableLora
+
+    model = diffusion().model
+    if kind == "lora":
+        return DiffusionObjective(model, adapter=TrainableLora(model, 2, parts=("unet", "text_encoder")))
+    # A word that the captions of `pictures` have.
+    return DiffusionObjective(model, adapter=LearnedWord(model, "picture", "dog"), condition_dropout=0)
+
+
+def small_clip() -> Any:
+    from test_contrastive import tiny_clip
+
+    from ldm_core.training import ContrastiveObjective
+
+    return ContrastiveObjective(tiny_clip())
+
+
 OPTIONS: dict[str, Any] = {
     "steps": 6,
     "batch_size": 4,
@@ -77,6 +112,12 @@ def train(name: str, folder: Path, **options: Any) -> None:
         ("diffusion", "ddp"),
         ("autoencoder", "ddp"),
         ("autoencoder", "fsdp"),
+        ("clip", "ddp"),
+        ("word", "fsdp"),
+        pytest.param("word", "ddp", marks=pytest.mark.slow),
+        pytest.param("lora", "ddp", marks=pytest.mark.slow),
+        pytest.param("lora", "fsdp", marks=pytest.mark.slow),
+        pytest.param("projecting", "fsdp", marks=pytest.mark.slow),
         pytest.param("diffusion", "fsdp", marks=pytest.mark.slow),
         pytest.param("jointly", "ddp", marks=pytest.mark.slow),
         pytest.param("jointly", "fsdp", marks=pytest.mark.slow),
@@ -96,6 +137,24 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path, name: str, paralle
         if key.startswith(("weight.", "average.")):
             # Adam moves a weight by the learning rate even where its gradient is all rounding.
             torch.testing.assert_close(two[key], tensor, rtol=0, atol=6 * 2 * OPTIONS["learning_rate"])
+
+
+def test_what_fsdp_cannot_do_is_said(tmp_path: Path) -> None:
+    """Saving an adapter, of which each process has slices, and training CLIP's temperature."""
+
+    def sliced() -> None:
+        world, word = join(), adapter("word")
+        run(tmp_path / "word", word, world=world, parallel="fsdp", samples=pictures(size=16), steps=1)
+        with pytest.raises(
+            CheckpointError, match=r"the word is sliced over several processes, .*load_weights"
+        ):
+            word.adapter.save(tmp_path / f"{world.rank}.safetensors")
+        with pytest.raises(ValueError, match=r"fsdp cannot slice clip\..*logit_scale, which is one number"):
+            run(tmp_path / "clip", small_clip(), world=world, parallel="fsdp", samples=pictures(size=16))
+        leave()
+
+    assert in_processes(2, sliced) == [0, 0]
+    assert not list(tmp_path.glob("*.safetensors"))
 
 
 @pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])

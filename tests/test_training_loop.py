@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from training_runs import Denoise, diffusion, losses, pictures, rows, run, settings, started, wait_for_rows
 
@@ -269,6 +270,31 @@ def test_a_signal_to_all_processes_saves_and_leaves(whole: Path, tmp_path: Path,
     assert losses(tmp_path) == losses(whole)
 
 
+@pytest.mark.parametrize("when", ["picture", "save"])
+def test_a_signal_after_the_last_step_leaves_too(tmp_path: Path, when: str) -> None:
+    """Else a script would go on to what it does next."""
+    objective = Denoise()
+    trainer = Trainer(
+        objective, pictures(), tmp_path, settings(steps=4, save_every=100, picture_every=4), quiet=True
+    )
+
+    def interrupted(whole: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            if trainer.step == 4:
+                os.kill(os.getpid(), signal.SIGINT)
+            return whole(*arguments)
+
+        return call
+
+    if when == "save":
+        trainer.save = interrupted(trainer.save)  # type: ignore[method-assign]
+    else:
+        trainer.picture = interrupted(lambda: Image.new("RGB", (4, 4)))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    assert trainer._saved == 4
+
+
 def test_signals_act_as_before_once_a_run_is_over(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     run(tmp_path)
@@ -390,7 +416,29 @@ def test_a_run_may_be_made_longer_and_says_so(tmp_path: Path) -> None:
     assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4, 5, 6]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run(tmp_path, steps=6)  # nothing to do, and nothing to say
+        run(tmp_path, steps=6, workers=1, accumulate=2, log_every=7)  # nothing to do, and nothing to say
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"weight_decay": 0.5}, {"warmup": 0}, {"final_rate": 0.1}, {"clip": None}),
+        *({"betas": (0.5, 0.9)}, {"precision": "bfloat16"}, {"ema_decay": 0.5}),
+    ],
+)
+def test_what_changes_the_numbers_of_a_run_is_said(tmp_path: Path, changes: dict[str, Any]) -> None:
+    (name,) = changes
+    run(tmp_path, steps=3)
+    with pytest.warns(UserWarning, match=f"resumed at step 3 with {name} .*, where it was "):
+        run(tmp_path, steps=3, **changes)
+
+
+def test_other_samples_of_the_same_number_are_said(tmp_path: Path) -> None:
+    run(tmp_path, steps=3)
+    with pytest.warns(
+        UserWarning, match="resumed at step 3 with other samples, or files that were written since"
+    ):
+        run(tmp_path, steps=3, samples=pictures(seed=1))
 
 
 def test_a_row_that_was_cut_off_goes(whole: Path, tmp_path: Path) -> None:
@@ -449,6 +497,11 @@ def test_a_log_of_another_objective_is_not_mixed_with_this_ones(tmp_path: Path) 
         ({"steps": 0}, "steps must be 1 or more"),
         ({"precision": "float16"}, "precision must be 'float32' or 'bfloat16'"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"clip": -1.0}, "clip must be positive, not -1.0"),
+        ({"final_rate": -0.1}, "final_rate must be 0 or more"),
+        ({"weight_decay": float("nan")}, "weight_decay must be 0 or more, not nan"),
+        ({"betas": (0.9, 1.0)}, r"betas must be in \[0, 1\), not 1.0"),
+        ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\), not 1.0"),
     ],
 )
 def test_settings_are_checked(changes: dict[str, Any], message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from conftest import TINY
 from torch import Tensor, nn
-from training_runs import diffusion, pictures
+from training_runs import diffusion, pictures, run
 
 from ldm_core.autoencoder import AutoencoderKL
 from ldm_core.config import NoiseScheduleConfig
@@ -122,15 +123,13 @@ class Oracle(nn.Module):
 def test_the_loss_is_zero_for_who_knows_and_the_weight_for_who_errs_by_one(
     target: Any, gamma: float | None
 ) -> None:
-    model = build(TINY["sd1"])
+    model = build(dataclasses.replace(TINY["sd1"], prediction=target))
     mean = torch.randn(64, 4, 8, 8, generator=torch.Generator().manual_seed(3))
     data = {"mean": mean, "logvar": torch.full_like(mean, -100.0), "text": [("a",)] * 64}
     z0 = mean * model.config.latent_scale
     for error in (0.0, 1.0):
         oracle = Oracle(z0, model.noise_schedule, target, error)
-        objective = DiffusionObjective(
-            dataclasses.replace(model, unet=oracle), target=target, min_snr_gamma=gamma
-        )
+        objective = DiffusionObjective(dataclasses.replace(model, unet=oracle), min_snr_gamma=gamma)
         loss, metrics = objective(data, streams(64), 0)
         weights = torch.ones(1000, dtype=torch.float64)
         if gamma is not None:
@@ -231,7 +230,11 @@ def test_models_that_do_not_fit_are_refused() -> None:
     )
     with pytest.raises(ValueError, match="use target='v'"):
         DiffusionObjective(ends_in_noise)
-    loss, _ = DiffusionObjective(ends_in_noise, target="v", min_snr_gamma=5.0)(batch(), streams(), 0)
+    with pytest.warns(
+        UserWarning, match="trains the prediction of v, but the model is sampled, and saved, as one of"
+    ):
+        objective = DiffusionObjective(ends_in_noise, target="v", min_snr_gamma=5.0)
+    loss, _ = objective(batch(), streams(), 0)
     assert bool(loss.isfinite())
 
 
@@ -291,6 +294,21 @@ def test_features_of_a_frozen_network_are_compared_by_direction(autoencoder: Aut
     objective(batch(), streams(), 0)[0].backward()
     assert all(p.grad is None for p in features.parameters())
     assert not any("first" in name for name, _ in objective.named_parameters())
+
+
+def test_the_frozen_network_of_features_stays_as_it_is(autoencoder: AutoencoderKL) -> None:
+    """Modules are in training mode by default, where norms learn statistics and dropout draws."""
+
+    class Features(nn.Sequential):
+        def forward(self, images: Tensor) -> list[Tensor]:
+            return [super().forward(images)]
+
+    features = Features(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Dropout(0.5))
+    objective = AutoencoderObjective(autoencoder, features=features)
+    before = {name: value.clone() for name, value in features.state_dict().items()}
+    images = torch.rand(2, 3, 16, 16)
+    assert float(objective.perceptual(images, images)) == 0
+    assert all(torch.equal(value, before[name]) for name, value in features.state_dict().items())
 
 
 def test_the_discriminator_is_pix2pixs() -> None:
@@ -399,6 +417,26 @@ def test_the_discriminator_waits_for_its_start(autoencoder: AutoencoderKL) -> No
     kernels = [p for p in discriminator.parameters() if p.ndim == 4]  # of a bias, both halves may cancel
     assert all(p.grad is not None and p.grad.any() for p in kernels)
     assert len(objective.parameter_groups()) == 2
+    with pytest.raises(ValueError, match="the discriminator cannot look at pictures of 16x16 pixels"):
+        AutoencoderObjective(autoencoder, discriminator=PatchDiscriminator(layers=3))(
+            batch(2, 16), streams(), 0
+        )
+
+
+def test_a_waiting_discriminator_starts_as_if_it_were_new(autoencoder: AutoencoderKL, tmp_path: Path) -> None:
+    """Zero gradients would advance Adam's count of steps, so that its first real ones would be too large."""
+    discriminator = PatchDiscriminator(channels=8, layers=1)
+    start = {name: p.detach().clone() for name, p in discriminator.named_parameters()}
+    weights = AutoencoderWeights(adversarial_start=3)
+    objective = AutoencoderObjective(autoencoder, discriminator=discriminator, weights=weights)
+    options: dict[str, Any] = {"samples": pictures(8, 16), "batch_size": 2, "warmup": 0, "weight_decay": 0.1}
+    run(tmp_path, objective, steps=3, **options)
+    assert all(torch.equal(p, start[name]) for name, p in discriminator.named_parameters())
+    with pytest.warns(UserWarning, match="with steps 5"):
+        trainer = run(tmp_path, objective, steps=5, **options)
+    counts = {float(trainer._optimizer.state[p]["step"]) for p in discriminator.parameters()}
+    assert counts == {2.0}
+    assert not any(torch.equal(p, start[name]) for name, p in discriminator.named_parameters() if p.ndim == 4)
 
 
 def test_a_posterior_starts_narrow(autoencoder: AutoencoderKL) -> None:

@@ -101,8 +101,11 @@ def test_what_it_cannot_do_is_refused() -> None:
 def test_a_run_goes_on_with_its_own_optimizer_alone(tmp_path: Path) -> None:
     run(tmp_path, steps=3)
     before = (tmp_path / "state.safetensors").read_bytes()
+    objective = Denoise()
+    first = objective.layers[0].weight.detach().clone()
     with pytest.raises(TrainingError, match="the state of a run with 'adamw', asked for 'muon'"):
-        run(tmp_path, steps=6, optimizer="muon")
+        run(tmp_path, objective, steps=6, optimizer="muon")
+    assert torch.equal(objective.layers[0].weight, first), "nothing was taken from it"
     assert (tmp_path / "state.safetensors").read_bytes() == before
 
 

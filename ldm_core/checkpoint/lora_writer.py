@@ -23,7 +23,7 @@ from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.lora_file import DIFFUSERS_METADATA, FOLDER_FILES, PEFT_CONFIG
 from ldm_core.checkpoint.lora_names import PEFT, kohya_name, module_names
 from ldm_core.checkpoint.parts import Part
-from ldm_core.checkpoint.writer import Pending, write_bytes, write_safetensors, write_then_move
+from ldm_core.checkpoint.writer import Pending, require_whole, write_bytes, write_safetensors, write_then_move
 from ldm_core.config import LatentDiffusionConfig
 
 Names = Literal["kohya", "diffusers", "peft"]
@@ -76,7 +76,8 @@ def _in_file_shapes(factors: Factors, config: LatentDiffusionConfig, dtype: torc
     for layer, (down, up) in factors.items():
         part = cast(Part, layer.split(".")[0])
         module, transform = known[layer]
-        a, b = (transform.save((x.detach().to("cpu", dtype),)) for x in (down, up))
+        halves = [require_whole(x, f"the LoRA's {layer}").detach().to("cpu", dtype) for x in (down, up)]
+        a, b = (transform.save((x,)) for x in halves)
         modules.setdefault(part, {})[module] = a, b
     return modules
 

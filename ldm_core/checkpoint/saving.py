@@ -25,7 +25,13 @@ from ldm_core.checkpoint.prove import prove_all
 from ldm_core.checkpoint.reader import Checkpoint
 from ldm_core.checkpoint.statements import CONFIG_KEY, WORDS_KEY
 from ldm_core.checkpoint.values import all_finite
-from ldm_core.checkpoint.writer import Pending, write_safetensors, write_then_move, write_torch_zip
+from ldm_core.checkpoint.writer import (
+    Pending,
+    require_whole,
+    write_safetensors,
+    write_then_move,
+    write_torch_zip,
+)
 from ldm_core.config import ConfigError, LatentDiffusionConfig
 from ldm_core.noise_schedule import NoiseSchedule, betas_of
 
@@ -145,7 +151,7 @@ def _write_file(
     words: Words,
 ) -> None:
     tensors = _pending(model_map(config), parameters, dtype)
-    tensors |= {key: _cast(_whole(value), dtype) for key, value in buffers(config).items()}
+    tensors |= {key: _cast(_to_come(key, value), dtype) for key, value in buffers(config).items()}
     metadata = {"format": "pt", CONFIG_KEY: json.dumps(config.to_dict())}
     if words:
         metadata[WORDS_KEY] = json.dumps(words)
@@ -196,7 +202,7 @@ def _pending(
     """The tensors of a file, each to be made from its parameters when it is written."""
     pending = {}
     for key, entry in key_map.items():
-        values = [_whole(parameters[name]) for name in entry.parameters]
+        values = [_to_come(name, parameters[name]) for name in entry.parameters]
         blanks = tuple(torch.empty(v.shape, dtype=v.dtype, device="meta") for v in values)
         stored = entry.transform.save(blanks)
         made = Pending(stored.dtype, tuple(stored.shape), partial(_join, entry, values))
@@ -217,9 +223,10 @@ def _finite(key: str, pending: Pending) -> Pending:
     return Pending(pending.dtype, pending.shape, make)
 
 
-def _whole(value: Tensor | Pending) -> Pending:
+def _to_come(name: str, value: Tensor | Pending) -> Pending:
     if isinstance(value, Pending):
         return value
+    require_whole(value, name)
     return Pending(value.dtype, tuple(value.shape), lambda: value)
 
 

@@ -63,6 +63,16 @@ class Pending:
         return self.numel * self.dtype.itemsize
 
 
+def require_whole(tensor: Tensor, name: str) -> Tensor:
+    """Raises CheckpointError for a tensor of which this process has a slice only."""
+    if hasattr(tensor, "full_tensor"):
+        raise CheckpointError(
+            f"{name} is sliced over several processes, as fsdp leaves it: in one process, give a model or an "
+            "adapter the weights of the run's state with ldm_core.training.load_weights, and save that"
+        )
+    return tensor
+
+
 def write_safetensors(tensors: Mapping[str, Pending], metadata: Mapping[str, str], target: Path) -> None:
     """Write a safetensors file with `metadata` as its `__metadata__`.
 

@@ -74,13 +74,16 @@ class AutoencoderObjective(Objective):
         self.discriminator = discriminator
         self.weights = weights or AutoencoderWeights()
         if isinstance(features, nn.Module):
-            features.requires_grad_(False)
+            features.requires_grad_(False).eval()
         self._features = (features,)  # in a tuple, it is not one of this module's own
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The players one by one, so that a large gradient of one does not clip the other's."""
-        players = [self.autoencoder] + ([] if self.discriminator is None else [self.discriminator])
-        return [{"params": list(player.parameters()), "scale": 1.0} for player in players]
+        groups: list[dict[str, Any]] = [{"params": list(self.autoencoder.parameters())}]
+        if self.discriminator is not None:
+            start = self.weights.adversarial_start
+            groups.append({"params": list(self.discriminator.parameters()), "start": start})
+        return groups
 
     def loss(self, batch: Batch, streams: Streams, step: int) -> tuple[Tensor, Metrics]:
         weights = self.weights
@@ -118,6 +121,8 @@ class AutoencoderObjective(Objective):
         """(what both players add to the loss, what is logged of them)."""
         discriminator = self.discriminator
         assert discriminator is not None
+        if step == 0:
+            _require_seen(discriminator, images)
         if step < self.weights.adversarial_start:
             # Its gradients are zeros and not missing, which other processes would wait for.
             idle = sum((p.sum() for p in discriminator.parameters()), torch.zeros(())) * 0.0
@@ -138,6 +143,16 @@ class AutoencoderObjective(Objective):
             for loss in (reconstruction, generator)
         ]
         return (norms[0] / (norms[1] + 1e-4)).clamp(0, MAX_ADAPTIVE_WEIGHT).detach()
+
+
+@torch.no_grad()
+def _require_seen(discriminator: PatchDiscriminator, images: Tensor) -> None:
+    """Raises ValueError for pictures that are too small, which else would show when its turn comes."""
+    try:
+        discriminator(images)
+    except RuntimeError as error:
+        size = "x".join(str(side) for side in images.shape[2:])
+        raise ValueError(f"the discriminator cannot look at pictures of {size} pixels ({error})") from error
 
 
 def multiscale_gradient_loss(images: Tensor, decoded: Tensor, scales: int = 3) -> Tensor:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ldm_core.clip.model import CLIP
-from ldm_core.training.contrastive import clamp_log_scale_, contrastive_loss
+from ldm_core.training.contrastive import clamp_log_scale_, contrastive_loss, gather_rows
+from ldm_core.training.distributed import several_processes
 from ldm_core.training.objective import Batch, Metrics, Objective, Streams, require_float32, uniform
 
 Augment = Callable[[Tensor, Streams], Tensor]  # images (B, 3, H, W) in [0, 1] to the same, changed at random
@@ -21,13 +22,15 @@ class ContrastiveObjective(Objective):
     """Trains both encoders of a CLIP and its temperature. Batches have "image", in [-1, 1], and "text".
 
     augment: changes the pictures at random, drawing from their streams only.
-    gather: whether the wrong answers are those of all processes' batches, which then must be of one size.
+    gather: whether the wrong answers are those of all processes' batches, so that several processes give the
+        losses of one; True, if not given, where there are several.
 
-    A sample of several captions shows one of them, at random. Raises ValueError for weights in 16 bits, and,
-    when it meets one, for a sample without a caption.
+    Passes that are accumulated have each their own wrong answers, and fewer of them. A sample of several
+    captions shows one of them, at random. Raises ValueError for weights in 16 bits, and, when it meets one,
+    for a sample without a caption.
     """
 
-    def __init__(self, clip: CLIP, *, augment: Augment | None = None, gather: bool = False) -> None:
+    def __init__(self, clip: CLIP, *, augment: Augment | None = None, gather: bool | None = None) -> None:
         super().__init__()
         require_float32(clip, "CLIP")
         self.clip = clip.requires_grad_(True)
@@ -39,8 +42,11 @@ class ContrastiveObjective(Objective):
         images = batch["image"].to(self.clip.logit_scale) / 2 + 0.5
         texts = self.clip.encode_text(self._tokens(batch["text"], streams))
         images = self.clip.encode_image(images if self.augment is None else self.augment(images, streams))
-        loss = contrastive_loss(images, texts, self.clip.logit_scale, gather=self.gather)
+        gather = several_processes() if self.gather is None else self.gather
+        loss = contrastive_loss(images, texts, self.clip.logit_scale, gather=gather)
         with torch.no_grad():
+            if gather:
+                images, texts = gather_rows(images), gather_rows(texts)
             likeness = torch.nn.functional.normalize(images, dim=-1) @ texts.T / texts.norm(dim=-1)
             found = (likeness.argmax(dim=1) == torch.arange(len(images), device=images.device)).float().mean()
         return loss, {"found": found, "scale": self.clip.logit_scale.detach().exp()}

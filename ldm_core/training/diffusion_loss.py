@@ -11,6 +11,7 @@ needs (Ho and Salimans 2022, arXiv:2207.12598, algorithm 1). CompVis's counterpa
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, Literal, cast, get_args
@@ -48,8 +49,8 @@ class DiffusionObjective(Objective):
 
     model: its networks train in place, on the device where they are. Its autoencoder and, unless
         `train_text_encoder`, its text encoder stay as they are.
-    target: "eps", "v" or "x0"; by default what the model's configuration says, and what the saved
-        model is sampled by.
+    target: "eps", "v" or "x0"; by default what the model's configuration says, by which the model is sampled
+        while it trains and once it is saved. Another one is warned about.
     condition_dropout: the share of captions that are replaced by the empty prompt; 0 for none.
     min_snr_gamma: gamma of `min_snr_weight`, 5 in the paper; None for w_t = 1.
     adapter: what learns in the networks' place, and is on the model already: a `TrainableLora` or a
@@ -76,6 +77,13 @@ class DiffusionObjective(Objective):
         self.condition_dropout = condition_dropout
         self.train_text_encoder = train_text_encoder
         _check(model, self.target, condition_dropout, min_snr_gamma)
+        if self.target != model.config.prediction:
+            warnings.warn(
+                f"trains the prediction of {self.target}, but the model is sampled, and saved, as one of "
+                f"{model.config.prediction}; to change that, set model.config to "
+                f"dataclasses.replace(model.config, prediction={self.target!r})",
+                stacklevel=2,
+            )
         self.adapter = adapter
         if adapter is None:
             self.unet = _module(model, "unet").requires_grad_(True)

@@ -81,9 +81,13 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
+def several_processes() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 def mean_over_processes(tensor: Tensor) -> Tensor:
     """The mean of a tensor over all processes, in each of them; the tensor itself in a process alone."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if not several_processes():
         return tensor
     total = tensor.clone()
     dist.all_reduce(total)
@@ -94,7 +98,8 @@ def spread(objective: nn.Module, world: World, kind: Parallel) -> nn.Module:
     """The module to call in the place of `objective`, so that all processes train it together.
 
     All start from the first one's weights. With "fsdp", which takes PyTorch 2.6, the objective itself is
-    changed: its parameters become `DTensor`s of slices. Raises ValueError for another kind.
+    changed: its parameters become `DTensor`s of slices. Raises ValueError for another kind, and with
+    "fsdp" for a parameter that is one number and learns, as CLIP's temperature is.
     """
     if kind not in ("ddp", "fsdp"):
         raise ValueError(f"parallel must be 'ddp' or 'fsdp', not {kind!r}")
@@ -111,8 +116,17 @@ def spread(objective: nn.Module, world: World, kind: Parallel) -> nn.Module:
     for module in list(objective.modules()):
         if isinstance(module, BLOCKS):
             fully_shard(module, mesh=mesh)
-    fully_shard(objective, mesh=mesh)
+    fully_shard(objective, mesh=mesh, ignored_params=_frozen_scalars(objective))
     return objective
+
+
+def _frozen_scalars(objective: nn.Module) -> set[nn.Parameter]:
+    """Scalars, of which there are no slices. Raises ValueError for one that learns."""
+    scalars = {name: p for name, p in objective.named_parameters() if p.ndim == 0}
+    learning = [name for name, p in scalars.items() if p.requires_grad]
+    if learning:
+        raise ValueError(f"fsdp cannot slice {learning[0]}, which is one number, to train it: use ddp")
+    return set(scalars.values())
 
 
 @contextmanager
@@ -144,14 +158,14 @@ def gathered(module: nn.Module) -> Iterator[None]:
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor, put together on every process if each has a slice of it. All processes must call this."""
-    return _as_sliced(tensor).full_tensor() if _is_sliced(tensor) else tensor.detach()
+    return _as_sliced(tensor).full_tensor() if is_sliced(tensor) else tensor.detach()
 
 
 @torch.no_grad()
 def assign(target: Tensor, value: Tensor) -> None:
     """Give a tensor, or this process's slice of it, the values of a whole one."""
     value = value.to(target.device, target.dtype)
-    if _is_sliced(target):
+    if is_sliced(target):
         from torch.distributed.tensor import distribute_tensor
 
         sliced = _as_sliced(target)
@@ -159,7 +173,8 @@ def assign(target: Tensor, value: Tensor) -> None:
     target.copy_(value)
 
 
-def _is_sliced(tensor: Tensor) -> bool:
+def is_sliced(tensor: Tensor) -> bool:
+    """Whether this process has a slice of it only."""
     return hasattr(tensor, "full_tensor")
 
 

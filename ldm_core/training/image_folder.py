@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import warnings
 from collections.abc import Iterator
@@ -97,12 +98,15 @@ def _text_beside(picture: Path) -> tuple[str, ...]:
     path = picture.with_suffix(".txt")
     if not path.is_file():
         return ()
-    text = " ".join(path.read_text(encoding="utf-8", errors="replace").split())
-    return (text,) if text else ()
+    try:
+        return _nonempty([_read(path)])
+    except ValueError as error:
+        warnings.warn(str(error), stacklevel=6)
+        return ()
 
 
 def _jsonl(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(_read(path).splitlines(), 1):
+    for number, line in enumerate(_read(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -117,7 +121,7 @@ def _jsonl(path: Path) -> Iterator[Row]:
 
 
 def _csv(path: Path) -> Iterator[Row]:
-    table = csv.DictReader(_read(path).splitlines(keepends=True), strict=True)
+    table = csv.DictReader(io.StringIO(_read(path), newline=""), strict=True)
     columns = table.fieldnames or []
     if not {"file_name", "text"} <= set(columns):
         raise ValueError(

@@ -86,6 +86,8 @@ class CachedLatents:
             return "not there"
         try:
             note = json.loads(self._note.read_text(encoding="utf-8"))
+            if not isinstance(note, dict) or not isinstance(note.get("bad"), dict):
+                raise ValueError(f"{self._note.name} is no such note")
             shape = np.load(self.path, mmap_mode="r", allow_pickle=False).shape
         except (ValueError, OSError, EOFError) as error:
             return f"damaged ({error})"

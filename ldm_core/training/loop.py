@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import count
@@ -38,6 +38,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 STATE = "state.safetensors"
+# Settings that may change within a run, which gives the same losses with them but for rounding.
+CHANGE_NO_LOSS = {
+    *("accumulate", "gradient_checkpointing", "workers", "save_every", "log_every", "picture_every"),
+    "optimizer",  # which must not change at all
+}
 
 
 class TrainingError(RuntimeError):
@@ -86,8 +91,17 @@ class TrainingSettings:
             raise ValueError(f"precision must be 'float32' or 'bfloat16', not {self.precision!r}")
         if self.optimizer not in ("adamw", "muon"):
             raise ValueError(f"optimizer must be 'adamw' or 'muon', not {self.optimizer!r}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive, not {self.learning_rate}")
+        for name in ("learning_rate", "clip"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, not {value}")
+        for name in ("final_rate", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        decays = [*(("betas", beta) for beta in self.betas), ("ema_decay", self.ema_decay)]
+        for name, decay in decays:
+            if decay is not None and not 0 <= decay < 1:
+                raise ValueError(f"{name} must be in [0, 1), not {decay}")
 
 
 class Trainer:
@@ -125,6 +139,8 @@ class Trainer:
             raise ValueError("expected at least one sample to train on, got none")
         self.objective, self.samples, self.folder = objective, samples, Path(folder)
         self.settings, self.quiet, self.picture = settings, quiet, picture
+        # Of a data set of files it takes a look at every one.
+        self._fingerprint = getattr(samples, "fingerprint", None) if self.world.is_first else None
         self.step = self.position = 0
         self._saved = -1  # the step whose state is on disk
         if settings.gradient_checkpointing:
@@ -183,16 +199,20 @@ class Trainer:
             del batches  # ends the processes that read ahead
             if log is not None:
                 log.close()
-        if stopping:
+        if stopping or caught:
             leave_by(caught)
 
     def save(self) -> None:
         """Write the state, unless it is that of the step that was written last."""
         if self.step != self._saved:
-            progress = {"step": self.step, "position": self.position, "length": len(self.samples)}
-            save_state(
-                self.state_path, self._trained, progress | {"settings": asdict(self.settings)}, self.world
-            )
+            progress = {
+                "step": self.step,
+                "position": self.position,
+                "length": len(self.samples),
+                "data": self._fingerprint,
+                "settings": asdict(self.settings),
+            }
+            save_state(self.state_path, self._trained, progress, self.world)
             self._saved = self.step
 
     @contextmanager
@@ -213,21 +233,26 @@ class Trainer:
         if not there:
             self.save()  # so that there is a state to go back to, whatever happens
             return
-        progress = load_state(self.state_path, self._trained)
+        progress = load_state(self.state_path, self._trained, self._require_same_optimizer)
+        self.step, self.position = progress["step"], progress["position"]
+        self._saved = self.step
+        now = asdict(self.settings) | {"samples": len(self.samples), "betas": list(self.settings.betas)}
+        then = progress["settings"] | {"samples": progress["length"]}
+        changes = [
+            f"{name} {now[name]}, where it was {then[name]}"
+            for name in sorted(now.keys() & then.keys() - CHANGE_NO_LOSS)
+            if now[name] != then[name]
+        ]
+        data = {self._fingerprint, progress.get("data")} - {None}
+        if len(data) > 1 and now["samples"] == then["samples"]:
+            changes.append("other samples, or files that were written since")
+        for change in changes:
+            warnings.warn(f"resumed at step {self.step} with {change}", stacklevel=3)
+
+    def _require_same_optimizer(self, progress: Mapping[str, Any]) -> None:
         used, asked = progress["settings"].get("optimizer", "adamw"), self.settings.optimizer
         if used != asked:
             raise TrainingError(f"{self.state_path}: the state of a run with {used!r}, asked for {asked!r}")
-        self.step, self.position = progress["step"], progress["position"]
-        self._saved = self.step
-        now = asdict(self.settings) | {"length": len(self.samples)}
-        then = progress["settings"] | {"length": progress["length"]}
-        for name in ("seed", "length", "batch_size", "learning_rate", "steps"):
-            if then.get(name) != now[name]:
-                what = "samples" if name == "length" else name
-                warnings.warn(
-                    f"resumed at step {self.step} with {what} {now[name]}, where it was {then.get(name)}",
-                    stacklevel=3,
-                )
 
     def _loader(self) -> Iterator[dict[str, Any]]:
         settings = self.settings
@@ -258,9 +283,10 @@ class Trainer:
             self.step, steps=settings.steps, warmup=settings.warmup, final=settings.final_rate
         )
         for group in self._optimizer.param_groups:
-            group["lr"] = settings.learning_rate * rate * group["scale"]
+            group["lr"] = settings.learning_rate * rate * group.get("scale", 1.0)
         metrics = self.world.mean(self._gradients(batches) | {"stop": float(bool(caught))})
         stopping = metrics.pop("stop") > 0
+        self._let_wait()
         metrics["gradient"] = self._clip()
         self._require_finite(metrics)
         self._optimizer.step()
@@ -303,6 +329,13 @@ class Trainer:
             return nullcontext()
         device = next(self.objective.parameters()).device
         return torch.autocast(device.type, torch.bfloat16)
+
+    def _let_wait(self) -> None:
+        """Groups whose turn has not come have no gradients: an optimizer would count even zeros as steps."""
+        for group in self._groups:
+            if self.step < group.get("start", 0):
+                for parameter in group["params"]:
+                    parameter.grad = None
 
     def _clip(self) -> float:
         """Shorten each group's gradient to `clip`; returns the largest norm that there was."""

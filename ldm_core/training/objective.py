@@ -40,8 +40,11 @@ class Objective(nn.Module, ABC):
         return [self]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The optimizer's groups; "scale" in one multiplies the learning rate, and each is clipped apart."""
-        return [{"params": [p for p in self.parameters() if p.requires_grad], "scale": 1.0}]
+        """The optimizer's groups, each of which is clipped apart.
+
+        "scale" in one multiplies the learning rate; before the step "start" it stays as it is.
+        """
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
 
 def require_float32(network: nn.Module, name: str) -> None:

@@ -99,6 +99,7 @@ def _index(shard: Path) -> list[_Entry]:
                         stem, dot, ending = name.partition(".")
                         place = _Member(member.name, member.offset_data, member.size)
                         parts.setdefault(os.path.join(folder, stem), {})[(dot + ending).lower()] = place
+                _require_end(shard, archive.offset)
             except (tarfile.TarError, OSError, ValueError) as error:
                 warnings.warn(
                     f"{shard}: damaged or cut short after {len(parts)} samples ({error})", stacklevel=4
@@ -114,6 +115,18 @@ def _index(shard: Path) -> list[_Entry]:
     return entries
 
 
+def _require_end(shard: Path, offset: int) -> None:
+    """Raises ValueError where a file goes on, or stops, without the block of zeros that ends an archive.
+
+    tarfile takes any header that it cannot read for the end, but for the first one.
+    """
+    with shard.open("rb") as file:
+        file.seek(offset)
+        block = file.read(tarfile.BLOCKSIZE)
+    if block != bytes(tarfile.BLOCKSIZE):
+        raise ValueError("no header, nor the end of the archive, at " + f"byte {offset:,}")
+
+
 def _bytes(shard: Path, member: _Member) -> bytes:
     try:
         with shard.open("rb") as file:
@@ -127,7 +140,10 @@ def _bytes(shard: Path, member: _Member) -> bytes:
 
 
 def _texts(data: bytes, ending: str, name: str) -> tuple[str, ...]:
-    text: Any = data.decode("utf-8", errors="replace")
+    try:
+        text: Any = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadSample(f"{name}: its caption is not UTF-8 ({error})") from error
     if ending.lower().endswith(".json"):
         try:
             values = json.loads(text)

@@ -9,7 +9,7 @@ there were, and any number of them can go on from it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ldm_core.checkpoint import CheckpointError, read
 from ldm_core.checkpoint.writer import Pending, write_safetensors, write_then_move
-from ldm_core.training.distributed import World, assign, whole
+from ldm_core.training.distributed import World, assign, is_sliced, whole
 from ldm_core.training.ema import WeightAverage
 
 KEY = "ldm_core.training"  # of the JSON in the file's metadata
@@ -59,16 +59,22 @@ def save_state(path: Path, trained: Trained, progress: Mapping[str, Any], world:
     """
     pending: dict[str, Pending] = {}
     for name, tensor in trained.tensors().items():
-        tensor = whole(tensor)
+        sliced, tensor = is_sliced(tensor), whole(tensor)
         if world.is_first:
+            if sliced:
+                tensor = tensor.cpu()  # on a GPU there is no room for all of them whole
             pending[name] = Pending(tensor.dtype, tuple(tensor.shape), partial(torch.Tensor.cpu, tensor))
     if world.is_first:
         metadata = {"format": "pt", KEY: json.dumps(dict(progress))}
         write_then_move(path, lambda target: write_safetensors(pending, metadata, target))
 
 
-def load_state(path: Path, trained: Trained) -> dict[str, Any]:
+def load_state(
+    path: Path, trained: Trained, accept: Callable[[Mapping[str, Any]], None] = lambda progress: None
+) -> dict[str, Any]:
     """Put everything back in place, and return the progress that was saved with it.
+
+    accept: is shown the progress before anything changes, and raises an error where it is of no use.
 
     Raises CheckpointError for a file that is damaged or no such state, and for one of another
     architecture, naming tensors that differ; nothing has changed then.
@@ -80,6 +86,7 @@ def load_state(path: Path, trained: Trained) -> dict[str, Any]:
             raise ValueError(f"it lacks {', '.join(sorted(PROGRESS - progress.keys()))}")
     except (KeyError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path}: not the state of a training run ({error})") from error
+    accept(progress)
     parameters, saved = trained.parameters(), checkpoint.tensors
     _compare(path, trained, saved)
 

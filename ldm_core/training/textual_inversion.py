@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm_core.checkpoint.embedding_file import KOHYA
-from ldm_core.checkpoint.writer import Pending, write_safetensors, write_then_move
+from ldm_core.checkpoint.writer import Pending, require_whole, write_safetensors, write_then_move
 from ldm_core.model import LatentDiffusion
 from ldm_core.textual_inversion import add_word, embedding_layer
 from ldm_core.tokenizer import CLIPTokenizer
@@ -77,7 +77,7 @@ class LearnedWord(nn.Module):
             )
         start = known[torch.arange(vectors, device=known.device) % len(known)]
         self.vectors = nn.Parameter(start)  # (n, width)
-        self._word = add_word(model, name, self.vectors)
+        self._word = add_word(model, name, self)
 
     @property
     def name(self) -> str:
@@ -96,7 +96,7 @@ class LearnedWord(nn.Module):
         if path.suffix != ".safetensors":
             raise ValueError(f"{path}: expected a name that ends in .safetensors")
         key = KOHYA if names == "kohya" else self.name
-        make = partial(Tensor.contiguous, self.vectors.detach())
+        make = partial(Tensor.contiguous, require_whole(self.vectors, "the word").detach())
         pending = {key: Pending(torch.float32, tuple(self.vectors.shape), make)}
         write_then_move(path, lambda target: write_safetensors(pending, {"format": "pt"}, target))
 

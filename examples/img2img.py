@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("prompt", nargs="?", default="grinning cat")
     parser.add_argument("--image", help="a picture to start from, instead of the sketch")
     parser.add_argument("--output", default="img2img.png")
-    parser.add_argument("--strengths", type=float, nargs="+", default=[0.4, 0.6, 0.8, 1.0])
+    parser.add_argument("--strengths", type=float, nargs="+", default=[0.1, 0.4, 0.9, 1.0])
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--seed", type=int, default=0)

@@ -59,12 +59,21 @@ def measured(report: dict[str, Any]) -> str:
     for benchmark in report["benchmarks"]:
         name, cases = benchmark["benchmark"], benchmark["cases"]
         parts.append(f"### {TITLES[name]}\n")
-        products = {c["dtype"]: f"{c['matmul_gflops']:.0f}" for c in cases if c["matmul_gflops"]}
+        products = {kind: _range(cases, kind) for kind in dict.fromkeys(c["dtype"] for c in cases)}
         words = [f"`python examples/benchmarks/{name}.py`. Ratios are to {cases[0]['peer']}."]
-        words += [f"A matrix product in {k} reached {v} GFLOP/s beside it." for k, v in products.items()]
+        words += [f"A matrix product in {k} reached {v} GFLOP/s beside it." for k, v in products.items() if v]
         parts.append(" ".join(words) + "\n")
         parts.append(markdown_table(benchmark) + "\n")
     return "\n".join(parts)
+
+
+def _range(cases: list[dict[str, Any]], dtype: str) -> str:
+    """Of the speeds of a product, each measured beside its case; "" for none."""
+    speeds = [c["matmul_gflops"] for c in cases if c["dtype"] == dtype and c["matmul_gflops"]]
+    if not speeds:
+        return ""
+    lowest, highest = f"{min(speeds):.0f}", f"{max(speeds):.0f}"
+    return lowest if lowest == highest else f"{lowest} to {highest}"
 
 
 def replaced(page: str, text: str) -> str:

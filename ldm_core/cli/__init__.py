@@ -183,7 +183,9 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
         help="picture k has seed N + k, or the k-th of a list (default: a fresh one, kept in the recipe)",
     )
     group = parser.add_argument_group("model")
-    group.add_argument("--model", metavar="FILE", help="a checkpoint (default: the bundled model)")
+    group.add_argument(
+        "--model", metavar="PATH", help="a checkpoint or diffusers folder (default: the bundled model)"
+    )
     group.add_argument("--config", metavar="NAME|FILE.yaml", help="its configuration, if it must be said")
     group.add_argument("--prediction", choices=("eps", "v", "x0"), help="what it predicts, if not told")
     group.add_argument("--ema", action=argparse.BooleanOptionalAction, help="use the averaged U-Net weights")
@@ -258,7 +260,7 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
         "--output",
         default=".",
         metavar="FILE.png|FOLDER",
-        help="a file for one picture, or a folder, where pictures are numbered (default: this folder)",
+        help="a file for one picture, or an existing folder to number pictures in (default: this one)",
     )
     group.add_argument("--force", action="store_true", help="overwrite FILE.png")
     group.add_argument(

@@ -26,9 +26,7 @@ def interpreted() -> bool:
 def require_triton(what: str) -> None:
     """Raise ValueError, saying what is missing, where no Triton kernel could ever run."""
     if find_spec("triton") is None:
-        raise ValueError(
-            f"{what} needs the package triton, which is not installed: pip install 'ldm_core[gpu]'"
-        )
+        raise ValueError(f"{what} needs the package triton, which is not installed: pip install triton")
     if not interpreted() and not torch.cuda.is_available():
         raise ValueError(f"{what} needs a CUDA device, and PyTorch finds none here")
 

@@ -117,7 +117,7 @@ def _tensorboard(folder: Path, step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         warnings.warn(
-            "TensorBoard is not installed, so only metrics.csv is written; pip install 'ldm_core[train]'",
+            "TensorBoard is not installed, so only metrics.csv is written; pip install tensorboard",
             stacklevel=4,
         )
         return None

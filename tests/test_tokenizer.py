@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import html
 import importlib.util
-import itertools
 import json
-import pickle
 import random
-import subprocess
-import sys
 import unicodedata
 import warnings
-from collections import defaultdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,14 +15,12 @@ from typing import Any
 import ftfy
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tokenizer_texts import ANY_CHARACTER, PIECES, SCRIPT_TEXT, SCRIPTS, TOKENIZER, many
 
 from ldm_core import tokenizer as module
-from ldm_core.tokenizer import END_OF_TEXT, START_OF_TEXT, CLIPTokenizer, clean, merge, split, vocabulary
-
-TOKENIZER = CLIPTokenizer()
-many = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+from ldm_core.tokenizer import END_OF_TEXT, CLIPTokenizer, clean, merge, split, vocabulary
 
 # ---- the reference --------------------------------------------------------------------------------
 
@@ -54,21 +46,8 @@ def reference() -> Any:
     return load_open_clip_tokenizer().SimpleTokenizer()
 
 
-# ---- text in every script -------------------------------------------------------------------------
-
-
-def characters_by_script() -> dict[str, list[str]]:
-    """All named characters, by the first word of their name: LATIN, GREEK, TAMIL, CJK, HANGUL, MUSICAL …"""
-    groups: dict[str, list[str]] = defaultdict(list)
-    for code in range(0x110000):
-        name = unicodedata.name(chr(code), "")
-        if name:
-            groups[name.replace("-", " ").split()[0]].append(chr(code))
-    return groups
-
-
-SCRIPTS = characters_by_script()
 NUMERALS = [chr(code) for code in range(0x110000) if unicodedata.category(chr(code)).startswith("N")]
+
 
 PHRASES = [
     "A photograph of an astronaut riding a horse, 4K, f/1.8 -- it's John's, they'll've said \"wow!!!\"",
@@ -147,45 +126,6 @@ def test_padded_and_cut_rows_equal_open_clips(reference: Any) -> None:
         ours = CLIPTokenizer(pad_token_id=0)(texts)
     assert torch.equal(ours, reference(texts))
     assert (ours[:, -1] == END_OF_TEXT).any(), "no text was cut"
-
-
-ANY_CHARACTER = st.characters(exclude_categories=())  # lone surrogates and unassigned code points included
-PIECES = st.sampled_from(
-    [
-        *(
-            "<start_of_text>",
-            "<end_of_text>",
-            "<END_OF_TEXT>",
-            "<ſtart_of_text>",
-            "<|endoftext|>",
-            "</w>",
-            "<",
-        ),
-        *("'s", "'S", "'ſ", "’s", "'t", "'re", "'ve", "'m", "'ll", "'d", "'", "''", '"', "“", "´"),
-        *(
-            "&amp;",
-            "&lt;",
-            "&#39;",
-            "&#x27;",
-            "&amp;lt;",
-            "&notin",
-            "&#28;",
-            "&#x85;",
-            "&nbsp;",
-            "&",
-            ";",
-            "#",
-        ),
-        *("Ã©", "â€™", "â€œ", "Ð¿", "ðŸ˜€", "Ã ", "\xa0", "\x85", "\x9d", "\xad", "Â", "â", "€"),
-        *(" ", "  ", "\t", "\n", "\r", "\r\n", "\x0b", "\x0c", "\x1c", "\x1f", "\u2028", "\u3000", "\u200b"),
-        *("\x00", "\x1b[0m", "\x7f", "\ufeff", "\ufffd", "\ud83d", "\ude00", "\u200d", "\ufe0f", "\u20e3"),
-        *("a", "B", "cat", "Photo", "0", "42", "½", "Ⅷ", "٣", "ﬁ", "Ａ", "ｶﾞ", "İ", "ſ", "K", "ß", "Σ", "Ǆ"),
-        *("é", "e\u0301", "猫", "𠀋", "한", "하\u11ab", "ไท", "हि", "👩🏽", "🇩🇪", "!", "!?", "...", "_", "-"),
-    ]
-)
-SCRIPT_TEXT = st.sampled_from(sorted(SCRIPTS)).flatmap(
-    lambda name: st.text(st.sampled_from([*SCRIPTS[name], " ", "'", "1"]), max_size=30)
-)
 
 
 @many
@@ -340,277 +280,3 @@ def test_the_cache_of_words_is_bounded() -> None:
     info = module._cached_merge.cache_info()
     assert info.currsize == 600
     assert info.maxsize == module.CACHED_WORDS
-
-
-# ---- __call__ -------------------------------------------------------------------------------------
-
-
-@many
-@given(st.lists(st.text(max_size=20), max_size=5))
-def test_a_batch_is_its_prompts_one_by_one(prompts: list[str]) -> None:
-    rows = TOKENIZER(prompts)
-    assert rows.shape == (len(prompts), 77)
-    assert rows.dtype == torch.int64
-    assert all(torch.equal(rows[k], TOKENIZER(prompt)[0]) for k, prompt in enumerate(prompts))
-
-
-@pytest.mark.parametrize("pad", [49407, 0])
-def test_a_row_is_start_ids_end_padding(pad: int) -> None:
-    tokenizer = CLIPTokenizer(context_length=8, pad_token_id=pad)
-    assert tokenizer("a cat").tolist() == [[START_OF_TEXT, 320, 2368, END_OF_TEXT, pad, pad, pad, pad]]
-    assert tokenizer([""]).tolist() == [[START_OF_TEXT, END_OF_TEXT, *[pad] * 6]]
-
-
-def test_75_tokens_fit() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        row = TOKENIZER("cat " * 75)[0].tolist()
-    assert row == [START_OF_TEXT, *[2368] * 75, END_OF_TEXT]
-
-
-def test_76_tokens_are_cut_and_the_warning_names_what_was_lost() -> None:
-    with pytest.warns(UserWarning, match="has 77 tokens") as caught:
-        rows = TOKENIZER(["a dog", "cat " * 74 + "on a Horse"])
-    assert rows[1].tolist() == [START_OF_TEXT, *[2368] * 74, TOKENIZER.encode("on")[0], END_OF_TEXT]
-    (warning,) = caught
-    assert "lost: 'a horse'" in str(warning.message)
-    assert warning.filename == __file__, "the warning should point at the caller"
-
-
-def test_the_warning_stays_readable() -> None:
-    with pytest.warns(UserWarning, match="word word") as caught:
-        TOKENIZER("word " * 5000)
-    assert len(str(caught[0].message)) < 250
-
-
-@pytest.mark.parametrize(
-    ("prompts", "message"),
-    [
-        (None, "expected a prompt or a sequence of prompts, got NoneType"),
-        (7, "got int"),
-        (b"a cat", "got bytes"),
-        ({"prompt": "a cat"}, "got dict"),
-        (["a cat", None], "prompt 1 is None"),
-        (["a cat", ["a dog"]], r"prompt 1 is \['a dog'\]"),
-    ],
-)
-def test_prompts_that_are_not_strings(prompts: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        TOKENIZER(prompts)
-
-
-def test_encode_takes_a_string_only() -> None:
-    with pytest.raises(ValueError, match="expected a prompt as a str, got list"):
-        TOKENIZER.encode(["a cat"])  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    "settings_", [{"context_length": 2}, {"context_length": 77.0}, {"pad_token_id": 49408}]
-)
-def test_settings_that_make_no_tokenizer(settings_: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(iter(settings_))):
-        CLIPTokenizer(**settings_)
-
-
-# ---- decode and tokens ----------------------------------------------------------------------------
-
-
-@many
-@given(st.one_of(st.text(st.characters(max_codepoint=0x7F)), st.text(ANY_CHARACTER), SCRIPT_TEXT))
-def test_decode_gives_the_cleaned_text_back_but_for_its_spaces(text: str) -> None:
-    expected = "".join(word for word in split(clean(text)) if word not in module.SPECIAL_TOKENS)
-    assert TOKENIZER.decode(TOKENIZER.encode(text)).replace(" ", "") == expected
-
-
-@pytest.mark.parametrize("pad", [49407, 0])
-def test_decode_leaves_out_what_the_row_adds(pad: int) -> None:
-    tokenizer = CLIPTokenizer(pad_token_id=pad)
-    assert tokenizer.decode(tokenizer("a cat!! in Köln 😀")[0]) == "a cat !! in köln 😀"
-
-
-def test_decode_keeps_the_token_whose_id_pads_rows() -> None:
-    """Id 0 is "!" within a run of punctuation."""
-    tokenizer = CLIPTokenizer(pad_token_id=0)
-    ids = tokenizer.encode("!£")
-    assert ids[0] == 0
-    assert tokenizer.decode(ids) == tokenizer.decode(tokenizer("!£")[0]) == "!£"
-
-
-def test_decode_replaces_half_a_character() -> None:
-    ids = TOKENIZER.encode("𠀋")
-    assert TOKENIZER.decode(ids) == "𠀋"
-    assert TOKENIZER.decode(ids[:-1]) == "\ufffd"
-
-
-def test_decode_takes_what_holds_ids() -> None:
-    ids = torch.tensor([320, 2368])
-    assert TOKENIZER.decode(ids) == TOKENIZER.decode(ids.numpy()) == TOKENIZER.decode(list(ids)) == "a cat"
-    assert TOKENIZER.decode(iter([320, 2368])) == "a cat"
-    assert TOKENIZER.decode([]) == ""
-
-
-@pytest.mark.parametrize(
-    "ids", [[49408], [-1], [1.0], "a cat", 320, torch.tensor(320), torch.zeros(2, 2).long()]
-)
-def test_decode_names_what_is_no_id(ids: Any) -> None:
-    with pytest.raises(ValueError, match=r"expected .*token ids"):
-        TOKENIZER.decode(ids)
-
-
-def test_tokens_are_readable_and_one_for_each_id() -> None:
-    text = "An Astronaut's 😀 𠀋 <end_of_text>"
-    pieces = TOKENIZER.tokens(text)
-    assert pieces == [
-        *("an</w>", "astronaut</w>", "'s</w>", "😀</w>"),
-        *("\\xf0", "\\xa0", "\\x80", "\\x8b</w>", "<end_of_text>"),
-    ]
-    assert len(pieces) == len(TOKENIZER.encode(text))
-
-
-# ---- added words ----------------------------------------------------------------------------------
-
-FIRST = CLIPTokenizer.vocab_size
-TOY = (FIRST, FIRST + 1, FIRST + 2)
-ADDED = CLIPTokenizer(added_words=(("<cat-toy>", TOY), ("my-Emb", (FIRST + 3,)), ("my-emb 2", (FIRST + 4,))))
-
-
-def ids_between(*parts: str | tuple[int, ...]) -> list[int]:
-    """Ids of texts, by a tokenizer without added words, and of names."""
-    lists = [TOKENIZER.encode(part) if isinstance(part, str) else part for part in parts]
-    return [token for ids in lists for token in ids]
-
-
-@pytest.mark.parametrize(
-    ("prompt", "parts"),
-    [
-        ("a <cat-toy> on a table", ["a", TOY, "on a table"]),
-        ("<CAT-Toy>", [TOY]),
-        ("a<cat-toy>b,<cat-toy>", ["a", TOY, "b,", TOY]),
-        ("<cat-toy><cat-toy>'s", [TOY, TOY, "'s"]),
-        ("the <cat-toy", ["the <cat-toy"]),
-        ("&lt;cat-toy&gt; &amp; <cat-toy>", ["<cat-toy> &", TOY]),
-        ("MY-EMB, (my-emb:1.2)", [(FIRST + 3,), ", (", (FIRST + 3,), ":1.2)"]),
-        ("my-embs xmy-emb my-emb_ 1my-emb my-emb2", ["my-embs xmy-emb my-emb_ 1my-emb my-emb2"]),
-        ("my-embé my-embe\u0301 emy-emb", ["my-embé my-embe\u0301 emy-emb"]),
-        ("my-emb\u0301 \u0301my-emb", ["my-emb\u0301 \u0301my-emb"]),
-        ("-my-emb- my-my-emb", ["-", (FIRST + 3,), "- my-", (FIRST + 3,)]),
-        ("my-emb 2 my-emb 3 My-Emb\n\t 2", [(FIRST + 4,), (FIRST + 3,), "3", (FIRST + 4,)]),
-        ("my-emb 23", [(FIRST + 3,), "23"]),
-    ],
-)
-def test_names_are_found_as_whole_words(prompt: str, parts: list[str | tuple[int, ...]]) -> None:
-    assert ADDED.encode(prompt) == ids_between(*parts)
-
-
-def test_the_longest_name_comes_first_whatever_the_order_of_adding() -> None:
-    words = [("a", (FIRST,)), ("a b", (FIRST + 1,)), ("a b c", (FIRST + 2,)), ("<a", (FIRST + 3,))]
-    for order in itertools.permutations(words):
-        tokenizer = CLIPTokenizer(added_words=order)
-        assert tokenizer.encode("a b c A B <a a") == [FIRST + 2, FIRST + 1, FIRST + 3, FIRST]
-
-
-@many
-@given(st.one_of(st.text(ANY_CHARACTER), SCRIPT_TEXT, st.lists(PIECES, max_size=12).map("".join)))
-def test_prompts_without_a_name_have_the_ids_they_had(text: str) -> None:
-    assert ADDED.encode(text) == TOKENIZER.encode(text)
-    assert ADDED.tokens(text) == TOKENIZER.tokens(text)
-    assert ADDED.decode(TOKENIZER.encode(text)) == TOKENIZER.decode(TOKENIZER.encode(text))
-
-
-@many
-@given(st.text(ANY_CHARACTER, min_size=1), st.lists(PIECES, max_size=6), st.lists(PIECES, max_size=6))
-def test_any_name_is_found_between_any_texts(name: str, before: list[str], after: list[str]) -> None:
-    name = " ".join(name.split())
-    texts = ["".join(before) + " ", " " + "".join(after)]
-    prompt = texts[0] + name + texts[1]
-    assume(name and "İ" not in prompt)  # to a pattern its other case is "i", to `casefold` it is not
-    folded = " ".join(prompt.split()).casefold()
-    assume(folded.find(name.casefold()) == folded.rfind(name.casefold()))
-    tokenizer = CLIPTokenizer(added_words=((name, (FIRST, FIRST + 1)),))
-    assert tokenizer.encode(prompt) == ids_between(texts[0], (FIRST, FIRST + 1), texts[1])
-    assert len(tokenizer.tokens(prompt)) == len(tokenizer.encode(prompt))
-
-
-def test_decode_gives_names_back() -> None:
-    prompt = "a <cat-toy> , <cat-toy> <cat-toy> and my-Emb 3 my-emb 2"
-    assert ADDED.decode(ADDED.encode(prompt)) == prompt
-    assert ADDED.decode(ADDED("A <CAT-TOY>!")[0]) == "a <cat-toy> !"
-    assert ADDED.decode(TOY[1:]) == ADDED.decode(TOY[:2]) == ADDED.decode([TOY[1]]) == "<cat-toy>"
-    assert ADDED.decode([TOY[0], TOY[2]]) == ADDED.decode([TOY[0], TOY[0]]) == "<cat-toy> <cat-toy>"
-    with pytest.raises(ValueError, match=r"in 0..49407 or of an added word, but one is 49413"):
-        ADDED.decode([FIRST + 5])
-
-
-def test_tokens_number_the_ids_of_a_name() -> None:
-    pieces = ["a</w>", "<cat-toy>", "<cat-toy>_1", "<cat-toy>_2", "my-Emb"]
-    assert ADDED.tokens("a <cat-toy> my-emb") == pieces
-
-
-@pytest.mark.parametrize(
-    ("room", "lost"),
-    [
-        (0, "lost: '<cat-toy> and a dog'"),
-        (1, "lost: '<cat-toy> and a dog' (of '<cat-toy>' only the last 2 of 3 tokens)"),
-        (2, "lost: '<cat-toy> and a dog' (of '<cat-toy>' only the last 1 of 3 tokens)"),
-        (3, "lost: 'and a dog'"),
-    ],
-)
-def test_the_warning_names_a_name_that_was_cut(room: int, lost: str) -> None:
-    prompt = "cat " * (75 - room) + "<cat-toy> and a dog"
-    with pytest.warns(UserWarning, match=f"has {75 - room + 6} tokens") as caught:
-        (row,) = ADDED(prompt).tolist()
-    assert row == [START_OF_TEXT, *[2368] * (75 - room), *TOY[:room], END_OF_TEXT]
-    assert str(caught[0].message).endswith(lost)
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ((("a", (FIRST,)), ("A", (FIRST + 1,))), "the name 'A' is already in use|the name 'a' is already"),
-        ((("straße", (FIRST,)), ("STRAẞE", (FIRST + 1,))), "is already in use"),
-        ((("a", (FIRST,)), ("b", (FIRST,))), "'b' needs ids of its own from 49408 on"),
-        ((("a", (FIRST, FIRST)),), "'a' needs ids of its own"),
-        ((("a", (END_OF_TEXT,)),), "from 49408 on, not"),
-        ((("a", (49408.0,)),), "needs ids"),
-        ((("a", ()),), "a tuple of ints, not"),
-        (((" a", (FIRST,)),), "words with single spaces"),
-        ((("a  b", (FIRST,)),), "words with single spaces"),
-        ((("", (FIRST,)),), "words with single spaces"),
-        (((b"a", (FIRST,)),), "words with single spaces"),
-        (("ab",), "must be a tuple of"),
-        ([("a", (FIRST,))], "must be a tuple of"),
-        (None, "must be a tuple of"),
-    ],
-)
-def test_words_that_cannot_be_added(words: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        CLIPTokenizer(added_words=words)
-
-
-def test_a_tokenizer_with_added_words_is_a_value() -> None:
-    assert pickle.loads(pickle.dumps(ADDED)) == copy.deepcopy(ADDED) == ADDED
-    assert hash(ADDED) == hash(copy.deepcopy(ADDED))
-    assert CLIPTokenizer() != ADDED
-
-
-# ---- the object -----------------------------------------------------------------------------------
-
-
-def test_a_tokenizer_is_a_value() -> None:
-    tokenizer = CLIPTokenizer(pad_token_id=0)
-    assert pickle.loads(pickle.dumps(tokenizer)) == copy.deepcopy(tokenizer) == tokenizer
-    assert tokenizer != CLIPTokenizer()
-
-
-def test_encode_needs_no_torch() -> None:
-    code = (
-        "import importlib.util, sys\n"
-        "sys.modules['torch'] = None\n"
-        f"spec = importlib.util.spec_from_file_location('tokenizer', {str(module.__file__)!r})\n"
-        "sys.modules['tokenizer'] = tokenizer = importlib.util.module_from_spec(spec)\n"
-        "spec.loader.exec_module(tokenizer)\n"
-        "assert not {'ftfy', 'regex'} & set(sys.modules), 'imported before they are needed'\n"
-        "print(tokenizer.CLIPTokenizer().encode('a cat'))\n"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (result.stdout.strip(), result.stderr) == ("[320, 2368]", "")

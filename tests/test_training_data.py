@@ -1,54 +1,30 @@
-"""Pictures and captions from folders, shards and caches, whole or damaged, and the order they come in."""
+"""Pictures and captions from folders, whole or damaged."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-import tarfile
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torch.utils.data import DataLoader
-from training_runs import losses, pictures, rows, run
+from training_pictures import (
+    COLOURS,
+    folder,  # noqa: F401
+    png,
+    quietly,
+)
+from training_runs import losses, rows, run
 
-from ldm_core.autoencoder import AutoencoderKL
-from ldm_core.checkpoint import CheckpointError
-from ldm_core.training import BadSample, CachedLatents, ImageFolder, TarShards, TensorSamples
-from ldm_core.training.latents import fingerprint
-from ldm_core.training.order import Order, noise_streams
-from ldm_core.training.samples import Readable, collate
-
-COLOURS = {"a": (255, 0, 0), "b": (0, 255, 0), "c": (0, 0, 255)}
-
-
-def png(colour: tuple[int, int, int], size: tuple[int, int] = (12, 8), kind: str = "PNG") -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", size, colour).save(file, kind)
-    return file.getvalue()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "deep").mkdir()
-    for name, path in (("a", "a.png"), ("b", "b.PNG"), ("c", "deep/c.png")):
-        (tmp_path / path).write_bytes(png(COLOURS[name]))
-    return tmp_path
-
-
-def quietly(make: Callable[[], Any]) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        return make()
+from ldm_core.training import BadSample, ImageFolder, TensorSamples
+from ldm_core.training.samples import Readable
 
 
 def metadata(folder: Path, *rows: dict[str, Any], ending: str = "jsonl") -> None:
@@ -286,259 +262,3 @@ def test_the_next_good_sample_takes_the_place_of_a_bad_one() -> None:
     samples.bad = tuple(range(6))
     with pytest.raises(ValueError, match="none of the 6 samples can be read, such as number 0"):
         Readable(samples)[0]
-
-
-# --- shards ---
-
-
-def shard(path: Path, *members: tuple[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return path
-
-
-def test_shards_are_read_as_webdataset_reads_and_writes_them(tmp_path: Path) -> None:
-    import webdataset
-
-    paths = []
-    for k in range(2):
-        paths.append(tmp_path / f"{k}.tar")
-        with webdataset.TarWriter(str(paths[-1])) as writer:
-            for i in range(3):
-                colour = (80 * i, 100 * k, 7)
-                sample: dict[str, Any] = {
-                    "__key__": f"s{k}/{i:04d}",
-                    "png": np.full((8, 8, 3), colour, np.uint8),
-                }
-                sample |= {"json": {"text": f"number {i}"}} if k else {"txt": f"number {i}"}
-                writer.write(sample)
-    theirs = webdataset.WebDataset([str(path) for path in paths], shardshuffle=False).decode("torchrgb")
-    samples = quietly(lambda: TarShards(paths, 8))
-    expected = list(theirs)
-    assert len(samples) == len(expected) == 6
-    for i, sample in enumerate(expected):
-        torch.testing.assert_close(samples[i]["image"], sample["png"] * 2 - 1)
-        text = sample["txt"] if "txt" in sample else sample["json"]["text"]
-        assert samples[i]["text"] == (text,) == samples.text(i)
-    loaded = DataLoader(Readable(samples), batch_size=3, num_workers=2, collate_fn=collate)  # type: ignore[arg-type]
-    assert torch.cat([batch["image"] for batch in loaded]).shape == (6, 3, 8, 8)
-
-
-def test_shards_that_are_damaged(tmp_path: Path) -> None:
-    good = [(f"{i}.{e}", d) for i in range(3) for e, d in (("png", png(COLOURS["a"])), ("txt", b"red"))]
-    path = shard(tmp_path / "a.tar", *good)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: 1024 * 4 + 700])
-    with pytest.warns(UserWarning, match="damaged or cut short after"):
-        samples = TarShards([path], 8)
-    assert 2 <= len(samples) <= 3
-    assert samples[0]["text"] == ("red",)
-
-    # tarfile ends in silence at a header that is none, at half a header and between two files.
-    second = 512 + 512 * -(-len(png(COLOURS["a"])) // 512)
-    for damaged in (
-        whole[: second + 3] + b"?" + whole[second + 4 :],
-        whole[: second + 100],
-        whole[:second],
-    ):
-        path.write_bytes(damaged)
-        with pytest.warns(UserWarning, match="damaged or cut short after 1 samples"):
-            assert len(TarShards([path], 8, captions=False)) == 1
-
-    path.write_bytes(whole)
-    samples = quietly(lambda: TarShards([path], 8))
-    path.write_bytes(whole[:900])
-    with pytest.raises(BadSample, match=r"a.tar/2.png: the shard is cut short"):
-        samples[2]
-
-    bad = shard(tmp_path / "b.tar", ("0.png", b"no picture"), ("0.txt", b"x"), ("1.png", png(COLOURS["b"])))
-    with pytest.warns(UserWarning, match="1 pictures without a caption are left out, such as 1.png"):
-        samples = TarShards([bad], 8)
-    with pytest.raises(BadSample, match=r"b.tar/0.png: cannot be read as a picture"):
-        samples[0]
-    odd = shard(tmp_path / "c.tar", ("0.png", png(COLOURS["b"])), ("0.json", b"{no json"))
-    with pytest.raises(BadSample, match=r"c.tar/0.png: its .json cannot be read"):
-        TarShards([odd], 8)[0]
-    foreign = shard(tmp_path / "e.tar", ("0.png", png(COLOURS["b"])), ("0.txt", "red".encode("utf-16")))
-    with pytest.raises(BadSample, match=r"e.tar/0.png: its caption is not UTF-8"):
-        TarShards([foreign], 8)[0]
-    none = shard(tmp_path / "d.tar", ("0.png", png(COLOURS["b"])), ("0.json", b'{"title": 3}'))
-    with pytest.raises(BadSample, match=r"d.tar/0.png: has no caption"):
-        TarShards([none], 8)[0]
-
-
-@settings(max_examples=60, deadline=None)
-@given(cut=st.integers(0, 10240), noise=st.binary(max_size=40), at=st.integers(0, 5000))
-def test_any_damage_of_a_shard_costs_samples_and_no_more(
-    tmp_path_factory: pytest.TempPathFactory, cut: int, noise: bytes, at: int
-) -> None:
-    members = [(f"{i}.{e}", d) for i in range(3) for e, d in (("png", png(COLOURS["a"])), ("txt", b"red"))]
-    path = shard(tmp_path_factory.mktemp("shard") / "a.tar", *members)
-    data = bytearray(path.read_bytes())
-    data[at : at + len(noise)] = noise
-    path.write_bytes(bytes(data[:cut]))
-    read, message = 0, str(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            samples = TarShards([path], 4)
-            for i in range(len(samples)):
-                try:
-                    assert samples[i]["image"].shape == (3, 4, 4)
-                    read += 1
-                except BadSample as error:
-                    message = str(error)
-        except ValueError as error:
-            message = str(error)
-    assert read <= 3
-    assert "a.tar" in message or "no pictures in 1 shards" in message or "has a caption" in message
-
-
-def test_shards_that_cannot_be_used(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as archive:
-        archive.addfile(tarfile.TarInfo("a.png"))
-    with pytest.raises(ValueError, match="cannot be read as an uncompressed tar file"):
-        TarShards([tmp_path / "x.tar.gz"], 8)
-    with pytest.raises(ValueError, match="cannot be read as an uncompressed tar file"):
-        TarShards([tmp_path / "none.tar"], 8)
-    with pytest.raises(ValueError, match="no pictures in 1 shards"):
-        TarShards([shard(tmp_path / "e.tar", ("a.txt", b"x"))], 8)
-    bare = shard(tmp_path / "f.tar", ("a.png", png(COLOURS["a"])))
-    with pytest.raises(ValueError, match="none of 1 pictures has a caption"):
-        TarShards([bare], 8)
-    assert len(TarShards([bare], 8, captions=False)) == 1
-
-
-# --- order ---
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    length=st.integers(1, 30),
-    batch=st.integers(1, 7),
-    size=st.integers(1, 4),
-    seed=st.integers(0, 2**40),
-    start=st.integers(0, 5),
-)
-def test_every_epoch_has_every_sample_once_however_it_is_shared(
-    length: int, batch: int, size: int, seed: int, start: int
-) -> None:
-    turns = 3 * length // (batch * size) + start + 2
-    alone = Order(length, seed, batch * size)
-    everything = [index for _, indices in zip(range(turns), alone) for index in indices]
-    for epoch in range(len(everything) // length):
-        assert sorted(everything[epoch * length : (epoch + 1) * length]) == list(range(length))
-    position = start * batch * size
-    ranks = [iter(Order(length, seed, batch, position=position, rank=r, size=size)) for r in range(size)]
-    shared = [index for _ in range(turns - start) for rank in ranks for index in next(rank)]
-    assert shared == everything[position:]
-
-
-def test_orders_and_noise_depend_on_seed_epoch_and_position() -> None:
-    order = Order(100, 1, 1)
-    first, second = ([order.index(100 * epoch + k) for k in range(100)] for epoch in (0, 1))
-    assert first != second
-    assert first != [Order(100, 2, 1).index(k) for k in range(100)]
-    draws = {
-        float(torch.rand((), generator=stream)) for s in (0, 1) for stream in noise_streams(s, range(500))
-    }
-    assert len(draws) > 990
-    again = noise_streams(1, [7])[0]
-    assert float(torch.rand((), generator=again)) in draws
-
-
-# --- latents on disk ---
-
-
-@pytest.fixture
-def autoencoder() -> AutoencoderKL:
-    torch.manual_seed(0)
-    return AutoencoderKL(TINY["sd1"].autoencoder).eval()
-
-
-def test_latents_are_the_encoders_and_are_computed_once(
-    tmp_path: Path, autoencoder: AutoencoderKL, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    samples, path = pictures(5, 16), tmp_path / "new" / "latents.npy"
-    cached = quietly(lambda: CachedLatents(samples, autoencoder, path, batch_size=2))
-    with torch.no_grad():
-        posterior = autoencoder.encode(samples.images)
-    for i in range(5):
-        torch.testing.assert_close(cached[i]["mean"], posterior.mean[i], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(cached[i]["logvar"], posterior.logvar[i], rtol=1e-4, atol=1e-5)
-        assert cached[i]["text"] == samples.text(i)
-    assert isinstance(cached._latents, np.memmap)
-    monkeypatch.setattr(AutoencoderKL, "encode", None)
-    again = quietly(lambda: CachedLatents(samples, autoencoder, path))
-    assert torch.equal(again[3]["mean"], cached[3]["mean"])
-    with torch.no_grad():
-        autoencoder.decoder.conv_in.weight += 1
-    quietly(lambda: CachedLatents(samples, autoencoder, path))  # the decoder makes no latents
-
-
-def test_stale_latents_are_noticed(tmp_path: Path, autoencoder: AutoencoderKL) -> None:
-    samples, path = pictures(3, 16), tmp_path / "latents.npy"
-    CachedLatents(samples, autoencoder, path)
-    before = fingerprint(autoencoder)
-    with torch.no_grad():
-        autoencoder.encoder.conv_in.bias[0] += 1e-6
-    assert fingerprint(autoencoder) != before
-    with pytest.warns(UserWarning, match="its latents are of another autoencoder; computed again"):
-        CachedLatents(samples, autoencoder, path)
-    with pytest.warns(UserWarning, match="its pictures differ; computed again"):
-        CachedLatents(pictures(3, 16, seed=1), autoencoder, path)
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.warns(UserWarning, match="damaged"):
-        CachedLatents(pictures(3, 16, seed=1), autoencoder, path)
-    quietly(lambda: CachedLatents(pictures(3, 16, seed=1), autoencoder, path))
-    path.with_suffix(".json").write_text("[]")
-    with pytest.warns(UserWarning, match=r"damaged \(latents.json is no such note\)"):
-        CachedLatents(pictures(3, 16, seed=1), autoencoder, path)
-    with pytest.raises(ValueError, match=r"expected a name that ends in .npy"):
-        CachedLatents(samples, autoencoder, tmp_path / "latents.bin")
-
-
-def test_a_changed_picture_makes_latents_stale(folder: Path, autoencoder: AutoencoderKL) -> None:
-    def make() -> CachedLatents:
-        return CachedLatents(ImageFolder(folder, 16, captions=False), autoencoder, folder / "latents.npy")
-
-    quietly(make)
-    quietly(make)
-    (folder / "a.png").write_bytes(png((9, 9, 9), (20, 20)))
-    with pytest.warns(UserWarning, match="its pictures differ"):
-        make()
-
-
-def test_bad_pictures_have_no_latents(folder: Path, autoencoder: AutoencoderKL) -> None:
-    (folder / "a.png").write_bytes(b"")
-    samples = ImageFolder(folder, 16, captions=False)
-    for _ in range(2):
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            cached = CachedLatents(samples, autoencoder, folder / "latents.npy")
-        with pytest.raises(BadSample, match=r"a.png: cannot be read"):
-            cached[0]
-        assert cached[1]["mean"].abs().sum() > 0
-    assert caught == [], "reported when they were read"
-
-
-def test_a_full_disk_leaves_no_half_cache(
-    tmp_path: Path, autoencoder: AutoencoderKL, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*arguments: Any, **options: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(np.lib.format, "write_array_header_1_0", full)
-    with pytest.raises(CheckpointError, match="No space left on device"):
-        CachedLatents(pictures(3, 16), autoencoder, tmp_path / "latents.npy")
-    monkeypatch.undo()
-    assert list(tmp_path.iterdir()) == []
-    quietly(lambda: CachedLatents(pictures(3, 16), autoencoder, tmp_path / "latents.npy"))
-
-
-def test_tensors_and_captions_that_do_not_fit() -> None:
-    with pytest.raises(ValueError, match=r"expected images \(n, 3, H, W\) and n captions"):
-        TensorSamples(torch.zeros(2, 3, 4, 4), ["one"])

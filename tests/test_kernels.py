@@ -102,7 +102,7 @@ def test_without_a_gpu_the_error_says_so() -> None:
 
 def test_without_triton_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ldm_core.kernels.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"needs the package triton.*pip install 'ldm_core\[gpu\]'"):
+    with pytest.raises(ValueError, match=r"needs the package triton.*pip install triton"):
         set_attention(UNet(SMALL["sd1"].unet), "triton")
 
 

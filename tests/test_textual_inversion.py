@@ -23,9 +23,11 @@ from embedding_files import (
     encoded,
     kohya,
     model,  # noqa: F401
+    untouched,  # noqa: F401
     web_ui,
 )
 from reference import random_model, reference_text_encoder, relative_error
+from test_tokenizer import transformers_tokenizer  # noqa: F401
 from torch import Tensor, nn
 
 import ldm_core

@@ -19,6 +19,7 @@ from embedding_files import (
     encoded,
     kohya,
     model,  # noqa: F401
+    untouched,  # noqa: F401
     web_ui,
 )
 from torch import Tensor, nn

@@ -95,13 +95,17 @@ class TextualInversion:
         source: HasVectors,
     ) -> None:
         self.name, self.tokens = word
-        self.vectors = source.vectors
+        self._source = source
         self._model: LatentDiffusion | None = model
         rows = _ExtraRows(self.tokens[0], source)
         self._hooks = [
             layer.register_forward_pre_hook(rows.hide_ids),
             layer.register_forward_hook(rows.fill_in),
         ]
+
+    @property
+    def vectors(self) -> Tensor:
+        return self._source.vectors
 
     def remove(self) -> None:
         """Take the word out of the model, for good. Doing so twice is harmless."""

@@ -253,14 +253,14 @@ def test_a_run_may_be_made_longer_and_says_so(tmp_path: Path) -> None:
     assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4, 5, 6]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run(tmp_path, steps=6, workers=1, accumulate=2, log_every=7)  # nothing to do, and nothing to say
+        run(tmp_path, steps=6, workers=1, log_every=7)  # nothing to do, and nothing to say
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         *({"weight_decay": 0.5}, {"warmup": 0}, {"final_rate": 0.1}, {"clip": None}),
-        *({"betas": (0.5, 0.9)}, {"precision": "bfloat16"}, {"ema_decay": 0.5}),
+        *({"betas": (0.5, 0.9)}, {"precision": "bfloat16"}, {"ema_decay": 0.5}, {"accumulate": 2}),
     ],
 )
 def test_what_changes_the_numbers_of_a_run_is_said(tmp_path: Path, changes: dict[str, Any]) -> None:

@@ -63,9 +63,14 @@ class Pending:
         return self.numel * self.dtype.itemsize
 
 
+def is_sliced(tensor: Tensor) -> bool:
+    """Whether it is spread over several processes, as a `DTensor`, and this one has a slice of it only."""
+    return hasattr(tensor, "full_tensor")
+
+
 def require_whole(tensor: Tensor, name: str) -> Tensor:
     """Raises CheckpointError for a tensor of which this process has a slice only."""
-    if hasattr(tensor, "full_tensor"):
+    if is_sliced(tensor):
         raise CheckpointError(
             f"{name} is sliced over several processes, as fsdp leaves it: in one process, give a model or an "
             "adapter the weights of the run's state with ldm_core.training.load_weights, and save that"

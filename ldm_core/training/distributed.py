@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ldm_core.checkpoint.writer import is_sliced
 from ldm_core.training.gradient_checkpointing import BLOCKS
 
 Parallel = Literal["ddp", "fsdp"]
@@ -116,7 +117,9 @@ def spread(objective: nn.Module, world: World, kind: Parallel) -> nn.Module:
     for module in list(objective.modules()):
         if isinstance(module, BLOCKS):
             fully_shard(module, mesh=mesh)
-    fully_shard(objective, mesh=mesh, ignored_params=_frozen_scalars(objective))
+    frozen = _frozen_scalars(objective)
+    options: Any = {"ignored_params": frozen} if frozen else {}  # younger than `fully_shard` itself
+    fully_shard(objective, mesh=mesh, **options)
     return objective
 
 
@@ -171,11 +174,6 @@ def assign(target: Tensor, value: Tensor) -> None:
         sliced = _as_sliced(target)
         value = distribute_tensor(value, sliced.device_mesh, sliced.placements)
     target.copy_(value)
-
-
-def is_sliced(tensor: Tensor) -> bool:
-    """Whether this process has a slice of it only."""
-    return hasattr(tensor, "full_tensor")
 
 
 def _as_sliced(tensor: Tensor) -> Any:

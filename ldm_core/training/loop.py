@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 STATE = "state.safetensors"
 # Settings that may change within a run, which gives the same losses with them but for rounding.
 CHANGE_NO_LOSS = {
-    *("accumulate", "gradient_checkpointing", "workers", "save_every", "log_every", "picture_every"),
+    *("gradient_checkpointing", "workers", "save_every", "log_every", "picture_every"),
     "optimizer",  # which must not change at all
 }
 

@@ -124,7 +124,7 @@ def _require_end(shard: Path, offset: int) -> None:
         file.seek(offset)
         block = file.read(tarfile.BLOCKSIZE)
     if block != bytes(tarfile.BLOCKSIZE):
-        raise ValueError("no header, nor the end of the archive, at " + f"byte {offset:,}")
+        raise ValueError(f"no header, nor the end of the archive, at byte {offset:,}")
 
 
 def _bytes(shard: Path, member: _Member) -> bytes:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from ldm_core.checkpoint import CheckpointError, read
-from ldm_core.checkpoint.writer import Pending, write_safetensors, write_then_move
-from ldm_core.training.distributed import World, assign, is_sliced, whole
+from ldm_core.checkpoint.writer import Pending, is_sliced, write_safetensors, write_then_move
+from ldm_core.training.distributed import World, assign, whole
 from ldm_core.training.ema import WeightAverage
 
 KEY = "ldm_core.training"  # of the JSON in the file's metadata
@@ -69,9 +69,7 @@ def save_state(path: Path, trained: Trained, progress: Mapping[str, Any], world:
         write_then_move(path, lambda target: write_safetensors(pending, metadata, target))
 
 
-def load_state(
-    path: Path, trained: Trained, accept: Callable[[Mapping[str, Any]], None] = lambda progress: None
-) -> dict[str, Any]:
+def load_state(path: Path, trained: Trained, accept: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
     """Put everything back in place, and return the progress that was saved with it.
 
     accept: is shown the progress before anything changes, and raises an error where it is of no use.

@@ -109,20 +109,17 @@ def triton_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -
 
 
 def auto_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
-    """SDPA, but chunked where a CPU multiplies bfloat16 matrices faster than SDPA's kernel there knows how.
+    """SDPA, but chunked in bfloat16 on a CPU that multiplies it faster than SDPA's kernel there does.
 
     That is by reports; it has not been measured here. In float32 SDPA is the faster one, which has been
     (docs/performance.md). Not "triton", even where that could run: nobody has measured yet
     which of the two is faster.
     """
-    chunks = (
-        q.device.type == "cpu"
-        and q.dtype == torch.bfloat16
-        and k.shape[-2] >= MIN_CHUNKED_KEYS
-        and not (causal or torch.is_grad_enabled())
-        and multiplies_bfloat16()
-    )
-    return chunked_attention(q, k, v) if chunks else sdpa_attention(q, k, v, causal=causal)
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and multiplies_bfloat16():
+        long = k.shape[-2] >= MIN_CHUNKED_KEYS and not (causal or torch.is_grad_enabled())
+        if long or not sdpa_runs_in_bfloat16():
+            return chunked_attention(q, k, v, causal=causal)
+    return sdpa_attention(q, k, v, causal=causal)
 
 
 @cache
@@ -130,6 +127,16 @@ def multiplies_bfloat16() -> bool:
     """Whether this CPU has instructions for bfloat16 products (AVX-512 BF16 or AMX)."""
     known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+
+
+@cache
+def sdpa_runs_in_bfloat16() -> bool:
+    """Whether SDPA's kernel runs in bfloat16 on this CPU.
+
+    PyTorch 2.13 decides by the CPU whether to pack matrices for bfloat16 products, but packs them with the
+    instructions that ATEN_CPU_CAPABILITY allows. With fewer than AVX-512 it raises "pack_vnni2 is only …".
+    """
+    return not multiplies_bfloat16() or torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
 
 
 attention: AttentionFunction = auto_attention

@@ -23,6 +23,7 @@ from ldm_core.attention import (
     MultiHeadAttention,
     attention_layers,
     chunked_attention,
+    sdpa_runs_in_bfloat16,
     set_attention,
 )
 from ldm_core.model import LatentDiffusion
@@ -63,6 +64,8 @@ def test_backends_are_the_formula(backend: str, causal: bool, size: int) -> None
 @EVERY
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2e-2), (torch.float16, 2e-3)], ids=str)
 def test_half_types_lose_only_their_own_rounding(backend: str, dtype: torch.dtype, tolerance: float) -> None:
+    if backend == "sdpa" and dtype == torch.bfloat16 and not sdpa_runs_in_bfloat16():
+        pytest.skip("PyTorch's kernel needs AVX-512 on this CPU, and ATEN_CPU_CAPABILITY forbids it")
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, 2, 300, 40).to(dtype) for _ in range(3))
     out = BACKENDS[backend](q, k, v)
@@ -233,7 +236,9 @@ def test_chunks_in_bfloat16_lose_only_bfloat16s_digits(monkeypatch: pytest.Monke
 @torch.no_grad()
 def test_auto_takes_chunks_where_the_cpu_multiplies_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
-    monkeypatch.setattr(ldm_core.attention, "chunked_attention", lambda *tensors: taken.append(tensors))
+    monkeypatch.setattr(ldm_core.attention, "chunked_attention", lambda *qkv, causal: taken.append(causal))
+    monkeypatch.setattr(ldm_core.attention, "sdpa_attention", lambda *qkv, causal: None)
+    monkeypatch.setattr(ldm_core.attention, "sdpa_runs_in_bfloat16", lambda: True)
     q, short = torch.randn(1, 1, 300, 8).bfloat16(), torch.randn(1, 1, 77, 8).bfloat16()
     for has_it in (False, True):
         monkeypatch.setattr(ldm_core.attention, "multiplies_bfloat16", lambda has_it=has_it: has_it)
@@ -242,3 +247,6 @@ def test_auto_takes_chunks_where_the_cpu_multiplies_bfloat16(monkeypatch: pytest
         ldm_core.attention.auto_attention(q, q, q, causal=True)
         ldm_core.attention.auto_attention(q.float(), q.float(), q.float())
         assert len(taken) == int(has_it)
+    monkeypatch.setattr(ldm_core.attention, "sdpa_runs_in_bfloat16", lambda: False)
+    ldm_core.attention.auto_attention(short, short, short, causal=True)
+    assert taken == [False, True]

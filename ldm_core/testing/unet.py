@@ -54,7 +54,9 @@ def check_unet(
 
     contract = Contract(unet, "ldm_core.protocols.NoisePredictor")
     _check_shapes(contract, config, case, dtypes)
-    main = case(dtypes[0])
+    # Larger latents than the smallest: where the coarsest level has one or two pixels, a group norm has a
+    # handful of numbers, and a freshly initialised network turns rounding of 1e-6 into errors of 1e-4.
+    main = case(dtypes[0], 2 * f, 4 * f)
     each = torch.tensor([0, timesteps // 2, timesteps - 1], device=on)
     _check_timesteps(contract, main, each)
     check_tensor_function(contract, main.replaced(t=each))

@@ -10,13 +10,14 @@ The maps of `attn2` say where in the picture each token of the prompt acts (Hert
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 
-from ldm_core.attention import AttentionFunction, attention_layers, attention_weights
+from ldm_core.attention import AttentionFunction, MultiHeadAttention, attention_layers, attention_weights
 
 AttentionMaps = dict[str, list[Tensor]]
 
@@ -25,9 +26,9 @@ AttentionMaps = dict[str, list[Tensor]]
 def record_attention(model: Any, where: str | Callable[[str], bool] = "attn2") -> Iterator[AttentionMaps]:
     """Collect the weights of the layers whose dotted name contains `where`, or for which it is true.
 
-    Yields {layer name: one (B, heads, N, M) tensor per call, on the CPU}, which fills while the block
-    runs. The layers get their own attention functions back at the end, also after an error. A name that
-    matches no layer is a ValueError.
+    Yields {layer name: one (B, heads, N, M) tensor per call, on the CPU}, which fills with the calls of this
+    thread while the block runs. At the end the layers compute as before, also after an error, and in whatever
+    order several blocks end. A name that matches no layer is a ValueError.
     """
     matches = (lambda name: where in name) if isinstance(where, str) else where
     chosen = {name: layer for name, layer in attention_layers(model) if matches(name)}
@@ -35,19 +36,36 @@ def record_attention(model: Any, where: str | Callable[[str], bool] = "attn2") -
         names = ", ".join(name for name, _ in list(attention_layers(model))[:5])
         raise ValueError(f"no attention layer matches {where!r}; the names look like {names}")
     maps: AttentionMaps = {name: [] for name in chosen}
-    originals = {name: layer.attention for name, layer in chosen.items()}
+    recorders = {name: _Recorder(layer.attention, maps[name]) for name, layer in chosen.items()}
     try:
         for name, layer in chosen.items():
-            layer.attention = _recorder(layer.attention, maps[name])
+            layer.attention = recorders[name]
         yield maps
     finally:
         for name, layer in chosen.items():
-            layer.attention = originals[name]
+            recorders[name].remove_from(layer)
 
 
-def _recorder(attention: AttentionFunction, maps: list[Tensor]) -> AttentionFunction:
-    def recording(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
-        maps.append(attention_weights(q.detach(), k.detach(), causal=causal).cpu())
-        return attention(q, k, v, causal=causal)
+class _Recorder:
+    """An attention function that records its weights, in one thread, and then calls the layer's own."""
 
-    return recording
+    def __init__(self, attention: AttentionFunction, maps: list[Tensor]) -> None:
+        self.attention = attention
+        self._maps: list[Tensor] | None = maps
+        self._thread = threading.get_ident()
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
+        maps = self._maps
+        if maps is not None and threading.get_ident() == self._thread:
+            maps.append(attention_weights(q.detach(), k.detach(), causal=causal).cpu())
+        return self.attention(q, k, v, causal=causal)
+
+    def remove_from(self, layer: MultiHeadAttention) -> None:
+        """Take this recorder out of the layer's chain of recorders, wherever in it it is."""
+        self._maps = None  # a function that somebody put around it since keeps calling it
+        outer: MultiHeadAttention | _Recorder = layer
+        while isinstance(outer.attention, _Recorder):
+            if outer.attention is self:
+                outer.attention = self.attention
+                return
+            outer = outer.attention

@@ -14,6 +14,7 @@ A call says only x, t and context; of which walk it is the next step is told by 
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
@@ -58,6 +59,8 @@ class DeepCache(nn.Module):
     for one with the same prompt and a similar picture that was broken off before: `reset` forgets them all,
     and frees the memory they take. Where the rows of t differ, and where gradients are recorded, this is the
     plain U-Net.
+
+    Threads may share it: each has walks of its own.
     """
 
     def __init__(self, unet: UNet, interval: int = 3, *, blocks: int = 1) -> None:
@@ -73,8 +76,21 @@ class DeepCache(nn.Module):
         self.reset()
 
     def reset(self) -> None:
-        """Forget all walks, and the features that are kept of them."""
-        self._walks: list[_Walk] = []
+        """Forget all walks of all threads, and the features that are kept of them."""
+        self._kept = threading.local()
+
+    @property
+    def _walks(self) -> list[_Walk]:
+        """The walks of the current thread."""
+        walks: list[_Walk] = getattr(self._kept, "walks", [])
+        return walks
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_kept"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.reset()  # a copy has kept nothing yet
 
     def forward(self, x: Tensor, t: Tensor | float, context: Tensor, y: Tensor | None = None) -> Tensor:
         """As `UNet.forward`: shapes, ranges and errors are its own."""
@@ -89,8 +105,10 @@ class DeepCache(nn.Module):
             prediction, features = self.whole(x, t, context, y)
             now = _Walk(level, 0, self._direction(x), x.shape, context, y, features)
         if found is None:
-            self._walks = [walk for walk in self._walks if walk.t >= level]
-        self._walks = [walk for walk in self._walks if walk is not found] + [now]
+            kept = [walk for walk in self._walks if walk.t >= level]
+        else:
+            kept = [walk for walk in self._walks if walk is not found]
+        self._kept.walks = [*kept, now]
         return prediction
 
     def _find(self, x: Tensor, level: float, context: Tensor, y: Tensor | None) -> _Walk | None:
@@ -112,7 +130,13 @@ class DeepCache(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The U-Net's prediction, and the features that the last `blocks` + 1 blocks start from."""
         features: list[Tensor] = []
-        hook = self._source().register_forward_hook(lambda module, args, output: features.append(output))
+        thread = threading.get_ident()
+
+        def keep(module: nn.Module, args: Any, output: Tensor) -> None:
+            if threading.get_ident() == thread:  # another thread may be in the same U-Net
+                features.append(output)
+
+        hook = self._source().register_forward_hook(keep)
         try:
             return self.unet(x, t, context, y), features[0]
         finally:

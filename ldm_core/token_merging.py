@@ -13,7 +13,8 @@ and the r = ratio * N most similar ones are merged into theirs. The authors' cod
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -94,6 +95,9 @@ def merge_tokens(
 ) -> Iterator[None]:
     """Merge tokens in the self-attentions of the model's U-Net while the block runs.
 
+    This affects calls from the thread that runs the block; other threads may use the same model meanwhile,
+    with blocks of their own or without.
+
     model: a `LatentDiffusion`, a U-Net, or a module with one in it. ratio: in [0, 0.75], the share of tokens
     that are merged away; 0 changes nothing. max_downsample: the coarsest level that merges, as the latents'
     size over the level's: 1 is the finest level alone, 2 the next as well.
@@ -145,7 +149,7 @@ def _attending(transformer: SpatialTransformer) -> list[TransformerBlock]:
 
 class _Hook:
     """On a spatial transformer, whose input has the size; its blocks, whose inputs are matched; and their
-    self-attentions, whose inputs are merged and outputs unmerged."""
+    self-attentions, whose inputs are merged and outputs unmerged. Acts in one thread."""
 
     def __init__(
         self, transformer: SpatialTransformer, ratio: float, generator: torch.Generator | None
@@ -154,11 +158,11 @@ class _Hook:
         self._handles: list[Any] = []
 
     def attach(self) -> None:
-        self._handles.append(self.transformer.register_forward_pre_hook(self._take_size))
+        self._handles.append(self.transformer.register_forward_pre_hook(_in_this_thread(self._take_size)))
         for block in _attending(self.transformer):
-            self._handles.append(block.register_forward_pre_hook(self._match))
-            self._handles.append(block.attn1.register_forward_pre_hook(self._merge))
-            self._handles.append(block.attn1.register_forward_hook(self._unmerge))
+            self._handles.append(block.register_forward_pre_hook(_in_this_thread(self._match)))
+            self._handles.append(block.attn1.register_forward_pre_hook(_in_this_thread(self._merge)))
+            self._handles.append(block.attn1.register_forward_hook(_in_this_thread(self._unmerge)))
 
     def detach(self) -> None:
         for handle in self._handles:
@@ -175,3 +179,9 @@ class _Hook:
 
     def _unmerge(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         return self._merging.unmerge(output)
+
+
+def _in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The hook, which does nothing when another thread calls the module."""
+    owner = threading.get_ident()
+    return lambda *args: hook(*args) if threading.get_ident() == owner else None

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ldm_core.conditioning import SameContexts
+from ldm_core.finite import FiniteCheck
 from ldm_core.guidance import ClassifierFreeGuidance, Guidance
 from ldm_core.images import ImageInput, tensor_to_pil
 from ldm_core.model import LatentDiffusion
@@ -91,7 +92,9 @@ class Sampler:
         noise: (B, C, h, w) standard normal, instead of the seed's initial draw.
         on_step: called after every step with a `SamplerStep`; a tensor it returns replaces the latent.
         output: "pil" (a list), "tensor" ((B, 3, H, W) in [0, 1]) or "latent" ((B, C, h, w), scaled).
-        Raises ValueError for whatever does not fit, before anything is computed.
+        Raises ValueError for whatever does not fit, before anything is computed. Warns where the latents or
+        pixels of an image end with NaN or infinity, which draw black; the PIL image's `info["not_finite"]`
+        then says since which step.
         """
         task = Task(
             prompt,
@@ -190,13 +193,22 @@ class Sampler:
         if output not in ("pil", "tensor", "latent"):
             raise ValueError(f"output must be 'pil', 'tensor' or 'latent', not {output!r}")
         trajectory = self._prepare(task)
-        latent = trajectory.latent
+        latent, finite = trajectory.latent, FiniteCheck()
         for step in self._walk(trajectory, on_step):
             latent = step.latent
+            finite.note(latent)
         if output == "latent":
+            finite.warn()
             return latent
         images = trajectory.keep_known_pixels(self._decode(latent))
-        return tensor_to_pil(images) if output == "pil" else images
+        finite.note_pixels(images)
+        finite.warn()
+        if output == "tensor":
+            return images
+        pictures = tensor_to_pil(images)
+        for image, what in finite.found().items():
+            pictures[image].info["not_finite"] = what
+        return pictures
 
     def _walk(self, trajectory: Trajectory, on_step: OnStep | None) -> Iterator[SamplerStep]:
         predict = Denoiser(self._guided(trajectory), self.model.noise_schedule, self.model.config.prediction)
@@ -212,11 +224,7 @@ class Sampler:
             step = SamplerStep(index, total, t, latent, done.x0)
             replacement = on_step(step) if on_step is not None else None
             if replacement is not None:
-                if replacement.shape != latent.shape:
-                    raise ValueError(
-                        f"on_step returned {tuple(replacement.shape)}, expected {tuple(latent.shape)}"
-                    )
-                latent = replacement.to(latent)
+                latent = _replacement(replacement, latent)
                 step = replace(step, latent=latent)
             yield step
 
@@ -254,3 +262,13 @@ class Sampler:
         chunks = latent.split(self.batch_size or len(latent))
         images = torch.cat([self.model.decode_latent(chunk).float().cpu() for chunk in chunks])
         return (images / 2 + 0.5).clamp(0, 1)
+
+
+def _replacement(value: Any, latent: Tensor) -> Tensor:
+    """What on_step returned, as the next latent."""
+    expected = f"expected None or a tensor of {tuple(latent.shape)} that replaces the latent"
+    if not isinstance(value, Tensor):
+        raise ValueError(f"on_step returned {value!r:.60} ({type(value).__name__}), {expected}")
+    if value.shape != latent.shape:
+        raise ValueError(f"on_step returned a tensor of {tuple(value.shape)}, {expected}")
+    return value.to(latent)

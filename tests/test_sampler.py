@@ -185,7 +185,9 @@ def test_on_step_sees_every_step_and_may_replace_the_latent(bundled: LatentDiffu
     assert seen == [0, 1, 2]
     other = sampler.txt2img("fire", seed=5, on_step=restart, **QUICK)
     assert torch.equal(changed, other), "the seed must not matter once the latent was replaced"
-    with pytest.raises(ValueError, match=r"on_step returned \(1,\), expected \(1, 16, 8, 8\)"):
+    with pytest.raises(
+        ValueError, match=r"returned a tensor of \(1,\), expected None or a tensor of \(1, 16, 8, 8\)"
+    ):
         sampler.txt2img("fire", seed=0, on_step=lambda step: torch.zeros(1), **QUICK)
 
 

@@ -62,21 +62,29 @@ def _warnings_in_words(quiet: bool) -> Iterator[None]:
 
 def _draw(args: Namespace) -> int:
     job = prepare(args)
-    total, done = len(job.recipes), 0
+    total, done, black = len(job.recipes), 0, 0
     try:
         with _Progress(total, args.batch_size, quiet=args.quiet) as progress:
             for start in range(0, total, args.batch_size):
                 recipes = job.recipes[start : start + args.batch_size]
                 recorder = Recorder(job.sampler.model) if args.show_steps else None
                 for k, image in enumerate(_draw_chunk(job, recipes, progress, recorder)):
-                    path = job.output.save(image, recipes[k])
+                    not_finite = image.info.get("not_finite")
+                    path = job.output.save(image, replace(recipes[k], not_finite=not_finite))
                     done += 1
+                    black += not_finite is not None
                     _print_path(path)
                     if recorder is not None:
                         _save_steps(job, recorder, k, path, recipes[k].prompt)
     except KeyboardInterrupt:
         print(f"{cli.PROG}: interrupted; {done} of {total} pictures are done and kept", file=sys.stderr)
         return cli.EXIT_INTERRUPTED
+    if black:
+        print(
+            f"{cli.PROG}: error: {black} of {total} pictures could not be computed and are black",
+            file=sys.stderr,
+        )
+        return cli.EXIT_FAILED
     return 0
 
 

@@ -81,6 +81,7 @@ class Recipe:
     mask: SourceFile | None = None
     device: str | None = None
     dtype: str | None = None  # "float32", …
+    not_finite: str | None = None  # what was NaN or infinite, where the picture could not be computed
     versions: dict[str, str] = field(default_factory=dict)  # of the packages that drew it
 
     def __post_init__(self) -> None:
@@ -94,7 +95,7 @@ class Recipe:
 _NONE = type(None)
 _FIELD_TYPES: list[tuple[tuple[str, ...], tuple[type, ...], str]] = [
     (("task", "prompt", "negative_prompt", "scheduler"), (str,), "text"),
-    (("config", "prediction", "device", "dtype"), (str, _NONE), "text or nothing"),
+    (("config", "prediction", "device", "dtype", "not_finite"), (str, _NONE), "text or nothing"),
     (("seed", "steps", "width", "height"), (int,), "a whole number"),
     (("clip_skip",), (int, _NONE), "a whole number or nothing"),
     (("guidance_scale", "guidance_rescale"), (float, int), "a number"),

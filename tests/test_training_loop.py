@@ -17,9 +17,10 @@ from whole_runs import (
 )
 
 from ldm_core.checkpoint import CheckpointError, read
-from ldm_core.training import WeightAverage, load_weights
+from ldm_core.training import TensorSamples, WeightAverage, load_weights
 from ldm_core.training.learning_rate import warmup_cosine
 from ldm_core.training.order import Order, noise_streams
+from ldm_core.training.samples import Sample
 
 # --- what a step is ---
 
@@ -63,6 +64,27 @@ def test_processes_that_read_ahead_change_nothing(whole: Path, tmp_path: Path) -
     assert torch.equal(torch.get_rng_state(), state), "the global random stream is left alone"
     assert losses(tmp_path) == losses(whole)
     assert same_state(tmp_path, whole)
+
+
+@pytest.mark.timeout(60)
+def test_processes_that_read_data_may_be_forked_after_work_in_two_threads(tmp_path: Path) -> None:
+    """OpenMP's threads do not survive a fork, and a process that waits for them hangs."""
+
+    class Computed(TensorSamples):
+        def __getitem__(self, index: int) -> Sample:
+            blurred = torch.nn.functional.avg_pool2d(torch.ones(8, 3, 256, 256), 3).mean()
+            return super().__getitem__(index) | {"blurred": float(blurred)}
+
+    plain = pictures()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        torch.ones(1000, 1000) @ torch.ones(1000, 1000)
+        torch.nn.functional.silu(torch.ones(2**22))
+        run(tmp_path, workers=2, steps=2, samples=Computed(plain.images, plain.texts))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(losses(tmp_path)) == 2
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -24,7 +24,7 @@ from trained_loras import (
 
 from ldm_core.checkpoint.lora_names import module_names
 from ldm_core.lora import adaptable_layers, apply_lora
-from ldm_core.training import TrainableLora
+from ldm_core.training import DiffusionObjective, TrainableLora
 from ldm_core.training.lora import ATTENTION, CONVOLUTIONS, FEED_FORWARD, PROJECTIONS
 
 EVERYTHING = ATTENTION + FEED_FORWARD + PROJECTIONS + CONVOLUTIONS
@@ -76,6 +76,20 @@ def test_layers_are_chosen_by_the_ends_of_their_names(
     learn = [name for name, p in lora.named_parameters() if p.requires_grad]
     assert len(learn) == 2 * len(lora.factors)
     lora.remove()
+
+
+def test_removing_it_gives_the_weights_their_requires_grad_back(sd1: Pair) -> None:
+    sd1.model.unet.conv_in.weight.requires_grad_(False)
+    weights = [p for network in sd1.model.modules.values() for p in network.parameters()]
+    before = [p.requires_grad for p in weights]
+    lora = TrainableLora(sd1.model, rank=1)
+    DiffusionObjective(sd1.model, adapter=lora)
+    assert not any(p.requires_grad for p in weights)
+    lora.remove()
+    assert [p.requires_grad for p in weights] == before
+    sd1.model.unet.conv_in.weight.requires_grad_(True)
+    lora.remove()
+    assert sd1.model.unet.conv_in.weight.requires_grad
 
 
 def test_everything_is_every_layer_that_sees_the_picture_or_the_text(sd1: Pair) -> None:

@@ -44,8 +44,9 @@ class TrainableLora(nn.Module):
         and convolutional layers, by the ends of their names; see `ATTENTION` and its neighbours.
     parts: which networks: "unet", "text_encoder" or both. seed: of A.
 
-    The model changes in place, by hooks: its weights, and what `save` writes of it, stay as they are. Other
-    adapters may be on it. Raises ValueError for other values, and where a network has no such layer.
+    The model changes in place, by hooks: its weights, and what `save` writes of it, stay as they are.
+    Training freezes the weights; `remove` restores their `requires_grad`. Other adapters may be on the model.
+    Raises ValueError for other values, and where a network has no such layer.
     """
 
     def __init__(
@@ -72,6 +73,8 @@ class TrainableLora(nn.Module):
         # Names of modules have no dots.
         self.changes = nn.ModuleDict({name.replace(".", "/"): change for name, change in changes.items()})
         self._hooks = [chosen[name].register_forward_hook(change) for name, change in changes.items()]
+        weights = [p for network in model.modules.values() for p in network.parameters()]
+        self._required_grad = [(weight, weight.requires_grad) for weight in weights]
 
     @property
     def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
@@ -94,6 +97,9 @@ class TrainableLora(nn.Module):
         """Take it off the model, which is then what it was. Doing so twice is harmless."""
         for hook in self._hooks:
             hook.remove()
+        for weight, required_grad in self._required_grad:
+            weight.requires_grad_(required_grad)
+        self._required_grad.clear()
 
 
 class _LowRank(nn.Module):

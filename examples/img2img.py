@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 
 import ldm_core
 from ldm_core.grid import grid
+from ldm_core.images import open_picture
 
 
 def sketch(size: int) -> Image.Image:
@@ -42,7 +43,7 @@ def main() -> None:
     model = ldm_core.load()
     sampler = ldm_core.Sampler(model)
     size = model.config.image_size
-    image = Image.open(args.image).resize((size, size)) if args.image else sketch(size)
+    image = open_picture(args.image).resize((size, size)) if args.image else sketch(size)
     results = [
         sampler.img2img(
             args.prompt, image, strength, steps=args.steps, guidance_scale=args.guidance, seed=args.seed

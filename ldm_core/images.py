@@ -6,11 +6,16 @@ works on [-1, 1], as it was trained.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from ldm_core.regular_file import open_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,18 +23,91 @@ if TYPE_CHECKING:
 ImageInput = Any  # a PIL image, a tensor (3, H, W) or (B, 3, H, W) in [0, 1], or a list of either
 
 
-def to_rgb(image: Image) -> Image:
-    """Any PIL image upright and as 8-bit RGB: EXIF rotation applied, transparency laid on white."""
+# Pillow knows more formats. Some of their readers start other programs (EPS: Ghostscript).
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+MAX_PIXELS = 178_956_970  # 0.5 GiB as RGB. Pillow refuses more too, unless a program has changed its limit.
+MAX_BYTES = 2**31  # more than MAX_PIXELS take in any of the formats, uncompressed
+
+
+@contextmanager
+def _damage_as_value_error() -> Iterator[None]:
+    """Pillow raises anything for damaged files: OSError, SyntaxError, struct.error, IndexError …"""
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"the picture cannot be decoded ({reason})") from error
+
+
+def open_picture(source: str | os.PathLike[str] | bytes) -> Image:
+    """A picture in a file, or in a file's bytes, decoded and upright; of several frames the first.
+
+    It is safe for files from strangers: only the formats in FORMATS are read, and size is checked before
+    anything is decoded. A damaged EXIF block is ignored: the picture is then as it is stored.
+    Raises OSError for a file that cannot be opened, is larger than MAX_BYTES or is no regular file, and
+    ValueError for one that is no picture in those formats, is damaged, or has more than MAX_PIXELS pixels.
+    """
     from PIL import Image as PIL
+
+    with io.BytesIO(source) if isinstance(source, bytes) else open_regular(source, MAX_BYTES) as file:
+        try:
+            with _damage_as_value_error(), PIL.open(file, formats=FORMATS) as image:
+                pixels = image.width * image.height
+                if pixels > MAX_PIXELS:
+                    raise ValueError(f"the picture has {pixels:,} pixels, more than {MAX_PIXELS:,}")
+                return upright(image)
+        except ValueError as error:
+            if isinstance(error.__cause__, PIL.UnidentifiedImageError):
+                raise ValueError(f"not a picture of the formats {', '.join(FORMATS)}") from None
+            raise
+
+
+@_damage_as_value_error()
+def upright(image: Image) -> Image:
+    """A copy of a PIL image, turned as its EXIF data says. Where that is damaged, it is ignored.
+
+    Raises ValueError for a picture that cannot be decoded.
+    """
     from PIL import ImageOps
 
-    image = ImageOps.exif_transpose(image)
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # the pixels are fine, and Pillow raises anything for damaged EXIF data
+        return image.copy()
+
+
+@_damage_as_value_error()
+def to_rgb(image: Image) -> Image:
+    """Any PIL image upright and as 8-bit RGB: EXIF rotation applied, transparency laid on white.
+
+    Raises ValueError for a picture that cannot be decoded.
+    """
+    from PIL import Image as PIL
+
+    image = upright(image)
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_8_bit(image)
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return PIL.alpha_composite(PIL.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image.convert("RGB")
+
+
+@_damage_as_value_error()
+def to_grey(mask: Image) -> Image:
+    """The same as 8-bit grey, with transparency laid on black."""
+    from PIL import Image as PIL
+
+    mask = upright(mask)
+    if mask.mode in ("LA", "RGBA", "PA") or "transparency" in mask.info:
+        rgba = mask.convert("RGBA")
+        mask = PIL.alpha_composite(PIL.new("RGBA", rgba.size, "black"), rgba)
+    elif mask.mode.startswith("I") or mask.mode == "F":
+        mask = _to_8_bit(mask)
+    return mask.convert("L")
 
 
 def _to_8_bit(image: Image) -> Image:
@@ -46,7 +124,8 @@ def _to_8_bit(image: Image) -> Image:
 def image_to_tensor(image: ImageInput) -> Tensor:
     """One or several images of one size to (B, 3, H, W), float32 in [0, 1] on the CPU.
 
-    Raises ValueError for other types, tensors of another shape, values outside [0, 1], or several sizes.
+    Raises ValueError for other types, tensors of another shape, values outside [0, 1], several sizes, or a
+    picture that cannot be decoded.
     """
     if isinstance(image, Tensor):
         tensor = image if image.ndim == 4 else image[None]
@@ -81,6 +160,7 @@ def mask_to_tensor(mask: ImageInput) -> Tensor:
     """A mask, or several, to (B, 1, H, W), float32 in [0, 1]: white, 1, is what is repainted.
 
     A tensor may be (H, W), (1, H, W) or (B, 1, H, W) in [0, 1]; transparency in a picture counts as black.
+    Raises ValueError as `image_to_tensor` does.
     """
     if isinstance(mask, Tensor):
         tensor = mask[None, None] if mask.ndim == 2 else mask[None] if mask.ndim == 3 else mask
@@ -91,16 +171,8 @@ def mask_to_tensor(mask: ImageInput) -> Tensor:
         return _of_one_size([mask_to_tensor(one) for one in mask], "masks")
     _require_pil(mask, "mask")
     import numpy as np
-    from PIL import Image as PIL
-    from PIL import ImageOps
 
-    upright = ImageOps.exif_transpose(mask)
-    if upright.mode in ("LA", "RGBA", "PA") or "transparency" in upright.info:
-        rgba = upright.convert("RGBA")
-        upright = PIL.alpha_composite(PIL.new("RGBA", rgba.size, "black"), rgba)
-    elif upright.mode.startswith("I") or upright.mode == "F":
-        upright = _to_8_bit(upright)
-    return torch.from_numpy(np.array(upright.convert("L")))[None, None].float() / 255
+    return torch.from_numpy(np.array(to_grey(mask)))[None, None].float() / 255
 
 
 def _require_pil(value: Any, what: str) -> None:

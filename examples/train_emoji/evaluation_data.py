@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm_core.images import image_to_tensor
+from ldm_core.images import image_to_tensor, open_picture
 
 Row = dict[str, Any]
 
@@ -122,8 +122,7 @@ def load_pictures(paths: Sequence[Path], size: int | None = None) -> Tensor:
     """Pictures as (B, 3, H, W) in [0, 1], scaled to size × size unless they are that already."""
     pictures = []
     for path in paths:
-        with Image.open(path) as picture:
-            rgb = picture.convert("RGB")
+        rgb = open_picture(path).convert("RGB")
         if size is not None and rgb.size != (size, size):
             rgb = rgb.resize((size, size), Image.Resampling.LANCZOS)
         pictures.append(rgb)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import ldm_core
 from ldm_core.grid import grid
+from ldm_core.images import open_picture, to_rgb
 from ldm_core.random import generators, randn
 from ldm_core.strip import record
 
@@ -113,7 +114,13 @@ def neighbour_sheets(
     for number, sheet in enumerate(batches(triples, PAIRS * ROWS), 1):
         rows, labels = [], []
         for row in batches(sheet, PAIRS):
-            rows.append([_open(path) for _, sample, (neighbour, _, _) in row for path in (sample, neighbour)])
+            rows.append(
+                [
+                    to_rgb(open_picture(path))
+                    for _, sample, (neighbour, _, _) in row
+                    for path in (sample, neighbour)
+                ]
+            )
             labels.append(
                 [
                     text
@@ -133,8 +140,3 @@ def save(picture: Image.Image, path: Path) -> None:
     partial = path.with_name(path.name + ".partial")
     picture.save(partial, "PNG")
     partial.replace(path)
-
-
-def _open(path: Path) -> Image.Image:
-    with Image.open(path) as picture:
-        return picture.convert("RGB")

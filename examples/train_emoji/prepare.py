@@ -32,6 +32,8 @@ from emoji_sets import CLDR, SETS, fetch, read_json, write_whole
 from PIL import Image
 from tqdm import tqdm
 
+from ldm_core.images import open_picture
+
 RENDERED = ".rendered"  # what is drawn already; hidden from readers of image folders
 HELD_OUT = 0.05  # of the pictures whose concept also has another style
 THUMBNAIL = 32  # pixels a side, for comparing
@@ -46,7 +48,7 @@ def render(svg: str, size: int) -> Image.Image:
     png = resvg_py.svg_to_bytes(
         svg_string=svg, width=size, height=size, background="#ffffff", skip_system_fonts=True
     )
-    return Image.open(io.BytesIO(bytes(png))).convert("RGB")
+    return open_picture(bytes(png)).convert("RGB")
 
 
 def without_twins(icons: Sequence[Icon], thumbnails: np.ndarray) -> list[int]:
@@ -128,8 +130,7 @@ def draw(icons: Sequence[Icon], folder: Path, size: int) -> np.ndarray:
             file = io.BytesIO()
             picture.save(file, "PNG")
             write_whole(path, file.getvalue())
-        with Image.open(path) as picture:
-            small = picture.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+        small = open_picture(path).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
         thumbnails[i] = np.asarray(small).reshape(-1)
     return thumbnails
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import sys
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ldm_core.images import mask_to_tensor, tensor_to_pil, to_rgb
+from ldm_core.images import open_picture, to_grey, to_rgb
 from ldm_core.recipe import Recipe, SourceFile, source_file, write_png
 
 if TYPE_CHECKING:
@@ -139,7 +138,7 @@ def open_inputs(image: str | None, mask: str | None, size: tuple[int, int] | Non
     image_file, picture = _open(image, to_rgb)
     if mask is None:
         return Inputs(_fitted(picture, size), None, image_file)
-    mask_file, white = _open(mask, _to_grey)
+    mask_file, white = _open(mask, to_grey)
     if white.size != picture.size:
         sizes = ["×".join(map(str, one.size)) for one in (white, picture)]
         raise ValueError(f"the mask has {sizes[0]} pixels, the image {sizes[1]}; they must be the same")
@@ -147,22 +146,11 @@ def open_inputs(image: str | None, mask: str | None, size: tuple[int, int] | Non
 
 
 def _open(path: str, convert: Callable[[Image], Image]) -> tuple[SourceFile, Image]:
-    from PIL import Image as PIL
-
-    if os.path.isdir(path):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-    record = source_file(path)
     try:
-        with PIL.open(path) as image:
-            return record, convert(image)
-    except (OSError, SyntaxError, ValueError, PIL.DecompressionBombError) as error:
-        reason = "not a picture" if isinstance(error, PIL.UnidentifiedImageError) else error
-        raise ValueError(f"{path}: the picture cannot be read ({reason})") from None
-
-
-def _to_grey(mask: Image) -> Image:
-    """A mask in any mode as 8-bit grey; see `mask_to_tensor`."""
-    return tensor_to_pil(mask_to_tensor(mask).expand(1, 3, -1, -1))[0].convert("L")
+        picture = convert(open_picture(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: the picture cannot be read ({error})") from None
+    return source_file(path), picture
 
 
 def _fitted(image: Image, size: tuple[int, int] | None) -> Image:

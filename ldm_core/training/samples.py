@@ -7,7 +7,6 @@ data set raises `BadSample` for it, and `Readable` reports it and takes the next
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from ldm_core.images import image_to_tensor, to_rgb
+from ldm_core.images import image_to_tensor, open_picture, to_rgb
 
 Sample = dict[str, Any]
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # of pictures
@@ -44,18 +43,16 @@ def decode_picture(source: Path | bytes, name: str, size: int) -> Tensor:
     """A picture's file or its bytes to (3, size, size) in [-1, 1]: its shorter side scaled, its middle cut
     out.
 
-    Raises BadSample, whatever is wrong with it.
+    What is read, and what is ignored, is said at `ldm_core.images.open_picture`. Raises BadSample, whatever
+    is wrong with it.
     """
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            square = ImageOps.fit(to_rgb(image), (size, size), Image.Resampling.LANCZOS)
-    except (
-        Exception
-    ) as error:  # decoders of damaged files raise anything: OSError, SyntaxError, struct.error …
+        square = ImageOps.fit(to_rgb(open_picture(source)), (size, size), Image.Resampling.LANCZOS)
+        return image_to_tensor(square)[0] * 2 - 1
+    except Exception as error:  # also a picture that is too narrow to be scaled, or too large for memory
         raise BadSample(f"{name}: cannot be read as a picture ({error or type(error).__name__})") from error
-    return image_to_tensor(square)[0] * 2 - 1
 
 
 class Readable:

@@ -1,0 +1,39 @@
+"""Opening a file that somebody else may have chosen."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import BinaryIO
+
+
+def open_regular(path: str | os.PathLike[str], max_bytes: int | None = None) -> BinaryIO:
+    """A regular file, opened for reading bytes.
+
+    Raises OSError, with the path, if it cannot be opened, is a folder, a pipe, a device or a socket (which
+    may block for ever or never end), or has more than `max_bytes` bytes.
+    """
+    _require_regular(os.stat(path), path, max_bytes)  # first: to open a device can already do something
+    file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115  closed by the caller
+    try:
+        _require_regular(os.fstat(file.fileno()), path, max_bytes)  # another file may have taken its place
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Windows has neither named pipes among its files nor this flag."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _require_regular(found: os.stat_result, path: str | os.PathLike[str], max_bytes: int | None) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+    if max_bytes is not None and found.st_size > max_bytes:
+        reason = f"has {found.st_size:,} bytes, more than {max_bytes:,}"
+        raise OSError(errno.EFBIG, reason, os.fspath(path))

@@ -13,8 +13,8 @@ import torch
 from ldm_core.checkpoint import inspect
 from ldm_core.conversion import add_difference, convert, weighted_sum
 from ldm_core.recipe import read_recipe, to_json, to_parameters_text
-
-PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+from ldm_core.recipe.png import SIGNATURE
+from ldm_core.regular_file import open_regular
 
 
 def inspect_file(args: Namespace) -> int:
@@ -80,8 +80,8 @@ def _require_new(target: str, force: bool) -> None:
 
 def _is_png(path: str) -> bool:
     try:
-        with open(path, "rb") as file:
-            return file.read(len(PNG_MAGIC)) == PNG_MAGIC
+        with open_regular(path) as file:
+            return file.read(len(SIGNATURE)) == SIGNATURE
     except OSError:
         return False  # `inspect` says in words what is wrong with it
 

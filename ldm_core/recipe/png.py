@@ -7,16 +7,27 @@ parameters   the text of `parameters_text`, read only where the first is missing
 from __future__ import annotations
 
 import os
+import struct
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from ldm_core.recipe.fields import Recipe, from_json, to_json
 from ldm_core.recipe.parameters_text import from_parameters_text, to_parameters_text
+from ldm_core.regular_file import open_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JSON_CHUNK, TEXT_CHUNK = "ldm_core", "parameters"
+TEXT_KINDS = (b"tEXt", b"zTXt", b"iTXt")
+LONGEST_KEYWORD = 79  # bytes
+CRC_BYTES = 4
+DEFLATE = b"\0"
+MAX_TEXT = 2**22  # bytes of one recipe: a thousand times a long one
+MAX_CHUNKS = 2**20  # some 8 GB of pixels, as they are usually cut
 
 
 def write_png(image: Image, path: str | os.PathLike[str], recipe: Recipe) -> None:
@@ -43,8 +54,8 @@ def write_png(image: Image, path: str | os.PathLike[str], recipe: Recipe) -> Non
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     """The recipe in a PNG file, this package's own or else what another tool's text tells.
 
-    Raises OSError for a file that cannot be opened, and ValueError, beginning with the path, for one that
-    is no PNG or has no recipe that can be read.
+    The picture is not decoded. Raises OSError for a file that cannot be opened or is no regular file, and
+    ValueError, beginning with the path, for one that is no PNG or has no recipe that can be read.
     """
     texts = _texts(path)
     try:
@@ -58,13 +69,78 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
 
 
 def _texts(path: str | os.PathLike[str]) -> dict[str, str]:
-    from PIL import Image, UnidentifiedImageError
+    """The texts with the keywords of a recipe; of several with one keyword the first.
 
-    with open(path, "rb") as file:
+    Nothing else is decoded, so that neither the picture nor other texts can cost time or memory.
+    """
+    texts: dict[str, str] = {}
+    with open_regular(path) as file:
+        if file.read(len(SIGNATURE)) != SIGNATURE:
+            raise ValueError(f"{os.fspath(path)}: not a PNG file")
         try:
-            with Image.open(file, formats=["PNG"]) as image:
-                return dict(getattr(image, "text", {}))
-        except UnidentifiedImageError:
-            raise ValueError(f"{os.fspath(path)}: not a PNG file") from None
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            for keyword, text in _recipe_chunks(file):
+                texts.setdefault(keyword, text)
+                if keyword == JSON_CHUNK:
+                    break
+        except ValueError as error:
             raise ValueError(f"{os.fspath(path)}: a damaged PNG file ({error})") from None
+    return texts
+
+
+def _recipe_chunks(file: BinaryIO) -> Iterator[tuple[str, str]]:
+    """Each recipe chunk's keyword and text. Raises ValueError for damage on the way."""
+    keywords = {name.encode(): name for name in (JSON_CHUNK, TEXT_CHUNK)}
+    for _ in range(MAX_CHUNKS):
+        length, kind = struct.unpack(">I4s", _exactly(file, 8))
+        if kind == b"IEND":
+            return
+        if not kind.isalpha():
+            raise ValueError("no chunk where one must begin")
+        start = _exactly(file, min(length, LONGEST_KEYWORD + 1)) if kind in TEXT_KINDS else b""
+        keyword = keywords.get(start.partition(b"\0")[0])
+        if keyword is None:
+            file.seek(length - len(start) + CRC_BYTES, os.SEEK_CUR)
+            continue
+        if length > MAX_TEXT:
+            raise ValueError(f"a text of {length:,} bytes, more than {MAX_TEXT:,}")
+        body = start + _exactly(file, length - len(start))
+        if zlib.crc32(kind + body) != int.from_bytes(_exactly(file, CRC_BYTES), "big"):
+            raise ValueError(f"the checksum of the text {keyword!r} is wrong")
+        yield keyword, _text(kind, body[len(keyword) + 1 :])
+    raise ValueError(f"more than {MAX_CHUNKS:,} chunks")
+
+
+def _exactly(file: BinaryIO, count: int) -> bytes:
+    data = file.read(count)
+    if len(data) < count:
+        raise ValueError("it is cut short")
+    return data
+
+
+def _text(kind: bytes, data: bytes) -> str:
+    """What follows the keyword in a text chunk, as text."""
+    if kind == b"tEXt":
+        return data.decode("latin-1")
+    if kind == b"zTXt":
+        if data[:1] != DEFLATE:
+            raise ValueError("a text chunk with an unknown compression")
+        return _inflated(data[1:]).decode("latin-1")
+    compressed, method = data[:1], data[1:2]
+    _language, *translated_and_text = data[2:].split(b"\0", 2)
+    if len(translated_and_text) != 2 or (compressed == b"\1" and method != DEFLATE):
+        raise ValueError("a text chunk without its parts")
+    text = translated_and_text[1]
+    return (_inflated(text) if compressed == b"\1" else text).decode("utf-8")
+
+
+def _inflated(data: bytes) -> bytes:
+    inflater = zlib.decompressobj()
+    try:
+        text = inflater.decompress(data, MAX_TEXT + 1)
+    except zlib.error as error:
+        raise ValueError(f"a text chunk: {error}") from None
+    if len(text) > MAX_TEXT:
+        raise ValueError(f"a compressed text of more than {MAX_TEXT:,} bytes")
+    if not inflater.eof:
+        raise ValueError("a text chunk whose compressed text is cut short")
+    return text

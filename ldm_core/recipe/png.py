@@ -69,22 +69,17 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
 
 
 def _texts(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The texts with the keywords of a recipe; of several with one keyword the first.
+    """The texts with the keywords of a recipe; of several with one keyword the last.
 
     Nothing else is decoded, so that neither the picture nor other texts can cost time or memory.
     """
-    texts: dict[str, str] = {}
     with open_regular(path) as file:
         if file.read(len(SIGNATURE)) != SIGNATURE:
             raise ValueError(f"{os.fspath(path)}: not a PNG file")
         try:
-            for keyword, text in _recipe_chunks(file):
-                texts.setdefault(keyword, text)
-                if keyword == JSON_CHUNK:
-                    break
+            return dict(_recipe_chunks(file))
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)}: a damaged PNG file ({error})") from None
-    return texts
 
 
 def _recipe_chunks(file: BinaryIO) -> Iterator[tuple[str, str]]:

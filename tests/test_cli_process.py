@@ -196,11 +196,12 @@ def test_adapters_and_another_autoencoder(
     assert [adapter.name for adapter in recipe.embeddings] == ["word"]
     assert recipe.autoencoder == source_file(vae)
     (tmp_path / "x.png").rename(tmp_path / "recipe.png")
-    assert draw("--from", str(tmp_path / "recipe.png")) == together
+    assert draw("--from", str(tmp_path / "recipe.png"), "--trust-paths") == together
     assert cli.main(["inspect", str(tmp_path / "recipe.png")]) == 0
     assert "VAE: vae.ckpt, Lora hashes: " in capsys.readouterr().out
     assert cli.main(["txt2img", "x", "--lora", f"{lora}=much", "-o", str(tmp_path)]) == 2
     assert "expected a number as the scale" in capsys.readouterr().err
     lora.unlink()
-    assert cli.main(["txt2img", "--from", str(tmp_path / "recipe.png"), "-o", str(tmp_path)]) == 2
+    again = ["--from", str(tmp_path / "recipe.png"), "--trust-paths"]
+    assert cli.main(["txt2img", *again, "-o", str(tmp_path)]) == 2
     assert "give it with --lora" in capsys.readouterr().err

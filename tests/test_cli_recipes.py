@@ -58,7 +58,8 @@ def test_from_its_own_png_with_pictures(draw: Draw, run: Run, task: str) -> None
         ["--mask", mask(size=(80, 80))] if task == "inpaint" else []
     )
     draw(task, "fire", *inputs, "--strength", "0.8", "--size", "64", "-o", "a.png")
-    assert run(task, "--from", "a.png", "-o", "b.png", "--device", "cpu") == Result(0, ["b.png"], [])
+    again = run(task, "--from", "a.png", "--trust-paths", "-o", "b.png", "--device", "cpu")
+    assert again == Result(0, ["b.png"], [])
     assert (pixels("a.png") == pixels("b.png")).all()
     assert read_recipe("a.png") == read_recipe("b.png")
 
@@ -86,14 +87,15 @@ def test_options_override_the_recipe(draw: Draw) -> None:
 def test_a_changed_source_is_said(draw: Draw, run: Run) -> None:
     draw("img2img", "fire", "--image", photo(), "--strength", "0.5", "-o", "a.png")
     Image.new("RGB", (64, 64)).save("photo.png")
-    result = run("img2img", "--from", "a.png", "-o", "b.png", "--device", "cpu")
+    again = ["img2img", "--from", "a.png", "--trust-paths", "--device", "cpu"]
+    result = run(*again, "-o", "b.png")
     assert (result.status, result.out, len(result.err)) == (0, ["b.png"], 1)
-    assert re.match(r"ldm-core: warning: a.png was drawn with the image photo.png \(sha256", result.err[0])
-    assert run("img2img", "--from", "a.png", "-o", "c.png", "--device", "cpu", "-q").err == []
+    assert re.match(r"ldm-core: warning: a.png was drawn with the image 'photo.png' \(sha256", result.err[0])
+    assert run(*again, "-o", "c.png", "-q").err == []
     os.remove("photo.png")
-    result = run("img2img", "--from", "a.png", "-o", "d.png")
+    result = run(*again, "-o", "d.png")
     assert result.status == 2
-    assert "which is not at photo.png: give it with --image" in result.err[0]
+    assert "which is not at 'photo.png': give it with --image" in result.err[0]
 
 
 def test_another_model_is_said(draw: Draw, run: Run) -> None:
@@ -105,13 +107,13 @@ def test_another_model_is_said(draw: Draw, run: Run) -> None:
         "txt2img", "--from", "a.png", "--model", "other.safetensors", "-o", "b.png", "--device", "cpu"
     )
     assert (result.status, len(result.err)) == (0, 1)
-    assert "with the model emoji.safetensors" in result.err[0]
+    assert "with the model 'emoji.safetensors'" in result.err[0]
     assert (pixels("a.png") == pixels("b.png")).all()
     assert run("txt2img", "--from", "b.png", "-o", "c.png", "--device", "cpu") == Result(0, ["c.png"], [])
     model.unlink()
     result = run("txt2img", "--from", "b.png", "-o", "d.png")
     assert result.status == 2
-    assert "which is not at other.safetensors: give it with --model" in result.err[0]
+    assert "which is not at 'other.safetensors': give it with --model" in result.err[0]
 
 
 def test_a_picture_of_another_program(draw: Draw, run: Run) -> None:
@@ -122,7 +124,7 @@ def test_a_picture_of_another_program(draw: Draw, run: Run) -> None:
     Image.new("RGB", (8, 8)).save("web.png", pnginfo=info)
     result = run("txt2img", "--from", "web.png", "-o", "a.png")
     assert result.status == 2
-    assert "drawn with v1-5 (sha256 unknown), which does not come with this package" in result.err[0]
+    assert "drawn with 'v1-5' (sha256 unknown), whose path is not recorded" in result.err[0]
     model = str(bundled_model())
     result = run("txt2img", "--from", "web.png", "--model", model, "-o", "a.png", "--device", "cpu")
     assert (result.status, len(result.err)) == (0, 1)

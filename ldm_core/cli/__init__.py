@@ -175,6 +175,11 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.png",
         help="draw this picture again from the recipe inside; other options override it",
     )
+    group.add_argument(
+        "--trust-paths",
+        action="store_true",
+        help="let that recipe name files to read: pictures, adapters, an autoencoder, a configuration",
+    )
     group.add_argument("--num", type=_positive, metavar="N", help="pictures per prompt (default 1)")
     group.add_argument(
         "--seed",

@@ -14,6 +14,7 @@ import torch
 
 from ldm_core.images import open_picture, to_grey, to_rgb
 from ldm_core.recipe import Recipe, SourceFile, source_file, write_png
+from ldm_core.regular_file import open_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -165,23 +166,18 @@ def _fitted(image: Image, size: tuple[int, int] | None) -> Image:
 def read_prompts(name: str) -> list[str]:
     """One prompt a line of a UTF-8 file, or of standard input for "-"; blank lines are skipped."""
     try:
-        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-        text = data.decode("utf-8-sig")
+        text = _bytes(name).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"--prompts {name}: not UTF-8 text (byte {error.start})") from None
     prompts = [line.strip() for line in text.split("\n")]
     return [prompt for prompt in prompts if prompt]
 
 
-def recorded_path(recipe: str, file: SourceFile, option: str) -> str:
-    """Where a recipe says that a file is. Raises ValueError, naming the option, if it is not there."""
-    if file.path is not None and Path(file.path).exists():
-        return file.path
-    where = "which does not come with this package" if file.path is None else f"which is not at {file.path}"
-    raise ValueError(
-        f"{recipe} was drawn with {file.name or 'an unnamed file'} "
-        f"(sha256 {file.short_hash or 'unknown'}), {where}: give it with {option}"
-    )
+def _bytes(name: str) -> bytes:
+    if name == "-":
+        return sys.stdin.buffer.read()
+    with open_regular(name) as file:
+        return file.read()
 
 
 def usable_device(name: str | None) -> torch.device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import Any, Literal
 import torch
 
 from ldm_core import cli
-from ldm_core.cli.files import recorded_path
+from ldm_core.cli.recorded import model_path, recorded_path
+from ldm_core.config import PRESETS
 from ldm_core.lora import apply_lora
 from ldm_core.model import LatentDiffusion, bundled_model, load
-from ldm_core.recipe import AdapterFile, Recipe, source_file
+from ldm_core.recipe import AdapterFile, Recipe, SourceFile, source_file
 from ldm_core.textual_inversion import apply_textual_inversion
 
 
@@ -28,8 +30,11 @@ def load_model(
     """
     path = _model_path(args, again)
     autoencoder = _autoencoder_path(args, again)
-    named = {name: _chosen(args, again, name) for name in ("config", "prediction", "ema")}
-    named["ema"] = bool(named["ema"])
+    named = {
+        "config": _config(args, again),
+        "prediction": _chosen(args, again, "prediction"),
+        "ema": bool(_chosen(args, again, "ema")),
+    }
     model = load(path, device=device, dtype=_dtype(args, again), autoencoder=autoencoder, **named)
     fields = {
         "model": source_file(path or bundled_model(), bundled=path is None),
@@ -54,7 +59,7 @@ def _model_path(args: Namespace, again: Recipe | None) -> str | None:
         return path
     if again.model.path is None and again.model.same_as(source_file(bundled_model())):
         return None
-    return recorded_path(args.recipe, again.model, "--model")
+    return model_path(args.recipe, again.model)
 
 
 def _autoencoder_path(args: Namespace, again: Recipe | None) -> str | None:
@@ -63,6 +68,15 @@ def _autoencoder_path(args: Namespace, again: Recipe | None) -> str | None:
         path: str | None = args.autoencoder
         return path
     return recorded_path(args.recipe, again.autoencoder, "--autoencoder")
+
+
+def _config(args: Namespace, again: Recipe | None) -> str | None:
+    """A preset's name or a configuration file, where the model's own is not to be used."""
+    if args.config is not None or again is None or again.config is None or again.config in PRESETS:
+        config: str | None = _chosen(args, again, "config")
+        return config
+    file = SourceFile(os.path.basename(again.config), "", again.config)
+    return recorded_path(args.recipe, file, "--config")
 
 
 def _dtype(args: Namespace, again: Recipe | None) -> torch.dtype | Literal["auto"] | None:

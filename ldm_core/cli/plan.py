@@ -21,10 +21,10 @@ from ldm_core.cli.files import (
     find_output,
     open_inputs,
     read_prompts,
-    recorded_path,
     usable_device,
 )
 from ldm_core.cli.models_to_draw import load_model
+from ldm_core.cli.recorded import recorded_path, require_trust
 from ldm_core.guidance import ClassifierFreeGuidance
 from ldm_core.random import image_seeds
 from ldm_core.recipe import Recipe, read_recipe
@@ -129,6 +129,7 @@ def _recipe_to_follow(args: Namespace) -> Recipe | None:
     again = read_recipe(args.recipe)
     if _is_ours(again) and again.task != args.command:
         raise ValueError(f"{args.recipe} was drawn by {again.task}: use {cli.PROG} {again.task} --from")
+    require_trust(args, again, NEEDED[args.command])
     return again
 
 
@@ -203,13 +204,14 @@ def _warn_of_differences(path: str, again: Recipe, now: Recipe) -> None:
         return
     for name in ("model", "image", "mask"):
         then, new = getattr(again, name), getattr(now, name)
-        if then is not None and not new.same_as(then):
+        if then is not None and new is not None and not new.same_as(then):
             warnings.warn(
-                f"{path} was drawn with the {name} {then.name} (sha256 {then.short_hash}…), not with "
-                f"{new.name} ({new.short_hash}…): expect another picture",
+                f"{path} was drawn with the {name} {then.name!r:.300} (sha256 {then.short_hash}…), not with "
+                f"{new.name!r} ({new.short_hash}…): expect another picture",
                 stacklevel=2,
             )
     if again.device is not None and again.device.split(":")[0] != str(now.device).split(":")[0]:
         warnings.warn(
-            f"{path} was drawn on {again.device}, not on {now.device}: expect small differences", stacklevel=2
+            f"{path} was drawn on {again.device!r:.80}, not on {now.device}: expect small differences",
+            stacklevel=2,
         )

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from ldm_core.regular_file import open_regular
+
 SCHEMA = 1
 HASH_DIGITS = 10  # how much of a file's sha256 the web UIs show as "Model hash"
 HASH_BLOCK = 2**22  # bytes
@@ -124,7 +126,7 @@ def _check(name: str, value: Any, types: tuple[type, ...], expected: str) -> Non
 def file_sha256(path: str | os.PathLike[str]) -> str:
     """The checksum of a whole file, in hexadecimal: one to two seconds per gigabyte."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while block := file.read(HASH_BLOCK):
             digest.update(block)
     return digest.hexdigest()

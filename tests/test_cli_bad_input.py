@@ -58,7 +58,13 @@ def bad_inputs() -> dict[str, tuple[str, str]]:
         "seed is too large": ("txt2img x --seed 9223372036854775808", "a seed must be an int in 0..2**63-1"),
         "num 0": ("txt2img x --num 0", "argument --num: expected a positive whole number, not '0'"),
         "batch size": ("txt2img x --batch-size -2", "expected a positive whole number, not '-2'"),
-        "steps is no number": ("txt2img x --steps many", "argument --steps: invalid int value: 'many'"),
+        "steps is no number": (
+            "txt2img x --steps many",
+            "--steps: expected a whole number in 1..100000, not 'many'",
+        ),
+        "steps 0": ("txt2img x --steps 0", "expected a whole number in 1..100000, not '0'"),
+        "steps without end": (f"txt2img x --steps {10**30}", "expected a whole number in 1..100000"),
+        "clip skip": ("txt2img x --clip-skip -1", "expected a whole number in 0..1000, not '-1'"),
         "guidance": ("txt2img x --guidance nan", "argument --guidance: expected a number, not 'nan'"),
         "rescale": ("txt2img x --guidance-rescale 2", "rescale must be in [0, 1], not 2.0"),
         "eta": ("txt2img x --eta 1.5", "eta must be in [0, 1], not 1.5"),
@@ -68,6 +74,8 @@ def bad_inputs() -> dict[str, tuple[str, str]]:
         ),
         "scheduler": ("txt2img x --scheduler dpm2", "argument --scheduler: invalid choice: 'dpm2'"),
         "size": ("txt2img x --size 64by64", "expected WIDTHxHEIGHT or one number, such as 768x512"),
+        "size 0": ("txt2img x --size 0", "each in 1..65536, not '0'"),
+        "size without end": ("txt2img x --size 64x65537", "each in 1..65536, not '64x65537'"),
         "dtype": ("txt2img x --dtype float8", "argument --dtype: invalid choice"),
         "device": ("txt2img x --device gpu", "--device gpu cannot be used here"),
         "device without numbers": ("txt2img x --device meta", "--device meta cannot be used here"),
@@ -123,7 +131,6 @@ def test_bad_input_ends_in_one_line(
 
 # These need the model: what it can do is not known before.
 MODEL_DEPENDENT = {
-    "steps 0": ("txt2img x --steps 0", "the number of steps must be a whole number in 1..1000, not 0"),
     "steps over T": ("txt2img x --steps 1001", "in 1..1000, not 1001"),
     "size": (
         "txt2img x --size 70x64",

@@ -55,7 +55,9 @@ AWKWARD = [
 ]
 PICTURE = Image.new("RGB", (8, 8), "orange")
 
-source_files = st.builds(SourceFile, st.text(), st.text("0123456789abcdef"), st.none() | st.text())
+source_files = st.builds(
+    SourceFile, st.text(), st.text("0123456789abcdef", max_size=64), st.none() | st.text()
+)
 numbers = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(10**6), 10**6)
 recipes = st.builds(
     Recipe,
@@ -64,15 +66,15 @@ recipes = st.builds(
     negative_prompt=st.text(),
     seed=st.integers(0, 2**63 - 1),
     steps=st.integers(1, 1000),
-    width=st.integers(1, 10**5),
-    height=st.integers(1, 10**5),
+    width=st.integers(1, 2**16),
+    height=st.integers(1, 2**16),
     guidance_scale=numbers,
     guidance_rescale=numbers,
     scheduler=st.text(),
     scheduler_settings=st.dictionaries(st.text(), st.booleans() | st.integers() | st.text() | st.none()),
     model=source_files,
     strength=st.none() | numbers,
-    clip_skip=st.none() | st.integers(),
+    clip_skip=st.none() | st.integers(0, 1000),
     config=st.none() | st.text(),
     ema=st.booleans(),
     image=st.none() | source_files,
@@ -281,7 +283,7 @@ DAMAGED = {
     "no schema": (without("schema"), "schema None"),
     "a later schema": (without(schema=2), "schema 2, and this version reads 1"),
     "missing": (without("seed", "model"), "lacks .*seed.*model"),
-    "unknown": (without(seeed=1), "unknown entries: seeed"),
+    "unknown": (without(seeed=1), "unknown entries: 'seeed'"),
     "text for a number": (without(steps="25"), "steps must be a whole number, not '25'"),
     "a bool for a number": (without(seed=True), "seed must be a whole number, not True"),
     "a number for text": (without(prompt=3), "prompt must be text, not 3"),
@@ -289,7 +291,10 @@ DAMAGED = {
     "another task": (without(task="upscale"), "task must be one of txt2img, img2img, inpaint, not 'upscale'"),
     "a model that is text": (without(model="emoji"), "model must be a file's name and checksum"),
     "a model without a name": (without(model={"sha256": "00"}), "the recipe's model lacks name"),
-    "a model with more": (without(model={"name": "a", "sha256": "", "x": 1}), "model has unknown entries: x"),
+    "a model with more": (
+        without(model={"name": "a", "sha256": "", "x": 1}),
+        "model has unknown entries: 'x'",
+    ),
     "a checksum that is no text": (without(model={"name": "a", "sha256": 5}), "model.sha256 must be text"),
     "an image path that is no text": (
         without(image={"name": "a", "sha256": "", "path": 5}),

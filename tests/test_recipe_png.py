@@ -105,7 +105,7 @@ keywords = st.sampled_from([b"", b"ldm_core\0", b"parameters\0", b"ldm_core\0\0"
 chunks = st.lists(st.builds(lambda kind, key, body: chunk(kind, key + body), kinds, keywords, bodies))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(chunks, st.binary())
 def test_any_chunks_are_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, chunks: list[bytes], rest: bytes

@@ -14,8 +14,10 @@ import math
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
+
+from ldm_core.recipe.fields import MAX_CLIP_SKIP, MAX_SIZE, MAX_STEPS
 
 PROG = "ldm-core"
 SCHEDULERS = (
@@ -222,7 +224,7 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how to draw")
     group.add_argument(
         "--steps",
-        type=int,
+        type=_whole(1, MAX_STEPS),
         metavar="N",
         help=f"(default {BUNDLED_STEPS} for the bundled model, else {STEPS})",
     )
@@ -246,7 +248,10 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
         help="in pixels, or one number (default: the model's, or the image's)",
     )
     group.add_argument(
-        "--clip-skip", type=int, metavar="N", help="text encoder blocks to skip (default: the model's)"
+        "--clip-skip",
+        type=_whole(0, MAX_CLIP_SKIP),
+        metavar="N",
+        help="text encoder blocks to skip (default: the model's)",
     )
     group.add_argument(
         "--batch-size",
@@ -280,6 +285,15 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def convert(text: str) -> int:
+        if not re.fullmatch(r"\d{1,9}", text) or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"expected a whole number in {low}..{high}, not {text!r}")
+        return int(text)
+
+    return convert
+
+
 def _number(text: str) -> float:
     try:
         number = float(text)
@@ -302,8 +316,9 @@ def _seeds(text: str) -> int | list[int]:
 
 def _size(text: str) -> tuple[int, int]:
     match: Any = re.fullmatch(r"(\d{1,6})(?:[xX×](\d{1,6}))?", text)
-    if match is None:
+    size = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not all(1 <= side <= MAX_SIZE for side in size):
         raise argparse.ArgumentTypeError(
-            f"expected WIDTHxHEIGHT or one number, such as 768x512, not {text!r}"
+            f"expected WIDTHxHEIGHT or one number, such as 768x512, each in 1..{MAX_SIZE}, not {text!r}"
         )
-    return int(match[1]), int(match[2] or match[1])
+    return size

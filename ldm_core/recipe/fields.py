@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,18 @@ from ldm_core.regular_file import open_regular
 SCHEMA = 1
 HASH_DIGITS = 10  # how much of a file's sha256 the web UIs show as "Model hash"
 HASH_BLOCK = 2**22  # bytes
+
+MAX_DIGITS = 4000  # of a whole number in JSON; Python itself takes quadratic time for more, or refuses them
+
+# What is far beyond every model, and not yet beyond what the library computes with.
+MAX_SIZE, MAX_STEPS, MAX_CLIP_SKIP = 2**16, 100_000, 1000
+RANGES = {
+    "seed": (0, 2**63 - 1),
+    "steps": (1, MAX_STEPS),
+    "width": (1, MAX_SIZE),
+    "height": (1, MAX_SIZE),
+    "clip_skip": (0, MAX_CLIP_SKIP),
+}
 
 TaskName = Literal["txt2img", "img2img", "inpaint"]
 TASKS = ("txt2img", "img2img", "inpaint")
@@ -55,8 +68,8 @@ class AdapterFile:
 class Recipe:
     """How one picture was drawn. `Sampler.txt2img` explains the fields that bear its parameters' names.
 
-    Raises ValueError, naming the field, for a value of the wrong type, a number that is not finite, or text
-    that is not valid Unicode (half of a surrogate pair), which no PNG can hold.
+    Raises ValueError, naming the field, for a value of the wrong type, a number that is not finite or out of
+    its range (`RANGES`), or text that is not valid Unicode (half of a surrogate pair), which no PNG can hold.
     """
 
     task: TaskName
@@ -90,6 +103,13 @@ class Recipe:
         for names, types, expected in _FIELD_TYPES:
             for name in names:
                 _check(name, getattr(self, name), types, expected)
+        for key, value in self.scheduler_settings.items():
+            expected = "a number, text, true, false or nothing"
+            _check("the name of a scheduler setting", key, (str,), "text")
+            _check(f"scheduler_settings[{key!a:.40}]", value, (float, int, str, bool, _NONE), expected)
+        for key, value in self.versions.items():
+            _check("the name of a package", key, (str,), "text")
+            _check(f"versions[{key!a:.40}]", value, (str,), "text")
         if self.task not in TASKS:
             raise ValueError(f"task must be one of {', '.join(TASKS)}, not {self.task!r}")
 
@@ -114,13 +134,24 @@ def _check(name: str, value: Any, types: tuple[type, ...], expected: str) -> Non
     """A bool is an int to Python, but not to a recipe."""
     if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
         raise ValueError(f"{name} must be {expected}, not {value!r:.60}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, not {value}")
+    if name in RANGES and isinstance(value, int):
+        low, high = RANGES[name]
+        if not low <= value <= high:
+            raise ValueError(f"{name} must be in {low}..{high}, not {value!r:.60}")
+    if isinstance(value, float | int) and not _is_finite(value):
+        raise ValueError(f"{name} must be a finite number, not {value!r:.60}")
     if isinstance(value, str):
         try:
             value.encode("utf-8")
         except UnicodeEncodeError:
             raise ValueError(f"{name} is not valid Unicode text: {value!a:.60}") from None
+
+
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # a whole number that no float can hold
+        return False
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
@@ -140,6 +171,11 @@ def folder_sha256(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
+def is_checksum(text: str) -> bool:
+    """Whether it is a SHA-256 checksum, or the first digits of one, or none of them."""
+    return re.fullmatch("[0-9a-f]{0,64}", text) is not None
+
+
 def source_file(path: str | os.PathLike[str], *, bundled: bool = False) -> SourceFile:
     """The record of a file, or of a model's folder, that is there. Raises OSError if it cannot be read."""
     path = os.fspath(path)
@@ -155,7 +191,7 @@ def to_json(recipe: Recipe) -> str:
 def from_json(text: str) -> Recipe:
     """The inverse of `to_json`. Raises ValueError saying what is wrong."""
     try:
-        data = json.loads(text)
+        data = json.loads(text, parse_int=_whole_number)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the recipe is not JSON: {error}") from None
     if not isinstance(data, dict):
@@ -173,10 +209,18 @@ def from_json(text: str) -> Recipe:
     return recipe
 
 
+def _whole_number(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number of {len(digits):,} digits")
+    return int(digits)
+
+
 def _source(name: str, data: dict[str, Any]) -> SourceFile:
     source: SourceFile = _built(SourceFile, data, f"the recipe's {name}")
     for key in ("name", "sha256"):
         _check(f"{name}.{key}", getattr(source, key), (str,), "text")
+    if not is_checksum(source.sha256):
+        raise ValueError(f"{name}.sha256 must be up to 64 hexadecimal digits, not {source.sha256!r:.60}")
     _check(f"{name}.path", source.path, (str, _NONE), "text or nothing")
     return source
 
@@ -194,7 +238,7 @@ def _built(cls: Any, data: dict[str, Any], what: str) -> Any:
     known = [f.name for f in fields(cls)]
     unknown = sorted(set(data) - set(known))
     if unknown:
-        raise ValueError(f"{what} has unknown entries: {', '.join(unknown):.80}")
+        raise ValueError(f"{what} has unknown entries: {', '.join(map(ascii, unknown)):.80}")
     try:
         return cls(**data)
     except TypeError:

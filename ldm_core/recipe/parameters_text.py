@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ldm_core.recipe.fields import Recipe, SourceFile
+from ldm_core.recipe.fields import Recipe, SourceFile, is_checksum
 
 NEGATIVE = "Negative prompt:"
+SEPARATOR, QUOTED = re.compile('[",]'), re.compile(r'"(?:\\.|[^"\\])*"')
 
 # The class and settings behind each sampler name of the parameters text; other names are kept as they are.
 # Of several names that fit a scheduler the first is written, so the more special ones come first.
@@ -59,8 +60,9 @@ def to_parameters_text(recipe: Recipe) -> str:
         settings["Denoising strength"] = _shortest(recipe.strength)
     if recipe.clip_skip is not None:
         settings["Clip skip"] = recipe.clip_skip + 1  # the web UIs count from 1
-    if recipe.scheduler_settings.get("eta"):
-        settings["Eta"] = _shortest(recipe.scheduler_settings["eta"])
+    eta = recipe.scheduler_settings.get("eta")
+    if isinstance(eta, float | int) and eta:
+        settings["Eta"] = _shortest(eta)
     if "ldm_core" in recipe.versions:
         settings["Version"] = f"ldm_core {recipe.versions['ldm_core']}"
     lines = [recipe.prompt]
@@ -86,7 +88,7 @@ def from_parameters_text(text: str) -> Recipe:
     missing = [name for name in ("Steps", "Sampler", "Seed", "Size") if name not in settings]
     if missing:
         raise ValueError(f"the parameters text has no {', '.join(missing)}")
-    size = re.fullmatch(r"(\d+)x(\d+)", settings["Size"])
+    size = re.fullmatch(r"(\d{1,9})x(\d{1,9})", settings["Size"])
     if size is None:
         raise ValueError(
             f"expected a Size of WIDTHxHEIGHT in the parameters text, not {settings['Size']!r:.30}"
@@ -96,6 +98,7 @@ def from_parameters_text(text: str) -> Recipe:
         options = {**options, "spacing": SCHEDULE_TYPES[settings["Schedule type"]]}
     if "Eta" in settings and scheduler in ("DDIM", "EulerAncestral"):
         options = {**options, "eta": _number(settings, "Eta")}
+    checksum = settings.get("Model hash", "").lower()
     strength = _number(settings, "Denoising strength") if "Denoising strength" in settings else None
     return Recipe(
         task="txt2img" if strength is None else "img2img",
@@ -110,7 +113,7 @@ def from_parameters_text(text: str) -> Recipe:
         scheduler_settings=dict(options),
         strength=strength,
         clip_skip=_whole(settings, "Clip skip") - 1 if "Clip skip" in settings else None,
-        model=SourceFile(settings.get("Model", ""), settings.get("Model hash", "").lower()),
+        model=SourceFile(settings.get("Model", ""), checksum if is_checksum(checksum) else ""),
     )
 
 
@@ -130,9 +133,9 @@ def _quoted(value: str) -> str:
     return json.dumps(value, ensure_ascii=False) if set(value) & set(',:"\n') else value
 
 
-def _pairs(line: str) -> Iterable[tuple[str, str]]:
+def _pairs(line: str) -> Iterator[tuple[str, str]]:
     """The "Name: value" pairs of a settings line, which commas separate wherever they are not in quotes."""
-    for pair in re.findall(r'(?:"(?:\\.|[^"\\])*"|[^",])+', line):
+    for pair in filter(None, _between_separators(line)):
         name, _, value = (part.strip() for part in pair.partition(":"))
         if value.startswith('"'):
             try:
@@ -140,6 +143,27 @@ def _pairs(line: str) -> Iterable[tuple[str, str]]:
             except ValueError:
                 value = value.strip('"')
         yield name, value
+
+
+def _between_separators(line: str) -> Iterator[str]:
+    """What lies between commas outside quotes. A quote that is never closed separates like a comma.
+
+    If a quote is not closed, every later one is behind a backslash and not closed either. Looking for its end
+    only once keeps the time linear.
+    """
+    start = position = 0
+    while separator := SEPARATOR.search(line, position):
+        if separator[0] == '"':
+            quoted = QUOTED.match(line, separator.start())
+            if quoted is None:
+                yield line[start : separator.start()]
+                yield from SEPARATOR.split(line[separator.end() :])
+                return
+            position = quoted.end()
+        else:
+            yield line[start : separator.start()]
+            start = position = separator.end()
+    yield line[start:]
 
 
 def _number(settings: dict[str, str], name: str) -> float:
@@ -152,9 +176,7 @@ def _number(settings: dict[str, str], name: str) -> float:
 
 
 def _whole(settings: dict[str, str], name: str) -> int:
-    try:
-        return int(settings[name])
-    except ValueError:
-        raise ValueError(
-            f"expected a whole number as {name} in the parameters text, not {settings[name]!r:.30}"
-        ) from None
+    text = settings[name]
+    if re.fullmatch(r"[+-]?\d{1,20}", text) is None:
+        raise ValueError(f"expected a whole number as {name} in the parameters text, not {text!r:.30}")
+    return int(text)

@@ -1,0 +1,165 @@
+"""Recipes from strangers: linear time, values within ranges, and a ValueError for all that is wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, PngImagePlugin
+from test_recipe import RECIPE
+
+from ldm_core.recipe import Recipe, from_json, from_parameters_text, read_recipe, to_json, to_parameters_text
+from ldm_core.recipe.parameters_text import _pairs
+
+# The parameters text
+
+SETTINGS = "Steps: 2, Sampler: DDIM, Seed: 1, Size: 8x8"
+
+
+def pairs_by_a_regular_expression(line: str) -> list[tuple[str, str]]:
+    """What separates pairs, as an expression that says it shortly and takes quadratic time."""
+    pairs = []
+    for pair in re.findall(r'(?:"(?:\\.|[^"\\])*"|[^",])+', line):
+        name, _, value = (part.strip() for part in pair.partition(":"))
+        if value.startswith('"'):
+            try:
+                value = str(json.loads(value))
+            except ValueError:
+                value = value.strip('"')
+        pairs.append((name, value))
+    return pairs
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(st.sampled_from('",:\\ ab')))
+def test_pairs_are_separated_by_commas_outside_quotes(line: str) -> None:
+    assert list(_pairs(line)) == pairs_by_a_regular_expression(line)
+
+
+@pytest.mark.parametrize(
+    "text", ['"', '"\\', ",", ":", 'a: "', '\\"', '",', "a: b,", "\n", "Negative prompt:\n"], ids=repr
+)
+def test_a_long_text_takes_linear_time(text: str) -> None:
+    start = time.perf_counter()
+    for line in (f"{text * 100_000}, {SETTINGS}", f"x\n{SETTINGS}, {text * 100_000}"):
+        try:
+            from_parameters_text(line)
+        except ValueError:
+            continue
+    assert time.perf_counter() - start < 5
+
+
+DIGITS = "9" * 1_000_000
+
+
+@pytest.mark.parametrize(
+    "name", ["Steps", "Seed", "Size", "CFG scale", "Clip skip", "Denoising strength", "Eta"]
+)
+def test_a_number_of_many_digits(name: str) -> None:
+    text = f"x\n{SETTINGS}, {name}: {DIGITS + 'x8' if name == 'Size' else DIGITS}"
+    start = time.perf_counter()
+    with pytest.raises(ValueError) as caught:
+        from_parameters_text(text)
+    assert time.perf_counter() - start < 2
+    assert len(str(caught.value)) < 200
+    assert "integer string conversion" not in str(caught.value)
+
+
+def test_a_number_of_many_digits_in_json() -> None:
+    with pytest.raises(ValueError, match="not JSON: a number of 1,000,000 digits"):
+        from_json(to_json(RECIPE).replace('"seed": 1', f'"seed": {DIGITS}'))
+
+
+# Ranges
+
+RANGES = [
+    ("width", 0, "width must be in 1..65536, not 0"),
+    ("height", 2**40, "height must be in 1..65536, not 1099511627776"),
+    ("steps", 0, "steps must be in 1..100000, not 0"),
+    ("steps", 10**3000, "steps must be in 1..100000, not 1000"),
+    ("seed", -1, "seed must be in 0..9223372036854775807, not -1"),
+    ("seed", 2**63, "seed must be in 0..9223372036854775807, not 9223372036854775808"),
+    ("clip_skip", -1, "clip_skip must be in 0..1000, not -1"),
+    ("guidance_scale", 10**400, "guidance_scale must be a finite number"),
+    ("guidance_rescale", -(10**400), "guidance_rescale must be a finite number"),
+    ("strength", 10**400, "strength must be a finite number"),
+    ("scheduler_settings", {"eta": 10**400}, "scheduler_settings['eta'] must be a finite number"),
+    ("scheduler_settings", {"eta": float("nan")}, "scheduler_settings['eta'] must be a finite number"),
+    ("scheduler_settings", {"eta": [1]}, "scheduler_settings['eta'] must be a number, text, true, false or"),
+    ("scheduler_settings", {"eta": "\ud800"}, "scheduler_settings['eta'] is not valid Unicode"),
+    ("scheduler_settings", {"\ud800": 1}, "the name of a scheduler setting is not valid Unicode"),
+    ("versions", {"torch": 2}, "versions['torch'] must be text, not 2"),
+    ("model", {"name": "a", "sha256": "xyz"}, "model.sha256 must be up to 64 hexadecimal digits, not 'xyz'"),
+    ("seeed\x1b", 1, r"unknown entries: 'seeed\x1b'"),
+    ("loras", [{"file": {"name": "a", "sha256": ""}, "scale": 10**400}], "loras.scale must be a finite"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value", "message"), RANGES, ids=[message for *_, message in RANGES])
+def test_values_have_ranges(name: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        from_json(json.dumps(json.loads(to_json(RECIPE)) | {name: value}))
+    assert len(str(caught.value)) < 200
+
+
+def test_the_ends_of_ranges_are_inside() -> None:
+    for changes in ({"width": 65536, "height": 1}, {"steps": 100_000, "seed": 2**63 - 1, "clip_skip": 0}):
+        recipe = replace(RECIPE, **changes)  # type: ignore[arg-type]
+        assert from_json(to_json(recipe)) == recipe
+
+
+# Anything
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just(10**400)
+anything = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+GOOD = json.loads(to_json(RECIPE))
+
+
+def outcome(path: Path, keyword: str, text: str) -> Recipe | str:
+    info = PngImagePlugin.PngInfo()
+    info.add_text(keyword, text)
+    Image.new("RGB", (1, 1)).save(path, pnginfo=info)
+    try:
+        recipe = read_recipe(path)
+    except ValueError as error:
+        return str(error)
+    assert to_parameters_text(recipe), "a recipe that is read can be shown"
+    assert from_json(to_json(recipe)) == recipe
+    return recipe
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.dictionaries(st.sampled_from([*GOOD, "eta"]), anything, max_size=3))
+def test_any_values_are_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, changes: dict[str, Any]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "values.png"
+    result = outcome(path, "ldm_core", json.dumps(GOOD | changes))
+    assert isinstance(result, Recipe) or result.startswith(f"{path}: ")
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from(["Steps", "Sampler", "Seed", "Size", "CFG scale", "Clip skip", "Eta"]), st.text()
+    ),
+    st.text(),
+)
+def test_any_parameters_are_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, changes: dict[str, str], prompt: str
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "parameters.png"
+    text = f"{prompt}\n{SETTINGS}, " + ", ".join(f"{name}: {value}" for name, value in changes.items())
+    result = outcome(path, "parameters", text.encode("utf-8", "replace").decode())
+    assert isinstance(result, Recipe) or result.startswith(f"{path}: ")

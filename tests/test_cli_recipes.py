@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,29 @@ def test_a_changed_source_is_said(draw: Draw, run: Run) -> None:
     result = run(*again, "-o", "d.png")
     assert result.status == 2
     assert "which is not at 'photo.png': give it with --image" in result.err[0]
+
+
+def test_a_recipe_without_paths(draw: Draw, run: Run, tmp_path: Path) -> None:
+    tensors, metadata = bundled_tensors()
+    (tmp_path / "private").mkdir()
+    Path("private/mine.safetensors").write_bytes(save(tensors, metadata={**metadata, "note": "another file"}))
+    paths = {"--image": photo("private/photo.png"), "--mask": mask("private/mask.png")}
+    given = [*itertools.chain(*paths.items()), "--model", "private/mine.safetensors"]
+    draw("inpaint", "x", *given, "--no-paths", "-o", "private/a.png")
+    draw("inpaint", "x", *given, "-o", "b.png")
+    recipe, whole = read_recipe("private/a.png"), read_recipe("b.png")
+    files = {"image": "photo.png", "mask": "mask.png", "model": "mine.safetensors"}
+    for field, name in files.items():
+        assert getattr(recipe, field) == replace(getattr(whole, field), path=None)
+        assert getattr(recipe, field).name == name
+    assert b"private" in Path("b.png").read_bytes()
+    assert b"private" not in Path("private/a.png").read_bytes()
+    result = run("inpaint", "--from", "private/a.png", "-o", "c.png")
+    assert "names files" in result.err[0]
+    assert "--image 'photo.png', --mask 'mask.png'" in result.err[0]
+    again = ["inpaint", "--from", "private/a.png", *itertools.chain(*paths.items()), "-o", "c.png"]
+    draw(*again)  # the model is found beside the picture
+    assert (pixels("c.png") == pixels("private/a.png")).all()
 
 
 def test_another_model_is_said(draw: Draw, run: Run) -> None:

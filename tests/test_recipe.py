@@ -16,6 +16,7 @@ from PIL import Image, PngImagePlugin
 
 from ldm_core.model import bundled_model
 from ldm_core.recipe import (
+    AdapterFile,
     Recipe,
     SourceFile,
     file_sha256,
@@ -25,6 +26,7 @@ from ldm_core.recipe import (
     source_file,
     to_json,
     to_parameters_text,
+    without_paths,
     write_png,
 )
 
@@ -366,6 +368,18 @@ def test_values_are_checked() -> None:
         replace(RECIPE, prompt=b"a")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="strength must be a finite number, not inf"):
         replace(RECIPE, strength=float("inf"))
+
+
+@given(recipes)
+def test_no_path_is_left(recipe: Recipe) -> None:
+    adapter = AdapterFile(SourceFile("a.pt", "", "/home/me/a.pt"), 0.5, "a")
+    bare = without_paths(replace(recipe, autoencoder=adapter.file, loras=(adapter,), embeddings=(adapter,)))
+    assert json.loads(to_json(bare)).items() >= {"prompt": recipe.prompt, "seed": recipe.seed}.items()
+    files = [bare.model, bare.image, bare.mask, bare.autoencoder, bare.loras[0].file, bare.embeddings[0].file]
+    assert [file.path for file in files if file is not None] == [None] * (6 - files.count(None))
+    assert (bare.model.name, bare.loras[0].scale) == (recipe.model.name, 0.5)
+    assert without_paths(replace(recipe, config="/home/me/my.yaml")).config == "my.yaml"
+    assert without_paths(replace(recipe, config="sd1")).config == "sd1"
 
 
 def test_checksums() -> None:

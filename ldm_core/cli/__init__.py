@@ -274,6 +274,9 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--force", action="store_true", help="overwrite FILE.png")
     group.add_argument(
+        "--no-paths", action="store_true", help="leave the paths of files out of the recipe in a picture"
+    )
+    group.add_argument(
         "--show-steps", action="store_true", help="also save a folder of what it looked like after every step"
     )
     group.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no warnings")

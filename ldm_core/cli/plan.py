@@ -27,7 +27,7 @@ from ldm_core.cli.models_to_draw import load_model
 from ldm_core.cli.recorded import recorded_path, require_trust
 from ldm_core.guidance import ClassifierFreeGuidance
 from ldm_core.random import image_seeds
-from ldm_core.recipe import Recipe, read_recipe
+from ldm_core.recipe import Recipe, read_recipe, without_paths
 from ldm_core.sampler import Sampler
 
 SCHEDULERS: dict[str, Any] = {
@@ -97,6 +97,8 @@ def prepare(args: Namespace) -> Job:
         versions={"ldm_core": ldm_core.__version__, "torch": str(torch.__version__)},
         **model_fields,
     )
+    if args.no_paths:
+        template = without_paths(template)
     if again is not None:
         _warn_of_differences(args.recipe, again, template)
     sampler = Sampler(model, scheduler, guidance, clip_skip=template.clip_skip)

@@ -8,6 +8,7 @@ from ldm_core.recipe.fields import (
     from_json,
     source_file,
     to_json,
+    without_paths,
 )
 from ldm_core.recipe.parameters_text import from_parameters_text, to_parameters_text
 from ldm_core.recipe.png import read_recipe, write_png
@@ -23,5 +24,6 @@ __all__ = [
     "source_file",
     "to_json",
     "to_parameters_text",
+    "without_paths",
     "write_png",
 ]

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,7 +38,8 @@ class SourceFile:
     """A file that a picture was made from.
 
     sha256: of the whole file, in hexadecimal; other tools give its first digits only, or none ("").
-    path: where it was, as it was given; None for the bundled model, or where nothing is known.
+    path: where it was, as it was given; None for the bundled model, where nothing is known, or where it was
+    left out (`without_paths`).
     """
 
     name: str
@@ -181,6 +182,24 @@ def source_file(path: str | os.PathLike[str], *, bundled: bool = False) -> Sourc
     path = os.fspath(path)
     checksum = folder_sha256(path) if os.path.isdir(path) else file_sha256(path)
     return SourceFile(os.path.basename(os.path.normpath(path)), checksum, None if bundled else path)
+
+
+def without_paths(recipe: Recipe) -> Recipe:
+    """The same with the names and checksums of files, but not where they are."""
+
+    def bare(file: SourceFile | None) -> Any:
+        return file and replace(file, path=None)
+
+    return replace(
+        recipe,
+        model=bare(recipe.model),
+        autoencoder=bare(recipe.autoencoder),
+        image=bare(recipe.image),
+        mask=bare(recipe.mask),
+        loras=tuple(replace(lora, file=bare(lora.file)) for lora in recipe.loras),
+        embeddings=tuple(replace(one, file=bare(one.file)) for one in recipe.embeddings),
+        config=recipe.config and os.path.basename(recipe.config),
+    )
 
 
 def to_json(recipe: Recipe) -> str:

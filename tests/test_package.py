@@ -102,7 +102,8 @@ ALLOWED = {
     "autoencoder": {"config", "attention", "layers", "random"},
     "tiling": {"autoencoder"},
     "guidance": set(),
-    "images": set(),
+    "regular_file": set(),
+    "images": {"regular_file"},
     "schedulers": {"noise_schedule", "schedulers"},
     "clip": {
         "checkpoint",

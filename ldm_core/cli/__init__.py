@@ -123,6 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
             "--strength", type=_number, metavar="X", help=f"how much to change, in (0, 1] (default {default})"
         )
     for drawing in (txt2img, img2img, inpaint):
+        _add_model(drawing)
         _add_how(drawing)
         _add_where(drawing)
 
@@ -157,7 +158,7 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_what(parser: argparse.ArgumentParser) -> None:
-    """What is to be drawn, with which model."""
+    """What is to be drawn."""
     group = parser.add_argument_group("what to draw")
     group.add_argument(
         "prompt", nargs="*", metavar="PROMPT", help="what to draw; several give several pictures"
@@ -189,6 +190,10 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
         metavar="N[,N…]",
         help="picture k has seed N + k, or the k-th of a list (default: a fresh one, kept in the recipe)",
     )
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    """With which model it is drawn."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model", metavar="PATH", help="a checkpoint or diffusers folder (default: the bundled model)"

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 from test_recipe import RECIPE
 
+from ldm_core.cli import main
 from ldm_core.recipe import Recipe, from_json, from_parameters_text, read_recipe, to_json, to_parameters_text
 from ldm_core.recipe.parameters_text import _pairs
 
@@ -163,3 +164,21 @@ def test_any_parameters_are_read_or_refused(
     text = f"{prompt}\n{SETTINGS}, " + ", ".join(f"{name}: {value}" for name, value in changes.items())
     result = outcome(path, "parameters", text.encode("utf-8", "replace").decode())
     assert isinstance(result, Recipe) or result.startswith(f"{path}: ")
+
+
+def test_a_terminal_is_shown_no_codes_of_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hostile = {
+        "prompt": "a\x1b[2J\nb\x9b1m猫",
+        "scheduler": "x\x1b",
+        "model": {"name": "\x1b.pt", "sha256": ""},
+    }
+    path = tmp_path / "a.png"
+    assert isinstance(outcome(path, "ldm_core", json.dumps(GOOD | hostile)), Recipe)
+    for options in ([], ["--json"]):
+        assert main(["inspect", str(path), *options]) == 0
+    outcome(path, "ldm_core", json.dumps(GOOD | {"scheduler_settings": {"x\x1b": 1}}))
+    assert main(["txt2img", "--from", str(path)]) == 2
+    shown = capsys.readouterr()
+    assert "a\\x1b[2J\nb\\x9b1m猫\n" in shown.out
+    assert "x\\x1b" in shown.err
+    assert not {"\x1b", "\x9b"} & set(shown.out + shown.err)

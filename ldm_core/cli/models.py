@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ldm_core.checkpoint import inspect
+from ldm_core.checkpoint.key_map import printable
 from ldm_core.conversion import add_difference, convert, weighted_sum
 from ldm_core.recipe import read_recipe, to_json, to_parameters_text
 from ldm_core.recipe.png import SIGNATURE
@@ -21,7 +22,8 @@ def inspect_file(args: Namespace) -> int:
     """Tell what is in a checkpoint, or a picture's recipe. The status is 0 also for a file that is odd."""
     if _is_png(args.file):
         recipe = read_recipe(args.file)
-        print(to_json(recipe) if args.json else to_parameters_text(recipe))
+        lines = to_parameters_text(recipe).split("\n")
+        print(to_json(recipe) if args.json else "\n".join(map(printable, lines)))
     else:
         report = inspect(args.file, check_values=args.check_values)
         print(json.dumps(_plain(report.to_dict()), default=str) if args.json else report)

@@ -15,6 +15,7 @@ import torch
 
 import ldm_core
 from ldm_core import cli, schedulers
+from ldm_core.checkpoint.key_map import printable
 from ldm_core.cli.files import (
     Inputs,
     Output,
@@ -178,7 +179,8 @@ def _scheduler(args: Namespace, again: Recipe | None) -> Any:
         try:
             scheduler = CLASSES[again.scheduler](**again.scheduler_settings)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{args.recipe}: the recipe's scheduler cannot be made: {error}") from None
+            reason = printable(str(error))
+            raise ValueError(f"{args.recipe}: the recipe's scheduler cannot be made: {reason}") from None
     if args.eta is not None:
         if not isinstance(scheduler, (schedulers.DDIM, schedulers.EulerAncestral)):
             raise ValueError("--eta belongs to the ddim and euler-a schedulers alone")

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ldm_core.atomic_files import write_whole
 from ldm_core.conditioning import as_prompts
 from ldm_core.grid import grid, stack
 from ldm_core.images import tensor_to_pil
@@ -113,13 +115,15 @@ class Recorder:
         if ending not in ANIMATIONS:
             raise ValueError(f"an animation's name must end in .gif or .webp, not {ending or 'nothing'!r}")
         shown = [self._frame(step, tile) for step in self.chosen(frames)]
-        shown[0].save(
-            path,
+        save = partial(
+            shown[0].save,
+            format=ending[1:],
             save_all=True,
             append_images=shown[1:],
             duration=[milliseconds] * (len(shown) - 1) + [hold],
             loop=0,
         )
+        write_whole(Path(path), save)
 
     def _frame(self, step: SamplerStep, tile: int | None) -> Image:
         latents, guesses = self._pictures(step.latent), self._pictures(step.x0)

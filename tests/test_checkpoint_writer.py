@@ -7,16 +7,16 @@ import os
 import struct
 import weakref
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from checkpoint_files import torch_bytes, zip_members
+from checkpoint_files import largest_file, torch_bytes, zip_members
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -349,18 +349,6 @@ def test_a_tensor_that_fails_leaves_the_old_file_alone(
     assert list(tmp_path.iterdir()) == [path]
 
 
-@contextmanager
-def largest_file(nbytes: int) -> Iterator[None]:
-    """A file system that takes no larger files."""
-    resource = pytest.importorskip("resource")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize("limit", [0, 100, 50_000, 1_000_100])
 def test_a_full_disk_leaves_the_old_file_alone(tmp_path: Path, write: Write, limit: int) -> None:
     path = tmp_path / "model.ckpt"
@@ -383,13 +371,12 @@ def test_the_bytes_are_on_the_disk_before_the_file_has_its_name(
     path, synced, sync = tmp_path / "model", [], os.fsync
 
     def fsync(handle: int) -> None:
-        assert not path.exists()
-        synced.append(os.fstat(handle).st_size)
+        synced.append(("folder" if S_ISDIR(os.fstat(handle).st_mode) else "file", path.exists()))
         sync(handle)
 
     monkeypatch.setattr(os, "fsync", fsync)
     write_then_move(path, lambda target: write_torch_zip(all_pending(some_tensors()), {}, target))
-    assert synced == [path.stat().st_size]
+    assert synced == [("file", False), ("folder", True)]
 
 
 def test_the_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:

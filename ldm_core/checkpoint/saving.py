@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import Tensor, nn
 
+from ldm_core.atomic_files import write_whole_folder
 from ldm_core.checkpoint.detect import differences
 from ldm_core.checkpoint.diffusers_config import Words
 from ldm_core.checkpoint.diffusers_folder import added_tokens, merges_text, part_maps, settings
@@ -27,6 +26,7 @@ from ldm_core.checkpoint.statements import CONFIG_KEY, WORDS_KEY
 from ldm_core.checkpoint.values import all_finite
 from ldm_core.checkpoint.writer import (
     Pending,
+    checkpoint_errors,
     require_whole,
     write_safetensors,
     write_then_move,
@@ -87,10 +87,12 @@ def write_model(
     layout: LayoutName = "compvis",
     dtype: torch.dtype | None = None,
     added_words: Words = (),
+    overwrite: bool = True,
 ) -> None:
     """`save` for parameters by "part.name", some of which may only be made when they are written.
 
     added_words: what the tokenizer knows beyond CLIP's vocabulary; kept are those in the encoder's table.
+    overwrite: False raises FileExistsError where there is a file, also one that appeared meanwhile.
     """
     path = Path(os.path.realpath(path))  # a link's target is what is to be written
     words = tuple(word for word in added_words if max(word[1]) < config.text_encoder.vocab_size)
@@ -103,7 +105,7 @@ def write_model(
     if layout == "diffusers":
         _write_folder(config, parameters, path, dtype, words)
     else:
-        _write_file(config, parameters, path, dtype, words)
+        _write_file(config, parameters, path, dtype, words, overwrite)
 
 
 def file_tensors(model: Model) -> dict[str, Tensor]:
@@ -149,6 +151,7 @@ def _write_file(
     path: Path,
     dtype: torch.dtype | None,
     words: Words,
+    overwrite: bool,
 ) -> None:
     tensors = _pending(model_map(config), parameters, dtype)
     tensors |= {key: _cast(_to_come(key, value), dtype) for key, value in buffers(config).items()}
@@ -157,7 +160,7 @@ def _write_file(
         metadata[WORDS_KEY] = json.dumps(words)
     if path.suffix not in WRITERS:
         raise CheckpointError(f"{path}: expected an ending of {', '.join(WRITERS)}, got {path.suffix!r}")
-    write_then_move(path, lambda target: WRITERS[path.suffix](tensors, metadata, target))
+    write_then_move(path, lambda t: WRITERS[path.suffix](tensors, metadata, t), overwrite=overwrite)
 
 
 def _write_folder(
@@ -167,33 +170,28 @@ def _write_folder(
     dtype: torch.dtype | None,
     words: Words,
 ) -> None:
-    """A folder is filled beside its place and then moved there, so that it appears all at once."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise CheckpointError(f"{path} is already there; a folder is only written where there is none")
     try:
         files = settings(config) | added_tokens(words)
         texts = {name: json.dumps(value, indent=2) + "\n" for name, value in files.items()}
     except (KeyError, ConfigError) as error:
         raise CheckpointError(f"diffusers has no name for a setting of this model: {error}") from error
     texts["tokenizer/merges.txt"] = merges_text()
-    temporary: Path | None = None
-    try:
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+
+    def fill(folder: Path) -> None:
         for name, text in texts.items():
-            (temporary / name).parent.mkdir(exist_ok=True)
-            (temporary / name).write_text(text, encoding="utf-8")
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(text, encoding="utf-8")
         for name, key_map in part_maps(config).items():
-            file = temporary / f"{name}.safetensors"
+            file = folder / f"{name}.safetensors"
             write_safetensors(_pending(key_map, parameters, dtype), {"format": "pt"}, file)
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o777 & ~mask)
-        temporary.replace(path)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+
+    try:
+        with checkpoint_errors(path):
+            write_whole_folder(path, fill)
+    except FileExistsError:
+        raise CheckpointError(
+            f"{path} is already there; a folder is only written where there is none"
+        ) from None
 
 
 def _pending(

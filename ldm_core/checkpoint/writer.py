@@ -11,13 +11,12 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import pickle
 import struct
-import tempfile
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,6 +24,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from ldm_core.atomic_files import write_whole
 from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.pickle_globals import KNOWN
 from ldm_core.checkpoint.pickle_values import StorageType
@@ -197,44 +197,27 @@ def _make_bytes(name: str, pending: Pending) -> memoryview:
     return plain.as_strided((pending.numel,), (1,)).view(torch.uint8).numpy().data
 
 
-def write_then_move(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then move it there in one step.
+def write_then_move(path: Path, write: Callable[[Path], object], *, overwrite: bool = True) -> None:
+    """`write_whole`, as a checkpoint's reader and writer raise errors.
 
-    After a crash or a power cut there is the old file or the new one, whole. Raises CheckpointError where
-    the file cannot be written, and what `write` raises; `path` is then as it was.
+    Raises CheckpointError where the file cannot be written, FileExistsError for one that is there and not to
+    be overwritten, and what `write` raises; `path` is then as it was.
     """
+    with checkpoint_errors(path):
+        write_whole(path, write, overwrite=overwrite)
+
+
+@contextmanager
+def checkpoint_errors(path: Path) -> Iterator[None]:
+    """Errors of the operating system, but for FileExistsError, as CheckpointErrors of `path`."""
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        os.close(handle)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from error
-    temporary = Path(name)
-    try:
-        write(temporary)
-        # A rename may reach the disk before the bytes do.
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(_mode(path))
-        os.replace(temporary, path)
+        yield
+    except FileExistsError:
+        raise
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """`write_then_move` for a small file that is in memory."""
-
-    def write(target: Path) -> None:
-        target.write_bytes(data)
-
-    write_then_move(path, write)
-
-
-def _mode(path: Path) -> int:
-    """The permissions of the file that is there; of a new one, those that the process gives."""
-    if path.exists():
-        return path.stat().st_mode & 0o777
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
+    write_then_move(path, lambda target: target.write_bytes(data))

@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from ldm_core.atomic_files import move_into_place, unfinished_file, write_whole
 from ldm_core.images import open_picture, to_grey, to_rgb
-from ldm_core.recipe import Recipe, SourceFile, source_file, write_png
+from ldm_core.recipe import Recipe, SourceFile, source_file
+from ldm_core.recipe.png import png_bytes
 from ldm_core.regular_file import open_regular
 
 if TYPE_CHECKING:
@@ -35,15 +40,20 @@ class Output:
     _next: int = field(default=0, init=False)
 
     def save(self, image: Image, recipe: Recipe) -> Path:
-        """Write a picture under a name that is still free, and return its path."""
-        path = self._reserve()
-        try:
-            write_png(image, path, recipe)
-        except BaseException:
-            if path.stat().st_size == 0:  # the reservation; a file that --force could not replace stays
-                path.unlink()
-            raise
-        return path
+        """Write a picture under a name that is still free, and return its path.
+
+        Raises ValueError where the one file's name has been taken meanwhile, and OSError where nothing can be
+        written.
+        """
+        data = png_bytes(image, recipe)
+        # Several processes may number pictures in one folder, so the file is whole before it gets a number.
+        with unfinished_file(self.file or self.folder / f"{self.stem}.png") as temporary:
+            temporary.write_bytes(data)
+            for path in self._names():
+                with suppress(FileExistsError):
+                    move_into_place(temporary, path, overwrite=self.force and path == self.file)
+                    return path
+        raise _already_there(self.file)
 
     def save_steps(self, picture: Path, frames: Sequence[Image], strip: Image) -> list[Path]:
         """Write what a picture looked like after each step, numbered from 1, and the strip of them all.
@@ -57,26 +67,21 @@ class Output:
         named = {f"{number:04d}.png": frame for number, frame in enumerate(frames, start=1)}
         named["strip.png"] = strip
         for name, image in named.items():
-            image.save(folder / name)
+            write_whole(folder / name, partial(image.save, format="PNG"))
         return [folder / name for name in named]
 
-    def _reserve(self) -> Path:
-        """Take a name by creating an empty file, so that two processes cannot take the same one."""
+    def _names(self) -> Iterator[Path]:
+        """The names that a picture may get, in this order."""
         if self.file is not None:
-            self.file.open("ab" if self.force else "xb").close()
-            return self.file
+            yield self.file
+            return
         if not self._next:
             pattern = re.compile(re.escape(self.stem) + r"-(\d+)\b")
             taken = [int(m[1]) for name in os.listdir(self.folder) if (m := pattern.match(name))]
             self._next = max(taken, default=0) + 1
         while True:
-            path = self.folder / f"{self.stem}-{self._next:04d}.png"
             self._next += 1
-            try:
-                path.open("xb").close()
-            except FileExistsError:
-                continue
-            return path
+            yield self.folder / f"{self.stem}-{self._next - 1:04d}.png"
 
 
 def find_output(name: str, stem: str, *, count: int, steps: bool, force: bool) -> Output:
@@ -93,13 +98,17 @@ def find_output(name: str, stem: str, *, count: int, steps: bool, force: bool) -
     elif count > 1:
         raise ValueError(f"--output {name}: {count} pictures do not fit in one file; give a folder")
     elif os.path.lexists(path) and not force:
-        raise ValueError(f"--output {name}: the file is already there; --force overwrites it")
+        raise _already_there(path)
     elif steps and steps_folder(path).exists() and not force:
         raise ValueError(f"--output {name}: {steps_folder(path)} is already there; --force overwrites it")
     else:
         output = Output(path.parent, stem, path, force)
     _require_writable(output.folder)
     return output
+
+
+def _already_there(path: Path | None) -> ValueError:
+    return ValueError(f"--output {path}: the file is already there; --force overwrites it")
 
 
 def steps_folder(picture: Path) -> Path:
@@ -109,11 +118,9 @@ def steps_folder(picture: Path) -> Path:
 
 def _require_writable(folder: Path) -> None:
     """Permissions tell too little (a full disk, a read-only mount, the administrator), so it is tried."""
-    trial = folder / f".ldm-core-{os.getpid()}.part"
     try:
-        with open(trial, "wb") as file:
+        with tempfile.TemporaryFile(dir=folder) as file:  # which no crash can leave behind
             file.write(b"\0")
-        trial.unlink()
     except OSError as error:
         raise ValueError(f"--output: nothing can be written in {folder}: {error.strerror}") from None
 

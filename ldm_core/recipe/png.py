@@ -6,6 +6,7 @@ parameters   the text of `parameters_text`, read only where the first is missing
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import zlib
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from ldm_core.atomic_files import write_whole
 from ldm_core.recipe.fields import Recipe, from_json, to_json
 from ldm_core.recipe.parameters_text import from_parameters_text, to_parameters_text
 from ldm_core.regular_file import open_regular
@@ -36,19 +38,20 @@ def write_png(image: Image, path: str | os.PathLike[str], recipe: Recipe) -> Non
     It is written under another name in the same folder and then moved, so that nobody sees half a file.
     Raises OSError if it cannot be written.
     """
+    data = png_bytes(image, recipe)
+    write_whole(Path(path), lambda target: target.write_bytes(data))
+
+
+def png_bytes(image: Image, recipe: Recipe) -> bytes:
+    """A PIL image as the PNG file that `write_png` writes."""
     from PIL.PngImagePlugin import PngInfo
 
     chunks = PngInfo()
     chunks.add_text(TEXT_CHUNK, to_parameters_text(recipe).replace("\0", "\ufffd"))  # PNG text has no NUL
     chunks.add_text(JSON_CHUNK, to_json(recipe))
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(unfinished, "wb") as file:
-            image.save(file, format="PNG", pnginfo=chunks)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    file = io.BytesIO()
+    image.save(file, format="PNG", pnginfo=chunks)
+    return file.getvalue()
 
 
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:

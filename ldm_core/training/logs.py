@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,7 @@ class RunLog:
         """Keep a picture of this step, in `samples/`."""
         path = self.folder / "samples" / f"{step:08d}.png"
         path.parent.mkdir(exist_ok=True)
-        image.save(path)
+        write_then_move(path, partial(image.save, format="PNG"))
         if self._board is not None:
             self._board.add_image("samples", np.asarray(image.convert("RGB")), step, dataformats="HWC")
         return path

@@ -1,0 +1,271 @@
+"""Writing files and folders that appear all at once, and locks that end with their process.
+
+A file is written under a temporary name beside its place, brought to the disk, and only then given its name,
+in one step: whenever the process is killed or the power fails, the name stands for the old file or for the
+new one, whole. A process that is killed leaves its temporary file, `.NAME.x.part` with a random x. That file
+is locked (`flock`) while its writer lives, so the next writer of NAME can tell leftovers, which it removes,
+from live files.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows: there leftovers stay, and `exclusive` keeps nobody out
+    fcntl = None  # type: ignore[assignment]
+
+# For os.open, where the system has them: a link that somebody planted is not followed, a pipe does not block.
+_SAFE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+
+
+def write_whole(path: Path, write: Callable[[Path], object], *, overwrite: bool = True) -> None:
+    """Let `write` fill the temporary file that it is given, then give the file its name.
+
+    overwrite: replace a file that is there, and keep its permissions; otherwise FileExistsError is raised,
+        also for a file that appeared while this one was written.
+
+    Raises OSError, with `path` as its file name, where the file cannot be written, and what `write` raises;
+    what was at `path` is then as it was.
+    """
+    if not overwrite and os.path.lexists(path):
+        raise _already_there(path)
+    with unfinished_file(path) as temporary:
+        write(temporary)
+        move_into_place(temporary, path, overwrite=overwrite)
+
+
+@contextmanager
+def unfinished_file(path: Path) -> Iterator[Path]:
+    """An empty file beside `path` with a name of its own; unless it is moved away, it is deleted at the end.
+
+    It is for `move_into_place`, which may give it another name than `path`'s. Raises OSError; errors of the
+    temporary file have `path` as their file name.
+    """
+    mode = path.stat().st_mode & 0o777 | 0o600 if path.is_file() else 0o666  # less what the umask takes
+    with _named(path), _temporary(path, lambda name: os.close(_open_new(name, mode))) as temporary:
+        try:
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def move_into_place(temporary: Path, path: Path, *, overwrite: bool = True) -> None:
+    """Bring a file's bytes to the disk, then give the file its name. See `write_whole` for `overwrite`."""
+    _sync(temporary)
+    if overwrite:
+        if path.is_file():
+            temporary.chmod(path.stat().st_mode & 0o777)
+        os.replace(temporary, path)
+    else:
+        _move_to_free_name(temporary, path)
+    _sync(path.parent)
+
+
+def _move_to_free_name(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)  # os.replace would overwrite
+        return
+    except FileExistsError:
+        raise _already_there(path) from None
+    except OSError:
+        pass
+    # FAT and some network drives have no hard links. There an empty file takes the name first: a process that
+    # is killed between the two steps leaves it, but two processes still cannot take the same name.
+    try:
+        os.close(_open_new(path, 0o666))
+    except FileExistsError:
+        raise _already_there(path) from None
+    try:
+        os.replace(temporary, path)
+    except OSError:
+        path.unlink()
+        raise
+
+
+def write_whole_folder(path: Path, fill: Callable[[Path], object]) -> None:
+    """Let `fill` put files into the temporary folder that it is given, then give the folder its name.
+
+    Raises FileExistsError, also for what appeared meanwhile, if there is anything but an empty folder at
+    `path`; OSError where nothing can be written; and what `fill` raises.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise _already_there(path)
+    with _named(path), _temporary(path, Path.mkdir) as temporary:
+        try:
+            fill(temporary)
+            for file in [*temporary.rglob("*"), temporary]:
+                _sync(file)
+            try:
+                temporary.rename(path)
+            except OSError as error:
+                if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                    raise _already_there(path) from None
+                raise
+            _sync(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def exclusive(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold the lock that the file `path` stands for, in the block or until the process dies.
+
+    wait: for another that holds it; otherwise BlockingIOError is raised, which tells the other's process and
+    machine. Nobody is kept out where there are no such locks: on Windows, and on some network drives.
+    """
+    handle = _acquire(path, wait)
+    with open(handle, "r+b", buffering=0) as file:
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=file.close)  # a child that lives longer would keep the lock
+        with suppress(OSError):  # a full disk keeps nobody from holding the lock
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}\n".encode())
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                path.unlink()  # whoever has it open already will see that it is gone
+
+
+def _acquire(path: Path, wait: bool) -> int:
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | _SAFE, 0o666)
+        try:
+            if _lock(handle, path, wait):
+                return handle
+        except BlockingIOError:
+            message = f"in use by {_holder(handle)}"
+            os.close(handle)
+            raise BlockingIOError(errno.EAGAIN, message, str(path)) from None
+        except OSError:
+            return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _holder(handle: int) -> str:
+    """Who wrote the lock's file, which may hold anything."""
+    match = re.match(rb"process [0-9]{1,10} on [\w.-]{1,64}\n", os.read(handle, 100))
+    return match[0].decode().strip() if match else "another process"
+
+
+def _lock(handle: int, path: Path, wait: bool = False) -> bool:
+    """Lock an open file; False if it is no longer what `path` names, as when its former holder deleted it.
+
+    Raises BlockingIOError where another has the lock, and other OSErrors where there are no locks.
+    """
+    if fcntl is None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+    fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    try:
+        return os.path.samestat(os.fstat(handle), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _already_there(path: Path) -> FileExistsError:
+    return FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+
+
+def _open_new(path: Path, mode: int) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _SAFE, mode)
+
+
+@contextmanager
+def _temporary(path: Path, make: Callable[[Path], object]) -> Iterator[Path]:
+    """A file or folder that `make` makes beside `path`, locked; leftovers of killed processes go first."""
+    _remove_leftovers(path)
+    temporary, handle = _create(path, make)
+    try:
+        yield temporary
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _create(path: Path, make: Callable[[Path], object]) -> tuple[Path, int | None]:
+    """A new temporary file or folder, and where there are locks, the handle that holds its lock."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
+        make(temporary)
+        try:
+            return temporary, _claim(temporary)
+        except (BlockingIOError, FileNotFoundError):
+            continue  # before it was locked, another process took it for a leftover
+        except OSError:
+            return temporary, None
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove the temporary files of `path` whose lock is free: their writers are dead."""
+    ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{12}}\.part")
+    with suppress(OSError):
+        for name in os.listdir(path.parent):
+            if ours.fullmatch(name):
+                _remove_leftover(path.with_name(name))
+
+
+def _remove_leftover(path: Path) -> None:
+    with suppress(OSError):
+        handle = _claim(path)
+        try:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        finally:
+            os.close(handle)
+
+
+def _claim(path: Path) -> int:
+    """Open and lock a temporary file or folder.
+
+    Raises BlockingIOError or FileNotFoundError where another process has it or removes it, and other
+    OSErrors where there are no locks.
+    """
+    handle = os.open(path, (os.O_RDONLY if path.is_dir() else os.O_RDWR) | _SAFE)
+    try:
+        if not _lock(handle, path):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _sync(path: Path) -> None:
+    """Bring a file's bytes, or the names in a folder, to the disk."""
+    if not path.is_dir():
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+        return
+    with suppress(OSError):  # Windows cannot open folders, and some file systems do not sync them
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Errors of a temporary file, or of a handle, which have no name, as errors of `path`."""
+    try:
+        yield
+    except OSError as error:
+        prefix = str(path.with_name(f".{path.name}."))
+        if error.filename is not None and not str(error.filename).startswith(prefix):
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error

@@ -41,12 +41,15 @@ def convert(
     text_encoder: str | Path | None = None,
     unet: str | Path | None = None,
     autoencoder: str | Path | None = None,
+    overwrite: bool = True,
 ) -> LatentDiffusionConfig:
     """Write a checkpoint in another layout, file format or type; the options are those of `load` and `save`.
 
     layout: "compvis" for one file (`.safetensors`, `.ckpt`, `.pt`), "diffusers" for a folder; by default
         a target whose name ends in no such letters ("model", "v1.5") is a folder.
     dtype: None keeps every tensor's own.
+    overwrite: False raises FileExistsError where there is a file, also one that appeared meanwhile. A folder
+        that is not empty is never overwritten.
 
     Returns the model's configuration. Raises CheckpointError as `load` and `save` do; a model that may
     predict eps or v must be told which with `prediction` or `config`, since nothing is computed here.
@@ -70,6 +73,7 @@ def convert(
         layout=layout or _layout(target),
         dtype=dtype,
         added_words=weights.added_words,
+        overwrite=overwrite,
     )
     return weights.configs[0]
 
@@ -97,6 +101,7 @@ def merge(
     config: str | Path | LatentDiffusionConfig | None = None,
     prediction: PredictionType | None = None,
     variant: str | None = None,
+    overwrite: bool = True,
 ) -> LatentDiffusionConfig:
     """Write the sum of models, each times its factor (Wortsman et al. 2022, arXiv:2203.05482, for averages).
 
@@ -125,8 +130,14 @@ def merge(
             sums[f"{part}.{name}"] = Pending(
                 stored, tuple(tensor.shape), partial(_sum, terms, factors, stored)
             )
-    words = first.added_words
-    write_model(first.configs[0], sums, target, layout=layout or _layout(target), added_words=words)
+    write_model(
+        first.configs[0],
+        sums,
+        target,
+        layout=layout or _layout(target),
+        added_words=first.added_words,
+        overwrite=overwrite,
+    )
     return first.configs[0]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,17 @@ from cli_runs import (
     one_thread,  # noqa: F401
     run,  # noqa: F401
 )
+from conftest import TINY
 from PIL import Image
 from test_atomic_files import die, killed
 from test_recipe import PICTURE, RECIPE
 
+from ldm_core import cli
+from ldm_core.checkpoint import read, save
+from ldm_core.cli import models
 from ldm_core.cli import run as commands
 from ldm_core.cli.files import Output, find_output
+from ldm_core.model import build
 from ldm_core.recipe import read_recipe
 
 
@@ -88,3 +94,44 @@ def test_a_full_disk_is_told_with_the_path(run: Run) -> None:
     assert (result.status, result.out) == (2, [])
     assert result.err == ["ldm-core: error: a.png: File too large"]
     assert os.listdir() == []
+
+
+@pytest.mark.parametrize("name", ["same.ckpt", "same"])
+def test_of_three_converts_to_one_target_one_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    source, target = tmp_path / "source.safetensors", tmp_path / name
+    save(build(TINY["sd1"]), source)
+    convert, barrier = models.convert, threading.Barrier(3, timeout=60)
+
+    def convert_together(*args: Any, **options: Any) -> Any:
+        barrier.wait()  # all have seen that there is no such file
+        return convert(*args, **options)
+
+    monkeypatch.setattr(models, "convert", convert_together)
+    with ThreadPoolExecutor(3) as threads:
+        statuses = list(threads.map(cli.main, [["convert", str(source), str(target)]] * 3))
+    assert sorted(statuses) == [0, 2, 2]
+    captured = capsys.readouterr()
+    assert captured.out == f"{target}\n"
+    assert captured.err.count("\n") == captured.err.count("already there") == 2
+    if name == "same.ckpt":
+        assert read(target).tensors.keys() == read(source).tensors.keys()
+    assert sorted(tmp_path.iterdir()) == sorted([source, target])
+
+
+def test_merge_keeps_a_file_that_appears_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = tmp_path / "source.safetensors", tmp_path / "m.ckpt"
+    save(build(TINY["sd1"]), source)
+    weighted_sum = models.weighted_sum
+
+    def while_another_writes(*args: Any, **options: Any) -> Any:
+        target.write_text("mine")
+        return weighted_sum(*args, **options)
+
+    monkeypatch.setattr(models, "weighted_sum", while_another_writes)
+    assert cli.main(["merge", str(source), str(source), str(target)]) == 2
+    assert "m.ckpt: the file is already there; --force overwrites it" in capsys.readouterr().err
+    assert target.read_text() == "mine"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,41 +34,44 @@ def inspect_file(args: Namespace) -> int:
 
 def convert_file(args: Namespace) -> int:
     """Write a checkpoint in another form, and print its path."""
-    _require_new(args.target, args.force)
-    convert(
-        args.source,
-        args.target,
-        layout=args.layout,
-        dtype=_dtype(args),
-        config=args.config,
-        prediction=args.prediction,
-        ema=args.ema,
-        variant=args.variant,
-        text_encoder=args.text_encoder,
-        unet=args.unet,
-        autoencoder=args.autoencoder,
-    )
+    with _new_unless_forced(args.target, args.force):
+        convert(
+            args.source,
+            args.target,
+            layout=args.layout,
+            dtype=_dtype(args),
+            config=args.config,
+            prediction=args.prediction,
+            ema=args.ema,
+            variant=args.variant,
+            text_encoder=args.text_encoder,
+            unet=args.unet,
+            autoencoder=args.autoencoder,
+            overwrite=args.force,
+        )
     print(args.target)
     return 0
 
 
 def merge_files(args: Namespace) -> int:
     """Write a weighted sum of two models, or the first and the difference of the others; print its path."""
-    _require_new(args.target, args.force)
     options: dict[str, Any] = {
         "layout": args.layout,
         "dtype": _dtype(args),
         "config": args.config,
         "prediction": args.prediction,
+        "overwrite": args.force,
     }
-    if len(args.models) == 2:
-        a, b = args.models
-        weighted_sum(a, b, args.target, 0.5 if args.alpha is None else args.alpha, **options)
-    elif len(args.models) == 3:
-        a, b, c = args.models
-        add_difference(a, b, c, args.target, 1.0 if args.alpha is None else args.alpha, **options)
-    else:
-        raise ValueError(f"merge takes two models, or three for A + alpha (B - C), not {len(args.models)}")
+    with _new_unless_forced(args.target, args.force):
+        if len(args.models) == 2:
+            a, b = args.models
+            weighted_sum(a, b, args.target, 0.5 if args.alpha is None else args.alpha, **options)
+        elif len(args.models) == 3:
+            a, b, c = args.models
+            add_difference(a, b, c, args.target, 1.0 if args.alpha is None else args.alpha, **options)
+        else:
+            count = len(args.models)
+            raise ValueError(f"merge takes two models, or three for A + alpha (B - C), not {count}")
     print(args.target)
     return 0
 
@@ -75,9 +80,16 @@ def _dtype(args: Namespace) -> torch.dtype | None:
     return None if args.dtype is None else getattr(torch, args.dtype)
 
 
-def _require_new(target: str, force: bool) -> None:
+@contextmanager
+def _new_unless_forced(target: str, force: bool) -> Iterator[None]:
+    """Raise ValueError for a file that is there, at once, and for one that has appeared by the end."""
+    taken = ValueError(f"{target}: the file is already there; --force overwrites it")
     if Path(target).is_file() and not force:
-        raise ValueError(f"{target}: the file is already there; --force overwrites it")
+        raise taken
+    try:
+        yield
+    except FileExistsError:
+        raise taken from None
 
 
 def _is_png(path: str) -> bool:

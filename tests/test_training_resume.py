@@ -22,8 +22,10 @@ from whole_runs import (
     whole,  # noqa: F401
 )
 
+from ldm_core.atomic_files import exclusive
 from ldm_core.checkpoint import CheckpointError, read
 from ldm_core.training import Trainer, TrainingError
+from ldm_core.training.loop import LOCK
 
 
 def digest(path: Path) -> str:
@@ -46,7 +48,7 @@ def test_a_run_that_is_killed_again_and_again_gives_the_same_numbers(tmp_path: P
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         assert process.exitcode == -signal.SIGKILL
-    (broken / ".state.safetensors.x.part").touch()  # what a kill within a save leaves
+    (broken / ".state.safetensors.0123456789ab.part").touch()  # what a kill within a save leaves
     trainer = run(broken, Denoise(width=64), **options)
     assert trainer.step == 60
     assert [row["step"] for row in rows(broken)] == list(range(1, 61))
@@ -355,3 +357,12 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no parameters to train"):
         Trainer(frozen, pictures(), tmp_path, settings())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    with exclusive(tmp_path / LOCK):
+        with pytest.raises(TrainingError, match=rf"another run .* in use by process {os.getpid()} on "):
+            run(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == [LOCK]
+    run(tmp_path, steps=1)
+    assert not (tmp_path / LOCK).exists()

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm_core.atomic_files import exclusive
 from ldm_core.autoencoder import AutoencoderKL
 from ldm_core.checkpoint.writer import write_bytes, write_then_move
 from ldm_core.training.samples import BadSample, Readable, Sample, Samples
@@ -52,11 +53,15 @@ class CachedLatents:
         if self.path.suffix != ".npy":
             raise ValueError(f"{self.path}: expected a name that ends in .npy")
         self.facts = {"autoencoder": fingerprint(autoencoder), "samples": samples.fingerprint}
-        stale = self._stale()
-        if stale:
-            if stale != "not there":
-                warnings.warn(f"{self.path}: {stale}; computed again", stacklevel=2)
-            self._write(autoencoder, batch_size)
+        if self._stale():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # Of several processes that want the same latents, the first computes them, and the others wait.
+            with exclusive(self.path.with_name(f".{self.path.name}.lock"), wait=True):
+                stale = self._stale()
+                if stale not in ("", "not there"):
+                    warnings.warn(f"{self.path}: {stale}; computed again", stacklevel=2)
+                if stale:
+                    self._write(autoencoder, batch_size)
         self._bad: dict[str, str] = json.loads(self._note.read_text(encoding="utf-8"))["bad"]
         self._latents = np.load(self.path, mmap_mode="r", allow_pickle=False)
 
@@ -101,7 +106,6 @@ class CachedLatents:
     @torch.no_grad()
     def _write(self, autoencoder: AutoencoderKL, batch_size: int) -> None:
         """The numbers first, the note last: with a note there, the numbers are whole."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self._note.unlink(missing_ok=True)
         height, width = Readable(self.samples)[0]["image"].shape[1:]
         f = autoencoder.config.downsampling

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ldm_core.atomic_files import exclusive
 from ldm_core.training.distributed import Parallel, World, gathered, gradient_exchange, spread, whole
 from ldm_core.training.ema import WeightAverage
 from ldm_core.training.gradient_checkpointing import checkpoint_gradients
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 STATE = "state.safetensors"
+LOCK = ".lock"
 # Settings that may change within a run, which gives the same losses with them but for rounding.
 CHANGE_NO_LOSS = {
     *("gradient_checkpointing", "workers", "save_every", "log_every", "picture_every"),
@@ -178,10 +180,28 @@ class Trainer:
 
         Ctrl-C (SIGINT) and SIGTERM, to any process of the run, end all of them after the step at hand and
         after saving: with KeyboardInterrupt, or with SystemExit. Raises TrainingError where a loss or a
-        gradient is not finite, before it touches the weights, and CheckpointError for a state that does not
-        fit or cannot be written.
+        gradient is not finite, before it touches the weights, and where another run is in the folder; and
+        CheckpointError for a state that does not fit or cannot be written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        with self._folder_to_itself():
+            self._train()
+
+    @contextmanager
+    def _folder_to_itself(self) -> Iterator[None]:
+        """Keep other runs out of the folder. Raises TrainingError, in every process, where one is in it."""
+        with ExitStack() as stack:
+            held = ""
+            if self.world.is_first:
+                try:
+                    stack.enter_context(exclusive(self.folder / LOCK))
+                except BlockingIOError as error:
+                    held = f", {error.strerror}"
+            if self.world.mean({"held": bool(held)})["held"]:
+                raise TrainingError(f"{self.folder}: another run is writing in this folder{held}")
+            yield
+
+    def _train(self) -> None:
         self._resume()
         log = None
         if self.world.is_first:
@@ -227,9 +247,6 @@ class Trainer:
             raise TrainingError(
                 f"{self.state_path} is there for some processes and not for others: the folder must be shared"
             )
-        if self.world.is_first:
-            for unfinished in self.folder.glob(".*.part"):
-                unfinished.unlink()  # of a run that was killed as it saved
         if not there:
             self.save()  # so that there is a state to go back to, whatever happens
             return

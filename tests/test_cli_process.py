@@ -205,3 +205,22 @@ def test_adapters_and_another_autoencoder(
     again = ["--from", str(tmp_path / "recipe.png"), "--trust-paths"]
     assert cli.main(["txt2img", *again, "-o", str(tmp_path)]) == 2
     assert "give it with --lora" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["txt2img", "fire"], "interrupted before the first picture was drawn"),
+        (["convert", "a.ckpt", "b.ckpt"], "interrupted; nothing half-written is left"),
+        (["inspect", "a.ckpt"], "interrupted"),
+    ],
+)
+@pytest.mark.parametrize("script", [False, True])
+def test_ctrl_c_while_torch_is_imported(tmp_path: Path, argv: list[str], message: str, script: bool) -> None:
+    (tmp_path / "torch.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT); input()")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    # What pip makes of an entry point.
+    code = ["-c", "import sys; from ldm_core.cli import main; sys.exit(main())"]
+    command = [sys.executable, *code] if script else COMMAND
+    done = subprocess.run([*command, *argv], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", f"ldm-core: {message}\n")

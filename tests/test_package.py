@@ -16,6 +16,9 @@ PACKAGE = Path(ldm_core.__file__).parent
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "weights" not in path.parts)
 
 
+USE = "ldm_core.load, ldm_core.Sampler"  # which are imported when they are used
+
+
 def python(code: str) -> str:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stderr == ""
@@ -23,15 +26,27 @@ def python(code: str) -> str:
 
 
 def test_importing_prints_nothing_and_leaves_triton_alone() -> None:
-    assert python("import ldm_core") == ""
+    assert python(f"import ldm_core; {USE}") == ""
     assert (
-        python("import sys, ldm_core; print('triton' in sys.modules, 'diffusers' in sys.modules)")
+        python(f"import sys, ldm_core; {USE}; print('triton' in sys.modules, 'diffusers' in sys.modules)")
         == "False False\n"
     )
 
 
+def test_importing_waits_with_torch_until_it_is_needed() -> None:
+    code = "import sys, ldm_core, ldm_core.cli; ldm_core.cli.build_parser(); print('torch' in sys.modules)"
+    assert python(code) == "False\n"
+
+
+def test_submodules_need_no_import_of_their_own() -> None:
+    assert (
+        python("import ldm_core; print(ldm_core.unet.UNet.__name__, hasattr(ldm_core, 'none'))")
+        == "UNet False\n"
+    )
+
+
 def test_importing_leaves_training_alone_and_training_prints_nothing() -> None:
-    assert python("import sys, ldm_core; print('ldm_core.training' in sys.modules)") == "False\n"
+    assert python(f"import sys, ldm_core; {USE}; print('ldm_core.training' in sys.modules)") == "False\n"
     assert python("import sys, ldm_core.training; print('tensorboard' in sys.modules)") == "False\n"
 
 
@@ -42,7 +57,9 @@ def test_importing_costs_little_more_than_torch(tmp_path: Path, monkeypatch: pyt
     """
     monkeypatch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path))
     monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
-    code = "import time, torch; t = time.process_time(); import ldm_core; print(time.process_time() - t)"
+    code = (
+        f"import time, torch; t = time.process_time(); import ldm_core; {USE}; print(time.process_time() - t)"
+    )
     assert any(float(python(code)) < 0.15 for _ in range(10))
 
 
@@ -57,6 +74,7 @@ def hook(event, args):
         opened.append(event)
 sys.addaudithook(hook)
 import ldm_core
+ldm_core.load, ldm_core.Sampler
 print([name for name in opened if "site-packages" not in name and "__pycache__" not in name])
 """
     assert python(code) == "[]\n"

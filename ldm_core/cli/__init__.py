@@ -58,13 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # of a terminal that knows ASCII only
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    args: argparse.Namespace | None = None
     try:
         args = build_parser().parse_args(argv)
         from ldm_core.cli import run as commands
 
         return commands.run(args)
     except KeyboardInterrupt:
-        _tell("interrupted before the first picture was drawn")
+        _tell(_interrupted(args))
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # Whoever read the paths has gone; Python would complain again as it flushes the pipe at exit.
@@ -78,6 +79,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _tell("error: out of memory; try a smaller --size or --batch-size, or --dtype bfloat16")
         return EXIT_FAILED
+
+
+def _interrupted(args: argparse.Namespace | None) -> str:
+    """What Ctrl-C left undone; a run that has drawn pictures tells that itself."""
+    if args is not None and "target" in args:
+        return "interrupted; nothing half-written is left"
+    if args is not None and "prompt" in args:
+        return "interrupted before the first picture was drawn"
+    return "interrupted"
 
 
 def one_line(error: BaseException) -> str:

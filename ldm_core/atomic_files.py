@@ -25,7 +25,7 @@ except ImportError:  # Windows: there leftovers stay, and `exclusive` keeps nobo
     fcntl = None  # type: ignore[assignment]
 
 # For os.open, where the system has them: a link that somebody planted is not followed, a pipe does not block.
-_SAFE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+_SAFE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 def write_whole(path: Path, write: Callable[[Path], object], *, overwrite: bool = True) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +157,33 @@ def test_a_full_disk_leaves_no_half_cache(
 def test_tensors_and_captions_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match=r"expected images \(n, 3, H, W\) and n captions"):
         TensorSamples(torch.zeros(2, 3, 4, 4), ["one"])
+
+
+def test_of_two_processes_one_computes_the_latents(
+    tmp_path: Path, autoencoder: AutoencoderKL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stale, written = CachedLatents._stale, []
+    write, barrier = CachedLatents._write, threading.Barrier(2, timeout=60)
+
+    def stale_for_both(cached: CachedLatents) -> str:
+        reason = stale(cached)
+        if not hasattr(cached, "looked"):
+            cached.looked = True  # type: ignore[attr-defined]
+            barrier.wait()
+        return reason
+
+    def write_and_count(cached: CachedLatents, *arguments: Any) -> None:
+        written.append(cached)
+        write(cached, *arguments)
+
+    monkeypatch.setattr(CachedLatents, "_stale", stale_for_both)
+    monkeypatch.setattr(CachedLatents, "_write", write_and_count)
+    with ThreadPoolExecutor(2) as threads:
+        both = list(
+            threads.map(
+                lambda _: CachedLatents(pictures(3, 16), autoencoder, tmp_path / "latents.npy"), range(2)
+            )
+        )
+    assert len(written) == 1
+    assert torch.equal(both[0][2]["mean"], both[1][2]["mean"])
+    assert {path.name for path in tmp_path.iterdir()} == {"latents.npy", "latents.json"}

@@ -177,8 +177,9 @@ def test_a_full_disk_leaves_the_old_state_whole(tmp_path: Path, monkeypatch: pyt
     monkeypatch.undo()
     assert digest(trainer.state_path) == before
     assert not list(tmp_path.glob(".*.part")), "nothing half-written is left"
-    with pytest.warns(UserWarning, match="with steps 5, where it was 3"):
+    with pytest.warns(UserWarning, match="with steps 5, where it was 3") as warned:
         assert run(tmp_path, steps=5).step == 5
+    assert Path(warned[0].filename).name == "training_runs.py", "which calls Trainer.run"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

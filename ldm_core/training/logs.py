@@ -119,7 +119,7 @@ def _tensorboard(folder: Path, step: int) -> Any:
     except ImportError:
         warnings.warn(
             "TensorBoard is not installed, so only metrics.csv is written; pip install tensorboard",
-            stacklevel=4,
+            stacklevel=5,
         )
         return None
     return SummaryWriter(str(folder), purge_step=step + 1)

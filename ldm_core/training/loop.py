@@ -264,7 +264,7 @@ class Trainer:
         if len(data) > 1 and now["samples"] == then["samples"]:
             changes.append("other samples, or files that were written since")
         for change in changes:
-            warnings.warn(f"resumed at step {self.step} with {change}", stacklevel=3)
+            warnings.warn(f"resumed at step {self.step} with {change}", stacklevel=4)
 
     def _require_same_optimizer(self, progress: Mapping[str, Any]) -> None:
         used, asked = progress["settings"].get("optimizer", "adamw"), self.settings.optimizer

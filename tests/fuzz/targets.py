@@ -1,8 +1,9 @@
 """Six readers of strangers' data, each as one function of bytes that a fuzzer can call.
 
 Each docstring is the target's oracle: what may come of any bytes at all. Whatever else comes, an exception of
-another kind or a BrokenPromise, is a finding. `watch` holds for all: no process, no connection, no import, no
-file but the input, 2 seconds and 256 MiB at most.
+another kind or a BrokenPromise, is a finding. For all holds: no process, no connection, no import, no file
+but the input, 2 seconds and 256 MiB at most (`watch`); and what errors and warnings say is one line that is
+safe to print, but for the warning that quotes a prompt, which is the user's own text.
 
 A fuzzer cannot guess lengths and checksums, so they are put right here where a format has them.
 """
@@ -18,6 +19,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any
+from unittest.mock import patch
 
 import PIL.Image
 import torch
@@ -38,12 +40,13 @@ Target = Callable[[bytes], None]
 LEGACY_BEGIN = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 PNG_BEGIN = b"\x89PNG\r\n\x1a\n"
 MAX_PICTURES = 4  # of a shard that are decoded in one execution
+MAX_PIXELS = 2**20  # of one: Pillow allows as many as take half a gigabyte, whatever the file's size
 
 
 def pickle(data: bytes) -> None:
     """A checkpoint of torch.save, of today or before 1.6, or else a pickle alone, which is put into one.
 
-    Oracle: `read` raises CheckpointError in one printable line, or gives a Checkpoint with names and metadata
+    Oracle: `read` raises CheckpointError, or gives a Checkpoint with names and metadata
     that can be written as JSON, tensors whose numbers are all there and together take no more than twice the
     file, and the same names without values. `inspect` then describes it in printable lines, or raises
     CheckpointError.
@@ -69,7 +72,7 @@ def _read(data: bytes, name: str) -> None:
             with watched(path):
                 checkpoint = read(path)
         except CheckpointError as error:
-            promise(str(error).isprintable(), f"the error has other than printable text: {str(error)!a:.200}")
+            _promise_printable(error)
             return
         with watched(path):
             text = json.dumps([checkpoint.metadata, list(checkpoint.tensors), checkpoint.foreign])
@@ -83,10 +86,9 @@ def _read(data: bytes, name: str) -> None:
             promise(list(again.tensors) == list(checkpoint.tensors), "other names without values")
         with watched(path):
             try:
-                report = str(inspect(path))
+                _promise_printable(*str(inspect(path)).split("\n"))
             except CheckpointError as error:
-                report = str(error)
-            promise(all(line.isprintable() for line in report.split("\n")), f"unprintable: {report!a:.300}")
+                _promise_printable(error)
 
 
 def recipe(data: bytes) -> None:
@@ -99,7 +101,8 @@ def recipe(data: bytes) -> None:
         with placed(_with_png_checksums(data), "picture.png") as path, watched(path):
             try:
                 found = read_recipe(path)
-            except ValueError:
+            except ValueError as error:
+                _promise_printable(error)
                 return
             _write(found)
         return
@@ -107,7 +110,8 @@ def recipe(data: bytes) -> None:
     with watched():
         try:
             found = from_json(text) if text.startswith("{") else from_parameters_text(text)
-        except ValueError:
+        except ValueError as error:
+            _promise_printable(error)
             return
         _write(found)
 
@@ -140,7 +144,8 @@ def compvis_yaml(data: bytes) -> None:
     with placed(data, "model.yaml") as path, watched(path):
         try:
             config = read_yaml(path)
-        except CheckpointError:
+        except CheckpointError as error:
+            _promise_printable(error)
             return
         values = config.to_dict()
         promise(LatentDiffusionConfig.from_dict(json.loads(json.dumps(values))) == config, "does not return")
@@ -163,17 +168,20 @@ def shards(data: bytes) -> None:
     Oracle: `TarShards` raises ValueError, or has samples; of each, the captions are text and not blank and
     the picture is (3, 8, 8) within [-1, 1], or BadSample is raised.
     """
-    with placed(_with_tar_checksums(data), "shard.tar") as path, watched(path):
+    few_pixels = patch.object(PIL.Image, "MAX_IMAGE_PIXELS", MAX_PIXELS)
+    with placed(_with_tar_checksums(data), "shard.tar") as path, few_pixels, watched(path):
         for captions in (True, False):
             try:
                 samples = TarShards([path], 8, captions=captions)
-            except ValueError:
+            except ValueError as error:
+                _promise_printable(error)
                 continue
             for index in range(min(len(samples), MAX_PICTURES)):
                 try:
                     texts = samples.text(index)
                     image = samples[index]["image"]
-                except BadSample:
+                except BadSample as error:
+                    _promise_printable(error)
                     continue
                 promise(all(text.strip() for text in texts) and bool(texts) == captions, f"{texts!r:.100}")
                 promise(tuple(image.shape) == (3, 8, 8) and bool((image.abs() <= 1).all()), "no picture")
@@ -206,7 +214,8 @@ def tokenizer(data: bytes) -> None:
     with watched():
         try:
             ids = made([text, "cat"])[:1]
-        except ValueError:
+        except ValueError as error:
+            _promise_printable(error)
             return
         encoded = made.encode(text)
         promise(tuple(ids.shape) == (1, made.context_length) and ids.dtype == torch.long, "shape or type")
@@ -236,11 +245,19 @@ TARGETS: dict[str, Target] = {
 }
 
 
+def _promise_printable(*messages: object) -> None:
+    """Messages may quote what a file holds, but without codes that a terminal obeys, and on one line."""
+    for message in messages:
+        promise(str(message).isprintable(), f"not safe to print: {str(message)!a:.300}")
+
+
 def one(name: str, data: bytes) -> None:
     """One execution of a target, with at most MAX_INPUT bytes."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
         TARGETS[name](data[:MAX_INPUT])
+    if name != "tokenizer":
+        _promise_printable(*(warning.message for warning in given))
 
 
 def warm_up() -> None:

@@ -19,9 +19,6 @@ EXTRAS = ("test", "train", "gpu", "docs", "bench")
 WITHOUT_DEPENDENCIES = ("open_clip_torch",)  # as the README installs it
 OF_TORCH = re.compile(r"torch==|triton==|nvidia-|cuda-")  # what PyTorch's CPU builds do without, and PyTorch
 
-# torch 2.13.0 from PyPI asks for this one on Linux; that in constraints.txt goes with its CPU build.
-OVERRIDES = {"triton": "3.7.1"}
-
 HEADS = {
     "torch": "PyTorch as PyPI has it, on Linux with CUDA. PyTorch's own index has other files.",
     "runtime": "What ldm_core needs beside PyTorch.",
@@ -32,8 +29,6 @@ ORIGIN = "Written by hashes/update.py from constraints.txt; docs/security.md say
 
 def main() -> None:
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
-    for name, version in OVERRIDES.items():
-        pins = re.sub(rf"^{name}==[^;\n]*", f"{name}=={version}", pins, flags=re.MULTILINE)
     project = str(ROOT / "pyproject.toml")
     needed = compiled(pins, project)
     everything = compiled(pins, project, *(f"--extra={extra}" for extra in EXTRAS))

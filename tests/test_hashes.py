@@ -15,9 +15,6 @@ ROOT = Path(__file__).parents[1]
 PINS = ROOT / "constraints.txt"
 FILES = ("torch", "runtime", "test")
 
-# As hashes/update.py says: torch from PyPI asks for another triton than its CPU build goes with.
-OTHER_VERSION = {"triton"}
-
 
 def entries(name: str) -> dict[str, tuple[str, list[str]]]:
     """The version and the hashes of each package in a file."""
@@ -51,7 +48,7 @@ def test_what_the_package_needs_is_hashed_in_the_pinned_version() -> None:
     runtime = HASHED["torch"] | HASHED["runtime"]
     packages = set(needed("ldm_core", set()))
     assert {"torch", "numpy", "safetensors", "mpmath"} <= packages
-    for package in packages - OTHER_VERSION:
+    for package in packages:
         # A package that another platform's torch brings along need not be pinned.
         assert runtime[package][0] == pins().get(package, runtime[package][0])
 
@@ -59,8 +56,7 @@ def test_what_the_package_needs_is_hashed_in_the_pinned_version() -> None:
 def test_every_pin_is_hashed_once() -> None:
     for package, version in pins().items():
         found = [HASHED[name][package][0] for name in FILES if package in HASHED[name]]
-        assert len(found) == 1, package
-        assert found == [version] or package in OTHER_VERSION
+        assert found == [version], package
 
 
 @pytest.mark.parametrize("name", FILES)

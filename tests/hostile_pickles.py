@@ -181,6 +181,27 @@ def colliding_integers(count: int) -> bytes:
     return b"".join(b"\x8a\x0d" + (n * (2**61 - 1)).to_bytes(13, "little") + b"K\1" for n in range(1, count))
 
 
+def numpy_arrays(shape: bytes, data: bytes, is_fortran: bytes = b"\x89", count: int = 20_000) -> bytes:
+    """Records of so many arrays, all of the same state."""
+    dtype = name("numpy", "dtype") + group(text("u1"), b"\x89\x88") + b"R"
+    dtype += group(b"K\3", text("|"), b"N") + b"b"
+    state = group(b"K\1", shape, dtype, is_fortran, data) + b"q\1" + b"0"
+    entries = b"".join(text(f"a{n}") + b"h\0)Rh\1b" for n in range(count))
+    return program(name("numpy.core.multiarray", "_reconstruct"), b"q\0" + b"0", state, b"}(", entries, b"u")
+
+
+def numbers(*values: int) -> bytes:
+    return b"".join(b"J" + struct.pack("<i", value) for value in values)
+
+
+def probed_in_turn(count: int) -> list[int]:
+    """Numbers each of which Python's dictionary of 2**17 slots tries after the one before."""
+    slots = [1]
+    for _ in range(count):
+        slots.append((5 * slots[-1] + 1) % 2**17)
+    return [2**17 + 1, *slots[1:], 1]  # so 1 finds all of them taken
+
+
 def many_times(value: bytes, count: int) -> bytes:
     """A dictionary of good tensors, with one value in a list so often."""
     tensor = TENSOR.removeprefix(b"}(").removesuffix(b"u")
@@ -232,4 +253,59 @@ BOMBS: dict[str, bytes] = {
         + name("numpy", "dtype") + group(text("U99999"), b"\x89\x88") + b"R"
         + group(b"K\3", text("<"), b"N") + b"b" + text("x" * 399_996) + b"tR", 50_000,
     ),
+    "long arguments with keywords": program(
+        SYSTEM, b"q\0" + b"0", group(b"K\1" * 150_000), b"q\1" + b"0}" + text("k") + b"K\1sq\2" + b"0](",
+        b"h\0h\1h\2\x92" * 24_000, b"e", protocol=4,
+    ),
+    "arrays of a wrong shape": numpy_arrays(group(b"K\7"), text("x" * 10_000_000)),
+    "arrays of an endless shape": numpy_arrays(group(b"K\1" * 300_000), text("x"), b"\x88"),
+    "arrays of no bytes": numpy_arrays(group(numbers(3_000_001)), text("x" * 3_000_000 + "\u1234")),
+    "long keys that are equal": program(
+        text("k" * 4_000_000) + b"q\0", text("k" * 4_000_000) + b"q\1}h\0Ns", b"h\1Ns" * 200_000
+    ),
+    "long keys, shown": many_times(b"}" + text("k" * 1_000_000) + b"Ns", 90_000),
+    "long tuples as keys": program(
+        text("\U000e0000" * 256), b"q\0(" + b"h\0" * 16 + b"tq\1](", b"}h\1Ns" * 150_000, b"e"
+    ),
+    "key that meets all others": program(
+        b"}", b"".join(numbers(n) + b"Ns" for n in probed_in_turn(80_000)), (numbers(1) + b"Ns") * 200_000
+    ),
+    "memo that meets all others": program(
+        b"N", b"".join(b"r" + struct.pack("<I", n) for n in probed_in_turn(80_000)),
+        (b"j" + struct.pack("<I", 1)) * 200_000,
+    ),
+    "memo of integers that collide": program(
+        b"N", b"".join(b"p%d\n" % (n * (2**61 - 1)) for n in range(1, 40_000))
+    ),
+    "many arguments": program(
+        name("collections", "OrderedDict"), b"q\0" + b"0(" + b")" * 200_000 + b"tq\1](",
+        b"h\0h\1R" * 200_000 + b"e",
+    ),
+    "tensor of 64 dimensions": program(
+        name("torch._utils", "_rebuild_tensor_v2"), b"q\0", group(
+            group(text("storage"), name("torch", "FloatStorage"), text("0"), text("cpu"), b"K\4") + b"Q",
+            b"K\0", group(b"K\1" * 64), group(b"K\1" * 64), b"\x89}"
+        ), b"q\1](" + b"h\0h\1R" * 300_000 + b"e",
+    ),
+    "endless list as an encoding": program(
+        name("_codecs", "encode"), text("x"), b"]q\0" + b"0](h\0h\0eq\0" * 60 + b"\x86R"
+    ),
+    "long storage keys that are equal": program(
+        *(group(text("storage"), name("torch", "FloatStorage"), text("0" * 5_000_000), text("cpu"), b"K\4")
+          + b"q" + bytes([n]) for n in (0, 1)), b"h\0Q", b"h\1Q" * 200_000,
+    ),
+    "names of all pairs": program(
+        *(text("\1" * 97 + f"{n:03}") + b"q" + bytes([n]) for n in range(250)),
+        *(b"h" + bytes([n]) + b"h" + bytes([m]) + b"\x93" for n in range(250) for m in range(250)),
+        protocol=4,
+    ),
+    "state_dict within itself": program(
+        b"}q\0(" + text("state_dict") + b"h\0", TENSOR.removeprefix(b"}(").removesuffix(b"u"),
+        *(text(f"{n:x}") + b"N" for n in range(200_000)), b"u",
+    ),
+    "long names of tensors": program(
+        b"}" + text("p" * 4_000), TENSOR.removesuffix(b"u"), b"q\0",
+        *(text(f"{n:x}") + b"h\0" for n in range(200_000)), b"us",
+    ),
+    "sets": program(b"(" + b"\x8f" * 990_000 + b"t", protocol=4),
 }  # fmt: skip

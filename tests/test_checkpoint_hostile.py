@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoint_files import legacy_file, tensor_pickle, torch_zip
+import torch
+from checkpoint_files import legacy_file, tensor_pickle, torch_bytes, torch_zip, zip_members
 from hostile_pickles import (
     BOMBS,
     CANARY,
@@ -36,6 +37,8 @@ from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.pickle_reader import PickleReader, PickleStream
 from ldm_core.checkpoint.pickle_values import InertObject
 from ldm_core.checkpoint.reader import read
+from ldm_core.checkpoint.state_dict import split
+from ldm_core.checkpoint.work_budget import CONSTANT, Budget
 
 STORAGE = (["0"], struct.pack("<q", 4) + bytes(16))
 
@@ -188,19 +191,38 @@ def test_bombs_take_little_time(tmp_path: Path, name: str) -> None:
         start = time.process_time()
         # 100,000 values are shown at most, a text of 64 characters counting as one.
         assert read_or_refuse(path) < 10_000_000
-        # A million instructions, the limit, take about 1 s, and 2 s if each makes a set.
+        # The whole budget takes about 1 s.
         assert time.process_time() - start < 8
 
 
-def test_a_bomb_takes_little_memory(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["encode over and over", "long arguments with keywords"])
+def test_a_bomb_takes_little_memory(tmp_path: Path, name: str) -> None:
     path = tmp_path / "bomb.ckpt"
-    path.write_bytes(torch_zip(BOMBS["encode over and over"]))
+    path.write_bytes(torch_zip(BOMBS[name]))
     tracemalloc.start()
     read_or_refuse(path)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    # What the reader copies is limited to 128 MiB; run as written, this would take 20 GB.
+    # What the reader copies is limited to 128 MiB; run as written, these would take 20 GB.
     assert peak < 200e6
+
+
+def test_a_whole_training_checkpoint_costs_a_fraction_of_the_budget() -> None:
+    class Count(Budget):
+        spent = 0
+
+        def spend(self, cost: int) -> None:
+            self.spent += cost
+
+    state = {f"model.diffusion_model.blocks.{n}.weight": torch.zeros(1, 1) for n in range(1131)}
+    moments = {n: {"step": n, "exp_avg": t, "exp_avg_sq": t} for n, t in enumerate(state.values())}
+    data = torch_bytes({"state_dict": state, "optimizer_states": [{"state": moments}]})
+    pickled = zip_members(data)["archive/data.pkl"]
+    budget = Count(0)
+    reader = PickleReader(budget)
+    root = reader.load(PickleStream(pickled))
+    split(root, lambda ref: torch.UntypedStorage(ref.nbytes), budget)
+    assert CONSTANT / 100 < budget.spent < CONSTANT / 8
 
 
 LYING_TENSORS: dict[str, dict[str, Any]] = {
@@ -281,9 +303,9 @@ def test_what_a_pickle_becomes() -> None:
         expected = [
             v for v in values if protocol >= 2 or not isinstance(v, set | complex | bytes | bytearray)
         ]
-        loaded = PickleReader().load(PickleStream(pickle.dumps(expected, protocol)))
+        loaded = PickleReader(Budget(0)).load(PickleStream(pickle.dumps(expected, protocol)))
         assert loaded == expected
-    reader = PickleReader()
+    reader = PickleReader(Budget(0))
     record = reader.load(PickleStream(PICKLES["reduce os.system"]))
     assert isinstance(record, InertObject)
     assert (record.name, record.args) == ("posix.system", (COMMAND,))

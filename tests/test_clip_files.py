@@ -35,6 +35,7 @@ import ldm_core
 from ldm_core.checkpoint import Checkpoint, CheckpointError
 from ldm_core.checkpoint.pickle_reader import PickleReader, PickleStream
 from ldm_core.checkpoint.state_dict import split_script
+from ldm_core.checkpoint.work_budget import Budget
 from ldm_core.clip import CLIP, PRESETS, files
 
 
@@ -177,11 +178,12 @@ def test_an_archive_that_holds_itself_is_read_to_its_end(monkeypatch: pytest.Mon
         inner.itself, inner.left = top, kind()
         inner.right = inner = inner.left
     data = pickle.dumps(top, protocol=2)
-    root = PickleReader().load(PickleStream(data))
+    budget = Budget(len(data))
+    root = PickleReader(budget).load(PickleStream(data))
     with pytest.raises(CheckpointError, match="a TorchScript program without tensors"):
-        split_script(root, lambda ref: torch.UntypedStorage(ref.nbytes))
+        split_script(root, lambda ref: torch.UntypedStorage(ref.nbytes), budget)
     with pytest.raises(CheckpointError, match="a TorchScript program that is no module"):
-        split_script({"a": 1}, lambda ref: torch.UntypedStorage(ref.nbytes))
+        split_script({"a": 1}, lambda ref: torch.UntypedStorage(ref.nbytes), budget)
 
 
 @pytest.mark.parametrize("name", PRESETS)

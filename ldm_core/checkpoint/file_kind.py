@@ -12,6 +12,7 @@ from typing import Literal
 from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.file_bytes import FileBytes
 from ldm_core.checkpoint.pickle_reader import MAX_PICKLE_BYTES, PickleReader, PickleStream
+from ldm_core.checkpoint.work_budget import Budget
 
 Format = Literal["safetensors", "torch-zip", "torch-legacy", "diffusers"]  # the last is a folder
 
@@ -67,7 +68,7 @@ def _something_else(file: FileBytes, head: bytes) -> str:
         return "this is an ONNX model, which is not supported"
     if not head.strip(b"\0"):
         return "the file begins with nothing but zeros: the download did not finish"
-    if head[:1] in (b"\x80", b"(", b"c", b"]", b"}") and _is_pickle(file, reader := PickleReader()):
+    if head[:1] in (b"\x80", b"(", b"c", b"]", b"}") and (reader := _pickle(file)) is not None:
         return f"this is a pickle that torch.save did not write{reader.suspects()}"
     if file.size <= len(head) and text and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head):
         line = head.decode("ascii").split("\n")[0].strip()
@@ -75,10 +76,12 @@ def _something_else(file: FileBytes, head: bytes) -> str:
     return "this is neither a safetensors file nor a PyTorch checkpoint"
 
 
-def _is_pickle(file: FileBytes, reader: PickleReader) -> bool:
-    """Whether this can be read, safely, as a pickle; the reader then knows what it would have done."""
+def _pickle(file: FileBytes) -> PickleReader | None:
+    """The reader of this file's pickle, which knows what it would have done; None where it is no pickle."""
+    data = file.read(0, min(file.size, MAX_PICKLE_BYTES))
+    reader = PickleReader(Budget(len(data)))
     try:
-        reader.load(PickleStream(file.read(0, min(file.size, MAX_PICKLE_BYTES))))
+        reader.load(PickleStream(data))
     except CheckpointError:
-        return False
-    return True
+        return None
+    return reader

@@ -19,6 +19,7 @@ from ldm_core.checkpoint.file_bytes import FileBytes
 from ldm_core.checkpoint.pickle_reader import MAX_PICKLE_BYTES, PickleReader, PickleStream
 from ldm_core.checkpoint.pickle_values import StorageRef
 from ldm_core.checkpoint.state_dict import split
+from ldm_core.checkpoint.work_budget import Budget
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 PROTOCOL_VERSION = 1001
@@ -26,20 +27,21 @@ PROTOCOL_VERSION = 1001
 
 def read_legacy(file: FileBytes) -> tuple[dict[str, Tensor], dict[str, Any], tuple[str, ...]]:
     """(tensors, metadata, foreign names). Raises CheckpointError."""
-    pickles = PickleStream(file.read(0, min(file.size, MAX_PICKLE_BYTES)))
-    if PickleReader().load(pickles) != MAGIC_NUMBER:
+    head = file.read(0, min(file.size, MAX_PICKLE_BYTES))
+    pickles, budget = PickleStream(head), Budget(len(head))
+    if PickleReader(budget).load(pickles) != MAGIC_NUMBER:
         raise CheckpointError("it does not begin with PyTorch's magic number")
-    if PickleReader().load(pickles) != PROTOCOL_VERSION:
+    if PickleReader(budget).load(pickles) != PROTOCOL_VERSION:
         raise CheckpointError(f"its format is not version {PROTOCOL_VERSION}, which is the only known one")
-    machine = PickleReader().load(pickles)
+    machine = PickleReader(budget).load(pickles)
     if not isinstance(machine, dict) or machine.get("little_endian") is not True:
         raise CheckpointError("it was written on a big-endian machine, which is not supported")
-    reader = PickleReader()
+    reader = PickleReader(budget)
     with reader.naming_suspects():
         root = reader.load(pickles)
-        keys = PickleReader().load(pickles)
+        keys = PickleReader(budget).load(pickles)
         places = _places(file, pickles.tell(), keys, reader.storages)
-        tensors, metadata = split(root, partial(_fetch, file, places))
+        tensors, metadata = split(root, partial(_fetch, file, places), budget)
     return tensors, metadata, tuple(reader.foreign)
 
 
@@ -48,7 +50,7 @@ def _fetch(file: FileBytes, places: dict[str, int], ref: StorageRef) -> torch.Un
     if ref.nbytes == 0:
         return file.storage(0, 0, 1)
     if ref.key not in places:
-        raise CheckpointError(f"the numbers of a tensor are missing: {ascii(ref.key)[:80]}")
+        raise CheckpointError(f"the numbers of a tensor are missing: {ref.key[:80]!a}")
     return file.storage(places[ref.key], ref.nbytes, ref.alignment)
 
 
@@ -61,12 +63,12 @@ def _places(file: FileBytes, position: int, keys: Any, storages: dict[str, Stora
     for key in keys:
         if key not in storages or key in places:
             raise CheckpointError(
-                f"its list of storages names {ascii(key)[:80]}, which its pickle does not use once"
+                f"its list of storages names {key[:80]!a}, which its pickle does not use once"
             )
         count = int.from_bytes(file.read(position, 8), "little", signed=True)
         if count != storages[key].numel:
             raise CheckpointError(
-                f"its pickle expects {storages[key].numel:,} elements in the storage {ascii(key)[:80]}, "
+                f"its pickle expects {storages[key].numel:,} elements in the storage {key[:80]!a}, "
                 f"which has {count:,}"
             )
         places[key] = position + 8

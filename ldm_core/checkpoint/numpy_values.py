@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ldm_core.checkpoint.pickle_values import MAX_DIMENSIONS, InertObject
+from ldm_core.checkpoint.work_budget import Budget
 
 _DTYPES = {
     "b1": torch.bool,
@@ -42,33 +43,40 @@ def numpy_scalar(value: Any) -> bool | int | float | complex | str | None:
             raw = _bytes(data) if len(data) <= _MAX_SCALAR else None
             if raw is not None and len(raw) == _text_bytes(dtype):
                 return raw.decode("utf-32-le", errors="replace").rstrip("\0")
-            tensor = _tensor(dtype, (), raw)
-            return None if tensor is None else tensor.item()
+            torch_dtype = _torch_dtype(dtype)
+            if raw is not None and torch_dtype is not None and len(raw) == torch_dtype.itemsize:
+                return torch.frombuffer(bytearray(raw), dtype=torch_dtype).item()
     return None
 
 
-def numpy_array(value: Any) -> Tensor | None:
-    """A NumPy array's record as a tensor; None for anything else, or where it is damaged."""
+def numpy_array(value: Any, budget: Budget) -> Tensor | None:
+    """A NumPy array's record as a tensor; None for anything else, or where it is damaged.
+
+    Nothing is copied before the length is known to be right, nor without a charge to the budget.
+    """
     match value:
-        case InertObject(name=name, state=(_, tuple(shape), dtype, is_fortran, data)) if name in _ARRAY:
+        case InertObject(
+            name=name, state=(_, tuple(shape), dtype, is_fortran, str() | bytes() | bytearray() as data)
+        ) if name in _ARRAY:
+            torch_dtype = _torch_dtype(dtype)
+            if torch_dtype is None or not _is_shape(shape):
+                return None
+            if len(data) != math.prod(shape) * torch_dtype.itemsize:
+                return None
+            budget.spend(2 * len(data))
+            raw = _bytes(data)
+            if raw is None:
+                return None
+            empty = torch.empty(0, dtype=torch_dtype)
+            flat = torch.frombuffer(bytearray(raw), dtype=torch_dtype) if raw else empty
             if not is_fortran:
-                return _tensor(dtype, shape, data)
-            tensor = _tensor(dtype, shape[::-1], data)
-            return None if tensor is None else tensor.permute(*reversed(range(len(shape))))
+                return flat.reshape(shape)
+            return flat.reshape(shape[::-1]).permute(*reversed(range(len(shape))))
     return None
 
 
-def _tensor(dtype: Any, shape: tuple[Any, ...], data: Any) -> Tensor | None:
-    torch_dtype, raw = _torch_dtype(dtype), _bytes(data)
-    if torch_dtype is None or raw is None or len(shape) > MAX_DIMENSIONS:
-        return None
-    if any(type(n) is not int or not 0 <= n < 2**31 for n in shape):
-        return None
-    if len(raw) != math.prod(shape) * torch_dtype.itemsize:
-        return None
-    if not raw:
-        return torch.empty(shape, dtype=torch_dtype)
-    return torch.frombuffer(bytearray(raw), dtype=torch_dtype).reshape(shape)
+def _is_shape(shape: tuple[Any, ...]) -> bool:
+    return len(shape) <= MAX_DIMENSIONS and all(type(n) is int and 0 <= n < 2**31 for n in shape)
 
 
 def _torch_dtype(dtype: Any) -> torch.dtype | None:
@@ -87,10 +95,10 @@ def _text_bytes(dtype: Any) -> int | None:
     return None
 
 
-def _bytes(data: Any) -> bytes | None:
-    if isinstance(data, str):
-        try:
-            return data.encode("latin-1")
-        except UnicodeEncodeError:
-            return None
-    return bytes(data) if isinstance(data, bytes | bytearray) else None
+def _bytes(data: str | bytes | bytearray) -> bytes | bytearray | None:
+    if not isinstance(data, str):
+        return data
+    try:
+        return data.encode("latin-1")
+    except UnicodeEncodeError:
+        return None

@@ -8,7 +8,7 @@ is looked up in a module, so the table below is all that a file can reach. The n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,101 +22,128 @@ from ldm_core.checkpoint.pickle_values import (
     StorageType,
     StoredTensor,
 )
+from ldm_core.checkpoint.work_budget import ITEM, TENSOR, Budget
 
 
 @dataclass(frozen=True, eq=False)
 class KnownFunction:
-    """A name from the table and our function for it."""
+    """A name from the table and our function for it.
+
+    build(budget, *arguments) charges the budget for what it copies; the caller has for the arguments.
+    """
 
     name: str
     build: Callable[..., Any]
 
 
 def rebuild_tensor(
-    storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any = False, hooks: Any = None,
-    metadata: Any = None,
+    budget: Budget, storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any = False,
+    hooks: Any = None, metadata: Any = None,
 ) -> StoredTensor:  # fmt: skip
     """torch._utils._rebuild_tensor and _rebuild_tensor_v2: the storage says the dtype."""
     if not isinstance(storage, StorageRef) or storage.dtype is None:
         raise CheckpointError("a tensor is made from something that is no typed storage")
-    return StoredTensor(storage, storage.dtype, offset, _integers(size), _integers(stride))
+    return _tensor(budget, storage, storage.dtype, offset, size, stride)
 
 
 def rebuild_tensor_v3(
-    storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, hooks: Any, dtype: Any,
-    metadata: Any = None,
+    budget: Budget, storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, hooks: Any,
+    dtype: Any, metadata: Any = None,
 ) -> StoredTensor:  # fmt: skip
     """torch._utils._rebuild_tensor_v3: float8 and unsigned types, which have no storage class."""
     if not isinstance(storage, StorageRef) or not isinstance(dtype, torch.dtype):
         raise CheckpointError("a tensor is made from something that is no storage")
     if storage.dtype not in (None, dtype):
         raise CheckpointError(f"a tensor of {dtype} is made from a storage of {storage.dtype}")
-    return StoredTensor(storage, dtype, offset, _integers(size), _integers(stride))
+    return _tensor(budget, storage, dtype, offset, size, stride)
 
 
-def rebuild_parameter(data: Any, requires_grad: Any, hooks: Any, state: Any = None) -> Any:
+def _tensor(
+    budget: Budget, storage: StorageRef, dtype: torch.dtype, offset: Any, size: Any, stride: Any
+) -> StoredTensor:
+    budget.spend(TENSOR)
+    return StoredTensor(storage, dtype, offset, _integers(budget, size), _integers(budget, stride))
+
+
+def rebuild_parameter(budget: Budget, data: Any, requires_grad: Any, hooks: Any, state: Any = None) -> Any:
     """torch._utils._rebuild_parameter: a parameter is read as its tensor."""
     return data
 
 
-def rebuild_from_type(function: Any, kind: Any, args: Any, state: Any) -> Any:
+def rebuild_from_type(budget: Budget, function: Any, kind: Any, args: Any, state: Any) -> Any:
     """torch._tensor._rebuild_from_type_v2: a tensor that had attributes, which are dropped."""
     if not isinstance(function, KnownFunction) or function.build not in (rebuild_tensor, rebuild_tensor_v3):
         return InertObject("torch._tensor._rebuild_from_type_v2", (function, kind, args, state))
-    return function.build(*args)
+    budget.spend(ITEM * len(args))
+    return function.build(budget, *args)
 
 
-def make_dict(*args: Any) -> dict[Any, Any]:
+def make_dict(budget: Budget, *args: Any) -> dict[Any, Any]:
     """OrderedDict and Counter, from nothing, a mapping, or pairs."""
     result: dict[Any, Any] = {}
     for source in args:
         for key, value in source.items() if isinstance(source, dict) else source:
-            result[checked_key(key)] = value
+            result[checked_key(key, result, budget)] = value
     return result
 
 
-def make_defaultdict(*args: Any) -> dict[Any, Any]:
+def make_defaultdict(budget: Budget, *args: Any) -> dict[Any, Any]:
     """defaultdict, without its factory."""
-    return make_dict(*args[1:])
+    return make_dict(budget, *args[1:])
 
 
-def make_set(*args: Any) -> set[Any]:
+def make_set(budget: Budget, *args: Any) -> set[Any]:
     """set and frozenset."""
-    return {checked_key(item) for source in args for item in _sequence(source)}
+    result: set[Any] = set()
+    for source in args:
+        for item in _checked(source, list, tuple, set):
+            result.add(checked_key(item, result, budget))
+    return result
 
 
-def make_size(*args: Any) -> tuple[int, ...]:
+def make_size(budget: Budget, *args: Any) -> tuple[int, ...]:
     """torch.Size, read as a tuple."""
-    return _integers(args[0] if args else ())
+    return _integers(budget, args[0] if args else ())
 
 
-def make_bytes(*args: Any) -> bytes:
+def make_bytes(budget: Budget, *args: Any) -> bytes:
     """bytes and bytearray, as old protocols write them: from nothing, bytes, or latin-1 text."""
     if not args:
         return b""
-    data = args[0]
-    return data.encode("latin-1") if isinstance(data, str) else b"".join([_checked(data, bytes, bytearray)])
+    data = _checked(args[0], bytes, bytearray, str)
+    budget.spend(len(data))
+    return data.encode("latin-1") if isinstance(data, str) else bytes(data)
 
 
-def encode(text: Any, encoding: Any = "latin1") -> bytes:
+def encode(budget: Budget, text: Any, encoding: Any = "latin1") -> bytes:
     """_codecs.encode, which protocol 2 uses to hold bytes in text; no other encoding occurs."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise CheckpointError(f"bytes are encoded as {encoding!r} instead of latin-1")
+        # The encoding is not shown: a pickle's list can be endless.
+        raise CheckpointError("bytes are encoded as something other than latin-1 text")
+    budget.spend(len(text))
     return text.encode("latin-1")
 
 
-def make_complex(real: Any, imag: Any) -> complex:
+def make_complex(budget: Budget, real: Any, imag: Any) -> complex:
     """A complex number from two real ones."""
     return complex(_checked(real, float, int), _checked(imag, float, int))
 
 
-def checked_key(key: Any) -> Any:
+def checked_key(key: Any, container: Sized, budget: Budget) -> Any:
     """The key, if hashing it is quick and runs no code of the file; a tuple of such is turned into text.
 
-    Tuples nested deep would hash recursively; tuples, and integers beyond 64 bits, can be chosen to collide.
+    Charged for what it costs to put the key into `container`. Tuples nested deep would hash recursively;
+    tuples, and integers beyond 64 bits, can be chosen to collide.
     """
+    budget.spend(ITEM)
+    if isinstance(key, str | bytes):
+        budget.spend(len(key))  # it is compared with an equal key
+    elif isinstance(key, int | float):
+        budget.spend(len(container) // 8)  # chosen well, numbers of any size meet half of the others
     if type(key) is tuple and len(key) <= 16 and all(_is_atom(part, 256) for part in key):
-        return str(key)
+        text = str(key)
+        budget.spend(4 * len(text))
+        return text
     if _is_atom(key) or isinstance(key, InertObject | KnownFunction | StorageType):
         return key
     raise CheckpointError(f"a dictionary key or set member of type {type(key).__name__} is not supported")
@@ -130,15 +157,12 @@ def _is_atom(value: Any, longest: float = math.inf) -> bool:
     return value is None or isinstance(value, bool | float | torch.dtype)
 
 
-def _sequence(value: Any) -> list[Any] | tuple[Any, ...] | set[Any]:
-    return _checked(value, list, tuple, set)
-
-
-def _integers(value: Any) -> tuple[int, ...]:
+def _integers(budget: Budget, value: Any) -> tuple[int, ...]:
     if not isinstance(value, list | tuple) or len(value) > MAX_DIMENSIONS:
         raise CheckpointError(
             f"a tensor's shape or strides are not a tuple of at most {MAX_DIMENSIONS} integers"
         )
+    budget.spend(ITEM * len(value))
     return tuple(value)
 
 

@@ -4,9 +4,9 @@ A pickle is a program for a small stack machine. This is that machine, with ever
 outside it (GLOBAL, REDUCE, BUILD …) answered from the table in `pickle_globals`, or else by an
 `InertObject`. It is written out here, instead of subclassing `pickle.Unpickler`, because then there is
 nothing to override and nothing to forget: no instruction imports, no attribute is ever looked up, the only
-callables are the table's, and a stack in a list nests as deep as memory goes. It also lets each instruction
-be counted, so that a small file cannot keep the machine busy for long. It reads more than a million
-instructions a second; a Stable Diffusion checkpoint has some 50,000.
+callables are the table's, and a stack in a list nests as deep as memory goes. It also lets all work be
+charged to a budget (`work_budget`), so that a small file cannot keep the machine busy for long. It reads
+about a million instructions a second; a Stable Diffusion checkpoint has some 50,000.
 
 The decoding of instructions is the standard library's `pickletools.genops`, which only ever reads.
 """
@@ -22,10 +22,9 @@ from typing import Any
 from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.pickle_globals import KNOWN, KNOWN_RECORDS, KnownFunction, checked_key
 from ldm_core.checkpoint.pickle_values import InertObject, StorageRef, StorageType, StoredTensor
+from ldm_core.checkpoint.work_budget import CONTAINER, INSTRUCTION, ITEM, Budget
 
 MAX_PICKLE_BYTES = 2**26
-MAX_INSTRUCTIONS = 1_000_000
-MAX_COPIED = 2**27  # bytes that the table's functions may copy, for they can be called many times
 MAX_LINE = 2**16
 MAX_NAME = 100  # characters of a module's or class's name that are kept
 
@@ -51,18 +50,20 @@ class PickleStream(io.BytesIO):
 class PickleReader:
     """One pickle, read by `load`. Afterwards `foreign` and `storages` tell what it named.
 
+    budget     is charged for all that reading it costs
     foreign    dotted names of the classes and functions that are not in the table, in order of appearance
     storages   the blocks of numbers that its tensors view, by key
     """
 
-    def __init__(self) -> None:
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
         self.foreign: list[str] = []
         self.storages: dict[str, StorageRef] = {}
         self._stack: list[Any] = []
         self._marks: list[int] = []  # the stack's height at each open MARK
-        self._memo: dict[int, Any] = {}
+        # By text, whose hashes a file cannot predict: numbers can be chosen to collide.
+        self._memo: dict[str, Any] = {}
         self._records: dict[str, InertObject] = {}
-        self._copied = 0
 
     def load(self, stream: PickleStream) -> Any:
         """The value, in plain containers, `StoredTensor`s and `InertObject`s. Raises CheckpointError.
@@ -70,12 +71,8 @@ class PickleReader:
         The stream is left just behind the pickle's end.
         """
         try:
-            for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-                if count >= MAX_INSTRUCTIONS:
-                    raise CheckpointError(
-                        f"its pickle has more than {MAX_INSTRUCTIONS:,} instructions, "
-                        "which no checkpoint needs"
-                    )
+            for opcode, argument, _ in pickletools.genops(stream):
+                self._budget.spend(INSTRUCTION)
                 self._execute(opcode.name, argument)
         except CheckpointError:
             raise
@@ -107,6 +104,7 @@ class PickleReader:
         elif name in _CONSTANTS:
             self._stack.append(_CONSTANTS[name])
         elif name in _EMPTY:
+            self._budget.spend(CONTAINER)
             self._stack.append(_EMPTY[name]())
         elif name in _TUPLE_SIZES:
             self._stack.append(tuple(reversed([self._pop() for _ in range(_TUPLE_SIZES[name])])))
@@ -147,13 +145,13 @@ class PickleReader:
         self._stack.append(self._stack[-1])
 
     def _get(self, index: Any) -> None:
-        self._stack.append(self._memo[int(index)])
+        self._stack.append(self._memo[str(index)])
 
     def _put(self, index: Any) -> None:
-        self._memo[int(index)] = self._stack[-1]
+        self._memo[str(index)] = self._stack[-1]
 
     def _memoize(self, _: Any) -> None:
-        self._memo[len(self._memo)] = self._stack[-1]
+        self._memo[str(len(self._memo))] = self._stack[-1]
 
     # Containers
 
@@ -169,7 +167,10 @@ class PickleReader:
         self._set_items(group)
 
     def _frozenset(self, _: Any) -> None:
-        self._stack.append({checked_key(item) for item in self._pop_group()})
+        group = self._pop_group()
+        self._budget.spend(CONTAINER)
+        self._stack.append(set())
+        self._add_to_set(group)
 
     def _append(self, _: Any) -> None:
         self._append_items([self._pop()])
@@ -188,11 +189,14 @@ class PickleReader:
         target.extend(items)
 
     def _add_items(self, _: Any) -> None:
-        group = self._pop_group()
+        self._add_to_set(self._pop_group())
+
+    def _add_to_set(self, group: list[Any]) -> None:
         target = self._stack[-1]
         if not isinstance(target, set):
             raise CheckpointError(f"its pickle is damaged: it adds to a {type(target).__name__}")
-        target.update(checked_key(item) for item in group)
+        for item in group:
+            target.add(checked_key(item, target, self._budget))
 
     def _setitem(self, _: Any) -> None:
         value = self._pop()
@@ -210,7 +214,7 @@ class PickleReader:
         if not isinstance(target, dict) or len(group) % 2:
             raise CheckpointError(f"its pickle is damaged: it sets items of a {type(target).__name__}")
         for key, value in zip(group[::2], group[1::2]):
-            target[checked_key(key)] = value
+            target[checked_key(key, target, self._budget)] = value
 
     # Names, calls and states: everything by which a pickle could reach outside
 
@@ -232,6 +236,7 @@ class PickleReader:
             return self._records.setdefault(dotted, InertObject(dotted))
         printable = dotted if dotted.isprintable() else ascii(dotted)
         if printable not in self._records:
+            self._budget.spend(len(printable))
             self._records[printable] = InertObject(printable)
             self.foreign.append(printable)
         return self._records[printable]
@@ -244,7 +249,8 @@ class PickleReader:
         keywords, args, function = self._pop(), self._pop(), self._pop()
         if keywords and isinstance(function, KnownFunction):
             raise CheckpointError(f"its pickle calls {function.name} with keywords")
-        self._stack.append(self._call(function, (*args, keywords) if keywords else args))
+        # Not (*args, keywords): one long tuple may be the arguments of a million calls.
+        self._stack.append(self._call(function, (args, keywords) if keywords else args))
 
     def _inst(self, argument: Any) -> None:
         args = tuple(self._pop_group())
@@ -259,15 +265,14 @@ class PickleReader:
         if not isinstance(args, tuple):
             raise CheckpointError("its pickle is damaged: a call's arguments are not a tuple")
         if isinstance(function, KnownFunction):
-            # An item of a container takes as long to copy as some 32 bytes.
-            self._copied += sum(len(arg) for arg in args if isinstance(arg, str | bytes | bytearray))
-            self._copied += sum(32 * len(arg) for arg in args if isinstance(arg, list | tuple | dict | set))
-            if self._copied > MAX_COPIED:
-                raise CheckpointError("its pickle copies the same data over and over")
-            return function.build(*args)
+            self._budget.spend(ITEM * len(args))
+            return function.build(self._budget, *args)
         if isinstance(function, InertObject):
             # A call on the result of a call, as getattr(os, "system")("ls"), is named by its beginning.
-            name = function.name if function.args is None else f"{function.name.removesuffix('()')}()"
+            name = function.name
+            if function.args is not None and not name.endswith("()"):
+                self._budget.spend(len(name))
+                name += "()"
             return InertObject(name, args)
         raise CheckpointError(f"its pickle is damaged: it calls a {type(function).__name__}")
 
@@ -295,9 +300,10 @@ class PickleReader:
                 raise CheckpointError(f"it stores numbers as {name}, which is not supported")
             case _:
                 raise CheckpointError("its pickle refers to data outside it in an unknown way")
+        self._budget.spend(len(key))
         storage = StorageRef(key, dtype, numel)
         if self.storages.setdefault(key, storage) != storage:
-            raise CheckpointError(f"its pickle describes the storage {key!r} in two ways")
+            raise CheckpointError(f"its pickle describes the storage {key[:80]!a} in two ways")
         self._stack.append(storage)
 
 

@@ -33,17 +33,24 @@ class _Copier:
         self._left = MAX_VALUES
 
     def copy(self, value: Any, depth: int = 0) -> Any:
-        self._left -= 1 + (len(value) // 64 if isinstance(value, str) else 0)
         number = numpy_scalar(value)
         value = value if number is None else number
+        self._left -= 1 + (len(value) // 64 if isinstance(value, str) else 0)
         if self._is_plain(value):
             return value
         contents = _contents(value)
         if contents is None or depth >= MAX_NESTING or len(contents) > self._left:
             return describe(value)
         if isinstance(contents, dict):
-            return {_key(key): self.copy(item, depth + 1) for key, item in contents.items()}
+            return {self._key(key): self.copy(item, depth + 1) for key, item in contents.items()}
         return [self.copy(item, depth + 1) for item in contents]
+
+    def _key(self, key: Any) -> Any:
+        if isinstance(key, str):
+            self._left -= len(key) // 64
+            if self._left < 0:
+                return describe(key)
+        return _key(key)
 
     def _is_plain(self, value: Any) -> bool:
         if isinstance(value, str):

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.numpy_values import numpy_array
-from ldm_core.checkpoint.pickle_reader import MAX_COPIED
 from ldm_core.checkpoint.pickle_values import (
     InertObject,
     StorageRef,
@@ -24,6 +23,7 @@ from ldm_core.checkpoint.pickle_values import (
     script_attributes,
 )
 from ldm_core.checkpoint.plain_metadata import describe, is_unicode, plain_metadata
+from ldm_core.checkpoint.work_budget import TENSOR, Budget
 
 MAX_NESTING = 16
 MAX_NAME = 4096
@@ -31,7 +31,7 @@ MAX_NAME = 4096
 Fetch = Callable[[StorageRef], torch.UntypedStorage]
 
 
-def split(root: Any, fetch: Fetch) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def split(root: Any, fetch: Fetch, budget: Budget) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, metadata) of a pickle's value; `fetch` gives the bytes of a storage (or none of them).
 
     `state_dict` is unwrapped, as often as it is nested. Where no tensor lies directly in it, dictionaries
@@ -43,15 +43,17 @@ def split(root: Any, fetch: Fetch) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(f"it holds no dictionary of tensors but {describe(root)}")
     others: dict[Any, Any] = {}
     prefix = ""
+    visited = {id(mapping)}
     for _ in range(MAX_NESTING):
         inner = as_mapping(mapping.get("state_dict"))
-        if inner is None:
+        if inner is None or id(inner) in visited:
             break
+        visited.add(id(inner))
         others.update(
             _prefixed(prefix, {key: value for key, value in mapping.items() if key != "state_dict"})
         )
         mapping, prefix = inner, f"{prefix}state_dict."
-    collector = _Collector(fetch)
+    collector = _Collector(fetch, budget)
     others.update(_prefixed(prefix, collector.add_direct(mapping)))
     if not collector.tensors:
         collector.add_nested(mapping)
@@ -60,12 +62,12 @@ def split(root: Any, fetch: Fetch) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return collector.tensors, plain_metadata(others)
 
 
-def split_script(root: Any, fetch: Fetch) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def split_script(root: Any, fetch: Fetch, budget: Budget) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """`split` for a TorchScript program: its tensors by the names that its state dict would give them."""
     attributes = script_attributes(root)
     if attributes is None:
         raise CheckpointError(f"a TorchScript program that is no module but {describe(root)}")
-    collector = _Collector(fetch)
+    collector = _Collector(fetch, budget)
     collector.add_nested(attributes)
     if not collector.tensors:
         raise CheckpointError("a TorchScript program without tensors")
@@ -75,13 +77,13 @@ def split_script(root: Any, fetch: Fetch) -> tuple[dict[str, Tensor], dict[str, 
 class _Collector:
     """Gathers tensors by name, each fetched once, so that what the file shares stays shared."""
 
-    def __init__(self, fetch: Fetch) -> None:
+    def __init__(self, fetch: Fetch, budget: Budget) -> None:
         self.tensors: dict[str, Tensor] = {}
         self._fetch = fetch
+        self._budget = budget
         self._storages: dict[str, torch.UntypedStorage] = {}
         self._fetched: dict[int, Tensor | None] = {}
         self._visited: set[int] = set()
-        self._copied = 0
 
     def add_direct(self, mapping: dict[Any, Any]) -> dict[Any, Any]:
         """Add the tensors directly in a mapping, and return its other entries."""
@@ -105,6 +107,7 @@ class _Collector:
         if tensor is None:
             return False
         name = _name(prefix, key)
+        self._budget.spend(TENSOR + len(name))
         if name in self.tensors:
             raise CheckpointError(f"two tensors have the name {name!r}")
         self.tensors[name] = tensor
@@ -115,7 +118,7 @@ class _Collector:
             return None
         if id(value) not in self._fetched:
             self._fetched[id(value)] = (
-                self._view(value) if isinstance(value, StoredTensor) else self._array(value)
+                self._view(value) if isinstance(value, StoredTensor) else numpy_array(value, self._budget)
             )
         return self._fetched[id(value)]
 
@@ -126,13 +129,6 @@ class _Collector:
         if key not in self._storages:
             self._storages[key] = self._fetch(value.storage)
         return value.view(self._storages[key])
-
-    def _array(self, value: InertObject) -> Tensor | None:
-        array = numpy_array(value)
-        self._copied += 0 if array is None else array.nbytes
-        if self._copied > MAX_COPIED:
-            raise CheckpointError("its pickle makes many arrays of the same data")
-        return array
 
 
 def _name(prefix: str, key: Any) -> str:
@@ -152,5 +148,5 @@ def _prefixed(prefix: str, entries: dict[Any, Any]) -> dict[Any, Any]:
 def _entries(mapping: dict[Any, Any]) -> str:
     if not mapping:
         return "it is empty"
-    names = [ascii(key)[:40] for key in list(mapping)[:6]]
+    names = [ascii(key[:40] if isinstance(key, str | bytes) else key)[:40] for key in list(mapping)[:6]]
     return f"its entries are {', '.join(names)}{', …' if len(mapping) > 6 else ''}"

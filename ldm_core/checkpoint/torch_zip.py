@@ -21,6 +21,7 @@ from ldm_core.checkpoint.file_bytes import FileBytes
 from ldm_core.checkpoint.pickle_reader import MAX_PICKLE_BYTES, PickleReader, PickleStream
 from ldm_core.checkpoint.pickle_values import StorageRef
 from ldm_core.checkpoint.state_dict import split, split_script
+from ldm_core.checkpoint.work_budget import Budget
 from ldm_core.checkpoint.zip_directory import Member, data_offset, read_directory, read_member
 
 MAX_INFLATION = 8  # times the file's size that its compressed storages may become; weights hardly compress
@@ -35,12 +36,13 @@ def read_torch_zip(file: FileBytes) -> tuple[dict[str, Tensor], dict[str, Any], 
     if order is not None and read_member(file, order, 16) != b"little":
         raise CheckpointError("it was written on a big-endian machine, which is not supported")
     pickle = read_member(file, members[f"{folder}data.pkl"], MAX_PICKLE_BYTES)
-    reader = PickleReader()
+    budget = Budget(min(len(pickle), file.size))  # deflated, it may be a thousand times the file
+    reader = PickleReader(budget)
     storages = _Storages(file, members, folder)
     is_script = f"{folder}constants.pkl" in members
     with reader.naming_suspects():
         root = reader.load(PickleStream(pickle))
-        tensors, metadata = (split_script if is_script else split)(root, storages.fetch)
+        tensors, metadata = (split_script if is_script else split)(root, storages.fetch, budget)
     # A program's modules are of classes that its own archive defines.
     foreign = [name for name in reader.foreign if not (is_script and name.startswith("__torch__."))]
     return tensors, metadata, tuple(foreign)
@@ -59,7 +61,7 @@ class _Storages:
             return self._file.storage(0, 0, 1)
         member = self._members.get(f"{self._folder}data/{ref.key}")
         if member is None:
-            raise CheckpointError(f"the numbers of a tensor are missing: data/{ascii(ref.key)[:80]}")
+            raise CheckpointError(f"the numbers of a tensor are missing: data/{ref.key[:80]!a}")
         if member.size != ref.nbytes:
             raise CheckpointError(
                 f"its pickle expects {ref.nbytes:,} bytes in {member.name!a}, which has {member.size:,}"

@@ -108,7 +108,7 @@ def test_safetensors_of_every_dtype(tmp_path: Path, mmap: bool) -> None:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("protocol", [1, 2, 3, 4, 5])
 def test_every_pickle_protocol(tmp_path: Path, protocol: int, legacy: bool) -> None:
     value = {"state_dict": a_state_dict(), "epoch": 3, "text": "é" * 300, "big": 2**40, "raw": b"\0\xff"}
     checkpoint = read_bytes(tmp_path, torch_bytes(value, legacy=legacy, protocol=protocol))

@@ -17,6 +17,7 @@ from ldm_core.checkpoint.work_budget import Budget
 Format = Literal["safetensors", "torch-zip", "torch-legacy", "diffusers"]  # the last is a folder
 
 _LEGACY_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number as a pickle
+_LEGACY_DIGITS = b"L119547037146038801333356L\n."  # the same, by the pickle protocols 0 and 1
 _OTHER_MAGIC = (
     (b"GGUF", "a GGUF model (llama.cpp and stable-diffusion.cpp)"),
     (b"\x89PNG", "a PNG image"),
@@ -42,7 +43,7 @@ def identify(file: FileBytes) -> Format:
     head = file.read(0, min(file.size, 2048))
     if head.startswith((b"PK\3\4", b"PK\5\6")):
         return "torch-zip"
-    if head.startswith(b"\x80") and _LEGACY_MAGIC in head[:32]:
+    if head.startswith(_LEGACY_DIGITS) or (head.startswith(b"\x80") and _LEGACY_MAGIC in head[:32]):
         return "torch-legacy"
     if head[8:9] == b"{":
         return "safetensors"

@@ -15,6 +15,7 @@ import pytest
 from checkpoint_files import LEGACY_PREFIX, legacy_file, tensor_pickle, torch_zip, zip_bytes
 from hostile_pickles import PICKLES
 
+from ldm_core.checkpoint.doctor import inspect
 from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.reader import read
 
@@ -103,6 +104,47 @@ def test_hostile_archives(tmp_path: Path, name: str) -> None:
     assert peak < 20e6
     path.write_bytes(GOOD)
     assert read(path).tensors["w"].tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, DEFLATED])
+def test_verifying_names_the_damaged_members(tmp_path: Path, method: int) -> None:
+    path = tmp_path / "model.ckpt"
+    members = {PICKLE: tensor_pickle(), STORAGE: bytes(16), "archive/data/1": b"unused"}
+    path.write_bytes(data := zip_bytes(members, method))
+    assert inspect(path, verify=True).checksums == "every member of the archive agrees with its own"
+    assert inspect(path).checksums is None
+    header = data.index(b"archive/data/1")
+    damaged = edited(header + len(b"archive/data/1"), b"\3", data)
+    path.write_bytes(damaged)
+    assert read(path).tensors["w"].tolist() == [0, 0, 0, 0]
+    with pytest.raises(CheckpointError, match=r"its checksums show damage in 'archive/data/1'$"):
+        inspect(path, verify=True)
+
+
+def test_a_damaged_pickle_needs_no_verifying(tmp_path: Path) -> None:
+    path = tmp_path / "model.ckpt"
+    path.write_bytes(GOOD.replace(b"cpu", b"gpu"))
+    with pytest.raises(CheckpointError, match=r"'archive/data.pkl' is damaged: its checksum differs"):
+        read(path)
+
+
+def test_archives_without_checksums_are_not_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "model.ckpt"
+    data = GOOD
+    for name in (PICKLE, STORAGE):
+        data = entry_edited(name, 16, bytes(4), data)  # as torch writes them without compute_crc32
+    path.write_bytes(data)
+    assert list(read(path, verify=True).tensors) == ["w"]
+
+
+def test_a_bomb_is_not_unpacked_to_be_verified(tmp_path: Path) -> None:
+    path = tmp_path / "model.ckpt"
+    path.write_bytes(bomb(100_000_000, 100_000_000))
+    with pytest.raises(CheckpointError, match="too large to be verified"):
+        read(path, verify=True)
+    path.write_bytes(bomb(100_000_000, 16))
+    with pytest.raises(CheckpointError, match="damage in 'archive/data/0'"):
+        read(path, verify=True)
 
 
 def test_compressed_storages_may_grow_only_so_far(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ class Report:
     ignored, unknown    tensors outside of the parts: with the reason why they are not needed, or without
     suspicious          what a user should know before trusting the file, one sentence each
     not_finite          tensors with NaN or infinity; None if the values were not read
+    checksums           what they show, in words; None if they were not compared
     foreign             classes and functions in a pickle, which were not imported
     load                the line of Python that loads it, or None
     """
@@ -62,6 +63,7 @@ class Report:
     unknown: tuple[str, ...]
     suspicious: tuple[str, ...]
     not_finite: tuple[str, ...] | None
+    checksums: str | None
     metadata: dict[str, Any]
     foreign: tuple[str, ...]
     load: str | None
@@ -93,6 +95,8 @@ class Report:
         rows += [("suspicious", sentence) for sentence in self.suspicious]
         if self.not_finite is not None:
             rows.append(("values", some(list(self.not_finite)) + " with NaN or infinity"))
+        if self.checksums is not None:
+            rows.append(("checksums", self.checksums))
         rows.append(("load", self.load or "not by this package"))
         rows = [(printable(name), printable(value)) for name, value in rows]
         width = max(len(name) for name, _ in rows)
@@ -118,16 +122,26 @@ class Report:
         return "none, only a training run's counters" if counters else "none"
 
 
-def inspect(path: str | Path, *, check_values: bool = False, variant: str | None = None) -> Report:
+_CHECKSUMS = {
+    "torch-zip": "every member of the archive agrees with its own",
+    "diffusers": "every .bin archive agrees with its own; other files have none",
+}
+
+
+def inspect(
+    path: str | Path, *, check_values: bool = False, variant: str | None = None, verify: bool = False
+) -> Report:
     """Describe a checkpoint, a diffusers folder, or an adapter.
 
-    check_values: read every tensor and look for NaN and infinity. Raises CheckpointError if it cannot be
-    read at all.
+    check_values: read every tensor and look for NaN and infinity.
+    verify: read all of a zip archive and compare it with its checksums.
+
+    Raises CheckpointError if it cannot be read at all, or if a checksum differs, naming the damaged members.
     """
     folder = Path(path)
     of_adapter = folder.is_dir() and any((folder / name).is_file() for name in FOLDER_FILES)
     file = adapter_file(folder) if of_adapter else path
-    checkpoint = read(file, values=True if check_values else "small", variant=variant)
+    checkpoint = read(file, values=True if check_values else "small", variant=variant, verify=verify)
     tensors = checkpoint.tensors
     sources = find_parts(checkpoint)
     diagnosis = diagnose(checkpoint, sources)
@@ -158,6 +172,7 @@ def inspect(path: str | Path, *, check_values: bool = False, variant: str | None
         unknown=() if diagnosis.is_other else tuple(unknown),
         suspicious=_suspicious(checkpoint, sources, diagnosis, unknown),
         not_finite=not_finite,
+        checksums=_CHECKSUMS.get(checkpoint.format, "the format has none") if verify else None,
         metadata=checkpoint.metadata,
         foreign=checkpoint.foreign,
         load=diagnosis.load,

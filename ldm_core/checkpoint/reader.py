@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from ldm_core.checkpoint.file_kind import Format, identify
 from ldm_core.checkpoint.folder import is_diffusers_folder, read_folder
 from ldm_core.checkpoint.legacy_reader import read_legacy
 from ldm_core.checkpoint.safetensors_reader import read_safetensors
-from ldm_core.checkpoint.torch_zip import read_torch_zip
+from ldm_core.checkpoint.torch_zip import read_torch_zip, verify_torch_zip
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def read(
     mmap: bool = True,
     values: bool | Literal["small"] = True,
     variant: str | None = None,
+    verify: bool = False,
 ) -> Checkpoint:
     """Read a `.safetensors`, `.ckpt`, `.pt`, `.pth` or `.bin` file, told apart by their content.
 
@@ -69,6 +71,8 @@ def read(
     With `values=False` they are on the meta device: names, shapes and dtypes, in a moment for any file,
     even where numbers are compressed or so misaligned that they could not be mapped. With "small", only
     those of more than 16 KiB are.
+    With `verify=True` all of a zip archive is read, in blocks, and compared with its checksums; the other
+    formats have none.
     Raises CheckpointError, in one line that begins with the path, for a file that is missing, damaged, or
     no checkpoint.
     """
@@ -79,11 +83,13 @@ def read(
         raise CheckpointError(f"{path}: only a diffusers folder has variants, such as {variant!r}")
     if is_folder:
         with _errors_named(path):
-            contents = read_folder(path, variant, lambda file: read(file, mmap=mmap, values=values))
+            contents = read_folder(path, variant, partial(read, mmap=mmap, values=values, verify=verify))
         return Checkpoint(path, "diffusers", *contents)
     access: Access = "small" if values == "small" else "none" if not values else "map" if mmap else "copy"
     with _errors_named(path), _open(path, access) as file:
         kind = identify(file)
+        if verify and kind == "torch-zip":
+            verify_torch_zip(file)
         tensors, metadata, foreign = _READERS[kind](file)
     return Checkpoint(path, kind, tensors, metadata, foreign)
 

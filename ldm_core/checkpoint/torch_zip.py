@@ -22,7 +22,7 @@ from ldm_core.checkpoint.pickle_reader import MAX_PICKLE_BYTES, PickleReader, Pi
 from ldm_core.checkpoint.pickle_values import StorageRef
 from ldm_core.checkpoint.state_dict import split, split_script
 from ldm_core.checkpoint.work_budget import Budget
-from ldm_core.checkpoint.zip_directory import Member, data_offset, read_directory, read_member
+from ldm_core.checkpoint.zip_directory import Member, data_offset, is_intact, read_directory, read_member
 
 MAX_INFLATION = 8  # times the file's size that its compressed storages may become; weights hardly compress
 MIN_INFLATED = 2**26  # bytes that are always allowed
@@ -48,12 +48,27 @@ def read_torch_zip(file: FileBytes) -> tuple[dict[str, Tensor], dict[str, Any], 
     return tensors, metadata, tuple(foreign)
 
 
+def verify_torch_zip(file: FileBytes) -> None:
+    """Read every member, and raise CheckpointError naming those that do not agree with their checksums."""
+    members = read_directory(file)
+    if sum(member.size for member in members.values() if not member.is_stored) > _most_inflated(file):
+        raise CheckpointError("its compressed members are too large to be verified")
+    damaged = [ascii(name) for name, member in members.items() if not is_intact(file, member)]
+    if damaged:
+        more = f", … ({len(damaged)} in all)" if len(damaged) > 5 else ""
+        raise CheckpointError(f"its checksums show damage in {', '.join(damaged[:5])}{more}")
+
+
+def _most_inflated(file: FileBytes) -> int:
+    return max(MIN_INFLATED, MAX_INFLATION * file.size)
+
+
 class _Storages:
     """The raw numbers in the archive, by the key that the pickle gives."""
 
     def __init__(self, file: FileBytes, members: dict[str, Member], folder: str) -> None:
         self._file, self._members, self._folder = file, members, folder
-        self._may_inflate = max(MIN_INFLATED, MAX_INFLATION * file.size)
+        self._may_inflate = _most_inflated(file)
 
     def fetch(self, ref: StorageRef) -> torch.UntypedStorage:
         """The bytes of a storage; one of no bytes needs no member. Raises CheckpointError."""

@@ -141,6 +141,7 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.add_argument("file", metavar="FILE", help="a checkpoint or folder of one, or a .png drawn here")
     inspect.add_argument("--json", action="store_true", help="for programs")
     inspect.add_argument("--check-values", action="store_true", help="read every number; look for NaN")
+    inspect.add_argument("--verify", action="store_true", help="compare a zip archive with its checksums")
 
     convert = command("convert", "Write a model in another layout, file format or type.")
     convert.add_argument("source", metavar="SOURCE", help="a checkpoint or a diffusers folder")

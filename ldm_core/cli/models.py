@@ -27,7 +27,7 @@ def inspect_file(args: Namespace) -> int:
         lines = to_parameters_text(recipe).split("\n")
         print(to_json(recipe) if args.json else "\n".join(map(printable, lines)))
     else:
-        report = inspect(args.file, check_values=args.check_values)
+        report = inspect(args.file, check_values=args.check_values, verify=args.verify)
         print(json.dumps(_plain(report.to_dict()), default=str) if args.json else report)
     return 0
 

@@ -141,6 +141,7 @@ def load(
     text_encoder: str | Path | None = None,
     unet: str | Path | None = None,
     autoencoder: str | Path | None = None,
+    mmap: bool = True,
 ) -> LatentDiffusion:
     """Load a model: a `.ckpt` or `.safetensors` file, or a diffusers folder; without a path, the bundled one.
 
@@ -156,11 +157,17 @@ def load(
     variant: which files of a diffusers folder, such as "fp16".
     text_encoder, unet, autoencoder: other files to take these parts from: files or folders of one part, or
         of whole models.
+    mmap: leave weights that are neither moved nor cast in the files, which are mapped into memory: loading
+        is quick, and several processes share them. The files must then stay as they are while the model
+        lives: overwriting one changes the model's pictures, and cutting one short ends the process with
+        SIGBUS. (Moving another file into its place, as `save` does, is harmless.) With False the weights
+        are read, and the files may be changed or deleted afterwards.
 
-    On a CPU and without a cast, the weights stay views of the memory-mapped file. Raises CheckpointError
-    for a file that cannot be read, does not fit the configuration, or holds values that are not finite.
+    Raises CheckpointError for a file that cannot be read, does not fit the configuration, or holds values
+    that are not finite, and ValueError for an unknown device or dtype.
     """
     check_dtype(dtype)
+    check_device(device)
     with _collection_paused():
         weights = open_weights(
             path if path is not None else bundled_model(),
@@ -169,6 +176,7 @@ def load(
             ema=ema,
             variant=variant,
             parts={"text_encoder": text_encoder, "unet": unet, "autoencoder": autoencoder},
+            mmap=mmap,
         )
         model = _bundle(weights.configs[0], weights.networks)
         model.tokenizer = _tokenizer(weights)
@@ -191,6 +199,7 @@ def load_part(
     dtype: torch.dtype | Literal["auto"] | None = None,
     config: str | LatentDiffusionConfig | None = None,
     variant: str | None = None,
+    mmap: bool = True,
 ) -> nn.Module:
     """One network of a file or folder, which may hold nothing else: "text_encoder", "unet" or "autoencoder".
 
@@ -198,8 +207,9 @@ def load_part(
     others must be a known model's, or have their settings beside them, or be given `config`.
     """
     check_dtype(dtype)
+    check_device(device)
     with _collection_paused():
-        network, parameters = open_part(path, part, config, variant)
+        network, parameters = open_part(path, part, config, variant, mmap)
         bad = [name for name, tensor in parameters.items() if not all_finite(tensor)]
         report(Path(path).name, {"with values that are not finite": bad})
         fill(network, parameters, device, choose_dtype(dtype, device, parameters.values()))
@@ -240,6 +250,16 @@ def check_dtype(dtype: torch.dtype | str | None) -> None:
     floating = isinstance(dtype, torch.dtype) and dtype.is_floating_point
     if dtype not in (None, "auto") and not floating:
         raise ValueError(f"dtype must be a floating-point type of torch or 'auto', not {dtype!r}")
+
+
+def check_device(device: Any) -> None:
+    """Raise ValueError for a device that torch does not know, or that this machine does not have."""
+    try:
+        torch.empty(0, device=torch.device(device))
+    # An unknown name is a RuntimeError, another type a TypeError, a torch without CUDA an AssertionError.
+    except (RuntimeError, TypeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"device {device!r} cannot be used: {reason[:200]}") from error
 
 
 def choose_dtype(

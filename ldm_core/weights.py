@@ -37,7 +37,7 @@ class Weights:
     """Everything that files say about a model.
 
     configs      the configuration; several, where nothing says what the U-Net predicts
-    parameters   by part and name, as views of the mapped files, in the files' own types
+    parameters   by part and name, as views of the mapped files (or read, without `mmap`), in their own types
     keys         the files' names of the parameters
     networks     the networks on the meta device, without weights
     checkpoint   the main file
@@ -98,15 +98,16 @@ def open_weights(
     ema: bool = False,
     variant: str | None = None,
     parts: Mapping[Part, str | Path | None] | None = None,
+    mmap: bool = True,
 ) -> Weights:
     """Open a model's file or folder, with other files for some of its parts. The options are `load`'s.
 
     Raises CheckpointError for a file that cannot be read, lacks a part, or does not fit its configuration.
     """
-    checkpoint = read(path, variant=variant)
+    checkpoint = read(path, variant=variant, mmap=mmap)
     _refuse_other_families(checkpoint)
     own = find_parts(checkpoint)
-    sources = {**own, **_replacements(parts or {}, variant)}
+    sources = {**own, **_replacements(parts or {}, variant, mmap)}
     _require_all(checkpoint, sources)
     if ema:
         sources["unet"] = _averaged(sources["unet"])
@@ -130,12 +131,16 @@ def open_weights(
 
 
 def open_part(
-    path: str | Path, part: Part, config: str | LatentDiffusionConfig | None, variant: str | None
+    path: str | Path,
+    part: Part,
+    config: str | LatentDiffusionConfig | None,
+    variant: str | None,
+    mmap: bool = True,
 ) -> tuple[nn.Module, dict[str, Tensor]]:
     """One part of a file, whatever else is in it: its network without weights, and its parameters."""
     if part not in PARTS:
         raise CheckpointError(f"the part must be one of {', '.join(PARTS)}, not {part!r}")
-    source = _replacements({part: path}, variant)[part]
+    source = _replacements({part: path}, variant, mmap)[part]
     resolved: Any = resolve_part(source, config)
     network = blank_network(part, resolved)
     return network, _parameters(source, source.key_map(resolved), network)
@@ -175,13 +180,15 @@ def _refuse_other_families(checkpoint: Checkpoint) -> None:
         raise CheckpointError(f"{checkpoint.path.name} is {other}")
 
 
-def _replacements(parts: Mapping[Part, str | Path | None], variant: str | None) -> dict[Part, PartSource]:
+def _replacements(
+    parts: Mapping[Part, str | Path | None], variant: str | None, mmap: bool
+) -> dict[Part, PartSource]:
     """The parts that come from files of their own, which may be whole models."""
     sources: dict[Part, PartSource] = {}
     for part, path in parts.items():
         if path is None:
             continue
-        checkpoint = read(path, variant=variant)
+        checkpoint = read(path, variant=variant, mmap=mmap)
         _refuse_other_families(checkpoint)
         found = find_parts(checkpoint)
         if part not in found:

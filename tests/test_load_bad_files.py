@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +16,9 @@ from small_checkpoints import (
 )
 
 import ldm_core
+from ldm_core import checkpoint
 from ldm_core.checkpoint import CheckpointError
-from ldm_core.model import LatentDiffusion
+from ldm_core.model import LatentDiffusion, bundled_model
 
 
 def test_damaged_metadata_is_said(small: tuple[LatentDiffusion, Path]) -> None:
@@ -87,3 +91,25 @@ def test_tensors_that_describe_no_model_are_an_error_that_names_the_file(
     save_file({**tensors, key: tensors[key][:3]}, path)
     with pytest.raises(CheckpointError, match=r"small.safetensors: the unet gives 3 channels"):
         ldm_core.load(path)
+
+
+def test_without_a_map_the_file_may_change_afterwards(tmp_path: Path, bundled: LatentDiffusion) -> None:
+    path = tmp_path / "model.safetensors"
+    checkpoint.save(bundled, path)
+    model = ldm_core.load(path, mmap=False)
+    autoencoder = ldm_core.load_part("autoencoder", path, mmap=False)
+    size = path.stat().st_size
+    with open(path, "r+b") as file:
+        file.write(b"\xff" * size)
+        file.truncate(100)
+    for part, module in {**model.modules, "autoencoder": autoencoder}.items():
+        expected = bundled.modules[part].state_dict()
+        for name, tensor in module.state_dict().items():
+            assert torch.equal(tensor, expected[name]), name
+
+
+@pytest.mark.parametrize("device", ["bogus", "", "cpu:x", 1.5, None, ["cpu"]])
+def test_an_unknown_device_is_named(device: Any) -> None:
+    for load in (ldm_core.load, partial(ldm_core.load_part, "unet", bundled_model())):
+        with pytest.raises(ValueError, match=rf"^device {re.escape(repr(device))} cannot be used: "):
+            load(device=device)

@@ -82,6 +82,10 @@ class Muon(torch.optim.Optimizer):
                     change = self._adam(p, p.grad, group)
                 p.mul_(1 - group["lr"] * group["weight_decay"]).add_(change, alpha=-group["lr"])
 
+    def moments(self, p: Tensor) -> set[str]:
+        """The names of what is kept of a parameter from its first step on."""
+        return {"momentum"} if id(p) in self._kernels else {"step", "exp_avg", "exp_avg_sq"}
+
     def _muon(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
         state, beta = self.state[p], group["momentum"]
         if not state:

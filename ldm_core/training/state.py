@@ -22,6 +22,7 @@ from ldm_core.checkpoint import CheckpointError, read
 from ldm_core.checkpoint.writer import Pending, is_sliced, write_safetensors, write_then_move
 from ldm_core.training.distributed import World, assign, whole
 from ldm_core.training.ema import WeightAverage
+from ldm_core.training.muon import Muon
 
 KEY = "ldm_core.training"  # of the JSON in the file's metadata
 PROGRESS = {"step", "position", "length", "settings"}  # what there must be in it
@@ -79,10 +80,8 @@ def load_state(path: Path, trained: Trained, accept: Callable[[Mapping[str, Any]
     """
     checkpoint = read(path)
     try:
-        progress: dict[str, Any] = json.loads(checkpoint.metadata[KEY])
-        if not progress.keys() >= PROGRESS:
-            raise ValueError(f"it lacks {', '.join(sorted(PROGRESS - progress.keys()))}")
-    except (KeyError, ValueError, AttributeError) as error:
+        progress = _progress(checkpoint.metadata.get(KEY))
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not the state of a training run ({error})") from error
     accept(progress)
     parameters, saved = trained.parameters(), checkpoint.tensors
@@ -101,6 +100,25 @@ def load_state(path: Path, trained: Trained, accept: Callable[[Mapping[str, Any]
     return progress
 
 
+def _progress(text: Any) -> dict[str, Any]:
+    """The progress in a file's metadata. Raises ValueError, or RecursionError, for what cannot be one."""
+    if not isinstance(text, str):
+        raise ValueError(f"it has no metadata named {KEY}")
+    progress = json.loads(text)
+    if not isinstance(progress, dict):
+        raise ValueError(f"its progress is a {type(progress).__name__}, not a mapping")
+    if not progress.keys() >= PROGRESS:
+        raise ValueError(f"it lacks {', '.join(sorted(PROGRESS - progress.keys()))}")
+    for name in ("step", "position", "length"):
+        if type(progress[name]) is not int or not 0 <= progress[name] < 2**63:
+            raise ValueError(f"its {name} is not a whole number from 0 on")
+    if not isinstance(progress["settings"], dict):
+        raise ValueError("its settings are not a mapping")
+    if not isinstance(progress.get("data"), str | None):
+        raise ValueError("its fingerprint of the data is not text")
+    return progress
+
+
 @torch.no_grad()
 def load_weights(path: str | Path, module: nn.Module, *, averaged: bool = True) -> None:
     """Give a module, as it was trained, the weights of a saved state, or their average: to use or save it.
@@ -109,7 +127,7 @@ def load_weights(path: str | Path, module: nn.Module, *, averaged: bool = True) 
     """
     saved, kind = read(path).tensors, "average" if averaged else "weight"
     parameters = {f"{kind}.{name}": p for name, p in module.named_parameters() if p.requires_grad}
-    wrong = [n for n, p in parameters.items() if n not in saved or saved[n].shape != p.shape]
+    wrong = [n for n, p in parameters.items() if n not in saved or not _fits(saved[n], p)]
     wrong += [name for name in saved if name.startswith(f"{kind}.") and name not in parameters]
     if wrong:
         raise CheckpointError(
@@ -126,6 +144,17 @@ def _moment(parameter: Tensor, value: Tensor) -> Tensor:
     return tensor
 
 
+def _moments(optimizer: torch.optim.Optimizer, parameter: Tensor) -> set[str]:
+    """The names of what the optimizer keeps of a parameter from its first step on."""
+    if isinstance(optimizer, Muon):
+        return optimizer.moments(parameter)
+    return {"step", "exp_avg", "exp_avg_sq"}
+
+
+def _fits(tensor: Tensor, place: Tensor) -> bool:
+    return tensor.shape == place.shape and torch.can_cast(tensor.dtype, place.dtype)
+
+
 def _compare(path: Path, trained: Trained, saved: Mapping[str, Tensor]) -> None:
     parameters = trained.parameters()
     wanted = {n: tuple(t.shape) for n, t in trained.tensors().items() if not n.startswith("optimizer.")}
@@ -137,14 +166,25 @@ def _compare(path: Path, trained: Trained, saved: Mapping[str, Tensor]) -> None:
         for name, shape in wanted.items()
         if name in found and found[name] != shape
     ]
+    wrong += [
+        f"{name} is of {saved[name].dtype}, expected {tensor.dtype}"
+        for name, tensor in trained.tensors().items()
+        if name in found and not torch.can_cast(saved[name].dtype, tensor.dtype)
+    ]
+    moments: dict[str, set[str]] = {}
     for name, tensor in saved.items():
         kind, _, rest = name.partition(".")
         if kind == "optimizer":
             moment, _, parameter = rest.partition(".")
-            fits = parameter in parameters and (
-                moment == "step" or tensor.shape == parameters[parameter].shape
-            )
+            like = torch.zeros(()) if moment == "step" else parameters.get(parameter)
+            fits = parameter in parameters and like is not None and _fits(tensor, like)
             wrong += [] if fits else [f"{name} has no place"]
+            moments.setdefault(parameter, set()).add(moment)
+    for parameter, kept in moments.items():
+        if parameter in parameters:
+            expected = _moments(trained.optimizer, parameters[parameter])
+            wrong += [f"optimizer.{moment}.{parameter} is missing" for moment in sorted(expected - kept)]
+            wrong += [f"optimizer.{moment}.{parameter} has no place" for moment in sorted(kept - expected)]
     if wrong:
         more = f", … ({len(wrong)} in all)" if len(wrong) > SHOWN else ""
         raise CheckpointError(

@@ -6,12 +6,13 @@ at a time beside what the system keeps of the files.
 
 from __future__ import annotations
 
-import math
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -108,10 +109,9 @@ def merge(
     They may be files of different layouts but must be of one architecture: the same networks, schedule,
     latent scale and prediction. Sums are in float32, and stored in `dtype`, or in the first model's types.
     The other options are `convert`'s and hold for all of them. Returns the configuration. Raises
-    CheckpointError naming what differs.
+    CheckpointError naming what differs, and ValueError for what are no pairs of a path and a finite number.
     """
-    if not models or not all(math.isfinite(factor) for _, factor in models):
-        raise CheckpointError("merging needs at least one model, and factors that are finite numbers")
+    _require_pairs(models)
     opened = [
         _decided(open_weights(path, config=config, prediction=prediction, variant=variant))
         for path, _ in models
@@ -139,6 +139,24 @@ def merge(
         overwrite=overwrite,
     )
     return first.configs[0]
+
+
+def _require_pairs(models: Any) -> None:
+    """Raise ValueError unless these are pairs (path, factor)."""
+    if not isinstance(models, Sequence) or isinstance(models, str) or not models:
+        raise CheckpointError(
+            f"merging needs a list of at least one model, as pairs (path, factor), not {models!r:.100}"
+        )
+    limit = torch.finfo(torch.float32).max  # sums are in float32
+    for model in models:
+        match model:
+            case (str() | os.PathLike(), bool()):
+                pass
+            case (str() | os.PathLike(), Real() as factor) if abs(cast(float, factor)) <= limit:
+                continue
+        raise CheckpointError(
+            f"merging needs pairs of a path and a factor that is a finite number, not {model!r:.100}"
+        )
 
 
 def _sum(terms: list[Tensor], factors: list[float], dtype: torch.dtype) -> Tensor:

@@ -185,6 +185,20 @@ print((peak - before) * 1024)
 """
 
 
+@pytest.mark.parametrize(
+    "models",
+    [
+        *(None, 3, "a.ckpt", {}, {"a.ckpt": 1.0}, "ab", [3], ["ab"], [("a.ckpt",)], [("a.ckpt", 0.5, 0.5)]),
+        *([("a.ckpt", "half")], [("a.ckpt", None)], [("a.ckpt", float("nan"))], [("a.ckpt", 10**400)]),
+        *([("a.ckpt", True)], [(0.5, "a.ckpt")], [(None, 1.0)], [[["a"], 1.0]], [("a.ckpt", 1j)]),
+    ],
+)
+def test_what_are_no_pairs_is_not_merged(models: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^merging needs "):
+        merge(models, tmp_path / "out.safetensors")
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.slow  # a model of 4 GB
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 @pytest.mark.parametrize("way", ["safetensors to ckpt", "ckpt to diffusers in float16", "weighted sum"])

@@ -17,6 +17,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
+from ldm_core.printable import shown
+
 BetaSchedule = Literal["scaled_linear", "linear", "cosine", "sqrt"]
 PredictionType = Literal["eps", "v", "x0"]
 Activation = Literal["quick_gelu", "gelu"]
@@ -26,9 +28,78 @@ class ConfigError(ValueError):
     """A configuration that describes no network, or that contradicts another one."""
 
 
+# What a configuration may claim: several times what the largest published model has, and so little that
+# its networks are built on the meta device in a moment.
+MAX_SIZE = 2**16  # channels, features, positions, and pixels of a side
+MAX_ROWS = 2**20  # of a table: words of a vocabulary, classes
+MAX_LEVELS = 16  # resolutions of one network
+MAX_DEPTH = 256  # blocks that follow one another
+MAX_BLOCKS = 1024  # of one network
+MAX_SCALE = 1e6  # of latents
+MAX_TIMESTEPS = 100_000
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
+
+
+def is_number(value: Any) -> bool:
+    """Whether this is a finite real number that a float holds; a bool is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e300
+
+
+def is_whole(value: Any, low: int, high: int) -> bool:
+    """Whether this is an int of low..high; a bool is none."""
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _require_whole(part: str, config: Any, names: str, low: int, high: int) -> None:
+    """Raise ConfigError where one of these fields is no int of low..high. A bool is none."""
+    for name in names.split():
+        value = getattr(config, name)
+        _require(
+            is_whole(value, low, high),
+            f"{part}: {name} must be a whole number in {low}..{high}, not {shown(value)}",
+        )
+
+
+def _require_sizes(part: str, config: Any, name: str, low: int) -> None:
+    """Raise ConfigError where a field is no tuple of at most MAX_LEVELS ints from `low` on."""
+    values = getattr(config, name)
+    _require(
+        isinstance(values, tuple)
+        and len(values) <= MAX_LEVELS
+        and all(is_whole(value, low, MAX_SIZE) for value in values),
+        f"{part}: {name} must be at most {MAX_LEVELS} whole numbers in {low}..{MAX_SIZE}, "
+        f"not {shown(values)}",
+    )
+
+
+def _require_bool(part: str, config: Any, name: str) -> None:
+    value = getattr(config, name)
+    _require(isinstance(value, bool), f"{part}: {name} must be true or false, not {shown(value)}")
+
+
+def _require_activation(part: str, activation: Any) -> None:
+    _require(
+        isinstance(activation, str) and activation in get_args(Activation),
+        f"{part}: activation must be 'quick_gelu' or 'gelu', not {shown(activation)}",
+    )
+
+
+def _require_widths(part: str, name: str, first: int, multiples: tuple[int, ...]) -> None:
+    _require(len(multiples) > 0, f"{part}: {name} must not be empty")
+    widest = first * max(multiples)
+    _require(widest <= MAX_SIZE, f"{part}: {widest} channels are more than {MAX_SIZE}")
+
+
+def _require_blocks(part: str, blocks: int) -> None:
+    _require(blocks <= MAX_BLOCKS, f"{part}: {blocks:,} blocks on the way down are more than {MAX_BLOCKS}")
+
+
+def _require_heads(part: str, width: int, heads: int) -> None:
+    _require(width % heads == 0, f"{part}: width {width} is not divisible by {heads} heads")
 
 
 @dataclass(frozen=True)
@@ -46,18 +117,16 @@ class TextEncoderConfig:
     projection_dim: int | None = None  # open_clip files also hold the projection of CLIP's joint space
 
     def __post_init__(self) -> None:
-        _require(
-            self.heads > 0 and self.width % self.heads == 0,
-            f"text encoder: width {self.width} is not divisible by {self.heads} heads",
-        )
-        _require(
-            self.activation in ("quick_gelu", "gelu"),
-            f"text encoder: activation must be 'quick_gelu' or 'gelu', not {self.activation!r}",
-        )
-        _require(
-            0 <= self.clip_skip < self.layers,
-            f"text encoder: clip_skip must be in 0..{self.layers - 1}, not {self.clip_skip}",
-        )
+        part = "text encoder"
+        _require_whole(part, self, "vocab_size", 1, MAX_ROWS)
+        _require_whole(part, self, "context_length width heads", 1, MAX_SIZE)
+        _require_whole(part, self, "layers", 1, MAX_DEPTH)
+        _require_heads(part, self.width, self.heads)
+        _require_activation(part, self.activation)
+        _require_whole(part, self, "clip_skip", 0, self.layers - 1)
+        _require_whole(part, self, "pad_token_id", 0, MAX_ROWS)
+        if self.projection_dim is not None:
+            _require_whole(part, self, "projection_dim", 1, MAX_SIZE)
 
 
 @dataclass(frozen=True)
@@ -75,31 +144,23 @@ class ImageEncoderConfig:
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "patch_size", "width", "layers", "heads", "projection_dim"):
-            value = getattr(self, name)
-            _require(
-                isinstance(value, int) and value > 0,
-                f"image encoder: {name} must be a positive whole number, not {value!r}",
-            )
-        _require(
-            self.width % self.heads == 0,
-            f"image encoder: width {self.width} is not divisible by {self.heads} heads",
-        )
+        part = "image encoder"
+        _require_whole(part, self, "image_size patch_size width heads projection_dim", 1, MAX_SIZE)
+        _require_whole(part, self, "layers", 1, MAX_DEPTH)
+        _require_heads(part, self.width, self.heads)
+        _require_activation(part, self.activation)
         _require(
             self.image_size % self.patch_size == 0,
             f"image encoder: images of {self.image_size} pixels are no whole number of patches of "
             f"{self.patch_size}",
         )
-        _require(
-            self.activation in ("quick_gelu", "gelu"),
-            f"image encoder: activation must be 'quick_gelu' or 'gelu', not {self.activation!r}",
-        )
-        _require(
-            len(self.mean) == len(self.std) == 3
-            and all(isinstance(value, (int, float)) for value in (*self.mean, *self.std))
-            and min(self.std) > 0,
-            f"image encoder: mean and std need three numbers each, std positive: {self.mean}, {self.std}",
-        )
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            _require(
+                isinstance(values, tuple) and len(values) == 3 and all(map(is_number, values)),
+                f"image encoder: {name} must be three numbers, not {shown(values)}",
+            )
+        _require(min(self.std) > 0, f"image encoder: std must be positive, not {shown(self.std)}")
 
     @property
     def patches(self) -> int:
@@ -127,30 +188,40 @@ class UNetConfig:
     adm_in_channels: int | None = None  # a vector condition of this length (unCLIP's image embedding)
 
     def __post_init__(self) -> None:
+        part = "unet"
         _require(
             (self.num_heads is None) != (self.num_head_channels is None),
             "unet: give num_heads (SD1) or num_head_channels (SD2), and only one; "
-            f"got num_heads={self.num_heads}, num_head_channels={self.num_head_channels}",
-        )
-        for name in ("num_heads", "num_head_channels"):
-            value = getattr(self, name)
-            _require(value is None or value > 0, f"unet: {name} must be positive, not {value}")
-        _require(
-            min(len(self.channel_mult), self.num_res_blocks, self.transformer_depth) > 0,
-            "unet: channel_mult must not be empty, nor num_res_blocks or transformer_depth be 0",
+            f"got num_heads={shown(self.num_heads)}, num_head_channels={shown(self.num_head_channels)}",
         )
         _require(
             self.num_classes is None or self.adm_in_channels is None,
             "unet: num_classes and adm_in_channels exclude one another",
         )
+        _require_whole(part, self, "in_channels out_channels model_channels context_dim", 1, MAX_SIZE)
+        for name in ("num_heads", "num_head_channels", "adm_in_channels"):
+            if getattr(self, name) is not None:
+                _require_whole(part, self, name, 1, MAX_SIZE)
+        if self.num_classes is not None:
+            _require_whole(part, self, "num_classes", 1, MAX_ROWS)
+        _require_whole(part, self, "num_res_blocks transformer_depth", 1, MAX_DEPTH)
+        _require_sizes(part, self, "channel_mult", low=1)
+        _require_sizes(part, self, "attention_resolutions", low=0)
+        _require_bool(part, self, "use_linear_in_transformer")
+        _require_widths(part, "channel_mult", self.model_channels, self.channel_mult)
         _require(
             self.model_channels % 32 == 0,
             f"unet: model_channels must be a multiple of 32 (group norm), not {self.model_channels}",
         )
+        disabled = self.disable_self_attentions
         _require(
-            len(self.disable_self_attentions) in (0, len(self.channel_mult)),
-            f"unet: disable_self_attentions needs one value for each of the {len(self.channel_mult)} levels",
+            isinstance(disabled, tuple)
+            and len(disabled) in (0, len(self.channel_mult))
+            and all(isinstance(value, bool) for value in disabled),
+            f"unet: disable_self_attentions needs one value, true or false, for each of the "
+            f"{len(self.channel_mult)} levels, not {shown(disabled)}",
         )
+        _require_blocks(part, len(self.channel_mult) * self.num_res_blocks * (1 + self.transformer_depth))
         # Files differ in their order, which means nothing, and in factors that the network does not reach.
         reached = {2**level for level in self.attention_levels}
         object.__setattr__(self, "attention_resolutions", tuple(sorted(reached, reverse=True)))
@@ -198,8 +269,14 @@ class AutoencoderConfig:
     attn_resolutions: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        part = "autoencoder"
+        _require_whole(part, self, "embed_dim z_channels resolution in_channels out_ch ch", 1, MAX_SIZE)
+        _require_whole(part, self, "num_res_blocks", 1, MAX_DEPTH)
+        _require_sizes(part, self, "ch_mult", low=1)
+        _require_sizes(part, self, "attn_resolutions", low=0)
+        _require_widths(part, "ch_mult", self.ch, self.ch_mult)
         _require(self.ch % 32 == 0, f"autoencoder: ch must be a multiple of 32 (group norm), not {self.ch}")
-        _require(len(self.ch_mult) > 0, "autoencoder: ch_mult is empty")
+        _require_blocks(part, len(self.ch_mult) * self.num_res_blocks)
 
     @property
     def downsampling(self) -> int:
@@ -226,29 +303,33 @@ class NoiseScheduleConfig:
     zero_terminal_snr: bool = False
 
     def __post_init__(self) -> None:
+        part = "noise schedule"
+        _require_whole(part, self, "timesteps", 1, MAX_TIMESTEPS)
         _require(
-            isinstance(self.timesteps, int) and 0 < self.timesteps <= 100_000,
-            f"noise schedule: timesteps must be a whole number up to 100,000, not {self.timesteps!r}",
-        )
-        _require(
-            all(isinstance(end, (int, float)) for end in (self.linear_start, self.linear_end))
+            is_number(self.linear_start)
+            and is_number(self.linear_end)
             and 0 < self.linear_start <= self.linear_end <= 1,
             "noise schedule: linear_start and linear_end must be numbers with 0 < start <= end <= 1, not "
-            f"{self.linear_start!r} and {self.linear_end!r}",
+            f"{shown(self.linear_start)} and {shown(self.linear_end)}",
         )
         _require(
-            self.beta_schedule in ("scaled_linear", "linear", "cosine", "sqrt"),
-            f"noise schedule: unknown beta_schedule {self.beta_schedule!r}; "
+            isinstance(self.beta_schedule, str) and self.beta_schedule in get_args(BetaSchedule),
+            f"noise schedule: unknown beta_schedule {shown(self.beta_schedule)}; "
             "expected 'scaled_linear', 'linear', 'cosine' or 'sqrt'",
         )
-        _require(
-            isinstance(self.zero_terminal_snr, bool),
-            f"noise schedule: zero_terminal_snr must be true or false, not {self.zero_terminal_snr!r}",
-        )
+        _require_bool(part, self, "zero_terminal_snr")
         _require(
             self.timesteps > 1 or not self.zero_terminal_snr,
             "noise schedule: zero_terminal_snr needs two timesteps or more, not 1",
         )
+
+
+_PARTS: dict[str, type[Any]] = {
+    "text_encoder": TextEncoderConfig,
+    "unet": UNetConfig,
+    "autoencoder": AutoencoderConfig,
+    "noise_schedule": NoiseScheduleConfig,
+}
 
 
 @dataclass(frozen=True)
@@ -264,18 +345,18 @@ class LatentDiffusionConfig:
     image_size: int = 512  # pixels, the size that the model was trained for
 
     def __post_init__(self) -> None:
+        for name, kind in _PARTS.items():
+            value = getattr(self, name)
+            _require(isinstance(value, kind), f"{name} must be a {kind.__name__}, not {shown(value)}")
         _require(
-            self.prediction in get_args(PredictionType),
-            f"prediction must be 'eps', 'v' or 'x0', not {self.prediction!r}",
+            isinstance(self.prediction, str) and self.prediction in get_args(PredictionType),
+            f"prediction must be 'eps', 'v' or 'x0', not {shown(self.prediction)}",
         )
         _require(
-            isinstance(self.latent_scale, (int, float)) and 0 < self.latent_scale < float("inf"),
-            f"latent_scale must be a positive number, not {self.latent_scale!r}",
+            is_number(self.latent_scale) and 0 < self.latent_scale <= MAX_SCALE,
+            f"latent_scale must be a positive number up to {MAX_SCALE:g}, not {shown(self.latent_scale)}",
         )
-        _require(
-            isinstance(self.image_size, int) and self.image_size > 0,
-            f"image_size must be a positive whole number, not {self.image_size!r}",
-        )
+        _require_whole("model", self, "image_size", 1, MAX_SIZE)
         _require(
             self.unet.context_dim == self.text_encoder.width,
             f"the unet attends to vectors of {self.unet.context_dim} (context_dim), "
@@ -298,22 +379,17 @@ class LatentDiffusionConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> LatentDiffusionConfig:
-        """The inverse of `to_dict`. Raises ConfigError for unknown fields, naming them."""
-        parts = {
-            "text_encoder": TextEncoderConfig,
-            "unet": UNetConfig,
-            "autoencoder": AutoencoderConfig,
-            "noise_schedule": NoiseScheduleConfig,
-        }
-        values = {key: _build(parts[key], value) if key in parts else value for key, value in data.items()}
-        return _build(cls, values)
+        """The inverse of `to_dict`. Raises ConfigError for what is no such mapping, naming unknown fields."""
+        _require(isinstance(data, dict), f"expected a mapping, not {shown(data)}")
+        values = {key: build(_PARTS[key], value) if key in _PARTS else value for key, value in data.items()}
+        return build(cls, values)
 
 
-def _build(cls: type[Any], values: Any) -> Any:
-    """Construct a config dataclass from JSON values, turning lists into the tuples that it holds."""
-    _require(isinstance(values, dict), f"{cls.__name__}: expected a mapping, not {type(values).__name__}")
-    unknown = sorted(set(values) - {f.name for f in fields(cls)})
-    _require(not unknown, f"{cls.__name__}: unknown field(s) {', '.join(map(str, unknown))}")
+def build(cls: type[Any], values: Any) -> Any:
+    """A config dataclass from JSON values; lists become the tuples that it holds. Raises ConfigError."""
+    _require(isinstance(values, dict), f"{cls.__name__}: expected a mapping, not {shown(values)}")
+    unknown = set(values) - {f.name for f in fields(cls)}
+    _require(not unknown, f"{cls.__name__}: unknown field(s) {shown(unknown)}")
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 

@@ -52,6 +52,12 @@ END_OF_WORD = "</w>"
 
 CACHED_WORDS = 2**14  # words whose ids are remembered: 4 MB of ordinary ones, 26 MB at worst, because
 CACHED_LENGTH = 32  # a word of more characters than this is not
+
+# What a vocabulary may be extended by: a pattern of a group for each word finds them in a prompt.
+MAX_WORDS = 1024
+MAX_WORD_LETTERS = 256
+MAX_WORD_IDS = 1024
+
 SHOWN_LOSS = 120  # characters of a cut prompt's lost text that the warning quotes
 
 AddedWords = tuple[tuple[str, tuple[int, ...]], ...]  # names, each with the ids that it becomes
@@ -212,9 +218,17 @@ def _added_pattern(added: AddedWords) -> tuple[Any, AddedWords]:
 
 
 def _check_added(added: Any, vocab_size: int) -> None:
+    words = added if isinstance(added, tuple) else [added]
+    if len(words) > MAX_WORDS:
+        raise ValueError(f"expected at most {MAX_WORDS} added words, got {len(words):,}")
     taken: set[int] = set()
-    for word in added if isinstance(added, tuple) else [added]:
+    for word in words:
         match word:
+            case (str(name), tuple(ids)) if len(name) > MAX_WORD_LETTERS or len(ids) > MAX_WORD_IDS:
+                raise ValueError(
+                    f"an added word has at most {MAX_WORD_LETTERS} letters and {MAX_WORD_IDS} ids; "
+                    f"{name!r:.40} has {len(name):,} and {len(ids):,}"
+                )
             case (str(name), tuple(ids)) if name and ids and name == " ".join(name.split()):
                 own = {token for token in ids if isinstance(token, int) and token >= vocab_size} - taken
                 if len(own) < len(ids):

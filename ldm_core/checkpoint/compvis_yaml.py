@@ -6,12 +6,14 @@ Only the values are taken; a `target` is compared with the class names that this
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.config import (
+    MAX_SIZE,
     SD1,
     SD2_BASE,
     AutoencoderConfig,
@@ -20,12 +22,16 @@ from ldm_core.config import (
     NoiseScheduleConfig,
     TextEncoderConfig,
     UNetConfig,
+    is_number,
+    is_whole,
 )
+from ldm_core.printable import shown, shown_error
 
 # A YAML file names its text encoder by class only.
 TEXT_ENCODERS = {"FrozenCLIPEmbedder": SD1.text_encoder, "FrozenOpenCLIPEmbedder": SD2_BASE.text_encoder}
 BETA_SCHEDULES = {"linear": "scaled_linear", "sqrt_linear": "linear", "cosine": "cosine", "sqrt": "sqrt"}
 PREDICTIONS = {"eps": "eps", "v": "v", "x0": "x0"}
+MAX_BYTES = 2**16  # CompVis's own are of 2 to 5 KB; the parser takes a second for a hundred
 
 
 def read_yaml(path: str | Path, *, stored_scale: float | None = None) -> LatentDiffusionConfig:
@@ -33,18 +39,35 @@ def read_yaml(path: str | Path, *, stored_scale: float | None = None) -> LatentD
 
     stored_scale: the latent scale that the checkpoint itself holds, if it does.
     """
-    import yaml
-
-    try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not a YAML file: {str(error).splitlines()[0]}") from error
+    data = _parsed(Path(path))
     try:
         return from_yaml(data, stored_scale=stored_scale)
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
+
+
+def _parsed(path: Path) -> Any:
+    """The plain values in a YAML file. Aliases are refused: ten lines of them make a billion values."""
+    import yaml
+
+    class PlainLoader(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if getattr(self.peek_event(), "anchor", None) is not None:
+                raise yaml.YAMLError("it has anchors or aliases, which are not supported")
+            return super().compose_node(parent, index)
+
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise CheckpointError(f"{path}: more than {MAX_BYTES:,} bytes, so no CompVis configuration")
+        return yaml.load(data.decode("utf-8-sig"), PlainLoader)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except CheckpointError:
+        raise
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not a YAML file: {shown_error(error)}") from error
 
 
 def from_yaml(data: Any, *, stored_scale: float | None = None) -> LatentDiffusionConfig:
@@ -54,13 +77,16 @@ def from_yaml(data: Any, *, stored_scale: float | None = None) -> LatentDiffusio
     except KeyError as error:
         raise ConfigError(f"no value for {error}") from error
     except (TypeError, AttributeError) as error:
-        raise ConfigError(f"a value has the wrong type: {error}") from error
+        raise ConfigError(f"a value has the wrong type: {shown_error(error)}") from error
 
 
 def _latent_diffusion(params: Mapping[str, Any], stored_scale: float | None) -> LatentDiffusionConfig:
     unet = _unet(_section(params, "unet_config", "params"))
     autoencoder = _autoencoder(_section(params, "first_stage_config", "params"))
     text_encoder = _text_encoder(_section(params, "cond_stage_config"))
+    size = params.get("image_size", 64)
+    if not is_whole(size, 1, MAX_SIZE):
+        raise ConfigError(f"image_size must be a whole number in 1..{MAX_SIZE}, not {shown(size)}")
     if unet.context_dim != text_encoder.width:
         # Another size than the class's default: its width is the context's, the rest is in the tensors.
         text_encoder = replace(text_encoder, width=unet.context_dim, heads=1)
@@ -71,14 +97,15 @@ def _latent_diffusion(params: Mapping[str, Any], stored_scale: float | None) -> 
         noise_schedule=_noise_schedule(params),
         latent_scale=_latent_scale(params, stored_scale),
         prediction=_lookup(PREDICTIONS, params.get("parameterization", "eps"), "parameterization"),
-        image_size=int(params.get("image_size", 64)) * autoencoder.downsampling,
+        image_size=size * autoencoder.downsampling,
     )
 
 
 def _text_encoder(stage: Mapping[str, Any]) -> TextEncoderConfig:
-    target = str(stage.get("target")).rpartition(".")[2]
+    named = stage.get("target")
+    target = named.rpartition(".")[2] if isinstance(named, str) else ""
     if target not in TEXT_ENCODERS:
-        raise ConfigError(f"text encoder {target} is not one of {', '.join(TEXT_ENCODERS)}")
+        raise ConfigError(f"text encoder {shown(named)} is not one of {', '.join(TEXT_ENCODERS)}")
     layer = (stage.get("params") or {}).get("layer", "last")
     skips = {"last": 0, "penultimate": 1} if target == "FrozenOpenCLIPEmbedder" else {"last": 0}
     return replace(TEXT_ENCODERS[target], clip_skip=_lookup(skips, layer, f"{target}'s layer"))
@@ -87,10 +114,20 @@ def _text_encoder(stage: Mapping[str, Any]) -> TextEncoderConfig:
 def _latent_scale(params: Mapping[str, Any], stored: float | None) -> float:
     """With `scale_by_std` CompVis measures the scale on its first batch and keeps it in the checkpoint."""
     if not params.get("scale_by_std"):
-        return float(params.get("scale_factor", 1.0))
+        return _real(params, "scale_factor", 1.0)
     if stored is None:
         raise ConfigError("scale_by_std: the checkpoint should hold a scale_factor, and does not")
     return stored
+
+
+def _real(params: Mapping[str, Any], name: str, default: float) -> float:
+    value = params.get(name, default)
+    if isinstance(value, str):  # YAML takes 1e-4, without a point, for text
+        with suppress(ValueError):
+            value = float(value)
+    if not is_number(value):
+        raise ConfigError(f"{name} must be a number, not {shown(value)}")
+    return float(value)
 
 
 def _section(data: Any, *names: str) -> Mapping[str, Any]:
@@ -102,8 +139,8 @@ def _section(data: Any, *names: str) -> Mapping[str, Any]:
 
 
 def _lookup(table: Mapping[str, Any], value: Any, name: str) -> Any:
-    if value not in table:
-        raise ConfigError(f"{name} must be one of {', '.join(table)}, not {value!r}")
+    if not isinstance(value, str) or value not in table:
+        raise ConfigError(f"{name} must be one of {', '.join(table)}, not {shown(value)}")
     return table[value]
 
 
@@ -113,7 +150,7 @@ def _unet(params: Mapping[str, Any]) -> UNetConfig:
     heads, head_channels = params.get("num_heads", -1), params.get("num_head_channels", -1)
     num_classes = params.get("num_classes")
     depth = params.get("transformer_depth", 1)
-    if not isinstance(depth, int) or not isinstance(params.get("num_res_blocks"), int):
+    if isinstance(depth, list) or isinstance(params["num_res_blocks"], list):
         raise ConfigError("transformer_depth and num_res_blocks must be one number for all levels")
     return UNetConfig(
         in_channels=params["in_channels"],
@@ -127,7 +164,7 @@ def _unet(params: Mapping[str, Any]) -> UNetConfig:
         num_head_channels=None if head_channels == -1 else head_channels,
         transformer_depth=depth,
         context_dim=params["context_dim"],
-        use_linear_in_transformer=bool(params.get("use_linear_in_transformer", False)),
+        use_linear_in_transformer=params.get("use_linear_in_transformer", False),
         disable_self_attentions=tuple(params.get("disable_self_attentions") or ()),
         num_classes=num_classes if isinstance(num_classes, int) else None,
         adm_in_channels=params.get("adm_in_channels") if num_classes == "sequential" else None,
@@ -155,6 +192,6 @@ def _noise_schedule(params: Mapping[str, Any]) -> NoiseScheduleConfig:
     return NoiseScheduleConfig(
         timesteps=params.get("timesteps", 1000),
         beta_schedule=_lookup(BETA_SCHEDULES, params.get("beta_schedule", "linear"), "beta_schedule"),
-        linear_start=float(params.get("linear_start", 1e-4)),
-        linear_end=float(params.get("linear_end", 2e-2)),
+        linear_start=_real(params, "linear_start", 1e-4),
+        linear_end=_real(params, "linear_end", 2e-2),
     )

@@ -14,9 +14,10 @@ from ldm_core.checkpoint.key_map import Problems, some
 from ldm_core.checkpoint.parts import PARTS, Part, PartSource, leftovers
 from ldm_core.checkpoint.prove import prove_all
 from ldm_core.checkpoint.reader import Checkpoint
-from ldm_core.checkpoint.statements import CONFIG_KEY, stated_prediction
+from ldm_core.checkpoint.statements import CONFIG_KEY, added_words_of, stated_prediction
 from ldm_core.checkpoint.stored_schedule import check_schedule
 from ldm_core.config import PRESETS, LatentDiffusionConfig
+from ldm_core.printable import shown
 from ldm_core.weights import UNUSED, misfits
 
 TITLES = {
@@ -58,7 +59,7 @@ def diagnose(checkpoint: Checkpoint, sources: Mapping[Part, PartSource]) -> Diag
     if not sources and len(checkpoint.tensors) == 1 and _is_embedding(checkpoint):
         return _other(checkpoint, "a textual inversion: load a model first, then apply it")
     if not sources:
-        keys = ", ".join(repr(key) for key in list(checkpoint.tensors)[:3])
+        keys = ", ".join(map(shown, list(checkpoint.tensors)[:3]))
         return Diagnosis("not a known kind", "unknown", f"no names known here (keys such as {keys})", None)
     try:
         proven = prove_all(sources)
@@ -148,7 +149,7 @@ def _whole(
             return Diagnosis(family, sure, str(error), None, presets, contradictions=[str(error)])
         why = "its tensors are of no preset, and nothing in it says the rest"
         return Diagnosis(OWN, "unknown", why, f"ldm_core.load({path}, config=…)")
-    contradictions = _contradictions(checkpoint, configs[0])
+    contradictions = _contradictions(checkpoint, sources, configs[0])
     loadable = not leftovers(checkpoint, sources.values())[1] and not contradictions
     if len(configs) > 1:
         words = " or ".join(f"prediction={config.prediction!r}" for config in configs)
@@ -190,9 +191,13 @@ def _why(checkpoint: Checkpoint, presets: tuple[str, ...]) -> str:
     )
 
 
-def _contradictions(checkpoint: Checkpoint, config: LatentDiffusionConfig) -> list[str]:
+def _contradictions(
+    checkpoint: Checkpoint, sources: Mapping[Part, PartSource], config: LatentDiffusionConfig
+) -> list[str]:
+    """What `load` refuses once it has the configuration."""
     try:
         check_schedule(checkpoint, config)
+        added_words_of(sources["text_encoder"].checkpoint, config.text_encoder.vocab_size)
     except CheckpointError as error:
         return [str(error)]
     return []

@@ -15,13 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.config import (
+    MAX_LEVELS,
+    MAX_SIZE,
     AutoencoderConfig,
     ConfigError,
     ImageEncoderConfig,
     NoiseScheduleConfig,
     TextEncoderConfig,
     UNetConfig,
+    is_number,
+    is_whole,
 )
+from ldm_core.printable import printable, shown, shown_error
 
 if TYPE_CHECKING:
     from ldm_core.checkpoint.parts import Part
@@ -43,6 +48,7 @@ PREPROCESSOR = "preprocessor_config.json"  # beside a CLIP's
 LATENT_SCALE = 0.18215  # diffusers' default
 
 END_OF_TEXT, EXCLAMATION_MARK = 49407, 0
+MAX_ID = 2**31
 PAD_TOKENS = {"<|endoftext|>": END_OF_TEXT, "!": EXCLAMATION_MARK}
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 BETA_SCHEDULES = {"scaled_linear": "scaled_linear", "linear": "linear", "squaredcos_cap_v2": "cosine"}
@@ -120,7 +126,8 @@ def check_classes(settings: Mapping[str, Settings]) -> None:
         name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
         if name is not None and name not in classes:
             raise CheckpointError(
-                f"{MODEL_INDEX}: its {part} is a {name}; only {' and '.join(classes)} can be read"
+                f"{MODEL_INDEX}: its {part} is a {printable(str(name)[:80])}; only "
+                f"{' and '.join(classes)} can be read"
             )
 
 
@@ -132,13 +139,19 @@ def prediction(scheduler: Settings) -> Any:
 def sample_size(settings: Mapping[str, Settings]) -> int:
     """The latents' rows and columns that the U-Net was trained for."""
     size = settings.get(UNET, {}).get("sample_size")
-    return size if isinstance(size, int) and size > 0 else 64
+    if size is None or isinstance(size, list):  # of rows and columns
+        return 64
+    if not is_whole(size, 1, MAX_SIZE):
+        raise CheckpointError(
+            f"{UNET}: sample_size must be a whole number in 1..{MAX_SIZE}, not {shown(size)}"
+        )
+    return int(size)
 
 
 Words = tuple[tuple[str, tuple[int, ...]], ...]
 
 
-def added_words(settings: Mapping[str, Settings], vocab_size: int) -> Words:
+def added_words(settings: Mapping[str, Settings], source: str) -> Words:
     """The words beyond CLIP's own vocabulary that the folder's tokenizer knows, each with its ids.
 
     diffusers keeps a word of several vectors as `<toy>`, `<toy>_1`, `<toy>_2` …, and so is it read.
@@ -146,11 +159,17 @@ def added_words(settings: Mapping[str, Settings], vocab_size: int) -> Words:
     tokens: dict[str, Any] = dict(settings.get(ADDED_TOKENS, {}))
     decoder = settings.get(TOKENIZER, {}).get("added_tokens_decoder")
     for number, entry in decoder.items() if isinstance(decoder, dict) else ():
-        if number.isdecimal() and isinstance(entry, dict) and isinstance(entry.get("content"), str):
-            tokens.setdefault(entry["content"], int(number))
-    if not all(isinstance(number, int) for number in tokens.values()):
-        raise CheckpointError(f"{ADDED_TOKENS}: expected a whole number for each word")
-    added = {word: number for word, number in tokens.items() if END_OF_TEXT < number < vocab_size}
+        if isinstance(entry, dict) and isinstance(entry.get("content"), str):
+            tokens.setdefault(
+                entry["content"], int(number) if number.isdecimal() and len(number) < 20 else number
+            )
+    for word, number in tokens.items():
+        if not is_whole(number, 0, MAX_ID):
+            raise CheckpointError(
+                f"{source}: {ADDED_TOKENS}: expected a whole number for each word, not {shown(number)} for "
+                f"{shown(word)}"
+            )
+    added = {word: number for word, number in tokens.items() if number > END_OF_TEXT}
     words: dict[str, list[int]] = {}
     for word, number in sorted(added.items(), key=lambda item: item[1]):
         stem, _, place = word.rpartition("_")
@@ -166,12 +185,12 @@ def unet_config(settings: Settings) -> UNetConfig:
     _check_fixed(UNET, settings, _UNET_FIXED)
     _check_activation(UNET, settings)
     with _Reading(UNET):
-        widths = settings["block_out_channels"]
-        types = settings["down_block_types"]
+        widths = _widths(settings)
+        types = _kinds(settings, "down_block_types")
         attends = [level for level, kind in enumerate(types) if kind == "CrossAttnDownBlock2D"]
-        _check_blocks(types, settings["up_block_types"])
+        _check_blocks(types, _kinds(settings, "up_block_types"))
         heads = settings.get("num_attention_heads") or settings.get("attention_head_dim", 8)
-        heads = heads if isinstance(heads, list) else [heads] * len(widths)
+        heads = _wholes("attention_head_dim", heads if isinstance(heads, list) else [heads] * len(widths))
         disabled = settings.get("only_cross_attention") or []
         if not isinstance(disabled, list):
             raise ConfigError("only_cross_attention must be one truth value for each level")
@@ -179,7 +198,9 @@ def unet_config(settings: Settings) -> UNetConfig:
         _one_of(UNET, "class_embed_type", embedding or "none", {"none": 0, "projection": 0})
         per_head = {width // count for width, count in zip(widths, heads, strict=True)}
         if len(set(heads)) > 1 and len(per_head) > 1:
-            raise ConfigError(f"heads {heads} for widths {widths} are neither of one number nor of one size")
+            raise ConfigError(
+                f"heads {shown(heads)} for widths {shown(widths)} are neither of one number nor of one size"
+            )
         return UNetConfig(
             in_channels=_whole(settings, "in_channels"),
             out_channels=_whole(settings, "out_channels"),
@@ -193,7 +214,7 @@ def unet_config(settings: Settings) -> UNetConfig:
                 "transformer_layers_per_block", settings.get("transformer_layers_per_block", 1)
             ),
             context_dim=_one_number("cross_attention_dim", settings["cross_attention_dim"]),
-            use_linear_in_transformer=bool(settings.get("use_linear_projection", False)),
+            use_linear_in_transformer=settings.get("use_linear_projection", False),
             disable_self_attentions=tuple(disabled) if any(disabled) else (),
             num_classes=_whole(settings, "num_class_embeds") if settings.get("num_class_embeds") else None,
             adm_in_channels=_whole(settings, "projection_class_embeddings_input_dim") if embedding else None,
@@ -205,10 +226,11 @@ def autoencoder_config(settings: Settings) -> AutoencoderConfig:
     _check_fixed(AUTOENCODER, settings, _AUTOENCODER_FIXED)
     _check_activation(AUTOENCODER, settings)
     with _Reading(AUTOENCODER):
-        widths, types = settings["block_out_channels"], settings["down_block_types"]
-        mirrored = [kind.replace("UpDecoder", "DownEncoder") for kind in reversed(settings["up_block_types"])]
+        widths, types = _widths(settings), _kinds(settings, "down_block_types")
+        up = _kinds(settings, "up_block_types")
+        mirrored = [kind.replace("UpDecoder", "DownEncoder") for kind in reversed(up)]
         if types != mirrored or not set(types) <= {"DownEncoderBlock2D", "AttnDownEncoderBlock2D"}:
-            raise ConfigError(f"blocks {types} and {settings['up_block_types']} are not known here")
+            raise ConfigError(f"blocks {shown(types)} and {shown(up)} are not known here")
         attends = [level for level, kind in enumerate(types) if kind.startswith("Attn")]
         latent_channels = _whole(settings, "latent_channels")
         resolution = AutoencoderConfig.resolution
@@ -235,7 +257,9 @@ def text_encoder_config(
     with _Reading(file):
         width = _whole(settings, "hidden_size", 512)
         if _whole(settings, "intermediate_size", 2048) != 4 * width:
-            raise ConfigError(f"intermediate_size {settings.get('intermediate_size')} is not 4 × {width}")
+            raise ConfigError(
+                f"intermediate_size {shown(settings.get('intermediate_size'))} is not 4 × {width}"
+            )
         return TextEncoderConfig(
             vocab_size=_whole(settings, "vocab_size", 49408),
             context_length=_whole(settings, "max_position_embeddings", 77),
@@ -258,7 +282,7 @@ def clip_parts(folder: Mapping[str, Settings]) -> tuple[ImageEncoderConfig, Text
         _check_fixed(f"{ALONE}, vision_config", image, fixed)
         width = _whole(image, "hidden_size", 768)
         if _whole(image, "intermediate_size", 3072) != 4 * width:
-            raise ConfigError(f"intermediate_size {image.get('intermediate_size')} is not 4 × {width}")
+            raise ConfigError(f"intermediate_size {shown(image.get('intermediate_size'))} is not 4 × {width}")
         return (
             ImageEncoderConfig(
                 image_size=_whole(image, "image_size", 224),
@@ -290,8 +314,8 @@ def noise_schedule_config(settings: Settings) -> NoiseScheduleConfig:
         return NoiseScheduleConfig(
             timesteps=_whole(settings, "num_train_timesteps", 1000),
             beta_schedule=_one_of(SCHEDULER, "beta_schedule", name, BETA_SCHEDULES),
-            linear_start=float(settings.get("beta_start", 0.0001)),
-            linear_end=float(settings.get("beta_end", 0.02)),
+            linear_start=_real(settings, "beta_start", 0.0001),
+            linear_end=_real(settings, "beta_end", 0.02),
             zero_terminal_snr=settings.get("rescale_betas_zero_snr", False),
         )
 
@@ -310,51 +334,89 @@ class _Reading:
             raise CheckpointError(f"{self._file} has no setting {error}") from error
         if isinstance(error, CheckpointError):
             return
-        if isinstance(error, (TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError)):
+        if isinstance(error, ConfigError):
             raise CheckpointError(f"{self._file}: {error}") from error
+        if isinstance(error, (TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError)):
+            raise CheckpointError(f"{self._file}: {shown_error(error)}") from error
 
 
 def _check_activation(file: str, settings: Settings) -> None:
     if settings.get("act_fn", "silu") not in ("silu", "swish"):  # two names of one function
-        raise CheckpointError(f"{file}: act_fn is {settings['act_fn']!r}; only 'silu' is supported")
+        raise CheckpointError(f"{file}: act_fn is {shown(settings['act_fn'])}; only 'silu' is supported")
 
 
 def _check_fixed(file: str, settings: Settings, fixed: Settings) -> None:
     for name, value in fixed.items():
         if name in settings and settings[name] != value:
-            raise CheckpointError(f"{file}: {name} is {settings[name]!r}; only {value!r} is supported")
+            raise CheckpointError(f"{file}: {name} is {shown(settings[name])}; only {value!r} is supported")
 
 
-def _check_blocks(down: Any, up: Any) -> None:
+def _check_blocks(down: list[str], up: list[str]) -> None:
     mirrored = [kind.replace("Up", "Down") for kind in reversed(up)]
-    if list(down) != mirrored or not set(down) <= {"CrossAttnDownBlock2D", "DownBlock2D"}:
-        raise ConfigError(f"blocks {down} and {up} are not those of a cross-attention U-Net")
+    if down != mirrored or not set(down) <= {"CrossAttnDownBlock2D", "DownBlock2D"}:
+        raise ConfigError(f"blocks {shown(down)} and {shown(up)} are not those of a cross-attention U-Net")
+
+
+def _kinds(settings: Settings, name: str) -> list[str]:
+    """The class of each level's blocks."""
+    values = settings[name]
+    if (
+        not isinstance(values, list)
+        or len(values) > MAX_LEVELS
+        or not all(isinstance(k, str) for k in values)
+    ):
+        raise ConfigError(f"{name} must be at most {MAX_LEVELS} names, not {shown(values)}")
+    return values
+
+
+def _widths(settings: Settings) -> list[int]:
+    """Each level's channels."""
+    return _wholes("block_out_channels", settings["block_out_channels"])
+
+
+def _wholes(name: str, values: Any) -> list[int]:
+    """A whole number for each level."""
+    if (
+        not isinstance(values, list)
+        or not 0 < len(values) <= MAX_LEVELS
+        or not all(is_whole(value, 1, MAX_SIZE) for value in values)
+    ):
+        raise ConfigError(
+            f"{name} must be 1 to {MAX_LEVELS} whole numbers in 1..{MAX_SIZE}, not {shown(values)}"
+        )
+    return values
+
+
+def _real(settings: Settings, name: str, default: float) -> float:
+    value = settings.get(name, default)
+    if not is_number(value):
+        raise ConfigError(f"{name} must be a number, not {shown(value)}")
+    return float(value)
 
 
 def _whole(settings: Settings, name: str, default: int | None = None) -> int:
     value = settings[name] if default is None else settings.get(name, default)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ConfigError(f"{name} must be a whole number, not {value!r}")
-    return value
+    if not is_whole(value, -MAX_ID, MAX_ID):
+        raise ConfigError(f"{name} must be a whole number, not {shown(value)}")
+    return int(value)
 
 
-def _multiple(width: Any, unit: Any) -> int:
+def _multiple(width: int, unit: int) -> int:
     if width % unit:
         raise ConfigError(f"the width {width} is no multiple of the first, {unit}")
-    return int(width // unit)
+    return width // unit
 
 
 def _one_number(name: str, value: Any) -> int:
-    values = set(value) if isinstance(value, list) else {value}
-    number = values.pop() if len(values) == 1 else None
-    if not isinstance(number, int):
-        raise ConfigError(f"{name} must be one whole number for all levels, not {value!r}")
-    return number
+    values = value if isinstance(value, list) and value else [value]
+    if not is_whole(values[0], 1, MAX_SIZE) or values != values[:1] * len(values):
+        raise ConfigError(f"{name} must be one whole number for all levels, not {shown(value)}")
+    return int(values[0])
 
 
 def _one_of(file: str, name: str, value: Any, table: Mapping[str, Any]) -> Any:
     if not isinstance(value, str) or value not in table:
-        raise CheckpointError(f"{file}: {name} is {value!r}; expected one of {', '.join(table)}")
+        raise CheckpointError(f"{file}: {name} is {shown(value)}; expected one of {', '.join(table)}")
     return table[value]
 
 

@@ -16,13 +16,16 @@ import torch
 from torch import Tensor
 
 from ldm_core.checkpoint.diagnosis import Diagnosis, Sure, diagnose
-from ldm_core.checkpoint.key_map import printable, some
+from ldm_core.checkpoint.key_map import some
 from ldm_core.checkpoint.lora_file import FOLDER_FILES, adapter_file
 from ldm_core.checkpoint.parts import EMA, PARTS, Part, PartSource, ema_key, find_parts, has_ema, leftovers
 from ldm_core.checkpoint.reader import Checkpoint, read
 from ldm_core.checkpoint.statements import CONFIG_KEY
 from ldm_core.checkpoint.stored_schedule import describe_betas, stored_betas
 from ldm_core.checkpoint.values import all_finite
+from ldm_core.printable import printable
+
+ROWS_SHOWN = 64  # of metadata, which kohya's trainer writes 60 entries of
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,9 @@ class Report:
             ("trained", "the file does not say" if self.step is None else f"{self.step:,} steps"),
         ]
         shown = {k: v for k, v in self.metadata.items() if k != CONFIG_KEY and not k.endswith(".json")}
-        rows += [(key, str(value)[:80]) for key, value in shown.items()]
+        rows += [(key[:80], str(value)[:80]) for key, value in list(shown.items())[:ROWS_SHOWN]]
+        if len(shown) > ROWS_SHOWN:
+            rows.append(("…", f"{len(shown) - ROWS_SHOWN:,} more entries of its metadata"))
         if self.ignored:
             rows.append(("not needed", some(list(self.ignored))))
         if self.unknown:

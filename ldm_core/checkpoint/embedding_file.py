@@ -21,9 +21,10 @@ from torch import Tensor
 
 from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.family import other_family
-from ldm_core.checkpoint.key_map import printable
 from ldm_core.checkpoint.reader import Checkpoint, read
 from ldm_core.checkpoint.values import all_finite
+from ldm_core.printable import printable, shown
+from ldm_core.tokenizer import MAX_WORD_IDS, MAX_WORD_LETTERS
 
 AUTHORS, KOHYA = "string_to_param.", "emb_params"
 TOKENS = "string_to_token."  # the authors' files have the placeholders' ids as tensors
@@ -43,13 +44,19 @@ def read_embedding(path: str | os.PathLike[str]) -> tuple[str, Tensor]:
     key, tensor = _only_tensor(checkpoint)
     if tensor.ndim not in (1, 2) or tensor.numel() == 0 or not tensor.is_floating_point():
         raise CheckpointError(
-            f"{source}: {printable(key)} has shape {tuple(tensor.shape)} and type {tensor.dtype}; "
+            f"{source}: {printable(key[:80])} has shape {tuple(tensor.shape)} and type {tensor.dtype}; "
             "expected vectors of real numbers as (width,) or (n, width)"
+        )
+    name = _name(checkpoint, key)
+    if len(name) > MAX_WORD_LETTERS or (tensor.ndim == 2 and len(tensor) > MAX_WORD_IDS):
+        raise CheckpointError(
+            f"{source}: an embedding has at most {MAX_WORD_IDS} vectors and a name of {MAX_WORD_LETTERS} "
+            f"letters; {shown(name)} has {tuple(tensor.shape)} and {len(name):,}"
         )
     vectors = tensor.reshape(-1, tensor.shape[-1]).to(torch.float32, copy=True)  # (width,) is (1, width)
     if not all_finite(vectors):
-        raise CheckpointError(f"{source}: {printable(key)} has values that are not finite")
-    return _name(checkpoint, key), vectors
+        raise CheckpointError(f"{source}: {printable(key[:80])} has values that are not finite")
+    return name, vectors
 
 
 def _only_tensor(checkpoint: Checkpoint) -> tuple[str, Tensor]:
@@ -72,7 +79,7 @@ def _only_tensor(checkpoint: Checkpoint) -> tuple[str, Tensor]:
 
 
 def _shown(tensors: dict[str, Tensor]) -> str:
-    names = [printable(key) for key in list(tensors)[:KEYS_SHOWN]]
+    names = [printable(key[:80]) for key in list(tensors)[:KEYS_SHOWN]]
     rest = len(tensors) - len(names)
     return ", ".join(names) + (f" and {rest} more" if rest else "")
 

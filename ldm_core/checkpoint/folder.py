@@ -13,7 +13,6 @@ part (`vae/` alone) is read the same way. Nothing here needs the diffusers packa
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable
@@ -22,6 +21,8 @@ from typing import Any
 
 from ldm_core.checkpoint import diffusers_config
 from ldm_core.checkpoint.errors import CheckpointError
+from ldm_core.checkpoint.json_text import parse_json
+from ldm_core.printable import printable
 
 NETWORKS = ("unet", "vae", "text_encoder")  # their tensors' names begin so in a Checkpoint
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -90,9 +91,10 @@ def read_json(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MAX_JSON:
         raise CheckpointError(f"{path}: larger than {MAX_JSON:,} bytes")
     try:
-        data = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
         raise CheckpointError(f"{path}: not valid JSON ({error})") from error
+    data = parse_json(text, str(path))
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: not a mapping but a {type(data).__name__}")
     return data
@@ -138,5 +140,5 @@ def _shards(folder: Path, index: str) -> list[Path]:
         if file != os.path.basename(file) or file in ("", ".", ".."):
             raise CheckpointError(f"{folder / index}: a shard lies outside its folder: {file[:80]!r}")
         if not (folder / file).is_file():
-            raise CheckpointError(f"{folder / index}: the shard {file} is missing")
+            raise CheckpointError(f"{folder / index}: the shard {printable(file[:80])} is missing")
     return [folder / file for file in files]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ldm_core.checkpoint.errors import CheckpointError
+from ldm_core.printable import printable
 
 NAMES_SHOWN = 8
 
@@ -162,11 +163,6 @@ def some(names: Sequence[str], shown: int = 3) -> str:
     """How many tensors, and the first few names."""
     listed = ", ".join(names[:shown]) + (", …" if len(names) > shown else "")
     return f"{len(names):,} tensor{'' if len(names) == 1 else 's'}" + (f" ({listed})" if names else "")
-
-
-def printable(text: str) -> str:
-    """Names come from the file: none may carry codes that a terminal obeys."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def report(source: str, problems: Mapping[str, Iterable[str]]) -> None:

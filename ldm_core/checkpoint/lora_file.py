@@ -6,7 +6,6 @@ values that are not finite is an error that names the keys.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,13 +18,15 @@ from torch import Tensor
 from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.family import other_family
 from ldm_core.checkpoint.folder import read_json
-from ldm_core.checkpoint.key_map import printable, report
+from ldm_core.checkpoint.json_text import parse_json
+from ldm_core.checkpoint.key_map import report
 from ldm_core.checkpoint.lora_delta import Delta, WidthError, kind_of
 from ldm_core.checkpoint.lora_names import PEFT, SECOND_TEXT_ENCODER, layer_names, split_key
 from ldm_core.checkpoint.peft_settings import PeftSettings, parse_settings
 from ldm_core.checkpoint.reader import Checkpoint, read
 from ldm_core.checkpoint.values import all_finite
 from ldm_core.config import LatentDiffusionConfig
+from ldm_core.printable import printable
 
 FOLDER_FILES = (
     "adapter_model.safetensors",  # PEFT's
@@ -133,7 +134,7 @@ def _refuse_other_files(source: str, tensors: Mapping[str, Tensor]) -> None:
     ):
         if keys:
             raise CheckpointError(
-                f"{source} is {unsupported}; it has {len(keys)} keys such as {printable(keys[0])}"
+                f"{source} is {unsupported}; it has {len(keys)} keys such as {printable(keys[0][:80])}"
             )
 
 
@@ -151,10 +152,7 @@ def _settings(file: Path, checkpoint: Checkpoint) -> dict[str, PeftSettings]:
     if not isinstance(text, str):
         return {}
     source = f"{file.name}: {DIFFUSERS_METADATA}"
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{source} is not valid JSON ({error})") from error
+    values = parse_json(text, source)
     if not isinstance(values, dict):
         raise CheckpointError(f"{source} is no mapping but a {type(values).__name__}")
     parts: dict[str, dict[str, Any]] = {}

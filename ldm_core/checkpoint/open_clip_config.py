@@ -14,6 +14,7 @@ from typing import Any
 
 from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.config import Activation, ConfigError, ImageEncoderConfig, TextEncoderConfig
+from ldm_core.printable import printable, shown, shown_error
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 
@@ -40,9 +41,12 @@ def open_clip_parts(settings: Mapping[str, Any]) -> tuple[ImageEncoderConfig, Te
         for name, value in _PREPROCESS_FIXED.items():
             if pixels.get(name, value) != value:
                 raise CheckpointError(
-                    f"{OPEN_CLIP_CONFIG}: {name} is {pixels[name]!r}; only {value!r} is supported"
+                    f"{OPEN_CLIP_CONFIG}: {name} is {shown(pixels[name])}; only {value!r} is supported"
                 )
-        activation: Activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
+        quick = model.get("quick_gelu") or False
+        if not isinstance(quick, bool):
+            raise ConfigError(f"quick_gelu must be true or false, not {shown(quick)}")
+        activation: Activation = "quick_gelu" if quick else "gelu"
         normalisation = {name: tuple(pixels[name]) for name in ("mean", "std") if name in pixels}
         return (
             ImageEncoderConfig(
@@ -68,12 +72,16 @@ def open_clip_parts(settings: Mapping[str, Any]) -> tuple[ImageEncoderConfig, Te
         )
     except KeyError as error:
         raise CheckpointError(f"{OPEN_CLIP_CONFIG} has no setting {error}") from error
-    except (AttributeError, TypeError, ZeroDivisionError, ConfigError) as error:
+    except ConfigError as error:
         raise CheckpointError(f"{OPEN_CLIP_CONFIG}: {error}") from error
+    except (AttributeError, TypeError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{OPEN_CLIP_CONFIG}: {shown_error(error)}") from error
 
 
 def _refuse_unknown(settings: Mapping[str, Any], known: set[str]) -> None:
     for name, value in settings.items():
         fixed = name in _FIXED and (value == _FIXED[name] or (name == "pool_type" and value in _POOLS))
         if name not in known and not fixed:
-            raise CheckpointError(f"{OPEN_CLIP_CONFIG}: {name} is {value!r}, which no network here has")
+            raise CheckpointError(
+                f"{OPEN_CLIP_CONFIG}: {printable(name[:80])} is {shown(value)}, which no network here has"
+            )

@@ -8,11 +8,13 @@ single layers can have another rank and alpha, by their names.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ldm_core.checkpoint.errors import CheckpointError
+from ldm_core.config import MAX_SIZE, is_number
+from ldm_core.printable import shown
 
 KINDS = ("LORA", "LOHA", "LOKR")
 
@@ -59,7 +61,7 @@ def parse_settings(values: Mapping[str, Any], source: str) -> PeftSettings:
     kind = values.get("peft_type") or "LORA"
     if kind not in KINDS:
         raise CheckpointError(
-            f"{source}: adapters of the type {kind!r:.40} are not supported, only LoRA, LoHa, LoKr"
+            f"{source}: adapters of the type {shown(kind)} are not supported, only LoRA, LoHa, LoKr"
         )
     for name in _OTHER_FORMULAS:
         if values.get(name):
@@ -67,26 +69,38 @@ def parse_settings(values: Mapping[str, Any], source: str) -> PeftSettings:
     initial = values.get("init_lora_weights")
     if isinstance(initial, str) and initial.lower().startswith(("pissa", "olora", "corda", "loftq")):
         raise CheckpointError(
-            f"{source}: init_lora_weights is {initial!r}, which also changes the model's own weights"
+            f"{source}: init_lora_weights is {shown(initial)}, which also changes the model's own weights"
         )
-    rank = _number(source, "r", values.get("r"))
+    rank = _rank(source, "r", values.get("r"))
+    stabilised = values.get("use_rslora") or False
+    if not isinstance(stabilised, bool):
+        raise CheckpointError(f"{source}: its use_rslora must be true or false, not {shown(stabilised)}")
     alpha_name = "lora_alpha" if "lora_alpha" in values else "alpha"
     return PeftSettings(
         rank=rank,
         alpha=_number(source, alpha_name, values.get(alpha_name)),
-        rank_pattern=_pattern(source, "rank_pattern", values.get("rank_pattern")),
-        alpha_pattern=_pattern(source, "alpha_pattern", values.get("alpha_pattern")),
-        stabilised=bool(values.get("use_rslora")),
+        rank_pattern=_pattern(source, "rank_pattern", values.get("rank_pattern"), _rank),
+        alpha_pattern=_pattern(source, "alpha_pattern", values.get("alpha_pattern"), _number),
+        stabilised=stabilised,
     )
 
 
 def _number(source: str, name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
-        raise CheckpointError(f"{source}: its {name} is {value!r:.40}, and no positive number")
+    if not is_number(value) or not 0 < value < 1e30:
+        raise CheckpointError(f"{source}: its {name} is {shown(value)}, and no positive number")
     return float(value)
 
 
-def _pattern(source: str, name: str, values: Any) -> dict[str, tuple[int, float]]:
+def _rank(source: str, name: str, value: Any) -> float:
+    number = _number(source, name, value)
+    if number > MAX_SIZE or number != int(number):
+        raise CheckpointError(f"{source}: its {name} must be a whole number in 1..{MAX_SIZE}, not {number:g}")
+    return number
+
+
+def _pattern(
+    source: str, name: str, values: Any, number: Callable[[str, str, Any], float]
+) -> dict[str, tuple[int, float]]:
     """PEFT's patterns are regular expressions for the ends of names; nearly all of them are plain names."""
     if values is None:
         return {}
@@ -97,8 +111,8 @@ def _pattern(source: str, name: str, values: Any) -> dict[str, tuple[int, float]
         plain = str(key).removeprefix("^").replace("\\.", ".")
         if not plain.replace(".", "").replace("_", "").isalnum():
             raise CheckpointError(
-                f"{source}: {key!r:.80} in its {name} is no plain name of a layer; other patterns are not "
+                f"{source}: {shown(key)} in its {name} is no plain name of a layer; other patterns are not "
                 "supported"
             )
-        pattern.setdefault(plain, (len(pattern), _number(source, f"{name} of {plain}", value)))
+        pattern.setdefault(plain, (len(pattern), number(source, f"{name} of {plain[:80]}", value)))
     return pattern

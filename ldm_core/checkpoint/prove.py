@@ -12,7 +12,16 @@ from typing import Any
 
 from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.parts import Part, PartSource
-from ldm_core.config import AutoencoderConfig, ConfigError, TextEncoderConfig, UNetConfig
+from ldm_core.config import (
+    MAX_BLOCKS,
+    MAX_DEPTH,
+    MAX_LEVELS,
+    AutoencoderConfig,
+    ConfigError,
+    TextEncoderConfig,
+    UNetConfig,
+)
+from ldm_core.printable import shown_error
 
 Shapes = Mapping[str, tuple[int, ...]]
 PartConfig = TextEncoderConfig | UNetConfig | AutoencoderConfig
@@ -22,14 +31,27 @@ def prove(source: PartSource) -> PartConfig:
     """The configuration of a part that its shapes prove. Raises CheckpointError if they prove none."""
     layout = source.layout
     try:
-        return _PROOFS[layout.part, layout.name](source.shapes)
+        config = _PROOFS[layout.part, layout.name](source.shapes)
+        _require_tensors(source, config)
+        return config
     except ConfigError as error:
         raise CheckpointError(f"{source.checkpoint.path.name}: {error}") from error
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise CheckpointError(
             f"{source.checkpoint.path.name}: the tensors under {source.prefix!r} are of no {layout.part} "
-            f"known here (in {layout.name}'s names): no {error}"
+            f"known here (in {layout.name}'s names): no {shown_error(error)}"
         ) from error
+
+
+def _require_tensors(source: PartSource, config: PartConfig) -> None:
+    """Raise ConfigError where most of a network is not there: a few names can prove one of any size."""
+    wanted = source.layout.key_map(config)
+    there = sum(key in source.tensors for key in wanted)
+    if len(wanted) > 2 * there:
+        raise ConfigError(
+            f"its {source.layout.part} has {there:,} of the {len(wanted):,} tensors of the network that "
+            "their names and shapes describe"
+        )
 
 
 def prove_all(sources: Mapping[Part, PartSource]) -> dict[Part, PartConfig]:
@@ -37,10 +59,16 @@ def prove_all(sources: Mapping[Part, PartSource]) -> dict[Part, PartConfig]:
     return {part: prove(source) for part, source in sources.items()}
 
 
-def children(shapes: Shapes, prefix: str) -> list[int]:
-    """The numbers that follow a prefix: `children(shapes, "a.") == [0, 1]` for a.0.x, a.1.x."""
-    found = {key[len(prefix) :].split(".")[0] for key in shapes if key.startswith(prefix)}
-    return sorted(int(name) for name in found if name.isdecimal())
+def children(shapes: Shapes, prefix: str, limit: int = MAX_DEPTH) -> list[int]:
+    """The numbers that follow a prefix: `children(shapes, "a.") == [0, 1]` for a.0.x, a.1.x.
+
+    Raises ConfigError for numbers of `limit` or more.
+    """
+    found = {key[len(prefix) :].split(".", 1)[0] for key in shapes if key.startswith(prefix)}
+    names = [name for name in found if name.isdecimal()]
+    if any(len(name) > len(str(limit)) or int(name) >= limit for name in names):
+        raise ConfigError(f"its tensors under {prefix} are numbered to {limit} or more")
+    return sorted(map(int, names))
 
 
 @dataclass
@@ -105,7 +133,7 @@ def _compvis_unet(shapes: Shapes) -> UNetConfig:
         "vector": "label_emb.0.0.weight",
     }
     levels = _Levels(_context_dim(shapes, names["transformer"]), [], [0], [], [])
-    for i in children(shapes, "input_blocks.")[1:]:
+    for i in children(shapes, "input_blocks.", MAX_BLOCKS)[1:]:
         block = f"input_blocks.{i}."
         if f"{block}0.op.weight" in shapes:
             levels.start_level()
@@ -123,7 +151,7 @@ def _diffusers_unet(shapes: Shapes) -> UNetConfig:
         "vector": "class_embedding.linear_1.weight",
     }
     levels = _Levels(_context_dim(shapes, names["transformer"]), [], [], [], [])
-    for level in children(shapes, "down_blocks."):
+    for level in children(shapes, "down_blocks.", MAX_LEVELS):
         levels.start_level()
         for i in children(shapes, f"down_blocks.{level}.resnets."):
             width = shapes[f"down_blocks.{level}.resnets.{i}.conv2.weight"][0]
@@ -133,7 +161,7 @@ def _diffusers_unet(shapes: Shapes) -> UNetConfig:
 
 def _autoencoder(shapes: Shapes, level_name: str, block: str, attention: str) -> AutoencoderConfig:
     ch, in_channels = shapes["encoder.conv_in.weight"][:2]
-    levels = children(shapes, f"encoder.{level_name}.")
+    levels = children(shapes, f"encoder.{level_name}.", MAX_LEVELS)
     top = levels[-1]
     prefixes = [f"encoder.{level_name}.{i}." for i in levels]
     return AutoencoderConfig(

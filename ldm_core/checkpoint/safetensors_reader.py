@@ -19,6 +19,7 @@ from torch import Tensor
 from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.file_bytes import FileBytes
 from ldm_core.checkpoint.pickle_values import MAX_DIMENSIONS, MAX_ELEMENTS
+from ldm_core.checkpoint.state_dict import MAX_NAME
 
 MAX_HEADER = 2**25  # bytes; the largest headers are those that record a training set's tags, a few MB
 
@@ -111,7 +112,9 @@ def _refuse_number(text: str) -> NoReturn:
 
 def _entry(name: str, entry: Any) -> _Entry:
     """(dtype, shape, begin, end) of one tensor, if its claims agree with one another."""
-    where = f"its header's entry for {ascii(name)[:80]}"
+    where = f"its header's entry for {name[:80]!a}"
+    if len(name) > MAX_NAME:
+        raise CheckpointError(f"{where}… has a name of more than {MAX_NAME} characters")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise CheckpointError(f"{where} does not have exactly dtype, shape and data_offsets")
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

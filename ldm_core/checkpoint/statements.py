@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import math
 from dataclasses import replace
+from typing import Any
 
 from ldm_core.checkpoint import diffusers_config
 from ldm_core.checkpoint.errors import CheckpointError
+from ldm_core.checkpoint.json_text import parse_json
 from ldm_core.checkpoint.parts import PartSource
 from ldm_core.checkpoint.prove import PartConfig
 from ldm_core.checkpoint.reader import Checkpoint
-from ldm_core.config import ConfigError, LatentDiffusionConfig
+from ldm_core.config import MAX_SCALE, ConfigError, LatentDiffusionConfig, is_number, is_whole
+from ldm_core.printable import shown
+from ldm_core.tokenizer import MAX_WORD_IDS, MAX_WORD_LETTERS, MAX_WORDS, CLIPTokenizer
 
 # Where the configuration, and words beyond CLIP's vocabulary, lie in a file's metadata, as JSON.
 CONFIG_KEY = "ldm_core.config"
@@ -26,12 +28,11 @@ _STATED = {
 
 
 def config_in_metadata(checkpoint: Checkpoint) -> LatentDiffusionConfig:
+    source = f"{checkpoint.path.name}: the configuration in its metadata is damaged"
     try:
-        return LatentDiffusionConfig.from_dict(json.loads(checkpoint.metadata[CONFIG_KEY]))
-    except (ConfigError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{checkpoint.path.name}: the configuration in its metadata is damaged: {error}"
-        ) from error
+        return LatentDiffusionConfig.from_dict(parse_json(checkpoint.metadata[CONFIG_KEY], source))
+    except ConfigError as error:
+        raise CheckpointError(f"{source}: {error}") from error
 
 
 def described_part(source: PartSource) -> PartConfig | None:
@@ -76,17 +77,54 @@ def folder_scale(checkpoint: Checkpoint) -> float | None:
     if checkpoint.format != "diffusers" or settings is None or "scaling_factor" not in settings:
         return None
     scale = settings["scaling_factor"]
-    if not isinstance(scale, (int, float)) or not scale > 0 or not math.isfinite(scale):
-        raise CheckpointError(f"{diffusers_config.AUTOENCODER}: scaling_factor is {scale!r}, and no number")
+    if not is_number(scale) or not 0 < scale <= MAX_SCALE:
+        raise CheckpointError(
+            f"{diffusers_config.AUTOENCODER}: scaling_factor is {shown(scale)}, and no positive number up to "
+            f"{MAX_SCALE:g}"
+        )
     return float(scale)
 
 
 def added_words_of(checkpoint: Checkpoint, vocab_size: int) -> diffusers_config.Words:
-    """The words that a file's or folder's text encoder knows beyond CLIP's vocabulary, each with its ids."""
+    """The words that a file's or folder's text encoder knows beyond CLIP's vocabulary, each with its ids.
+
+    vocab_size: of the text encoder's table. Raises CheckpointError for words, or numbers of them, that no
+    tokenizer takes, and for ids that are not in the table.
+    """
+    name = checkpoint.path.name
     if checkpoint.format == "diffusers":
-        return diffusers_config.added_words(checkpoint.metadata, vocab_size)
-    try:
-        stored = json.loads(checkpoint.metadata.get(WORDS_KEY, "[]"))
-        return tuple((str(word), tuple(int(number) for number in numbers)) for word, numbers in stored)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{checkpoint.path.name}: the words in its metadata are damaged") from error
+        words = diffusers_config.added_words(checkpoint.metadata, name)
+    elif WORDS_KEY in checkpoint.metadata:
+        words = _stored_words(
+            checkpoint.metadata[WORDS_KEY], f"{name}: the words in its metadata are damaged"
+        )
+    else:
+        return ()
+    if len(words) > MAX_WORDS:
+        raise CheckpointError(f"{name}: its tokenizer adds {len(words):,} words, more than {MAX_WORDS}")
+    first = CLIPTokenizer.vocab_size
+    for word, numbers in words:
+        if len(word) > MAX_WORD_LETTERS or len(numbers) > MAX_WORD_IDS:
+            raise CheckpointError(
+                f"{name}: its tokenizer adds a word of {len(word):,} letters and {len(numbers):,} ids, "
+                f"more than {MAX_WORD_LETTERS} and {MAX_WORD_IDS}"
+            )
+        if not all(is_whole(number, first, vocab_size - 1) for number in numbers):
+            raise CheckpointError(
+                f"{name}: its tokenizer adds {shown(word)} as {shown(numbers)}; its text encoder's table has "
+                f"room for ids in {first}..{vocab_size - 1}"
+            )
+    return words
+
+
+def _stored_words(text: Any, source: str) -> diffusers_config.Words:
+    """The words of the metadata, [[word, [id, …]], …]."""
+    stored = parse_json(text, source)
+    pairs = stored if isinstance(stored, list) else [stored]
+    for pair in pairs:
+        match pair:
+            case [str(), [*_]]:
+                continue
+            case _:
+                raise CheckpointError(f"{source}: expected [word, [id, …]], not {shown(pair)}")
+    return tuple((word, tuple(numbers)) for word, numbers in pairs)

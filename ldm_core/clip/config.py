@@ -11,7 +11,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ldm_core.config import ConfigError, ImageEncoderConfig, TextEncoderConfig
+from ldm_core.config import ConfigError, ImageEncoderConfig, TextEncoderConfig, build
+from ldm_core.printable import shown
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,11 @@ class CLIPConfig:
     def from_dict(cls, data: dict[str, Any]) -> CLIPConfig:
         """The inverse of `to_dict`. Raises ConfigError for what is no such configuration."""
         try:
-            image: dict[str, Any] = dict(data["image_encoder"])
-            image |= {name: tuple(value) for name, value in image.items() if isinstance(value, list)}
-            return cls(ImageEncoderConfig(**image), TextEncoderConfig(**data["text_encoder"]))
-        except (KeyError, TypeError, ValueError) as error:
+            if not isinstance(data, dict) or set(data) != {"image_encoder", "text_encoder"}:
+                raise ConfigError(f"expected a mapping of image_encoder and text_encoder, not {shown(data)}")
+            image = build(ImageEncoderConfig, data["image_encoder"])
+            return cls(image, build(TextEncoderConfig, data["text_encoder"]))
+        except ConfigError as error:
             raise ConfigError(f"no configuration of a CLIP: {error}") from error
 
 

@@ -22,6 +22,7 @@ from ldm_core.checkpoint.clip_names import LAYOUTS, CLIPLayout, openai_map
 from ldm_core.checkpoint.diffusers_config import ALONE, PREPROCESSOR, clip_parts
 from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.folder import read_json
+from ldm_core.checkpoint.json_text import parse_json
 from ldm_core.checkpoint.key_map import report, to_file, to_parameters
 from ldm_core.checkpoint.open_clip_config import OPEN_CLIP_CONFIG, open_clip_parts
 from ldm_core.checkpoint.reader import Checkpoint, read
@@ -30,6 +31,7 @@ from ldm_core.checkpoint.values import all_finite
 from ldm_core.checkpoint.writer import Pending, write_then_move
 from ldm_core.clip.config import PRESETS, CLIPConfig, preset
 from ldm_core.config import ConfigError
+from ldm_core.printable import shown
 
 CONFIG_KEY = "ldm_core.clip_config"
 # What open_clip writes into a folder, and what trainers put before a whole model's names.
@@ -119,8 +121,8 @@ def find_clip(path: str | Path) -> CLIPSource:
         raise CheckpointError(
             f"{path.name} is a CLIP with a ResNet for images; only vision transformers load"
         )
-    shown = ", ".join(repr(key) for key in list(checkpoint.tensors)[:3])
-    raise CheckpointError(f"{path.name} holds no CLIP under names known here (its keys are such as {shown})")
+    keys = ", ".join(map(shown, list(checkpoint.tensors)[:3]))
+    raise CheckpointError(f"{path.name} holds no CLIP under names known here (its keys are such as {keys})")
 
 
 def _wanted(checkpoint: Checkpoint, layout: CLIPLayout, prefix: str) -> dict[str, Tensor]:
@@ -137,7 +139,8 @@ def resolve_config(source: CLIPSource, config: str | CLIPConfig | None) -> CLIPC
             resolved = preset(config) if isinstance(config, str) else config
             origin = "the given configuration"
         elif CONFIG_KEY in checkpoint.metadata:
-            resolved = CLIPConfig.from_dict(json.loads(checkpoint.metadata[CONFIG_KEY]))
+            stated = parse_json(checkpoint.metadata[CONFIG_KEY], "its configuration is damaged")
+            resolved = CLIPConfig.from_dict(stated)
             origin = "the file's own metadata"
         elif OPEN_CLIP_CONFIG in source.settings:
             resolved = CLIPConfig(*open_clip_parts(source.settings[OPEN_CLIP_CONFIG]))
@@ -148,7 +151,7 @@ def resolve_config(source: CLIPSource, config: str | CLIPConfig | None) -> CLIPC
             resolved, origin = _recognised(source, sizes), "the tensors"
     except CheckpointError as error:
         raise CheckpointError(f"{source.name}: {error}") from error
-    except (ConfigError, TypeError, ValueError) as error:
+    except ConfigError as error:
         raise CheckpointError(f"{source.name}: its configuration is damaged or unknown: {error}") from error
     if sizes_of(resolved) != sizes:
         named = zip(SIZES, sizes_of(resolved), sizes, strict=True)

@@ -1,0 +1,43 @@
+"""Text that came from outside, as it may be shown: on one line, and without codes that a terminal obeys."""
+
+from __future__ import annotations
+
+import reprlib
+import unicodedata
+
+SHOWN_LETTERS = 80
+SHOWN_ITEMS = 16
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxlong = _REPR.maxother = SHOWN_LETTERS
+_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxset = SHOWN_ITEMS
+
+
+def printable(text: str, keep: str = "") -> str:
+    """The text with whatever is not printable escaped as in `\\x1b`, but for the characters in `keep`.
+
+    Not printable are, as to `str.isprintable`, control characters (C0, C1, DEL), separators of lines, what
+    turns the direction of writing or has no width (Cf), and halves of surrogate pairs. Spaces of all kinds
+    are printable.
+    """
+    return "".join(
+        char
+        if char.isprintable() or char in keep or unicodedata.category(char) == "Zs"
+        else ascii(char)[1:-1]
+        for char in text
+    )
+
+
+def shown_error(error: BaseException) -> str:
+    """The first line of what another library's error says, which may quote a file at any length."""
+    lines = (str(error) or type(error).__name__).splitlines()
+    return printable(lines[0][: 4 * SHOWN_LETTERS])
+
+
+def shown(value: object) -> str:
+    """A value of any kind and size as an error quotes it: its `repr`, cut short."""
+    try:
+        text = _REPR.repr(value)
+    except (ValueError, RecursionError):  # an integer of more digits than Python writes
+        return f"a {type(value).__name__} that is too long to show"
+    return text if len(text) <= 4 * SHOWN_LETTERS else text[: 4 * SHOWN_LETTERS] + "…"

@@ -9,18 +9,25 @@ are shuffled as a whole and a run resumes at the sample where it was.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import tarfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ldm_core.printable import printable, shown, shown_error
 from ldm_core.training.samples import ENDINGS, BadSample, Sample, decode_picture
 
 CAPTIONS = (".txt", ".json")
+
+# Bytes: what is larger is no header, no caption and no picture to train with, and not read.
+MAX_HEADER = 2**20
+MAX_CAPTION = 2**20
+MAX_PICTURE = 2**28
 
 
 @dataclass(frozen=True)
@@ -43,8 +50,9 @@ class TarShards:
     """The pictures of tar files, in their order there, as squares of `size` pixels.
 
     captions: whether they are wanted; without, "text" is empty. A shard that is damaged or cut short is read
-    up to there, with a warning. Raises ValueError for a file that is no plain tar file (a compressed one has
-    no places that can be gone to), and where there are no samples, or none with a caption.
+    up to there, and sparse files in it are left out, both with a warning; a caption of more than 1 MiB or a
+    picture of more than 256 MiB is a `BadSample`. Raises ValueError for a file that is no plain tar file (a
+    compressed one has no places that can be gone to), and where there are no samples, or none with a caption.
     """
 
     def __init__(self, shards: Sequence[str | Path], size: int, *, captions: bool = True) -> None:
@@ -69,7 +77,7 @@ class TarShards:
     def __getitem__(self, index: int) -> Sample:
         entry = self._entries[index]
         name = f"{entry.shard.name}/{entry.picture.name}"
-        image = decode_picture(_bytes(entry.shard, entry.picture), name, self.size)
+        image = decode_picture(_bytes(entry.shard, entry.picture, MAX_PICTURE), name, self.size)
         return {"image": image, "text": self.text(index)}
 
     def text(self, index: int) -> tuple[str, ...]:
@@ -77,7 +85,7 @@ class TarShards:
         if not self.captions or entry.caption is None:
             return ()
         name = f"{entry.shard.name}/{entry.picture.name}"
-        return _texts(_bytes(entry.shard, entry.caption), entry.caption.name, name)
+        return _texts(_bytes(entry.shard, entry.caption, MAX_CAPTION), entry.caption.name, name)
 
     @property
     def fingerprint(self) -> str:
@@ -87,25 +95,43 @@ class TarShards:
         return hashlib.sha256(repr((self.size, self.captions, facts)).encode()).hexdigest()
 
 
+class _Headers(io.BufferedReader):
+    """A tar file as tarfile sees it, which reads headers alone: the size of one is no reason for memory."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= MAX_HEADER:
+            raise ValueError(f"a header of {size} bytes is larger than {MAX_HEADER:,}")
+        return super().read(size)
+
+
 def _index(shard: Path) -> list[_Entry]:
     """The samples of a shard. As in webdataset, a key is a name up to the first dot of its last part."""
     parts: dict[str, dict[str, _Member]] = {}
+    sparse: list[str] = []
     try:
-        with tarfile.open(shard, "r:") as archive:
+        with _Headers(io.FileIO(shard)) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             try:
-                for member in archive:
-                    if member.isreg() and not member.name.startswith("__"):
-                        folder, name = os.path.split(member.name)
-                        stem, dot, ending = name.partition(".")
-                        place = _Member(member.name, member.offset_data, member.size)
+                for member in _forwards(archive):
+                    name = printable(member.name)
+                    if member.issparse():  # its bytes are not in the file as they are in the picture
+                        sparse.append(name)
+                    elif member.isreg() and not member.name.startswith("__"):
+                        folder, last = os.path.split(member.name)
+                        stem, dot, ending = last.partition(".")
+                        place = _Member(name, member.offset_data, member.size)
                         parts.setdefault(os.path.join(folder, stem), {})[(dot + ending).lower()] = place
                 _require_end(shard, archive.offset)
-            except (tarfile.TarError, OSError, ValueError) as error:
+            except Exception as error:  # tarfile raises anything for a header that lies
+                reason = shown_error(error)
                 warnings.warn(
-                    f"{shard}: damaged or cut short after {len(parts)} samples ({error})", stacklevel=4
+                    f"{shard}: damaged or cut short after {len(parts)} samples ({reason})", stacklevel=4
                 )
-    except (tarfile.TarError, OSError) as error:
-        raise ValueError(f"{shard}: cannot be read as an uncompressed tar file ({error})") from error
+    except Exception as error:
+        raise ValueError(
+            f"{shard}: cannot be read as an uncompressed tar file ({shown_error(error)})"
+        ) from error
+    if sparse:
+        warnings.warn(f"{shard}: {len(sparse)} sparse files are left out, such as {sparse[0]}", stacklevel=4)
     entries = []
     for members in parts.values():
         picture = next((members[ending] for ending in ENDINGS if ending in members), None)
@@ -113,6 +139,14 @@ def _index(shard: Path) -> list[_Entry]:
             caption = next((members[ending] for ending in CAPTIONS if ending in members), None)
             entries.append(_Entry(shard, picture, caption))
     return entries
+
+
+def _forwards(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The members, of which each begins after the one before it. Raises ValueError where a size denies it."""
+    for member in archive:
+        if member.size < 0 or archive.offset < member.offset_data:
+            raise ValueError(f"{shown(member.name)} has a size of {member.size}")
+        yield member
 
 
 def _require_end(shard: Path, offset: int) -> None:
@@ -127,7 +161,9 @@ def _require_end(shard: Path, offset: int) -> None:
         raise ValueError(f"no header, nor the end of the archive, at byte {offset:,}")
 
 
-def _bytes(shard: Path, member: _Member) -> bytes:
+def _bytes(shard: Path, member: _Member, limit: int) -> bytes:
+    if member.size > limit:
+        raise BadSample(f"{shard.name}/{member.name}: its {member.size:,} bytes are more than {limit:,}")
     try:
         with shard.open("rb") as file:
             file.seek(member.offset)

@@ -17,6 +17,22 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
+from ldm_core.limits import (
+    MAX_DEPTH,
+    MAX_ROWS,
+    MAX_SCALE,
+    MAX_SIZE,
+    MAX_TIMESTEPS,
+    ConfigError,
+    is_number,
+    require,
+    require_blocks,
+    require_bool,
+    require_heads,
+    require_sizes,
+    require_whole,
+    require_widths,
+)
 from ldm_core.printable import shown
 
 BetaSchedule = Literal["scaled_linear", "linear", "cosine", "sqrt"]
@@ -24,82 +40,11 @@ PredictionType = Literal["eps", "v", "x0"]
 Activation = Literal["quick_gelu", "gelu"]
 
 
-class ConfigError(ValueError):
-    """A configuration that describes no network, or that contradicts another one."""
-
-
-# What a configuration may claim: several times what the largest published model has, and so little that
-# its networks are built on the meta device in a moment.
-MAX_SIZE = 2**16  # channels, features, positions, and pixels of a side
-MAX_ROWS = 2**20  # of a table: words of a vocabulary, classes
-MAX_LEVELS = 16  # resolutions of one network
-MAX_DEPTH = 256  # blocks that follow one another
-MAX_BLOCKS = 1024  # of one network
-MAX_SCALE = 1e6  # of latents
-MAX_TIMESTEPS = 100_000
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
-
-def is_number(value: Any) -> bool:
-    """Whether this is a finite real number that a float holds; a bool is none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e300
-
-
-def is_whole(value: Any, low: int, high: int) -> bool:
-    """Whether this is an int of low..high; a bool is none."""
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-
-
-def _require_whole(part: str, config: Any, names: str, low: int, high: int) -> None:
-    """Raise ConfigError where one of these fields is no int of low..high. A bool is none."""
-    for name in names.split():
-        value = getattr(config, name)
-        _require(
-            is_whole(value, low, high),
-            f"{part}: {name} must be a whole number in {low}..{high}, not {shown(value)}",
-        )
-
-
-def _require_sizes(part: str, config: Any, name: str, low: int) -> None:
-    """Raise ConfigError where a field is no tuple of at most MAX_LEVELS ints from `low` on."""
-    values = getattr(config, name)
-    _require(
-        isinstance(values, tuple)
-        and len(values) <= MAX_LEVELS
-        and all(is_whole(value, low, MAX_SIZE) for value in values),
-        f"{part}: {name} must be at most {MAX_LEVELS} whole numbers in {low}..{MAX_SIZE}, "
-        f"not {shown(values)}",
-    )
-
-
-def _require_bool(part: str, config: Any, name: str) -> None:
-    value = getattr(config, name)
-    _require(isinstance(value, bool), f"{part}: {name} must be true or false, not {shown(value)}")
-
-
 def _require_activation(part: str, activation: Any) -> None:
-    _require(
+    require(
         isinstance(activation, str) and activation in get_args(Activation),
         f"{part}: activation must be 'quick_gelu' or 'gelu', not {shown(activation)}",
     )
-
-
-def _require_widths(part: str, name: str, first: int, multiples: tuple[int, ...]) -> None:
-    _require(len(multiples) > 0, f"{part}: {name} must not be empty")
-    widest = first * max(multiples)
-    _require(widest <= MAX_SIZE, f"{part}: {widest} channels are more than {MAX_SIZE}")
-
-
-def _require_blocks(part: str, blocks: int) -> None:
-    _require(blocks <= MAX_BLOCKS, f"{part}: {blocks:,} blocks on the way down are more than {MAX_BLOCKS}")
-
-
-def _require_heads(part: str, width: int, heads: int) -> None:
-    _require(width % heads == 0, f"{part}: width {width} is not divisible by {heads} heads")
 
 
 @dataclass(frozen=True)
@@ -118,15 +63,15 @@ class TextEncoderConfig:
 
     def __post_init__(self) -> None:
         part = "text encoder"
-        _require_whole(part, self, "vocab_size", 1, MAX_ROWS)
-        _require_whole(part, self, "context_length width heads", 1, MAX_SIZE)
-        _require_whole(part, self, "layers", 1, MAX_DEPTH)
-        _require_heads(part, self.width, self.heads)
+        require_whole(part, self, "vocab_size", 1, MAX_ROWS)
+        require_whole(part, self, "context_length width heads", 1, MAX_SIZE)
+        require_whole(part, self, "layers", 1, MAX_DEPTH)
+        require_heads(part, self.width, self.heads)
         _require_activation(part, self.activation)
-        _require_whole(part, self, "clip_skip", 0, self.layers - 1)
-        _require_whole(part, self, "pad_token_id", 0, MAX_ROWS)
+        require_whole(part, self, "clip_skip", 0, self.layers - 1)
+        require_whole(part, self, "pad_token_id", 0, MAX_ROWS)
         if self.projection_dim is not None:
-            _require_whole(part, self, "projection_dim", 1, MAX_SIZE)
+            require_whole(part, self, "projection_dim", 1, MAX_SIZE)
 
 
 @dataclass(frozen=True)
@@ -145,22 +90,22 @@ class ImageEncoderConfig:
 
     def __post_init__(self) -> None:
         part = "image encoder"
-        _require_whole(part, self, "image_size patch_size width heads projection_dim", 1, MAX_SIZE)
-        _require_whole(part, self, "layers", 1, MAX_DEPTH)
-        _require_heads(part, self.width, self.heads)
+        require_whole(part, self, "image_size patch_size width heads projection_dim", 1, MAX_SIZE)
+        require_whole(part, self, "layers", 1, MAX_DEPTH)
+        require_heads(part, self.width, self.heads)
         _require_activation(part, self.activation)
-        _require(
+        require(
             self.image_size % self.patch_size == 0,
             f"image encoder: images of {self.image_size} pixels are no whole number of patches of "
             f"{self.patch_size}",
         )
         for name in ("mean", "std"):
             values = getattr(self, name)
-            _require(
+            require(
                 isinstance(values, tuple) and len(values) == 3 and all(map(is_number, values)),
                 f"image encoder: {name} must be three numbers, not {shown(values)}",
             )
-        _require(min(self.std) > 0, f"image encoder: std must be positive, not {shown(self.std)}")
+        require(min(self.std) > 0, f"image encoder: std must be positive, not {shown(self.std)}")
 
     @property
     def patches(self) -> int:
@@ -189,39 +134,39 @@ class UNetConfig:
 
     def __post_init__(self) -> None:
         part = "unet"
-        _require(
+        require(
             (self.num_heads is None) != (self.num_head_channels is None),
             "unet: give num_heads (SD1) or num_head_channels (SD2), and only one; "
             f"got num_heads={shown(self.num_heads)}, num_head_channels={shown(self.num_head_channels)}",
         )
-        _require(
+        require(
             self.num_classes is None or self.adm_in_channels is None,
             "unet: num_classes and adm_in_channels exclude one another",
         )
-        _require_whole(part, self, "in_channels out_channels model_channels context_dim", 1, MAX_SIZE)
+        require_whole(part, self, "in_channels out_channels model_channels context_dim", 1, MAX_SIZE)
         for name in ("num_heads", "num_head_channels", "adm_in_channels"):
             if getattr(self, name) is not None:
-                _require_whole(part, self, name, 1, MAX_SIZE)
+                require_whole(part, self, name, 1, MAX_SIZE)
         if self.num_classes is not None:
-            _require_whole(part, self, "num_classes", 1, MAX_ROWS)
-        _require_whole(part, self, "num_res_blocks transformer_depth", 1, MAX_DEPTH)
-        _require_sizes(part, self, "channel_mult", low=1)
-        _require_sizes(part, self, "attention_resolutions", low=0)
-        _require_bool(part, self, "use_linear_in_transformer")
-        _require_widths(part, "channel_mult", self.model_channels, self.channel_mult)
-        _require(
+            require_whole(part, self, "num_classes", 1, MAX_ROWS)
+        require_whole(part, self, "num_res_blocks transformer_depth", 1, MAX_DEPTH)
+        require_sizes(part, self, "channel_mult", low=1)
+        require_sizes(part, self, "attention_resolutions", low=0)
+        require_bool(part, self, "use_linear_in_transformer")
+        require_widths(part, "channel_mult", self.model_channels, self.channel_mult)
+        require(
             self.model_channels % 32 == 0,
             f"unet: model_channels must be a multiple of 32 (group norm), not {self.model_channels}",
         )
         disabled = self.disable_self_attentions
-        _require(
+        require(
             isinstance(disabled, tuple)
             and len(disabled) in (0, len(self.channel_mult))
             and all(isinstance(value, bool) for value in disabled),
             f"unet: disable_self_attentions needs one value, true or false, for each of the "
             f"{len(self.channel_mult)} levels, not {shown(disabled)}",
         )
-        _require_blocks(part, len(self.channel_mult) * self.num_res_blocks * (1 + self.transformer_depth))
+        require_blocks(part, len(self.channel_mult) * self.num_res_blocks * (1 + self.transformer_depth))
         # Files differ in their order, which means nothing, and in factors that the network does not reach.
         reached = {2**level for level in self.attention_levels}
         object.__setattr__(self, "attention_resolutions", tuple(sorted(reached, reverse=True)))
@@ -241,13 +186,13 @@ class UNetConfig:
     def heads(self, channels: int) -> int:
         """How many attention heads a level of so many channels has."""
         if self.num_heads is not None:
-            _require(
+            require(
                 channels % self.num_heads == 0,
                 f"unet: {channels} channels are not divisible by num_heads={self.num_heads}",
             )
             return self.num_heads
         assert self.num_head_channels is not None
-        _require(
+        require(
             channels % self.num_head_channels == 0,
             f"unet: {channels} channels are not divisible by num_head_channels={self.num_head_channels}",
         )
@@ -270,13 +215,13 @@ class AutoencoderConfig:
 
     def __post_init__(self) -> None:
         part = "autoencoder"
-        _require_whole(part, self, "embed_dim z_channels resolution in_channels out_ch ch", 1, MAX_SIZE)
-        _require_whole(part, self, "num_res_blocks", 1, MAX_DEPTH)
-        _require_sizes(part, self, "ch_mult", low=1)
-        _require_sizes(part, self, "attn_resolutions", low=0)
-        _require_widths(part, "ch_mult", self.ch, self.ch_mult)
-        _require(self.ch % 32 == 0, f"autoencoder: ch must be a multiple of 32 (group norm), not {self.ch}")
-        _require_blocks(part, len(self.ch_mult) * self.num_res_blocks)
+        require_whole(part, self, "embed_dim z_channels resolution in_channels out_ch ch", 1, MAX_SIZE)
+        require_whole(part, self, "num_res_blocks", 1, MAX_DEPTH)
+        require_sizes(part, self, "ch_mult", low=1)
+        require_sizes(part, self, "attn_resolutions", low=0)
+        require_widths(part, "ch_mult", self.ch, self.ch_mult)
+        require(self.ch % 32 == 0, f"autoencoder: ch must be a multiple of 32 (group norm), not {self.ch}")
+        require_blocks(part, len(self.ch_mult) * self.num_res_blocks)
 
     @property
     def downsampling(self) -> int:
@@ -304,21 +249,21 @@ class NoiseScheduleConfig:
 
     def __post_init__(self) -> None:
         part = "noise schedule"
-        _require_whole(part, self, "timesteps", 1, MAX_TIMESTEPS)
-        _require(
+        require_whole(part, self, "timesteps", 1, MAX_TIMESTEPS)
+        require(
             is_number(self.linear_start)
             and is_number(self.linear_end)
             and 0 < self.linear_start <= self.linear_end <= 1,
             "noise schedule: linear_start and linear_end must be numbers with 0 < start <= end <= 1, not "
             f"{shown(self.linear_start)} and {shown(self.linear_end)}",
         )
-        _require(
+        require(
             isinstance(self.beta_schedule, str) and self.beta_schedule in get_args(BetaSchedule),
             f"noise schedule: unknown beta_schedule {shown(self.beta_schedule)}; "
             "expected 'scaled_linear', 'linear', 'cosine' or 'sqrt'",
         )
-        _require_bool(part, self, "zero_terminal_snr")
-        _require(
+        require_bool(part, self, "zero_terminal_snr")
+        require(
             self.timesteps > 1 or not self.zero_terminal_snr,
             "noise schedule: zero_terminal_snr needs two timesteps or more, not 1",
         )
@@ -347,22 +292,22 @@ class LatentDiffusionConfig:
     def __post_init__(self) -> None:
         for name, kind in _PARTS.items():
             value = getattr(self, name)
-            _require(isinstance(value, kind), f"{name} must be a {kind.__name__}, not {shown(value)}")
-        _require(
+            require(isinstance(value, kind), f"{name} must be a {kind.__name__}, not {shown(value)}")
+        require(
             isinstance(self.prediction, str) and self.prediction in get_args(PredictionType),
             f"prediction must be 'eps', 'v' or 'x0', not {shown(self.prediction)}",
         )
-        _require(
+        require(
             is_number(self.latent_scale) and 0 < self.latent_scale <= MAX_SCALE,
             f"latent_scale must be a positive number up to {MAX_SCALE:g}, not {shown(self.latent_scale)}",
         )
-        _require_whole("model", self, "image_size", 1, MAX_SIZE)
-        _require(
+        require_whole("model", self, "image_size", 1, MAX_SIZE)
+        require(
             self.unet.context_dim == self.text_encoder.width,
             f"the unet attends to vectors of {self.unet.context_dim} (context_dim), "
             f"but the text encoder gives vectors of {self.text_encoder.width} (width)",
         )
-        _require(
+        require(
             self.unet.out_channels == self.autoencoder.embed_dim,
             f"the unet gives {self.unet.out_channels} channels (out_channels), "
             f"but the autoencoder's latents have {self.autoencoder.embed_dim} (embed_dim)",
@@ -380,16 +325,16 @@ class LatentDiffusionConfig:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> LatentDiffusionConfig:
         """The inverse of `to_dict`. Raises ConfigError for what is no such mapping, naming unknown fields."""
-        _require(isinstance(data, dict), f"expected a mapping, not {shown(data)}")
+        require(isinstance(data, dict), f"expected a mapping, not {shown(data)}")
         values = {key: build(_PARTS[key], value) if key in _PARTS else value for key, value in data.items()}
         return build(cls, values)
 
 
 def build(cls: type[Any], values: Any) -> Any:
     """A config dataclass from JSON values; lists become the tuples that it holds. Raises ConfigError."""
-    _require(isinstance(values, dict), f"{cls.__name__}: expected a mapping, not {shown(values)}")
+    require(isinstance(values, dict), f"{cls.__name__}: expected a mapping, not {shown(values)}")
     unknown = set(values) - {f.name for f in fields(cls)}
-    _require(not unknown, f"{cls.__name__}: unknown field(s) {shown(unknown)}")
+    require(not unknown, f"{cls.__name__}: unknown field(s) {shown(unknown)}")
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 

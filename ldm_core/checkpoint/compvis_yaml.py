@@ -13,7 +13,6 @@ from typing import Any
 
 from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.config import (
-    MAX_SIZE,
     SD1,
     SD2_BASE,
     AutoencoderConfig,
@@ -22,10 +21,9 @@ from ldm_core.config import (
     NoiseScheduleConfig,
     TextEncoderConfig,
     UNetConfig,
-    is_number,
-    is_whole,
 )
-from ldm_core.printable import shown, shown_error
+from ldm_core.limits import MAX_SIZE, is_number, is_whole
+from ldm_core.printable import printable, shown, shown_error
 
 # A YAML file names its text encoder by class only.
 TEXT_ENCODERS = {"FrozenCLIPEmbedder": SD1.text_encoder, "FrozenOpenCLIPEmbedder": SD2_BASE.text_encoder}
@@ -105,7 +103,9 @@ def _text_encoder(stage: Mapping[str, Any]) -> TextEncoderConfig:
     named = stage.get("target")
     target = named.rpartition(".")[2] if isinstance(named, str) else ""
     if target not in TEXT_ENCODERS:
-        raise ConfigError(f"text encoder {shown(named)} is not one of {', '.join(TEXT_ENCODERS)}")
+        raise ConfigError(
+            f"text encoder {printable(target[:80]) or shown(named)} is not one of {', '.join(TEXT_ENCODERS)}"
+        )
     layer = (stage.get("params") or {}).get("layer", "last")
     skips = {"last": 0, "penultimate": 1} if target == "FrozenOpenCLIPEmbedder" else {"last": 0}
     return replace(TEXT_ENCODERS[target], clip_skip=_lookup(skips, layer, f"{target}'s layer"))

@@ -14,24 +14,34 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ldm_core.checkpoint.errors import CheckpointError
+from ldm_core.checkpoint.setting_values import (
+    MAX_ID,
+    Reading,
+    Settings,
+    block_kinds,
+    block_widths,
+    check_activation,
+    check_fixed,
+    multiple,
+    one_number,
+    one_of,
+    real,
+    whole,
+    wholes,
+)
 from ldm_core.config import (
-    MAX_LEVELS,
-    MAX_SIZE,
     AutoencoderConfig,
     ConfigError,
     ImageEncoderConfig,
     NoiseScheduleConfig,
     TextEncoderConfig,
     UNetConfig,
-    is_number,
-    is_whole,
 )
-from ldm_core.printable import printable, shown, shown_error
+from ldm_core.limits import MAX_SIZE, is_whole
+from ldm_core.printable import printable, shown
 
 if TYPE_CHECKING:
     from ldm_core.checkpoint.parts import Part
-
-Settings = Mapping[str, Any]
 
 # The files of a folder, by the names under which `read` keeps them.
 MODEL_INDEX = "model_index.json"
@@ -48,7 +58,6 @@ PREPROCESSOR = "preprocessor_config.json"  # beside a CLIP's
 LATENT_SCALE = 0.18215  # diffusers' default
 
 END_OF_TEXT, EXCLAMATION_MARK = 49407, 0
-MAX_ID = 2**31
 PAD_TOKENS = {"<|endoftext|>": END_OF_TEXT, "!": EXCLAMATION_MARK}
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 BETA_SCHEDULES = {"scaled_linear": "scaled_linear", "linear": "linear", "squaredcos_cap_v2": "cosine"}
@@ -112,9 +121,9 @@ def part_config(
         return unet_config(own)
     if part == "autoencoder":
         return autoencoder_config(own)
-    whole = own.get("text_config")  # of a folder of a whole CLIP
-    if isinstance(whole, dict):
-        return text_encoder_config(whole, settings, f"{ALONE}, text_config")
+    inner = own.get("text_config")  # of a folder of a whole CLIP
+    if isinstance(inner, dict):
+        return text_encoder_config(inner, settings, f"{ALONE}, text_config")
     return text_encoder_config(own, settings)
 
 
@@ -133,7 +142,7 @@ def check_classes(settings: Mapping[str, Settings]) -> None:
 
 def prediction(scheduler: Settings) -> Any:
     """What a scheduler's settings say that the U-Net predicts: "eps", "v" or "x0"."""
-    return _one_of(SCHEDULER, "prediction_type", scheduler.get("prediction_type", "epsilon"), PREDICTIONS)
+    return one_of(SCHEDULER, "prediction_type", scheduler.get("prediction_type", "epsilon"), PREDICTIONS)
 
 
 def sample_size(settings: Mapping[str, Settings]) -> int:
@@ -182,66 +191,66 @@ def added_words(settings: Mapping[str, Settings], source: str) -> Words:
 
 def unet_config(settings: Settings) -> UNetConfig:
     """`UNet2DConditionModel`'s settings. Raises CheckpointError naming what is missing or unknown here."""
-    _check_fixed(UNET, settings, _UNET_FIXED)
-    _check_activation(UNET, settings)
-    with _Reading(UNET):
-        widths = _widths(settings)
-        types = _kinds(settings, "down_block_types")
+    check_fixed(UNET, settings, _UNET_FIXED)
+    check_activation(UNET, settings)
+    with Reading(UNET):
+        widths = block_widths(settings)
+        types = block_kinds(settings, "down_block_types")
         attends = [level for level, kind in enumerate(types) if kind == "CrossAttnDownBlock2D"]
-        _check_blocks(types, _kinds(settings, "up_block_types"))
+        _check_blocks(types, block_kinds(settings, "up_block_types"))
         heads = settings.get("num_attention_heads") or settings.get("attention_head_dim", 8)
-        heads = _wholes("attention_head_dim", heads if isinstance(heads, list) else [heads] * len(widths))
+        heads = wholes("attention_head_dim", heads if isinstance(heads, list) else [heads] * len(widths))
         disabled = settings.get("only_cross_attention") or []
         if not isinstance(disabled, list):
             raise ConfigError("only_cross_attention must be one truth value for each level")
         embedding = settings.get("class_embed_type")
-        _one_of(UNET, "class_embed_type", embedding or "none", {"none": 0, "projection": 0})
+        one_of(UNET, "class_embed_type", embedding or "none", {"none": 0, "projection": 0})
         per_head = {width // count for width, count in zip(widths, heads, strict=True)}
         if len(set(heads)) > 1 and len(per_head) > 1:
             raise ConfigError(
                 f"heads {shown(heads)} for widths {shown(widths)} are neither of one number nor of one size"
             )
         return UNetConfig(
-            in_channels=_whole(settings, "in_channels"),
-            out_channels=_whole(settings, "out_channels"),
+            in_channels=whole(settings, "in_channels"),
+            out_channels=whole(settings, "out_channels"),
             model_channels=widths[0],
-            channel_mult=tuple(_multiple(width, widths[0]) for width in widths),
-            num_res_blocks=_one_number("layers_per_block", settings["layers_per_block"]),
+            channel_mult=tuple(multiple(width, widths[0]) for width in widths),
+            num_res_blocks=one_number("layers_per_block", settings["layers_per_block"]),
             attention_resolutions=tuple(2**level for level in attends),
             num_heads=heads[0] if len(set(heads)) == 1 else None,
             num_head_channels=None if len(set(heads)) == 1 else per_head.pop(),
-            transformer_depth=_one_number(
+            transformer_depth=one_number(
                 "transformer_layers_per_block", settings.get("transformer_layers_per_block", 1)
             ),
-            context_dim=_one_number("cross_attention_dim", settings["cross_attention_dim"]),
+            context_dim=one_number("cross_attention_dim", settings["cross_attention_dim"]),
             use_linear_in_transformer=settings.get("use_linear_projection", False),
             disable_self_attentions=tuple(disabled) if any(disabled) else (),
-            num_classes=_whole(settings, "num_class_embeds") if settings.get("num_class_embeds") else None,
-            adm_in_channels=_whole(settings, "projection_class_embeddings_input_dim") if embedding else None,
+            num_classes=whole(settings, "num_class_embeds") if settings.get("num_class_embeds") else None,
+            adm_in_channels=whole(settings, "projection_class_embeddings_input_dim") if embedding else None,
         )
 
 
 def autoencoder_config(settings: Settings) -> AutoencoderConfig:
     """`AutoencoderKL`'s settings. Raises CheckpointError naming what is missing or unknown here."""
-    _check_fixed(AUTOENCODER, settings, _AUTOENCODER_FIXED)
-    _check_activation(AUTOENCODER, settings)
-    with _Reading(AUTOENCODER):
-        widths, types = _widths(settings), _kinds(settings, "down_block_types")
-        up = _kinds(settings, "up_block_types")
+    check_fixed(AUTOENCODER, settings, _AUTOENCODER_FIXED)
+    check_activation(AUTOENCODER, settings)
+    with Reading(AUTOENCODER):
+        widths, types = block_widths(settings), block_kinds(settings, "down_block_types")
+        up = block_kinds(settings, "up_block_types")
         mirrored = [kind.replace("UpDecoder", "DownEncoder") for kind in reversed(up)]
         if types != mirrored or not set(types) <= {"DownEncoderBlock2D", "AttnDownEncoderBlock2D"}:
             raise ConfigError(f"blocks {shown(types)} and {shown(up)} are not known here")
         attends = [level for level, kind in enumerate(types) if kind.startswith("Attn")]
-        latent_channels = _whole(settings, "latent_channels")
+        latent_channels = whole(settings, "latent_channels")
         resolution = AutoencoderConfig.resolution
         return AutoencoderConfig(
             embed_dim=latent_channels,
             z_channels=latent_channels,
-            in_channels=_whole(settings, "in_channels", 3),
-            out_ch=_whole(settings, "out_channels", 3),
+            in_channels=whole(settings, "in_channels", 3),
+            out_ch=whole(settings, "out_channels", 3),
             ch=widths[0],
-            ch_mult=tuple(_multiple(width, widths[0]) for width in widths),
-            num_res_blocks=_one_number("layers_per_block", settings["layers_per_block"]),
+            ch_mult=tuple(multiple(width, widths[0]) for width in widths),
+            num_res_blocks=one_number("layers_per_block", settings["layers_per_block"]),
             attn_resolutions=tuple(resolution // 2**level for level in attends),
         )
 
@@ -253,19 +262,19 @@ def text_encoder_config(
 
     The setting `pad_token_id` is not the tokenizer's, and not used.
     """
-    _check_fixed(file, settings, {"layer_norm_eps": 1e-5})
-    with _Reading(file):
-        width = _whole(settings, "hidden_size", 512)
-        if _whole(settings, "intermediate_size", 2048) != 4 * width:
+    check_fixed(file, settings, {"layer_norm_eps": 1e-5})
+    with Reading(file):
+        width = whole(settings, "hidden_size", 512)
+        if whole(settings, "intermediate_size", 2048) != 4 * width:
             raise ConfigError(
                 f"intermediate_size {shown(settings.get('intermediate_size'))} is not 4 × {width}"
             )
         return TextEncoderConfig(
-            vocab_size=_whole(settings, "vocab_size", 49408),
-            context_length=_whole(settings, "max_position_embeddings", 77),
+            vocab_size=whole(settings, "vocab_size", 49408),
+            context_length=whole(settings, "max_position_embeddings", 77),
             width=width,
-            layers=_whole(settings, "num_hidden_layers", 12),
-            heads=_whole(settings, "num_attention_heads", 8),
+            layers=whole(settings, "num_hidden_layers", 12),
+            heads=whole(settings, "num_attention_heads", 8),
             activation=settings.get("hidden_act", "quick_gelu"),
             pad_token_id=_pad_token_id(folder, settings.get("hidden_act")),
         )
@@ -274,22 +283,22 @@ def text_encoder_config(
 def clip_parts(folder: Mapping[str, Settings]) -> tuple[ImageEncoderConfig, TextEncoderConfig]:
     """transformers' `CLIPConfig`: the image encoder and the text encoder of a folder of a whole CLIP."""
     settings = folder[ALONE]
-    _one_of(ALONE, "model_type", settings.get("model_type"), {"clip": None})
-    with _Reading(ALONE):
+    one_of(ALONE, "model_type", settings.get("model_type"), {"clip": None})
+    with Reading(ALONE):
         image, text = settings["vision_config"], settings["text_config"]
-        joint = _whole(settings, "projection_dim", 512)
+        joint = whole(settings, "projection_dim", 512)
         fixed = {"layer_norm_eps": 1e-5, "num_channels": 3}
-        _check_fixed(f"{ALONE}, vision_config", image, fixed)
-        width = _whole(image, "hidden_size", 768)
-        if _whole(image, "intermediate_size", 3072) != 4 * width:
+        check_fixed(f"{ALONE}, vision_config", image, fixed)
+        width = whole(image, "hidden_size", 768)
+        if whole(image, "intermediate_size", 3072) != 4 * width:
             raise ConfigError(f"intermediate_size {shown(image.get('intermediate_size'))} is not 4 × {width}")
         return (
             ImageEncoderConfig(
-                image_size=_whole(image, "image_size", 224),
-                patch_size=_whole(image, "patch_size", 32),
+                image_size=whole(image, "image_size", 224),
+                patch_size=whole(image, "patch_size", 32),
                 width=width,
-                layers=_whole(image, "num_hidden_layers", 12),
-                heads=_whole(image, "num_attention_heads", 12),
+                layers=whole(image, "num_hidden_layers", 12),
+                heads=whole(image, "num_attention_heads", 12),
                 activation=image.get("hidden_act", "quick_gelu"),
                 projection_dim=joint,
                 **_pixels(folder.get(PREPROCESSOR, {})),
@@ -300,124 +309,30 @@ def clip_parts(folder: Mapping[str, Settings]) -> tuple[ImageEncoderConfig, Text
 
 def _pixels(settings: Settings) -> dict[str, Any]:
     """A folder's `preprocessor_config.json`: the mean and deviation of its pixels."""
-    _check_fixed(PREPROCESSOR, settings, {"resample": 3, "do_center_crop": True, "do_normalize": True})
-    with _Reading(PREPROCESSOR):
+    check_fixed(PREPROCESSOR, settings, {"resample": 3, "do_center_crop": True, "do_normalize": True})
+    with Reading(PREPROCESSOR):
         names = {"mean": "image_mean", "std": "image_std"}
         return {ours: tuple(settings[theirs]) for ours, theirs in names.items() if theirs in settings}
 
 
 def noise_schedule_config(settings: Settings) -> NoiseScheduleConfig:
     """A scheduler's settings, of whatever class it is. Missing ones are diffusers' own defaults."""
-    _check_fixed(SCHEDULER, settings, _SCHEDULER_FIXED)
-    with _Reading(SCHEDULER):
+    check_fixed(SCHEDULER, settings, _SCHEDULER_FIXED)
+    with Reading(SCHEDULER):
         name = settings.get("beta_schedule", "linear")
         return NoiseScheduleConfig(
-            timesteps=_whole(settings, "num_train_timesteps", 1000),
-            beta_schedule=_one_of(SCHEDULER, "beta_schedule", name, BETA_SCHEDULES),
-            linear_start=_real(settings, "beta_start", 0.0001),
-            linear_end=_real(settings, "beta_end", 0.02),
+            timesteps=whole(settings, "num_train_timesteps", 1000),
+            beta_schedule=one_of(SCHEDULER, "beta_schedule", name, BETA_SCHEDULES),
+            linear_start=real(settings, "beta_start", 0.0001),
+            linear_end=real(settings, "beta_end", 0.02),
             zero_terminal_snr=settings.get("rescale_betas_zero_snr", False),
         )
-
-
-class _Reading:
-    """Whatever goes wrong in reading one file's settings is an error that names the file."""
-
-    def __init__(self, file: str) -> None:
-        self._file = file
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, KeyError):
-            raise CheckpointError(f"{self._file} has no setting {error}") from error
-        if isinstance(error, CheckpointError):
-            return
-        if isinstance(error, ConfigError):
-            raise CheckpointError(f"{self._file}: {error}") from error
-        if isinstance(error, (TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError)):
-            raise CheckpointError(f"{self._file}: {shown_error(error)}") from error
-
-
-def _check_activation(file: str, settings: Settings) -> None:
-    if settings.get("act_fn", "silu") not in ("silu", "swish"):  # two names of one function
-        raise CheckpointError(f"{file}: act_fn is {shown(settings['act_fn'])}; only 'silu' is supported")
-
-
-def _check_fixed(file: str, settings: Settings, fixed: Settings) -> None:
-    for name, value in fixed.items():
-        if name in settings and settings[name] != value:
-            raise CheckpointError(f"{file}: {name} is {shown(settings[name])}; only {value!r} is supported")
 
 
 def _check_blocks(down: list[str], up: list[str]) -> None:
     mirrored = [kind.replace("Up", "Down") for kind in reversed(up)]
     if down != mirrored or not set(down) <= {"CrossAttnDownBlock2D", "DownBlock2D"}:
         raise ConfigError(f"blocks {shown(down)} and {shown(up)} are not those of a cross-attention U-Net")
-
-
-def _kinds(settings: Settings, name: str) -> list[str]:
-    """The class of each level's blocks."""
-    values = settings[name]
-    if (
-        not isinstance(values, list)
-        or len(values) > MAX_LEVELS
-        or not all(isinstance(k, str) for k in values)
-    ):
-        raise ConfigError(f"{name} must be at most {MAX_LEVELS} names, not {shown(values)}")
-    return values
-
-
-def _widths(settings: Settings) -> list[int]:
-    """Each level's channels."""
-    return _wholes("block_out_channels", settings["block_out_channels"])
-
-
-def _wholes(name: str, values: Any) -> list[int]:
-    """A whole number for each level."""
-    if (
-        not isinstance(values, list)
-        or not 0 < len(values) <= MAX_LEVELS
-        or not all(is_whole(value, 1, MAX_SIZE) for value in values)
-    ):
-        raise ConfigError(
-            f"{name} must be 1 to {MAX_LEVELS} whole numbers in 1..{MAX_SIZE}, not {shown(values)}"
-        )
-    return values
-
-
-def _real(settings: Settings, name: str, default: float) -> float:
-    value = settings.get(name, default)
-    if not is_number(value):
-        raise ConfigError(f"{name} must be a number, not {shown(value)}")
-    return float(value)
-
-
-def _whole(settings: Settings, name: str, default: int | None = None) -> int:
-    value = settings[name] if default is None else settings.get(name, default)
-    if not is_whole(value, -MAX_ID, MAX_ID):
-        raise ConfigError(f"{name} must be a whole number, not {shown(value)}")
-    return int(value)
-
-
-def _multiple(width: int, unit: int) -> int:
-    if width % unit:
-        raise ConfigError(f"the width {width} is no multiple of the first, {unit}")
-    return width // unit
-
-
-def _one_number(name: str, value: Any) -> int:
-    values = value if isinstance(value, list) and value else [value]
-    if not is_whole(values[0], 1, MAX_SIZE) or values != values[:1] * len(values):
-        raise ConfigError(f"{name} must be one whole number for all levels, not {shown(value)}")
-    return int(values[0])
-
-
-def _one_of(file: str, name: str, value: Any, table: Mapping[str, Any]) -> Any:
-    if not isinstance(value, str) or value not in table:
-        raise CheckpointError(f"{file}: {name} is {shown(value)}; expected one of {', '.join(table)}")
-    return table[value]
 
 
 def _pad_token_id(folder: Mapping[str, Settings], activation: Any) -> int:
@@ -429,5 +344,5 @@ def _pad_token_id(folder: Mapping[str, Settings], activation: Any) -> int:
         token = folder.get(file, {}).get("pad_token")
         text = token.get("content") if isinstance(token, dict) else token
         if text is not None:
-            return int(_one_of(file, "pad_token", text, PAD_TOKENS))
+            return int(one_of(file, "pad_token", text, PAD_TOKENS))
     return EXCLAMATION_MARK if activation == "gelu" else END_OF_TEXT

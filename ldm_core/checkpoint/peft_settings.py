@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ldm_core.checkpoint.errors import CheckpointError
-from ldm_core.config import MAX_SIZE, is_number
+from ldm_core.limits import MAX_SIZE, is_number
 from ldm_core.printable import shown
 
 KINDS = ("LORA", "LOHA", "LOKR")

@@ -12,15 +12,8 @@ from typing import Any
 
 from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.parts import Part, PartSource
-from ldm_core.config import (
-    MAX_BLOCKS,
-    MAX_DEPTH,
-    MAX_LEVELS,
-    AutoencoderConfig,
-    ConfigError,
-    TextEncoderConfig,
-    UNetConfig,
-)
+from ldm_core.config import AutoencoderConfig, ConfigError, TextEncoderConfig, UNetConfig
+from ldm_core.limits import MAX_BLOCKS, MAX_DEPTH, MAX_LEVELS
 from ldm_core.printable import shown_error
 
 Shapes = Mapping[str, tuple[int, ...]]

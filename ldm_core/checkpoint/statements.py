@@ -11,7 +11,8 @@ from ldm_core.checkpoint.json_text import parse_json
 from ldm_core.checkpoint.parts import PartSource
 from ldm_core.checkpoint.prove import PartConfig
 from ldm_core.checkpoint.reader import Checkpoint
-from ldm_core.config import MAX_SCALE, ConfigError, LatentDiffusionConfig, is_number, is_whole
+from ldm_core.config import ConfigError, LatentDiffusionConfig
+from ldm_core.limits import MAX_SCALE, is_number, is_whole
 from ldm_core.printable import shown
 from ldm_core.tokenizer import MAX_WORD_IDS, MAX_WORD_LETTERS, MAX_WORDS, CLIPTokenizer
 

@@ -1,0 +1,78 @@
+"""What a configuration may claim, whoever wrote it: the limits, and the checks that hold fields to them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ldm_core.printable import shown
+
+
+class ConfigError(ValueError):
+    """A configuration that describes no network, or that contradicts another one."""
+
+
+# What a configuration may claim: several times what the largest published model has, and so little that
+# its networks are built on the meta device in a moment.
+MAX_SIZE = 2**16  # channels, features, positions, and pixels of a side
+MAX_ROWS = 2**20  # of a table: words of a vocabulary, classes
+MAX_LEVELS = 16  # resolutions of one network
+MAX_DEPTH = 256  # blocks that follow one another
+MAX_BLOCKS = 1024  # of one network
+MAX_SCALE = 1e6  # of latents
+MAX_TIMESTEPS = 100_000
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def is_number(value: Any) -> bool:
+    """Whether this is a finite real number that a float holds; a bool is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e300
+
+
+def is_whole(value: Any, low: int, high: int) -> bool:
+    """Whether this is an int of low..high; a bool is none."""
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def require_whole(part: str, config: Any, names: str, low: int, high: int) -> None:
+    """Raise ConfigError where one of these fields is no int of low..high. A bool is none."""
+    for name in names.split():
+        value = getattr(config, name)
+        require(
+            is_whole(value, low, high),
+            f"{part}: {name} must be a whole number in {low}..{high}, not {shown(value)}",
+        )
+
+
+def require_sizes(part: str, config: Any, name: str, low: int) -> None:
+    """Raise ConfigError where a field is no tuple of at most MAX_LEVELS ints from `low` on."""
+    values = getattr(config, name)
+    require(
+        isinstance(values, tuple)
+        and len(values) <= MAX_LEVELS
+        and all(is_whole(value, low, MAX_SIZE) for value in values),
+        f"{part}: {name} must be at most {MAX_LEVELS} whole numbers in {low}..{MAX_SIZE}, "
+        f"not {shown(values)}",
+    )
+
+
+def require_bool(part: str, config: Any, name: str) -> None:
+    value = getattr(config, name)
+    require(isinstance(value, bool), f"{part}: {name} must be true or false, not {shown(value)}")
+
+
+def require_widths(part: str, name: str, first: int, multiples: tuple[int, ...]) -> None:
+    require(len(multiples) > 0, f"{part}: {name} must not be empty")
+    widest = first * max(multiples)
+    require(widest <= MAX_SIZE, f"{part}: {widest} channels are more than {MAX_SIZE}")
+
+
+def require_blocks(part: str, blocks: int) -> None:
+    require(blocks <= MAX_BLOCKS, f"{part}: {blocks:,} blocks on the way down are more than {MAX_BLOCKS}")
+
+
+def require_heads(part: str, width: int, heads: int) -> None:
+    require(width % heads == 0, f"{part}: width {width} is not divisible by {heads} heads")

@@ -320,8 +320,8 @@ class CLIPTokenizer:
                 kept = word.index(ids[room])
                 partly = f" (of {name!r} only the last {len(word) - kept} of {len(word)} tokens)"
         return (
-            f"the prompt {prompt:.20}… has {len(ids)} tokens, and only {room} fit between the start and end "
-            f"tokens; lost: {lost!r}{partly}"
+            f"the prompt {repr(prompt[:20])[1:-1]}… has {len(ids)} tokens, and only {room} fit between the "
+            f"start and end tokens; lost: {lost!r}{partly}"
         )
 
     def decode(self, ids: Iterable[int]) -> str:

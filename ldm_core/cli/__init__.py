@@ -17,9 +17,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from ldm_core.cli.output import PROG, tell
 from ldm_core.recipe.fields import MAX_CLIP_SKIP, MAX_SIZE, MAX_STEPS
 
-PROG = "ldm-core"
 SCHEDULERS = (
     "ddim",
     "ddpm",
@@ -65,19 +65,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return commands.run(args)
     except KeyboardInterrupt:
-        _tell(_interrupted(args))
+        tell(_interrupted(args))
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # Whoever read the paths has gone; Python would complain again as it flushes the pipe at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except (ValueError, OSError) as error:
-        _tell(f"error: {one_line(error)}")
+        tell(f"error: {one_line(error)}")
         return EXIT_BAD_INPUT
     except (MemoryError, RuntimeError) as error:
         if not _is_memory(error):
             raise
-        _tell("error: out of memory; try a smaller --size or --batch-size, or --dtype bfloat16")
+        tell("error: out of memory; try a smaller --size or --batch-size, or --dtype bfloat16")
         return EXIT_FAILED
 
 
@@ -102,10 +102,6 @@ def one_line(error: BaseException) -> str:
 def _is_memory(error: BaseException) -> bool:
     """PyTorch's CPU allocator has no class of its own for this."""
     return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate" in str(error)
-
-
-def _tell(message: str) -> None:
-    print(f"{PROG}: {message}", file=sys.stderr)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -7,15 +7,17 @@ import math
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ldm_core.checkpoint import inspect
-from ldm_core.checkpoint.key_map import printable
+from ldm_core.cli.output import print_lines, print_path
 from ldm_core.conversion import add_difference, convert, weighted_sum
-from ldm_core.recipe import read_recipe, to_json, to_parameters_text
+from ldm_core.printable import printable
+from ldm_core.recipe import Recipe, read_recipe, to_json, to_parameters_text
 from ldm_core.recipe.png import SIGNATURE
 from ldm_core.regular_file import open_regular
 
@@ -24,12 +26,16 @@ def inspect_file(args: Namespace) -> int:
     """Tell what is in a checkpoint, or a picture's recipe. The status is 0 also for a file that is odd."""
     if _is_png(args.file):
         recipe = read_recipe(args.file)
-        lines = to_parameters_text(recipe).split("\n")
-        print(to_json(recipe) if args.json else "\n".join(map(printable, lines)))
+        print_lines(to_json(recipe) if args.json else to_parameters_text(_on_one_line(recipe)))
     else:
         report = inspect(args.file, check_values=args.check_values, verify=args.verify)
-        print(json.dumps(_plain(report.to_dict()), default=str) if args.json else report)
+        print_lines(json.dumps(_plain(report.to_dict()), default=str) if args.json else str(report))
     return 0
+
+
+def _on_one_line(recipe: Recipe) -> Recipe:
+    """The recipe for people: a line break in a prompt must not look like the recipe's next line."""
+    return replace(recipe, prompt=printable(recipe.prompt), negative_prompt=printable(recipe.negative_prompt))
 
 
 def convert_file(args: Namespace) -> int:
@@ -49,7 +55,7 @@ def convert_file(args: Namespace) -> int:
             autoencoder=args.autoencoder,
             overwrite=args.force,
         )
-    print(args.target)
+    print_path(args.target)
     return 0
 
 
@@ -72,7 +78,7 @@ def merge_files(args: Namespace) -> int:
         else:
             count = len(args.models)
             raise ValueError(f"merge takes two models, or three for A + alpha (B - C), not {count}")
-    print(args.target)
+    print_path(args.target)
     return 0
 
 

@@ -15,7 +15,6 @@ import torch
 
 import ldm_core
 from ldm_core import cli, schedulers
-from ldm_core.checkpoint.key_map import printable
 from ldm_core.cli.files import (
     Inputs,
     Output,
@@ -27,6 +26,7 @@ from ldm_core.cli.files import (
 from ldm_core.cli.models_to_draw import load_model
 from ldm_core.cli.recorded import recorded_path, require_trust
 from ldm_core.guidance import ClassifierFreeGuidance
+from ldm_core.printable import printable
 from ldm_core.random import image_seeds
 from ldm_core.recipe import Recipe, read_recipe, without_paths
 from ldm_core.sampler import Sampler

@@ -6,7 +6,6 @@ Each picture has its own seed, so the chunks do not change what is drawn.
 from __future__ import annotations
 
 import math
-import sys
 import warnings
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from tqdm import tqdm
 
 from ldm_core import cli
 from ldm_core.cli import models
+from ldm_core.cli.output import print_path, tell
 from ldm_core.cli.plan import Job, prepare
 from ldm_core.images import tensor_to_pil
 from ldm_core.recipe import Recipe
@@ -38,10 +38,8 @@ MODEL_COMMANDS = {
 
 def run(args: Namespace) -> int:
     """Do what the parsed command line asks; the exit status. Raises ValueError or OSError for bad input."""
-    if args.command in MODEL_COMMANDS:
-        return MODEL_COMMANDS[args.command](args)
-    with _warnings_in_words(args.quiet):
-        return _draw(args)
+    with _warnings_in_words(getattr(args, "quiet", False)):
+        return MODEL_COMMANDS.get(args.command, _draw)(args)
 
 
 @contextmanager
@@ -52,7 +50,7 @@ def _warnings_in_words(quiet: bool) -> Iterator[None]:
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         if not quiet and str(message) not in seen:
             seen.add(str(message))
-            tqdm.write(f"{cli.PROG}: warning: {' '.join(str(message).split())}", file=sys.stderr)
+            tell(f"warning: {' '.join(str(message).split())}")
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
@@ -73,17 +71,14 @@ def _draw(args: Namespace) -> int:
                     path = job.output.save(image, replace(recipes[k], not_finite=not_finite))
                     done += 1
                     black += not_finite is not None
-                    _print_path(path)
+                    print_path(path)
                     if recorder is not None:
                         _save_steps(job, recorder, k, path, recipes[k].prompt)
     except KeyboardInterrupt:
-        print(f"{cli.PROG}: interrupted; {done} of {total} pictures are done and kept", file=sys.stderr)
+        tell(f"interrupted; {done} of {total} pictures are done and kept")
         return cli.EXIT_INTERRUPTED
     if black:
-        print(
-            f"{cli.PROG}: error: {black} of {total} pictures could not be computed and are black",
-            file=sys.stderr,
-        )
+        tell(f"error: {black} of {total} pictures could not be computed and are black")
         return cli.EXIT_FAILED
     return 0
 
@@ -127,12 +122,7 @@ def _save_steps(job: Job, recorder: Recorder, k: int, picture: Path, caption: st
     with torch.no_grad():
         frames = [tensor_to_pil(alone.decode(step.x0))[0] for step in alone.steps]
     for path in job.output.save_steps(picture, frames, alone.strip()):
-        _print_path(path)
-
-
-def _print_path(path: Path) -> None:
-    tqdm.write(str(path))  # a print that leaves a progress bar whole
-    sys.stdout.flush()
+        print_path(path)
 
 
 class _Progress:

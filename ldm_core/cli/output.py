@@ -1,0 +1,39 @@
+"""Where everything that the command line prints goes through.
+
+Names of files, prompts, metadata and errors that quote them come from outside: what is not printable in them
+is escaped (`ldm_core.printable`), so that no file can drive the terminal or begin a line of its own.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from ldm_core.printable import printable
+
+PROG = "ldm-core"
+
+
+def tell(message: str) -> None:
+    """One line to people, on standard error."""
+    _write(f"{PROG}: {printable(message)}", to_people=True)
+
+
+def print_lines(text: str) -> None:
+    """A result of several lines on standard output; the line breaks in it must be the caller's own."""
+    _write(printable(text, keep="\n"))
+
+
+def print_path(path: str | Path) -> None:
+    """The path of a file that was written, on standard output.
+
+    As it is where a program reads it, which must find the file; escaped on a terminal, as `ls` does.
+    """
+    _write(printable(str(path)) if sys.stdout.isatty() else str(path))
+    sys.stdout.flush()
+
+
+def _write(line: str, *, to_people: bool = False) -> None:
+    from tqdm import tqdm  # whose write leaves a progress bar whole
+
+    tqdm.write(line, file=sys.stderr if to_people else sys.stdout)

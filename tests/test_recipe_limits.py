@@ -179,6 +179,6 @@ def test_a_terminal_is_shown_no_codes_of_a_recipe(tmp_path: Path, capsys: pytest
     outcome(path, "ldm_core", json.dumps(GOOD | {"scheduler_settings": {"x\x1b": 1}}))
     assert main(["txt2img", "--from", str(path)]) == 2
     shown = capsys.readouterr()
-    assert "a\\x1b[2J\nb\\x9b1m猫\n" in shown.out
+    assert "a\\x1b[2J\\nb\\x9b1m猫\n" in shown.out
     assert "x\\x1b" in shown.err
     assert not {"\x1b", "\x9b"} & set(shown.out + shown.err)

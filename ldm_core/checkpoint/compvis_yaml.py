@@ -64,7 +64,8 @@ def _parsed(path: Path) -> Any:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     except CheckpointError:
         raise
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+    # The constructors raise anything for a tag whose value does not fit, as "!!int x".
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a YAML file: {shown_error(error)}") from error
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ldm_core.atomic_files import exclusive
+from ldm_core.printable import shown
 from ldm_core.training.distributed import Parallel, World, gathered, gradient_exchange, spread, whole
 from ldm_core.training.ema import WeightAverage
 from ldm_core.training.gradient_checkpointing import checkpoint_gradients
@@ -256,7 +257,7 @@ class Trainer:
         now = asdict(self.settings) | {"samples": len(self.samples), "betas": list(self.settings.betas)}
         then = progress["settings"] | {"samples": progress["length"]}
         changes = [
-            f"{name} {now[name]}, where it was {then[name]}"
+            f"{name} {now[name]}, where it was {shown(then[name])}"
             for name in sorted(now.keys() & then.keys() - CHANGE_NO_LOSS)
             if now[name] != then[name]
         ]

@@ -3,7 +3,7 @@
 Each docstring is the target's oracle: what may come of any bytes at all. Whatever else comes, an exception of
 another kind or a BrokenPromise, is a finding. For all holds: no process, no connection, no import, no file
 but the input, 2 seconds and 256 MiB at most (`watch`); and what errors and warnings say is one line that is
-safe to print, but for the warning that quotes a prompt, which is the user's own text.
+safe to print.
 
 A fuzzer cannot guess lengths and checksums, so they are put right here where a format has them.
 """
@@ -256,8 +256,7 @@ def one(name: str, data: bytes) -> None:
     with warnings.catch_warnings(record=True) as given:
         warnings.simplefilter("always")
         TARGETS[name](data[:MAX_INPUT])
-    if name != "tokenizer":
-        _promise_printable(*(warning.message for warning in given))
+    _promise_printable(*(warning.message for warning in given))
 
 
 def warm_up() -> None:

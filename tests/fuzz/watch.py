@@ -38,7 +38,7 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
         not _watching
         or _watching != threading.get_ident()
         or event in ALLOWED
-        or (event == "open" and args[0] == _input)
+        or (event == "open" and str(args[0]) == _input)
     ):
         return
     _seen.append(f"{event} {args!r:.200}")

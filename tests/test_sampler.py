@@ -16,6 +16,7 @@ from sampler_inputs import (
     counting,
     picture,  # noqa: F401
 )
+from torch import Tensor
 
 import ldm_core
 from ldm_core import DDIM, DDPM, PNDM, ClassifierFreeGuidance, Sampler
@@ -23,6 +24,7 @@ from ldm_core.model import LatentDiffusion
 from ldm_core.random import randn
 from ldm_core.sampler import SamplerStep
 from ldm_core.schedulers.spacing import truncate_compvis
+from ldm_core.winograd import winograd_conv2d
 
 PROMPTS = ["fire", "panda", "angry face", "grinning cat", "pizza", "dog face", "rocket", "red apple"]
 
@@ -62,6 +64,24 @@ def test_an_image_is_the_same_alone_in_a_batch_and_in_another_order(
         alone = sampler.txt2img(PROMPTS[k], seed=7 + k, **QUICK)
         assert (alone[0] - batch[k]).abs().max() < ROUNDING
         assert (shuffled[order.index(k)] - batch[k]).abs().max() < ROUNDING
+
+
+def test_an_image_of_a_batch_that_takes_winograds_path_is_the_same_alone(
+    bundled: LatentDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a layer does depends on how many tiles the whole batch has."""
+    batches = []
+
+    def counted(x: Tensor, *others: Any) -> Tensor:
+        batches.append(len(x))
+        return winograd_conv2d(x, *others)
+
+    monkeypatch.setattr("ldm_core.convolution.winograd_conv2d", counted)
+    sampler, options = Sampler(bundled), QUICK | {"steps": 2}
+    batch = sampler.txt2img(PROMPTS * 2, seed=7, **options)
+    alone = sampler.txt2img(PROMPTS[7], seed=22, **options)
+    assert set(batches) == {32}, "16 images, with and without their prompts"
+    assert (alone[0] - batch[15]).abs().max() < ROUNDING
 
 
 def test_the_initial_noise_is_the_seeds_to_the_bit(bundled: LatentDiffusion) -> None:

@@ -129,7 +129,7 @@ Held by tests alone, with the same kind of comparison:
 | DDIM, PNDM and DDPM with their own float32 table | diffusers' schedulers | 2e-6 (their table's rounding) | `test_schedulers.py` |
 | 50-step trajectories | diffusers' schedulers | 1e-5 | `test_schedulers.py` |
 | DDIM and PLMS | the original's formulas, in numpy | 1e-9 | `test_schedulers.py` |
-| whole pictures, text to pixels | diffusers' `StableDiffusionPipeline` and its img2img kin with the bundled weights (its U-Net's beginning built from its own blocks, as its settings cannot say it) | 1e-4 of the range | `test_pipeline_parity.py` |
+| whole pictures, text to pixels | diffusers' `StableDiffusionPipeline` and its img2img kin with the bundled weights (its U-Net's beginning built from its own blocks, as its settings cannot say it) | 1e-4 of the range, 3e-4 with PNDM | `test_pipeline_parity.py` |
 | key maps | names and shapes of all published SD1 and SD2 tensors | exact, both ways | `test_key_maps.py` |
 
 Where this package and diffusers mean different things by one name (the last alpha, spacings, PNDM's v-prediction and

@@ -31,6 +31,10 @@ def exact(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.conv2d(x.double(), weight.double(), bias, padding=1)
 
 
+# Of the largest value, against float64: this package's reached 3.3e-6, PyTorch's own 3.4e-6.
+EXACT = 1.1e-5
+
+
 def largest_error(out: Tensor, expected: Tensor) -> float:
     return ((out - expected).abs().max() / expected.abs().max()).item()
 
@@ -63,11 +67,11 @@ def test_it_is_the_convolution_for_any_size(
 
 
 def test_it_is_as_exact_as_pytorchs() -> None:
-    """Against float64, at SD1's widths: 1.7e-6 of the largest value here, PyTorch's own 1.6e-6 to 3.4e-6."""
+    """Against float64, at SD1's widths."""
     for channels, outputs, size in [(320, 320, 32), (960, 320, 16), (1280, 1280, 8)]:
         x, weight, bias = case(1, channels, outputs, size, size)
         error = largest_error(winograd_conv2d(x, transform_weight(weight), bias), exact(x, weight, bias))
-        assert error < 4e-6
+        assert error < EXACT
 
 
 def test_one_axis_is_the_polynomial_product() -> None:
@@ -92,7 +96,7 @@ def test_large_float32_maps_take_it_and_others_do_not(monkeypatch: pytest.Monkey
     monkeypatch.setattr(convolution, "winograd_conv2d", watched)
     layer = Conv3x3(192, 192)
     large, small, narrow = torch.randn(1, 192, 40, 40), torch.randn(1, 192, 8, 8), torch.randn(1, 32, 40, 40)
-    assert largest_error(layer(large), exact(large, layer.weight, layer.bias)) < 4e-6
+    assert largest_error(layer(large), exact(large, layer.weight, layer.bias)) < EXACT
     assert len(taken) == 1
     layer(small)
     Conv3x3(32, 32)(narrow)
@@ -111,9 +115,9 @@ def test_asked_for_by_name_it_says_where_it_cannot_run() -> None:
     layer = Conv3x3(4, 4)
     set_convolution(layer, "winograd")
     x = torch.randn(1, 4, 8, 8)
-    assert largest_error(layer(x), exact(x, layer.weight, layer.bias)) < 4e-6
+    assert largest_error(layer(x), exact(x, layer.weight, layer.bias)) < EXACT
     with torch.autocast("cpu", torch.bfloat16):
-        assert largest_error(layer(x), exact(x, layer.weight, layer.bias)) < 4e-6
+        assert largest_error(layer(x), exact(x, layer.weight, layer.bias)) < EXACT
     with torch.enable_grad(), pytest.raises(ValueError, match="no gradients"):
         layer(x)
     with pytest.raises(ValueError, match=r"needs float32 or float64, got torch\.bfloat16"):
@@ -135,14 +139,14 @@ def prepared_layer() -> tuple[Conv3x3, Tensor]:
 
 def test_kept_weights_follow_the_layers() -> None:
     layer, x = prepared_layer()
-    assert largest_error(layer(x), exact(x, layer.weight, layer.bias)) < 4e-6
+    assert largest_error(layer(x), exact(x, layer.weight, layer.bias)) < EXACT
     layer.weight.mul_(2)
-    assert largest_error(layer(x), exact(x, layer.weight, layer.bias)) < 4e-6
+    assert largest_error(layer(x), exact(x, layer.weight, layer.bias)) < EXACT
     layer.weight = nn.Parameter(torch.randn_like(layer.weight))
-    assert largest_error(layer(x), exact(x, layer.weight, layer.bias)) < 4e-6
+    assert largest_error(layer(x), exact(x, layer.weight, layer.bias)) < EXACT
     for _ in range(3):  # as adapters are fused and removed: other memory, perhaps that of the one before
         layer.weight.data = torch.randn_like(layer.weight)
-        assert largest_error(layer(x), exact(x, layer.weight, layer.bias)) < 4e-6
+        assert largest_error(layer(x), exact(x, layer.weight, layer.bias)) < EXACT
 
 
 def test_optimizing_keeps_a_model_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +192,7 @@ def test_a_fused_adapter_is_seen_through_kept_weights(tmp_path: Path) -> None:
     plain = layer(x)
     adapter = ldm_core.apply_lora(model, tmp_path / "adapter.safetensors", 1.0)
     adapter.fuse()
-    assert largest_error(layer(x), exact(x, layer.weight, layer.bias)) < 4e-6
+    assert largest_error(layer(x), exact(x, layer.weight, layer.bias)) < EXACT
     assert (layer(x) - plain).abs().max() > 0.1
     adapter.remove()
     assert torch.equal(layer(x), plain)

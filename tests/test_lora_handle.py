@@ -50,7 +50,7 @@ from ldm_core.lora import LoraAdapter, apply_lora
 # --- types, devices, modes ---
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.06), (torch.float16, 0.008)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.06), (torch.float16, 0.012)])
 @pytest.mark.parametrize("fused", [False, True])
 def test_the_model_may_change_its_type(
     adapters: Adapters, paths: list[Path], dtype: torch.dtype, tolerance: float, fused: bool
@@ -74,9 +74,9 @@ def test_the_model_may_change_its_type(
         adapter.remove()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.1), (torch.float16, 0.015)])
 def test_fusing_rounds_once_and_restores_16_bit_weights(
-    adapters: Adapters, paths: list[Path], dtype: torch.dtype
+    adapters: Adapters, paths: list[Path], dtype: torch.dtype, tolerance: float
 ) -> None:
     pair = Pair(TINY)
     pair.model.to(dtype=dtype)
@@ -88,7 +88,7 @@ def test_fusing_rounds_once_and_restores_16_bit_weights(
     live = pair.ours()
     for adapter in on:
         adapter.fuse()
-    assert largest_error(pair.ours(), live) < 0.05
+    assert largest_error(pair.ours(), live) < tolerance
     layer = pair.model.unet.mid.res1.conv1
     assert layer.weight.dtype == dtype
     assert layer.weight.is_contiguous(memory_format=torch.channels_last)

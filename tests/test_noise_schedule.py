@@ -60,6 +60,7 @@ def test_tables_are_float64_and_fall_from_near_one_towards_zero(name: Any) -> No
 
 def test_stable_diffusions_published_end_points() -> None:
     # alphas_cumprod[0] = 1 - 0.00085 by definition; the last is 0.0047 in the papers and the checkpoints.
+    # Published numbers are rounded: the bounds are half of their last digit.
     assert float(SD1.alphas_cumprod[0]) == pytest.approx(0.99915, abs=1e-12)
     assert float(SD1.alphas_cumprod[-1]) == pytest.approx(0.0047, abs=5e-5)
     # k-diffusion states the same two ends as sigmas, 0.0292 and 14.6146.
@@ -154,7 +155,7 @@ def test_add_noise_and_v_agree_with_diffusers(t: int) -> None:
         (SD1.add_noise(x0_32, noise_32, t), scheduler.add_noise(x0_32, noise_32, ts)),
         (SD1.v_from_eps_x0(noise_32, x0_32, t), scheduler.get_velocity(x0_32, noise_32, ts)),
     ):
-        assert float((ours - theirs).abs().max() / theirs.abs().max()) < 1e-6
+        assert float((ours - theirs).abs().max() / theirs.abs().max()) < 2e-6
 
     scheduler.alphas_cumprod = SD1.alphas_cumprod  # with our float64 table it computes in float64
     torch.testing.assert_close(

@@ -70,8 +70,8 @@ def test_autoencoder_agrees_with_diffusers(form: str, dtype: torch.dtype) -> Non
     model = random_model(config, dtype=dtype)
     reference = reference_autoencoder(model)
     f = config.autoencoder.downsampling
-    # The deep f=32 decoder: in float32 each side is 1e-5 from the float64 result, and so 2e-5 from the other.
-    bound = 2e-5 if (form, dtype) == ("f=32", torch.float32) else TOLERANCE[dtype]
+    # The deep decoders: in float32 each side is 1e-5 from the float64 result, and so 2e-5 from the other.
+    bound = 2e-5 if form != "f=8" and dtype == torch.float32 else TOLERANCE[dtype]
     images = torch.rand(2, 3, 2 * f, 3 * f, dtype=dtype) * 2 - 1
     z = torch.randn(2, 4, 2, 3, dtype=dtype)
     with torch.no_grad():

@@ -85,7 +85,7 @@ def test_a_ddim_trajectory_of_50_steps_is_diffusers(eta: float, prediction: str)
         noise = draw(*SHAPE, seed=100 + i, dtype=torch.float32)
         output = network(x_theirs, t)
         x_theirs = theirs.step(output, t, x_theirs, eta=eta, variance_noise=noise).prev_sample
-        assert error(steps[i].x, x_theirs) < (2e-5 if prediction == "x0" else 1e-5)
+        assert error(steps[i].x, x_theirs) < (4e-5 if prediction == "x0" else 1e-5)
 
 
 def ddim_differs(ours: DDIM, n: int, **settings: Any) -> list[int]:

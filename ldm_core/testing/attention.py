@@ -73,6 +73,8 @@ def check_attention(
         }
         what = f"attention(q, k, v{', causal=True' if shape.causal else ''}) of {shape.what}"
         limit = TOLERANCE[dtype] if tolerance is None else tolerance
+        if shape.scale > 1:
+            limit *= 3  # large scores are rounded by more, and the softmax takes their absolute errors
 
         def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return function(q, k, v, causal=True) if shape.causal else function(q, k, v)

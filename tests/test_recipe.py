@@ -119,6 +119,15 @@ def test_a_png_gives_an_equal_recipe_back(tmp_path_factory: pytest.TempPathFacto
     assert read_recipe(path) == recipe
 
 
+def test_what_another_save_left_on_a_picture_is_not_written(tmp_path: Path) -> None:
+    """Pillow keeps the options of a save on the picture until it is done; another thread may be saving it."""
+    picture, stale = PICTURE.copy(), PngImagePlugin.PngInfo()
+    stale.add_text("ldm_core", "of another picture")
+    picture.encoderinfo = {"pnginfo": stale}
+    write_png(picture, tmp_path / "a.png", RECIPE)
+    assert read_recipe(tmp_path / "a.png") == RECIPE
+
+
 @pytest.mark.parametrize("prompt", AWKWARD)
 def test_awkward_prompts_survive_in_a_png(tmp_path: Path, prompt: str) -> None:
     recipe = replace(RECIPE, prompt=prompt, negative_prompt=prompt[::-1])
@@ -353,6 +362,9 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
     before = path.read_bytes()
 
     class Broken:
+        def copy(self) -> Any:
+            return self
+
         def save(self, file: Any, **_: Any) -> None:
             file.write(b"half a pic")
             raise OSError("disk full")

@@ -50,7 +50,8 @@ def png_bytes(image: Image, recipe: Recipe) -> bytes:
     chunks.add_text(TEXT_CHUNK, to_parameters_text(recipe).replace("\0", "\ufffd"))  # PNG text has no NUL
     chunks.add_text(JSON_CHUNK, to_json(recipe))
     file = io.BytesIO()
-    image.save(file, format="PNG", pnginfo=chunks)
+    # Of a copy: Pillow keeps the options on the picture, where another save, in another thread, finds them.
+    image.copy().save(file, format="PNG", pnginfo=chunks)
     return file.getvalue()
 
 

@@ -136,8 +136,9 @@ def test_the_unet_takes_timesteps_between_whole_ones(bundled: LatentDiffusion) -
         whole = bundled.unet(x, torch.tensor([500, 501]), context)
     assert torch.equal(at[500], bundled.unet(x, np.int64(500), context).detach())
     middle = (at[500] + at[501]) / 2
-    # The embedding's fastest sine turns by a radian from one timestep to the next: no straight line.
-    assert rms(at[500.5] - middle) < 0.2 * rms(at[501] - at[500])
+    # The embedding's fastest sine turns by a radian from one timestep to the next: no straight line. (The
+    # network's own ratios, 0.19 and 0.49; rounding is a thousandth of them.)
+    assert rms(at[500.5] - middle) < 0.25 * rms(at[501] - at[500])
     assert rms(at[500.5] - at[500]) > 0.4 * rms(at[501] - at[500])
     for row, t in enumerate((500, 500.5)):
         torch.testing.assert_close(each[row], at[t][row], rtol=0, atol=1e-5)

@@ -374,7 +374,7 @@ def test_parts_may_have_different_types(bundled: LatentDiffusion, picture: Tenso
     images = draw(model)
     assert images.dtype == torch.float32
     # 8 bits of a network's output, four steps: a few percent, and far from another picture (0.3).
-    assert float((images - picture).square().mean().sqrt()) < 0.05
+    assert float((images - picture).square().mean().sqrt()) < 0.06
 
 
 # --- the examples --------------------------------------------------------------------------------------

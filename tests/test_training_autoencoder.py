@@ -173,7 +173,7 @@ def test_bfloat16_gives_nearly_the_same_terms(autoencoder: AutoencoderKL) -> Non
     for name, value in got.items():
         assert value.dtype == torch.float32
         # 8 bits, and opinions of a new discriminator that are differences of nearly equal numbers
-        assert float(value) == pytest.approx(float(wanted[name]), rel=0.05, abs=0.02), name
+        assert float(value) == pytest.approx(float(wanted[name]), rel=0.06, abs=0.02), name
     assert all(bool(p.grad.isfinite().all()) for p in objective.parameters())  # type: ignore[union-attr]
 
 

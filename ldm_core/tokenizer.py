@@ -53,9 +53,11 @@ END_OF_WORD = "</w>"
 CACHED_WORDS = 2**14  # words whose ids are remembered: 4 MB of ordinary ones, 26 MB at worst, because
 CACHED_LENGTH = 32  # a word of more characters than this is not
 
-# What a vocabulary may be extended by: a pattern of a group for each word finds them in a prompt.
+# What a vocabulary may be extended by. A pattern with a group for each word finds them in a prompt, in a
+# time that grows with the letters of all words.
 MAX_WORDS = 1024
 MAX_WORD_LETTERS = 256
+MAX_ALL_LETTERS = 2**13
 MAX_WORD_IDS = 1024
 
 SHOWN_LOSS = 120  # characters of a cut prompt's lost text that the warning quotes
@@ -122,12 +124,18 @@ def _tables() -> _Tables:
 
 
 def clean(text: str) -> str:
-    """Repaired, unescaped, single-spaced and lower-case text; what the ids of a prompt are made from."""
+    """Repaired, unescaped, single-spaced and lower-case text; what the ids of a prompt are made from.
+
+    Raises ValueError for a numeric HTML entity of more than 4,300 digits.
+    """
     # ftfy takes longer than all else together, and cannot change printable ASCII that has no entities.
     if not (text.isascii() and text.isprintable() and "&" not in text):
         import ftfy
 
-        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+        try:
+            text = html.unescape(html.unescape(ftfy.fix_text(text)))
+        except ValueError:  # Python reads no numbers of more than 4,300 digits
+            raise ValueError("the prompt has an HTML entity, &#…;, with too many digits") from None
     return " ".join(text.split()).lower()
 
 
@@ -239,6 +247,9 @@ def _check_added(added: Any, vocab_size: int) -> None:
                     "added_words must be a tuple of (name, ids), where the name is words with single spaces "
                     f"between them and the ids are a tuple of ints, not {word!r:.60}"
                 )
+    letters = sum(len(name) for name, _ in added)
+    if letters > MAX_ALL_LETTERS:
+        raise ValueError(f"expected at most {MAX_ALL_LETTERS:,} letters in all added words, got {letters:,}")
     if added:
         pattern, groups = _added_pattern(added)
         for group, (name, _) in enumerate(groups, start=1):

@@ -164,3 +164,8 @@ def test_encode_needs_no_torch() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (result.stdout.strip(), result.stderr) == ("[320, 2368]", "")
+
+
+def test_an_entity_of_too_many_digits_is_named() -> None:
+    with pytest.raises(ValueError, match=r"^the prompt has an HTML entity, &#…;, with too many digits$"):
+        CLIPTokenizer()(f"a &#{'9' * 5000}; cat")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import pickle
+import time
 from typing import Any
 
 import pytest
@@ -142,3 +143,13 @@ def test_a_tokenizer_with_added_words_is_a_value() -> None:
     assert pickle.loads(pickle.dumps(ADDED)) == copy.deepcopy(ADDED) == ADDED
     assert hash(ADDED) == hash(copy.deepcopy(ADDED))
     assert CLIPTokenizer() != ADDED
+
+
+def test_added_words_have_a_limit_in_all() -> None:
+    """Each is tried at each place of a prompt."""
+    words = tuple((f"{'a' * 200}{i}", (FIRST + i,)) for i in range(60))
+    with pytest.raises(ValueError, match="at most 8,192 letters in all added words, got 12,110"):
+        CLIPTokenizer(added_words=words)
+    start = time.process_time()
+    CLIPTokenizer(added_words=words[:40]).encode("a" * 2**15)
+    assert time.process_time() - start < 5, "0.2 s here"

@@ -207,13 +207,14 @@ def test_a_bomb_takes_little_memory(tmp_path: Path, name: str) -> None:
     assert peak < 200e6
 
 
+class Count(Budget):
+    spent = 0
+
+    def spend(self, cost: int) -> None:
+        self.spent += cost
+
+
 def test_a_whole_training_checkpoint_costs_a_fraction_of_the_budget() -> None:
-    class Count(Budget):
-        spent = 0
-
-        def spend(self, cost: int) -> None:
-            self.spent += cost
-
     state = {f"model.diffusion_model.blocks.{n}.weight": torch.zeros(1, 1) for n in range(1131)}
     moments = {n: {"step": n, "exp_avg": t, "exp_avg_sq": t} for n, t in enumerate(state.values())}
     data = torch_bytes({"state_dict": state, "optimizer_states": [{"state": moments}]})
@@ -223,6 +224,17 @@ def test_a_whole_training_checkpoint_costs_a_fraction_of_the_budget() -> None:
     root = reader.load(PickleStream(pickled))
     split(root, lambda ref: torch.UntypedStorage(ref.nbytes), budget)
     assert CONSTANT / 100 < budget.spent < CONSTANT / 8
+
+
+@pytest.mark.parametrize("step", [1, -1, 1000])
+def test_a_vocabulary_by_number_costs_a_fraction_of_the_budget(step: int) -> None:
+    """As CLIP's tokenizer has one, which some checkpoints hold."""
+    words = {n * step: f"word{n}" for n in range(49_408)}
+    budget = Count(0)
+    read = PickleReader(budget).load(PickleStream(pickle.dumps(words)))
+    assert list(map(str, read)) == list(map(str, words))
+    assert list(read.values()) == list(words.values())
+    assert budget.spent < CONSTANT / 4
 
 
 LYING_TENSORS: dict[str, dict[str, Any]] = {

@@ -24,6 +24,8 @@ from ldm_core.checkpoint.pickle_values import (
 )
 from ldm_core.checkpoint.work_budget import ITEM, TENSOR, Budget
 
+MANY = 2**12  # entries: more than an optimizer has parameters to number, and fewer than a vocabulary has words
+
 
 @dataclass(frozen=True, eq=False)
 class KnownFunction:
@@ -130,17 +132,20 @@ def make_complex(budget: Budget, real: Any, imag: Any) -> complex:
 
 
 def checked_key(key: Any, container: Sized, budget: Budget) -> Any:
-    """The key, if hashing it is quick and runs no code of the file; a tuple of such is turned into text.
+    """The key, if hashing it is quick and runs no code of the file.
 
-    Charged for what it costs to put the key into `container`. Tuples nested deep would hash recursively;
-    tuples, and integers beyond 64 bits, can be chosen to collide.
+    A tuple of such, and a number in a container of MANY entries, is turned into text, whose hashes Python
+    makes unpredictable. Charged for what it costs to put the key into `container`. Tuples nested deep would
+    hash recursively; tuples and numbers can be chosen to collide.
     """
     budget.spend(ITEM)
+    is_number = isinstance(key, int | float)
     if isinstance(key, str | bytes):
         budget.spend(len(key))  # it is compared with an equal key
-    elif isinstance(key, int | float):
+    elif is_number and len(container) < MANY:
         budget.spend(len(container) // 8)  # chosen well, numbers of any size meet half of the others
-    if type(key) is tuple and len(key) <= 16 and all(_is_atom(part, 256) for part in key):
+    is_short_tuple = type(key) is tuple and len(key) <= 16 and all(_is_atom(part, 256) for part in key)
+    if is_short_tuple or (is_number and len(container) >= MANY and _is_atom(key)):
         text = str(key)
         budget.spend(4 * len(text))
         return text

@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import BinaryIO
+from io import BufferedReader
 
 
-def open_regular(path: str | os.PathLike[str], max_bytes: int | None = None) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str], max_bytes: int | None = None) -> BufferedReader:
     """A regular file, opened for reading bytes.
 
     Raises OSError, with the path, if it cannot be opened, is a folder, a pipe, a device or a socket (which

@@ -17,7 +17,7 @@ from conftest import TINY
 from ldm_core.checkpoint import CheckpointError, inspect
 from ldm_core.config import LatentDiffusionConfig
 
-SECONDS = 1.0  # of computing for one refusal; it takes a tenth at most
+SECONDS = 3.0  # of computing for one refusal; it takes a tenth at most
 
 # The smallest model that loads: CLIP's vocabulary, narrow.
 NARROW = replace(

@@ -234,7 +234,7 @@ def test_a_lock_ends_with_its_process_though_a_child_lives_on(tmp_path: Path) ->
         with exclusive(lock):
             pid = os.fork()
             if pid == 0:
-                time.sleep(20)
+                time.sleep(120)
                 os._exit(0)
             child.write_text(str(pid))
             die()

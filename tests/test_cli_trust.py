@@ -112,14 +112,18 @@ def test_trusted_paths_are_regular_files(run: Run, place: str) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
-@pytest.mark.parametrize("option", ["--image", "--mask", "--prompts", "--lora", "--model", "--from"])
+@pytest.mark.parametrize(
+    "option", ["--image", "--mask", "--prompts", "--lora", "--model", "--from", "--config"]
+)
 def test_pipes_and_devices_that_are_given_are_refused(run: Run, option: str) -> None:
     os.mkfifo("pipe")
+    os.mkfifo("pipe.yaml")
     photo()
-    options = {"--image": ["x"], "--mask": ["x", "--image", "photo.png"], "--lora": ["x"], "--model": ["x"]}
+    options = {"--mask": ["x", "--image", "photo.png"], "--prompts": [], "--from": []}
     command = {"--image": "img2img", "--mask": "inpaint"}.get(option, "txt2img")
-    for place in ("pipe", "/dev/zero"):
-        result = run(command, *options.get(option, []), option, place)
+    os.symlink("/dev/zero", "zero.yaml")
+    for place in ("pipe.yaml", "zero.yaml") if option == "--config" else ("pipe", "/dev/zero"):
+        result = run(command, *options.get(option, ["x"]), option, place)
         assert (result.status, len(result.err)) == (2, 1)
         assert "not a regular file" in result.err[0]
 

@@ -66,9 +66,9 @@ BOMB = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (BOMB, "anchors or aliases"),
-        ("model: &m {params: 1}\nother: *m\n", "anchors or aliases"),
-        ("model: &m {params: 1}\n", "anchors or aliases"),
+        (BOMB, "x.yaml: anchors and aliases are not"),
+        ("model: &m {params: 1}\nother: *m\n", "anchors and aliases"),
+        ("model: &m {params: 1}\n", "anchors and aliases"),
         ("[" * 20_000, "not a YAML file"),
         ("model: " + "[" * 3_000 + "]" * 3_000, "not a YAML file"),
         ("#" * 100_000, "more than 65,536 bytes"),

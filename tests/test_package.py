@@ -137,7 +137,15 @@ ALLOWED = {
         "transformer",
         "weights",
     },
-    "checkpoint": {"atomic_files", "config", "limits", "noise_schedule", "tokenizer", "checkpoint"},
+    "checkpoint": {
+        "atomic_files",
+        "config",
+        "limits",
+        "noise_schedule",
+        "regular_file",
+        "tokenizer",
+        "checkpoint",
+    },
     # The doctor asks what loading would ask.
     "checkpoint/diagnosis": {"config", "checkpoint", "weights"},
 }

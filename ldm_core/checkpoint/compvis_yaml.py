@@ -24,6 +24,7 @@ from ldm_core.config import (
 )
 from ldm_core.limits import MAX_SIZE, is_number, is_whole
 from ldm_core.printable import printable, shown, shown_error
+from ldm_core.regular_file import open_regular
 
 # A YAML file names its text encoder by class only.
 TEXT_ENCODERS = {"FrozenCLIPEmbedder": SD1.text_encoder, "FrozenOpenCLIPEmbedder": SD2_BASE.text_encoder}
@@ -51,11 +52,11 @@ def _parsed(path: Path) -> Any:
     class PlainLoader(yaml.SafeLoader):
         def compose_node(self, parent: Any, index: Any) -> Any:
             if getattr(self.peek_event(), "anchor", None) is not None:
-                raise yaml.YAMLError("it has anchors or aliases, which are not supported")
+                raise CheckpointError(f"{path}: anchors and aliases are not supported")
             return super().compose_node(parent, index)
 
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise CheckpointError(f"{path}: more than {MAX_BYTES:,} bytes, so no CompVis configuration")

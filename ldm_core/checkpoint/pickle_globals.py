@@ -24,7 +24,9 @@ from ldm_core.checkpoint.pickle_values import (
 )
 from ldm_core.checkpoint.work_budget import ITEM, TENSOR, Budget
 
-MANY = 2**12  # entries: more than an optimizer has parameters to number, and fewer than a vocabulary has words
+MANY = (
+    2**12
+)  # entries: more than the parameters of an optimizer, fewer than the words of a vocabulary
 
 
 @dataclass(frozen=True, eq=False)

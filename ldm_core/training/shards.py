@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm_core.printable import printable, shown, shown_error
+from ldm_core.regular_file import open_regular
 from ldm_core.training.samples import ENDINGS, BadSample, Sample, decode_picture
 
 CAPTIONS = (".txt", ".json")
@@ -109,7 +110,7 @@ def _index(shard: Path) -> list[_Entry]:
     parts: dict[str, dict[str, _Member]] = {}
     sparse: list[str] = []
     try:
-        with _Headers(io.FileIO(shard)) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+        with _Headers(open_regular(shard).detach()) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             try:
                 for member in _forwards(archive):
                     name = printable(member.name)
@@ -154,7 +155,7 @@ def _require_end(shard: Path, offset: int) -> None:
 
     tarfile takes any header that it cannot read for the end, but for the first one.
     """
-    with shard.open("rb") as file:
+    with open_regular(shard) as file:
         file.seek(offset)
         block = file.read(tarfile.BLOCKSIZE)
     if block != bytes(tarfile.BLOCKSIZE):
@@ -165,7 +166,7 @@ def _bytes(shard: Path, member: _Member, limit: int) -> bytes:
     if member.size > limit:
         raise BadSample(f"{shard.name}/{member.name}: its {member.size:,} bytes are more than {limit:,}")
     try:
-        with shard.open("rb") as file:
+        with open_regular(shard) as file:
             file.seek(member.offset)
             data = file.read(member.size)
     except OSError as error:

@@ -153,6 +153,22 @@ def test_a_model_is_found_beside_its_picture(run: Run, loaded: list[Any], path: 
     assert loaded == ["sent/mine.safetensors"]
 
 
+@pytest.mark.parametrize("start", ["//", "\\\\", "\\/"])
+def test_a_model_on_another_machine_is_not_looked_at(
+    run: Run, loaded: list[Any], monkeypatch: pytest.MonkeyPatch, start: str
+) -> None:
+    """To look at such a name, Windows connects to that machine and tells it who the user is."""
+    path = f"{start}stranger/share/mine.safetensors"
+    picture = recipe(model=a_file(path))
+    looked: list[Any] = []
+    monkeypatch.setattr(os.path, "isfile", lambda name: bool(looked.append(name)))
+    result = run("txt2img", "--from", picture, "-o", ".")
+    assert (result.status, looked) == (2, [])
+    assert result.err[0].endswith(f"only with --trust-paths or if you give them: --model {path!r}")
+    run("txt2img", "--from", picture, "-o", ".", "--trust-paths")
+    assert looked[0] == path
+
+
 @pytest.mark.parametrize(
     "model",
     [

@@ -2,13 +2,14 @@
 
 A picture and its recipe may come from a stranger, who could name any file of this machine: a pipe that
 blocks, or a private picture, which would show in the result. A model is read from where the recipe says that
-it was, since reading a checkpoint executes nothing. Every other file is read only if `--trust-paths` or its
-own option is given.
+it was, since reading a checkpoint executes nothing, unless that is on another machine, to which Windows would
+tell who the user is. That and every other file is read only if `--trust-paths` or its own option is given.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,11 +22,11 @@ FILES_SHOWN = 20
 
 
 def require_trust(args: Namespace, again: Recipe, pictures: Sequence[str]) -> None:
-    """Raises ValueError, with all files that would be read besides the model, unless they are trusted.
+    """Raises ValueError, with all files that would be read besides a local model, unless they are trusted.
 
     pictures: which of "image" and "mask" the command needs.
     """
-    named = [] if args.trust_paths else _files_besides_model(args, again, pictures)
+    named = [] if args.trust_paths else _files_to_trust(args, again, pictures)
     if named:
         shown = ", ".join(named[:FILES_SHOWN]) + (f" … ({len(named)} in all)" if named[FILES_SHOWN:] else "")
         raise ValueError(
@@ -33,9 +34,11 @@ def require_trust(args: Namespace, again: Recipe, pictures: Sequence[str]) -> No
         )
 
 
-def _files_besides_model(args: Namespace, again: Recipe, pictures: Sequence[str]) -> list[str]:
+def _files_to_trust(args: Namespace, again: Recipe, pictures: Sequence[str]) -> list[str]:
     """Each file as the option that would give it again."""
     named = []
+    if args.model is None and re.match(r"[\\/]{2}", again.model.path or ""):
+        named.append(("--model", again.model.path))
     for name in (*pictures, "autoencoder"):
         file: SourceFile | None = getattr(again, name)
         if file is not None and getattr(args, name) is None:

@@ -103,7 +103,7 @@ class ImageEncoderConfig:
             values = getattr(self, name)
             require(
                 isinstance(values, tuple) and len(values) == 3 and all(map(is_number, values)),
-                f"image encoder: {name} must be three numbers, not {shown(values)}",
+                f"image encoder: {name} must be a tuple of three numbers, not {shown(values)}",
             )
         require(min(self.std) > 0, f"image encoder: std must be positive, not {shown(self.std)}")
 
@@ -163,7 +163,7 @@ class UNetConfig:
             isinstance(disabled, tuple)
             and len(disabled) in (0, len(self.channel_mult))
             and all(isinstance(value, bool) for value in disabled),
-            f"unet: disable_self_attentions needs one value, true or false, for each of the "
+            f"unet: disable_self_attentions must be a tuple of one value, true or false, for each of the "
             f"{len(self.channel_mult)} levels, not {shown(disabled)}",
         )
         require_blocks(part, len(self.channel_mult) * self.num_res_blocks * (1 + self.transformer_depth))

@@ -43,7 +43,7 @@ def require_whole(part: str, config: Any, names: str, low: int, high: int) -> No
         value = getattr(config, name)
         require(
             is_whole(value, low, high),
-            f"{part}: {name} must be a whole number in {low}..{high}, not {shown(value)}",
+            f"{part}: {name} must be an int in {low}..{high}, not {shown(value)}",
         )
 
 
@@ -54,7 +54,7 @@ def require_sizes(part: str, config: Any, name: str, low: int) -> None:
         isinstance(values, tuple)
         and len(values) <= MAX_LEVELS
         and all(is_whole(value, low, MAX_SIZE) for value in values),
-        f"{part}: {name} must be at most {MAX_LEVELS} whole numbers in {low}..{MAX_SIZE}, "
+        f"{part}: {name} must be a tuple of at most {MAX_LEVELS} ints in {low}..{MAX_SIZE}, "
         f"not {shown(values)}",
     )
 

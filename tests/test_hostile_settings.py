@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hostile_settings import DOCUMENTS, NARROW, VALUES, changed, check_short, examined, leaves, refused, soon
@@ -20,7 +21,7 @@ from ldm_core.checkpoint.open_clip_config import open_clip_parts
 from ldm_core.checkpoint.parts import TEXT_ENCODER
 from ldm_core.checkpoint.peft_settings import parse_settings
 from ldm_core.clip import CLIPConfig
-from ldm_core.config import SD1, ConfigError
+from ldm_core.config import SD1, ConfigError, UNetConfig
 from ldm_core.tokenizer import CLIPTokenizer
 
 YAML: dict[str, Any] = {
@@ -81,6 +82,19 @@ BOMB = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}
 def test_a_yaml_file_that_is_no_plain_one(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text(text)
     assert message in refused(lambda: read_yaml(tmp_path / "x.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"channel_mult": [1, 2]}, "channel_mult must be a tuple of at most 16 ints in 1..65536, not [1, 2]"),
+        ({"model_channels": np.int64(64)}, "model_channels must be an int in 1..65536, not np.int64(64)"),
+        ({"disable_self_attentions": [True] * 4}, "must be a tuple of one value, true or false, for each"),
+    ],
+    ids=["channel_mult", "model_channels", "disable_self_attentions"],
+)
+def test_a_refusal_names_the_type(fields: dict[str, Any], message: str) -> None:
+    assert message in refused(lambda: UNetConfig(**fields))
 
 
 def test_odd_values_in_yaml() -> None:

@@ -200,9 +200,10 @@ class Sampler:
         if output == "latent":
             finite.warn()
             return latent
-        images = trajectory.keep_known_pixels(self._decode(latent))
-        finite.note_pixels(images)
+        decoded = self._decode(latent)
+        finite.note_pixels(decoded)
         finite.warn()
+        images = trajectory.keep_known_pixels((decoded / 2 + 0.5).clamp(0, 1))
         if output == "tensor":
             return images
         pictures = tensor_to_pil(images)
@@ -258,10 +259,9 @@ class Sampler:
 
     @torch.no_grad()
     def _decode(self, latent: Tensor) -> Tensor:
-        """Latents (B, C, h, w) to images (B, 3, H, W), float32 in [0, 1] on the CPU."""
+        """Latents (B, C, h, w) to images (B, 3, H, W), float32 around [-1, 1] on the CPU."""
         chunks = latent.split(self.batch_size or len(latent))
-        images = torch.cat([self.model.decode_latent(chunk).float().cpu() for chunk in chunks])
-        return (images / 2 + 0.5).clamp(0, 1)
+        return torch.cat([self.model.decode_latent(chunk).float().cpu() for chunk in chunks])
 
 
 def _replacement(value: Any, latent: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ def _damage_as_value_error() -> Iterator[None]:
     """Pillow raises anything for damaged files: OSError, SyntaxError, struct.error, IndexError …"""
     try:
         yield
-    except ValueError:
+    except (ValueError, MemoryError):
         raise
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__

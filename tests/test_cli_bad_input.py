@@ -91,9 +91,9 @@ def bad_inputs() -> dict[str, tuple[str, str]]:
         "image is a folder": ("img2img x --image .", ".: Is a directory"),
         "image is no picture": (
             "img2img x --image blank.txt",
-            "blank.txt: the picture cannot be read (not",
+            "blank.txt: not a picture of",
         ),
-        "image is cut": ("img2img x --image cut.png", "cut.png: the picture cannot be read"),
+        "image is cut": ("img2img x --image cut.png", "cut.png: the picture cannot be decoded"),
         "mask of another size": (
             "inpaint x --image photo.png --mask small.png --size 32",
             "the mask has 32×16 pixels, the image 64×64; they must be the same",

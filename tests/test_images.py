@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from ldm_core.images import image_to_tensor, mask_to_tensor, tensor_to_pil
+from ldm_core.images import image_to_tensor, mask_to_tensor, open_picture, tensor_to_pil
 from ldm_core.random import image_seeds, randn
 
 RGB = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8))
@@ -26,6 +27,17 @@ def test_rgb_is_exact_there_and_back() -> None:
     assert tensor.shape == (1, 3, 6, 9)
     assert 0 <= tensor.min() <= tensor.max() <= 1
     assert np.array_equal(pixels(RGB), np.asarray(RGB))
+
+
+def test_a_lack_of_memory_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lack(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    data = io.BytesIO()
+    RGB.save(data, "PNG")
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lack)
+    with pytest.raises(MemoryError):
+        open_picture(data.getvalue())
 
 
 def test_grey_becomes_three_equal_channels() -> None:

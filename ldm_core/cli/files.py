@@ -157,7 +157,7 @@ def _open(path: str, convert: Callable[[Image], Image]) -> tuple[SourceFile, Ima
     try:
         picture = convert(open_picture(path))
     except ValueError as error:
-        raise ValueError(f"{path}: the picture cannot be read ({error})") from None
+        raise ValueError(f"{path}: {error}") from None
     return source_file(path), picture
 
 

@@ -15,12 +15,13 @@ from cli_runs import (
     run,  # noqa: F401
 )
 from conftest import TINY
+from test_recipe import RECIPE
 from torch import Tensor
 
 from ldm_core import Sampler
 from ldm_core.finite import FiniteCheck
 from ldm_core.model import LatentDiffusion, build
-from ldm_core.recipe import read_recipe
+from ldm_core.recipe import read_recipe, to_json
 
 
 @pytest.fixture(scope="module")
@@ -65,15 +66,21 @@ def test_a_latent_that_recovers_is_no_reason_to_warn(tiny: LatentDiffusion) -> N
         Sampler(overflowing(tiny, below=600, row=1)).txt2img("a cat", on_step=recover, **QUICK)
 
 
-def test_a_decoder_that_overflows(tiny: LatentDiffusion) -> None:
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_decoder_that_overflows(tiny: LatentDiffusion, value: float) -> None:
     def infinite(latent: Tensor) -> Tensor:
-        return torch.full((len(latent), 3, 16, 16), torch.nan)
+        return torch.full((len(latent), 3, 16, 16), value)
 
     model = overflowing(tiny, below=0, row=0)
     model.decode_latent = infinite  # type: ignore[method-assign]
     with pytest.warns(UserWarning, match="image 0: decoded to NaN or infinity; image 1: .*; image 2: "):
         pictures = Sampler(model).txt2img("a cat", **QUICK)
     assert {picture.info["not_finite"] for picture in pictures} == {"decoded to NaN or infinity"}
+
+
+def test_a_finite_picture_can_be_read_by_versions_that_know_no_others() -> None:
+    assert "not_finite" not in to_json(RECIPE)
+    assert "not_finite" in to_json(replace(RECIPE, not_finite="decoded to NaN or infinity"))
 
 
 def test_a_warning_names_four_images() -> None:

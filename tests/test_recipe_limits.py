@@ -16,6 +16,7 @@ from PIL import Image, PngImagePlugin
 from test_recipe import RECIPE
 
 from ldm_core.cli import main
+from ldm_core.model import bundled_model
 from ldm_core.recipe import Recipe, from_json, from_parameters_text, read_recipe, to_json, to_parameters_text
 from ldm_core.recipe.parameters_text import _pairs
 
@@ -48,13 +49,13 @@ def test_pairs_are_separated_by_commas_outside_quotes(line: str) -> None:
     "text", ['"', '"\\', ",", ":", 'a: "', '\\"', '",', "a: b,", "\n", "Negative prompt:\n"], ids=repr
 )
 def test_a_long_text_takes_linear_time(text: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     for line in (f"{text * 100_000}, {SETTINGS}", f"x\n{SETTINGS}, {text * 100_000}"):
         try:
             from_parameters_text(line)
         except ValueError:
             continue
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 10
 
 
 DIGITS = "9" * 1_000_000
@@ -65,10 +66,10 @@ DIGITS = "9" * 1_000_000
 )
 def test_a_number_of_many_digits(name: str) -> None:
     text = f"x\n{SETTINGS}, {name}: {DIGITS + 'x8' if name == 'Size' else DIGITS}"
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ValueError) as caught:
         from_parameters_text(text)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 5
     assert len(str(caught.value)) < 200
     assert "integer string conversion" not in str(caught.value)
 
@@ -84,6 +85,7 @@ RANGES = [
     ("width", 0, "width must be in 1..65536, not 0"),
     ("height", 2**40, "height must be in 1..65536, not 1099511627776"),
     ("steps", 0, "steps must be in 1..100000, not 0"),
+    ("task", "x" * 10**6, "task must be one of txt2img, img2img, inpaint, not 'xxx"),
     ("steps", 10**3000, "steps must be in 1..100000, not 1000"),
     ("seed", -1, "seed must be in 0..9223372036854775807, not -1"),
     ("seed", 2**63, "seed must be in 0..9223372036854775807, not 9223372036854775808"),
@@ -108,6 +110,23 @@ def test_values_have_ranges(name: str, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         from_json(json.dumps(json.loads(to_json(RECIPE)) | {name: value}))
     assert len(str(caught.value)) < 200
+
+
+def test_a_number_that_python_does_not_write_names_its_field() -> None:
+    with pytest.raises(ValueError, match=r"steps must be in 1\.\.100000, not a int that is too long"):
+        replace(RECIPE, steps=10**5000)
+
+
+@pytest.mark.parametrize("name", ["scheduler", "dtype"])
+def test_a_name_that_is_unknown_is_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    path = tmp_path / "a.png"
+    outcome(path, "ldm_core", json.dumps(GOOD | {"versions": {"ldm_core": "0"}, name: "x" * 10**6}))
+    given = ["--model", str(bundled_model()), "--config", "sd1"]
+    assert main(["txt2img", "--from", str(path), "-o", str(tmp_path), "--device", "cpu", *given]) == 2
+    error = capsys.readouterr().err
+    assert name.replace("scheduler", "sampler") in error
+    assert "xxx" in error
+    assert len(error) < 500
 
 
 def test_the_ends_of_ranges_are_inside() -> None:

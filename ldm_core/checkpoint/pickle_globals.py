@@ -24,9 +24,7 @@ from ldm_core.checkpoint.pickle_values import (
 )
 from ldm_core.checkpoint.work_budget import ITEM, TENSOR, Budget
 
-MANY = (
-    2**12
-)  # entries: more than the parameters of an optimizer, fewer than the words of a vocabulary
+MANY = 2**12  # entries: more than the parameters of an optimizer, fewer than the words of a vocabulary
 
 
 @dataclass(frozen=True, eq=False)

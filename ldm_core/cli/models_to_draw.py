@@ -16,6 +16,7 @@ from ldm_core.cli.recorded import model_path, recorded_path
 from ldm_core.config import PRESETS
 from ldm_core.lora import apply_lora
 from ldm_core.model import LatentDiffusion, bundled_model, load
+from ldm_core.printable import shown
 from ldm_core.recipe import AdapterFile, Recipe, SourceFile, source_file
 from ldm_core.textual_inversion import apply_textual_inversion
 
@@ -85,7 +86,7 @@ def _dtype(args: Namespace, again: Recipe | None) -> torch.dtype | Literal["auto
         return "auto"
     if name is not None and name not in cli.DTYPES:
         raise ValueError(
-            f"{args.recipe}: the recipe's dtype must be one of {', '.join(cli.DTYPES)}, not {name!r}"
+            f"{args.recipe}: the recipe's dtype must be one of {', '.join(cli.DTYPES)}, not {shown(name)}"
         )
     return None if name is None else getattr(torch, name)
 

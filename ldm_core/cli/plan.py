@@ -26,7 +26,7 @@ from ldm_core.cli.files import (
 from ldm_core.cli.models_to_draw import load_model
 from ldm_core.cli.recorded import recorded_path, require_trust
 from ldm_core.guidance import ClassifierFreeGuidance
-from ldm_core.printable import printable
+from ldm_core.printable import printable, shown
 from ldm_core.random import image_seeds
 from ldm_core.recipe import Recipe, read_recipe, without_paths
 from ldm_core.sampler import Sampler
@@ -172,7 +172,7 @@ def _scheduler(args: Namespace, again: Recipe | None) -> Any:
         scheduler = SCHEDULERS[args.scheduler or "ddim"]
     elif again.scheduler not in CLASSES:
         raise ValueError(
-            f"{args.recipe} was drawn with the sampler {again.scheduler!r}, which is not known here; "
+            f"{args.recipe} was drawn with the sampler {shown(again.scheduler)}, which is not known here; "
             "choose one with --scheduler"
         )
     else:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ldm_core.printable import shown
 from ldm_core.regular_file import open_regular
 
 SCHEMA = 1
@@ -112,7 +113,7 @@ class Recipe:
             _check("the name of a package", key, (str,), "text")
             _check(f"versions[{key!a:.40}]", value, (str,), "text")
         if self.task not in TASKS:
-            raise ValueError(f"task must be one of {', '.join(TASKS)}, not {self.task!r}")
+            raise ValueError(f"task must be one of {', '.join(TASKS)}, not {shown(self.task)}")
 
 
 _NONE = type(None)
@@ -134,13 +135,13 @@ _FIELD_TYPES: list[tuple[tuple[str, ...], tuple[type, ...], str]] = [
 def _check(name: str, value: Any, types: tuple[type, ...], expected: str) -> None:
     """A bool is an int to Python, but not to a recipe."""
     if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-        raise ValueError(f"{name} must be {expected}, not {value!r:.60}")
+        raise ValueError(f"{name} must be {expected}, not {shown(value)}")
     if name in RANGES and isinstance(value, int):
         low, high = RANGES[name]
         if not low <= value <= high:
-            raise ValueError(f"{name} must be in {low}..{high}, not {value!r:.60}")
+            raise ValueError(f"{name} must be in {low}..{high}, not {shown(value)}")
     if isinstance(value, float | int) and not _is_finite(value):
-        raise ValueError(f"{name} must be a finite number, not {value!r:.60}")
+        raise ValueError(f"{name} must be a finite number, not {shown(value)}")
     if isinstance(value, str):
         try:
             value.encode("utf-8")
@@ -204,7 +205,10 @@ def without_paths(recipe: Recipe) -> Recipe:
 
 def to_json(recipe: Recipe) -> str:
     """The recipe as JSON in ASCII; `from_json` gives an equal one back."""
-    return json.dumps({"schema": SCHEMA, **asdict(recipe)}, allow_nan=False)
+    data = asdict(recipe)
+    if recipe.not_finite is None:
+        del data["not_finite"]  # earlier versions of the package refuse the field
+    return json.dumps({"schema": SCHEMA, **data}, allow_nan=False)
 
 
 def from_json(text: str) -> Recipe:

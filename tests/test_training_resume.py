@@ -25,6 +25,7 @@ from whole_runs import (
 from ldm_core.atomic_files import exclusive
 from ldm_core.checkpoint import CheckpointError, read
 from ldm_core.training import Trainer, TrainingError
+from ldm_core.training.distributed import World
 from ldm_core.training.loop import LOCK
 
 
@@ -367,3 +368,16 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
         assert [path.name for path in tmp_path.iterdir()] == [LOCK]
     run(tmp_path, steps=1)
     assert not (tmp_path / LOCK).exists()
+
+
+def test_a_lock_that_cannot_be_made_ends_every_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others would wait for the first one."""
+    (tmp_path / LOCK).mkdir()
+    with pytest.raises(TrainingError, match="its lock cannot be opened, Is a directory"):
+        run(tmp_path)
+    monkeypatch.setattr(World, "mean", lambda self, numbers: dict.fromkeys(numbers, 0.5))
+    monkeypatch.setattr(World, "is_first", False)
+    with pytest.raises(TrainingError, match="another run is writing in this folder, or its lock cannot be"):
+        run(tmp_path)

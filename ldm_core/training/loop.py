@@ -190,16 +190,19 @@ class Trainer:
 
     @contextmanager
     def _folder_to_itself(self) -> Iterator[None]:
-        """Keep other runs out of the folder. Raises TrainingError, in every process, where one is in it."""
+        """Keep other runs out of the folder. Raises TrainingError, in every process, if it cannot."""
         with ExitStack() as stack:
-            held = ""
+            problem = ""
             if self.world.is_first:
                 try:
                     stack.enter_context(exclusive(self.folder / LOCK))
                 except BlockingIOError as error:
-                    held = f", {error.strerror}"
-            if self.world.mean({"held": bool(held)})["held"]:
-                raise TrainingError(f"{self.folder}: another run is writing in this folder{held}")
+                    problem = f"another run is writing in this folder, {error.strerror}"
+                except OSError as error:
+                    problem = f"its lock cannot be opened, {error.strerror}"
+            if self.world.mean({"problem": bool(problem)})["problem"]:
+                problem = problem or "another run is writing in this folder, or its lock cannot be opened"
+                raise TrainingError(f"{self.folder}: {problem}")
             yield
 
     def _train(self) -> None:

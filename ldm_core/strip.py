@@ -12,6 +12,7 @@ the other they show what sampling is: the guess sharpens while the noise goes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -123,7 +124,7 @@ class Recorder:
             duration=[milliseconds] * (len(shown) - 1) + [hold],
             loop=0,
         )
-        write_whole(Path(path), save)
+        write_whole(Path(os.path.realpath(path)), save)  # what a link points to
 
     def _frame(self, step: SamplerStep, tile: int | None) -> Image:
         latents, guesses = self._pictures(step.latent), self._pictures(step.x0)

@@ -158,6 +158,13 @@ def test_animations_show_every_step_and_stay_at_the_last(
     assert np.abs(last[below:] - pixels(still)[below:]).mean() < 12
 
 
+def test_an_animation_goes_where_a_link_points(preview: LatentPreview, tmp_path: Path) -> None:
+    (tmp_path / "a.gif").symlink_to(tmp_path / "b.gif")
+    recorder_of(3, preview).save_animation(tmp_path / "a.gif")
+    assert (tmp_path / "a.gif").is_symlink()
+    assert (tmp_path / "b.gif").read_bytes().startswith(b"GIF")
+
+
 def test_long_runs_give_no_more_frames_than_asked_for(preview: LatentPreview, tmp_path: Path) -> None:
     recorder_of(30, preview).save_animation(tmp_path / "a.gif", frames=7)
     with Image.open(tmp_path / "a.gif") as animation:

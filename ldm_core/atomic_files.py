@@ -10,6 +10,7 @@ from live files.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import platform
 import re
@@ -17,6 +18,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 try:
@@ -26,6 +28,13 @@ except ImportError:  # Windows: there leftovers stay, and `exclusive` keeps nobo
 
 # For os.open, where the system has them: a link that somebody planted is not followed, a pipe does not block.
 _SAFE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+
+# At each try another process may have come first. Some file systems in user space always tell an open file
+# from its name; these count as file systems without locks.
+_TRIES = 100
+_LONGEST_NAME = 255  # bytes
+
+_held: set[io.FileIO] = set()  # the locks of this process
 
 
 def write_whole(path: Path, write: Callable[[Path], object], *, overwrite: bool = True) -> None:
@@ -106,7 +115,11 @@ def write_whole_folder(path: Path, fill: Callable[[Path], object]) -> None:
             for file in [*temporary.rglob("*"), temporary]:
                 _sync(file)
             try:
-                temporary.rename(path)
+                try:
+                    temporary.rename(path)
+                except FileExistsError:  # on Windows also for an empty folder
+                    path.rmdir()
+                    temporary.rename(path)
             except OSError as error:
                 if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                     raise _already_there(path) from None
@@ -123,25 +136,38 @@ def exclusive(path: Path, *, wait: bool = False) -> Iterator[None]:
     wait: for another that holds it; otherwise BlockingIOError is raised, which tells the other's process and
     machine. Nobody is kept out where there are no such locks: on Windows, and on some network drives.
     """
-    handle = _acquire(path, wait)
-    with open(handle, "r+b", buffering=0) as file:
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=file.close)  # a child that lives longer would keep the lock
+    _let_go_in_children()
+    with open(_acquire(path, wait), "r+b", buffering=0) as file:
+        _held.add(file)
         with suppress(OSError):  # a full disk keeps nobody from holding the lock
             file.truncate(0)
             file.write(f"process {os.getpid()} on {platform.node()}\n".encode())
         try:
             yield
         finally:
+            _held.discard(file)
             with suppress(OSError):
                 path.unlink()  # whoever has it open already will see that it is gone
 
 
+@cache
+def _let_go_in_children() -> None:
+    """A child that lives longer would keep the locks. No hook can be taken back, so there is one for all."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_let_go)
+
+
+def _let_go() -> None:
+    for file in _held:
+        file.close()
+    _held.clear()
+
+
 def _acquire(path: Path, wait: bool) -> int:
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | _SAFE, 0o666)
+    for left in reversed(range(_TRIES)):
+        handle = _open_lock(path)
         try:
-            if _lock(handle, path, wait):
+            if _lock(handle, path, wait) or not left:
                 return handle
         except BlockingIOError:
             message = f"in use by {_holder(handle)}"
@@ -153,6 +179,17 @@ def _acquire(path: Path, wait: bool) -> int:
             os.close(handle)
             raise
         os.close(handle)
+    raise AssertionError("the last try returns")
+
+
+def _open_lock(path: Path) -> int:
+    """Make the file or open it: just for reading where another user has left it, whose process was killed."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | _SAFE, 0o666)
+    except PermissionError:
+        if not os.path.lexists(path):
+            raise
+        return os.open(path, os.O_RDONLY | _SAFE)
 
 
 def _holder(handle: int) -> str:
@@ -197,20 +234,31 @@ def _temporary(path: Path, make: Callable[[Path], object]) -> Iterator[Path]:
 
 def _create(path: Path, make: Callable[[Path], object]) -> tuple[Path, int | None]:
     """A new temporary file or folder, and where there are locks, the handle that holds its lock."""
-    while True:
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
+    for left in reversed(range(_TRIES)):
+        temporary = path.with_name(f"{_stem(path)}{secrets.token_hex(6)}.part")
         make(temporary)
         try:
             return temporary, _claim(temporary)
-        except (BlockingIOError, FileNotFoundError):
-            continue  # before it was locked, another process took it for a leftover
+        except (BlockingIOError, FileNotFoundError):  # another process may have taken it for a leftover
+            if not left:
+                return temporary, None
+            with suppress(OSError):
+                temporary.rmdir() if temporary.is_dir() else temporary.unlink()
         except OSError:
             return temporary, None
+    raise AssertionError("the last try returns")
+
+
+def _stem(path: Path) -> str:
+    """How the names of the temporary files of `path` begin, cut where they would be too long."""
+    room = _LONGEST_NAME - len("..0123456789ab.part")
+    name = os.fsencode(path.name)
+    return f".{path.name if len(name) <= room else name[:room].decode(errors='ignore')}."
 
 
 def _remove_leftovers(path: Path) -> None:
     """Remove the temporary files of `path` whose lock is free: their writers are dead."""
-    ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{12}}\.part")
+    ours = re.compile(rf"{re.escape(_stem(path))}[0-9a-f]{{12}}\.part")
     with suppress(OSError):
         for name in os.listdir(path.parent):
             if ours.fullmatch(name):
@@ -249,14 +297,22 @@ def _sync(path: Path) -> None:
     """Bring a file's bytes, or the names in a folder, to the disk."""
     if not path.is_dir():
         with path.open("rb+") as file:
-            os.fsync(file.fileno())
+            _flush(file.fileno())
         return
     with suppress(OSError):  # Windows cannot open folders, and some file systems do not sync them
         handle = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(handle)
+            _flush(handle)
         finally:
             os.close(handle)
+
+
+def _flush(handle: int) -> None:
+    with suppress(OSError):  # not every file system has it
+        if hasattr(fcntl, "F_FULLFSYNC"):  # macOS, where fsync leaves bytes in the disk's own memory
+            fcntl.fcntl(handle, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(handle)
 
 
 @contextmanager
@@ -265,7 +321,7 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        prefix = str(path.with_name(f".{path.name}."))
+        prefix = str(path.with_name(_stem(path)))
         if error.filename is not None and not str(error.filename).startswith(prefix):
             raise
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error

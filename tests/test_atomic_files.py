@@ -158,6 +158,35 @@ def test_a_name_that_is_taken_meanwhile_is_kept(
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("name", ["n" * 255, "ü" * 127 + "n"], ids=["ASCII", "umlauts"])
+def test_the_longest_names(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+
+    def body() -> None:
+        write_whole(path, write_half_and_die)
+
+    killed(body)
+    assert len(leftovers(tmp_path)) == 1
+    save(path)
+    assert list(tmp_path.iterdir()) == [path]
+
+    def write(target: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+
+    with pytest.raises(OSError, match="No space") as caught:
+        write_whole(path, write)
+    assert caught.value.filename == str(path)
+
+
+def test_bytes_go_past_the_disks_own_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On macOS fsync leaves them there."""
+    calls: list[int] = []
+    monkeypatch.setattr(atomic_files.fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(atomic_files.fcntl, "fcntl", lambda handle, command: calls.append(command))
+    save(tmp_path / "a")
+    assert calls == [51, 51], "the file and its folder"
+
+
 def test_a_private_file_stays_private(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.touch(mode=0o600)
@@ -196,6 +225,26 @@ def test_a_folder_is_whole_or_not_there(tmp_path: Path) -> None:
     write_whole_folder(path, fill)
     assert list(tmp_path.iterdir()) == [path]
     assert (path / "unet" / "config.json").read_text() == "{}"
+
+
+def test_an_empty_folder_is_replaced_where_renaming_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows."""
+    rename = Path.rename
+
+    def rename_to_free_name(source: Path, target: Path) -> Path:
+        if target.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(source))
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "rename", rename_to_free_name)
+    path = tmp_path / "model"
+    path.mkdir()
+    write_whole_folder(path, lambda folder: (folder / "a").touch())
+    assert list(tmp_path.rglob("*")) == [path, path / "a"]
+    with pytest.raises(FileExistsError):
+        write_whole_folder(path, lambda folder: None)
 
 
 def test_a_folder_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
@@ -265,3 +314,48 @@ def test_without_locks_files_are_written_and_nothing_is_cleared(
     with exclusive(tmp_path / ".lock"), exclusive(tmp_path / ".lock"):
         save(tmp_path / "a")
     assert {path.name for path in tmp_path.iterdir()} == {"a", leftover.name}
+
+
+def test_where_a_handle_and_its_name_never_agree_there_are_no_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on some file systems in user space, whose numbers of files change."""
+    asked: list[int] = []
+    monkeypatch.setattr(os.path, "samestat", lambda *_: bool(asked.append(1)))
+    leftover = tmp_path / ".a.0123456789ab.part"
+    leftover.touch()
+    with exclusive(tmp_path / ".lock"):
+        save(tmp_path / "a")
+        write_whole_folder(tmp_path / "b", lambda folder: (folder / "c").touch())
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b", leftover.name}
+    assert len(asked) < 1000
+
+
+def test_the_lock_of_another_user_who_died(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder that several may write to, their files are often only readable."""
+    lock, opened = tmp_path / ".lock", os.open
+
+    def may_read(path: Any, flags: int, *mode: int) -> int:
+        if Path(path) == lock and flags & (os.O_RDWR | os.O_CREAT):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, flags, *mode)
+
+    lock.write_text("process 1 on here\n")
+    monkeypatch.setattr(os, "open", may_read)
+    in_use = pytest.raises(BlockingIOError, match="in use by process 1 on here")
+    with exclusive(lock), in_use, exclusive(lock):
+        pass
+    assert not lock.exists()
+    with pytest.raises(PermissionError), exclusive(lock):
+        pass
+
+
+def test_many_locks_are_one_hook_of_fork(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hooks: list[Any] = []
+    atomic_files._let_go_in_children.cache_clear()
+    monkeypatch.setattr(os, "register_at_fork", lambda **hook: hooks.append(hook))
+    for _ in range(3):
+        with exclusive(tmp_path / ".lock"):
+            pass
+    assert hooks == [{"after_in_child": atomic_files._let_go}]
+    assert not atomic_files._held

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,39 @@ def test_removing_it_gives_the_weights_their_requires_grad_back(sd1: Pair) -> No
     sd1.model.unet.conv_in.weight.requires_grad_(True)
     lora.remove()
     assert sd1.model.unet.conv_in.weight.requires_grad
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["first first", "last first"])
+def test_of_several_the_last_removed_gives_requires_grad_back(sd1: Pair, order: int) -> None:
+    sd1.model.unet.conv_in.weight.requires_grad_(False)
+    weights = [p for network in sd1.model.modules.values() for p in network.parameters()]
+    before = [p.requires_grad for p in weights]
+    loras = []
+    for parts in (("unet",), ("text_encoder",)):
+        loras.append(TrainableLora(sd1.model, rank=1, parts=parts))
+        DiffusionObjective(sd1.model, adapter=loras[-1])
+    first, last = loras[::order]
+    first.remove()
+    first.remove()
+    assert not any(p.requires_grad for p in weights)
+    last.remove()
+    assert [p.requires_grad for p in weights] == before
+    sd1.model.unet.conv_in.weight.requires_grad_(True)
+
+
+def test_a_copy_is_without_the_model(sd1: Pair) -> None:
+    lora = filled(TrainableLora(sd1.model, rank=1))
+    live = sd1.ours()
+    file = io.BytesIO()
+    torch.save(lora, file)
+    assert len(file.getvalue()) < 2 * sum(4 * p.numel() for p in lora.parameters()) + 100_000
+    file.seek(0)
+    for other in (copy.deepcopy(lora), torch.load(file, weights_only=False)):
+        assert all(torch.equal(a, b) for a, b in zip(other.parameters(), lora.parameters(), strict=True))
+        other.remove()
+    assert same_bits(sd1.ours(), live)
+    lora.remove()
+    assert not any("lora" in name for network in sd1.model.modules.values() for name in vars(network))
 
 
 def test_everything_is_every_layer_that_sees_the_picture_or_the_text(sd1: Pair) -> None:

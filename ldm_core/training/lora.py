@@ -36,6 +36,8 @@ FEED_FORWARD = ("ff.proj_in", "ff.proj_out", "fc1", "fc2")
 PROJECTIONS = ("attention.proj_in", "attention.proj_out")  # around a spatial transformer
 CONVOLUTIONS = ("conv_in", "conv1", "conv2", "skip", "resample.conv", "conv_out")
 
+_BEFORE = "_required_grad_before_lora"  # the attribute of a network that has it, by its parameters' names
+
 
 class TrainableLora(nn.Module):
     """A LoRA on a model's layers, whose A and B are this module's parameters, in float32.
@@ -45,7 +47,8 @@ class TrainableLora(nn.Module):
     parts: which networks: "unet", "text_encoder" or both. seed: of A.
 
     The model changes in place, by hooks: its weights, and what `save` writes of it, stay as they are.
-    Training freezes the weights; `remove` restores their `requires_grad`. Other adapters may be on the model.
+    Training freezes the weights; when the last of a model's TrainableLoras is removed, their `requires_grad`
+    is what it was before the first. Other adapters may be on the model. A copy is on no model.
     Raises ValueError for other values, and where a network has no such layer.
     """
 
@@ -72,9 +75,11 @@ class TrainableLora(nn.Module):
         changes = {name: _LowRank(layer, rank, scale, generator) for name, layer in chosen.items()}
         # Names of modules have no dots.
         self.changes = nn.ModuleDict({name.replace(".", "/"): change for name, change in changes.items()})
+        self._networks = tuple(model.modules.values())  # a tuple: they are no modules of this one
+        if not _has_change(self._networks):
+            for network in self._networks:
+                vars(network)[_BEFORE] = {name: p.requires_grad for name, p in network.named_parameters()}
         self._hooks = [chosen[name].register_forward_hook(change) for name, change in changes.items()]
-        weights = [p for network in model.modules.values() for p in network.parameters()]
-        self._required_grad = [(weight, weight.requires_grad) for weight in weights]
 
     @property
     def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
@@ -97,9 +102,15 @@ class TrainableLora(nn.Module):
         """Take it off the model, which is then what it was. Doing so twice is harmless."""
         for hook in self._hooks:
             hook.remove()
-        for weight, required_grad in self._required_grad:
-            weight.requires_grad_(required_grad)
-        self._required_grad.clear()
+        if not _has_change(self._networks):
+            for network in self._networks:
+                before = vars(network).pop(_BEFORE, {})
+                for name, parameter in network.named_parameters():
+                    parameter.requires_grad_(before.get(name, parameter.requires_grad))
+        self._networks = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_networks": (), "_hooks": []}
 
 
 class _LowRank(nn.Module):
@@ -118,6 +129,11 @@ class _LowRank(nn.Module):
         (x,) = args
         change = change_of(layer, x, (self.down.to(x.dtype), self.up.to(x.dtype)))
         return torch.add(output, change, alpha=self.scale)
+
+
+def _has_change(networks: Sequence[nn.Module]) -> bool:
+    layers = (layer for network in networks for layer in network.modules())
+    return any(isinstance(hook, _LowRank) for layer in layers for hook in layer._forward_hooks.values())
 
 
 def _chosen(model: LatentDiffusion, ends: Sequence[str], parts: Sequence[str]) -> dict[str, Any]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import re
 import sys
 import unicodedata
 from collections.abc import Callable
@@ -20,6 +23,7 @@ from cli_runs import (
 from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
 
+from ldm_core.cli.output import print_path
 from ldm_core.printable import printable, shown
 from ldm_core.recipe import Recipe, SourceFile, to_json
 
@@ -117,6 +121,8 @@ def test_codes_do_not_reach_the_terminal(what: str, run: Run) -> None:
     assert result.out or result.err
     for line in (*result.out, *result.err):
         assert is_harmless(line), line
+    if what != "a long prompt":
+        assert re.search("x1b|u001b", "".join((*result.out, *result.err))), "the text is shown"
     if result.status == 2:
         assert len(result.err) == 1
 
@@ -137,6 +143,17 @@ def test_paths_are_as_they_are_for_programs_and_escaped_for_people(
     assert run(*drawn).out == [odd]
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert run(*drawn).out == [r"\x1b[2J.png"]
+
+
+def test_a_path_that_is_no_text_is_given_as_its_bytes(capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    print_path(os.fsdecode(b"\xff.png"))
+    assert capsysbinary.readouterr().out == b"\xff.png\n"
+
+
+def test_a_path_goes_where_there_are_no_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    print_path("\xff.png")
+    assert sys.stdout.getvalue() == "\xff.png\n"
 
 
 def test_printable_keeps_what_can_be_read() -> None:

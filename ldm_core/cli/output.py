@@ -6,8 +6,11 @@ is escaped (`ldm_core.printable`), so that no file can drive the terminal or beg
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
+
+from tqdm import tqdm  # writes leave its progress bars whole
 
 from ldm_core.printable import printable
 
@@ -29,11 +32,16 @@ def print_path(path: str | Path) -> None:
 
     As it is where a program reads it, which must find the file; escaped on a terminal, as `ls` does.
     """
-    _write(printable(str(path)) if sys.stdout.isatty() else str(path))
+    if sys.stdout.isatty():
+        _write(printable(str(path)))
+    elif os.name == "posix" and hasattr(sys.stdout, "buffer"):
+        with tqdm.external_write_mode(file=sys.stdout):
+            sys.stdout.flush()
+            sys.stdout.buffer.write(os.fsencode(path) + b"\n")  # names are bytes, and may be no text
+    else:
+        _write(str(path))
     sys.stdout.flush()
 
 
 def _write(line: str, *, to_people: bool = False) -> None:
-    from tqdm import tqdm  # whose write leaves a progress bar whole
-
     tqdm.write(line, file=sys.stderr if to_people else sys.stdout)

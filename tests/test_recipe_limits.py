@@ -129,6 +129,11 @@ def test_a_name_that_is_unknown_is_cut(tmp_path: Path, capsys: pytest.CaptureFix
     assert len(error) < 500
 
 
+def test_a_clip_skip_of_0_in_another_programs_text_is_that_of_1() -> None:
+    for clip_skip in (0, 1):
+        assert from_parameters_text(f"x\n{SETTINGS}, Clip skip: {clip_skip}").clip_skip == 0
+
+
 def test_the_ends_of_ranges_are_inside() -> None:
     for changes in ({"width": 65536, "height": 1}, {"steps": 100_000, "seed": 2**63 - 1, "clip_skip": 0}):
         recipe = replace(RECIPE, **changes)  # type: ignore[arg-type]

@@ -24,6 +24,7 @@ from training_pictures import (
 from training_runs import losses, rows, run
 
 from ldm_core.training import BadSample, ImageFolder, TensorSamples
+from ldm_core.training import samples as training_samples
 from ldm_core.training.samples import Readable
 
 
@@ -38,6 +39,15 @@ def metadata(folder: Path, *rows: dict[str, Any], ending: str = "jsonl") -> None
 
 
 # --- folders ---
+
+
+def test_an_error_without_words_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lack(_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(training_samples, "open_picture", lack)
+    with pytest.raises(BadSample, match=r"cannot be read as a picture \(MemoryError\)"):
+        training_samples.decode_picture(b"", "a.png", 8)
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv"])

@@ -17,6 +17,7 @@ import torch
 
 from ldm_core.atomic_files import move_into_place, unfinished_file, write_whole
 from ldm_core.images import open_picture, to_grey, to_rgb
+from ldm_core.printable import shown_error
 from ldm_core.recipe import Recipe, SourceFile, source_file
 from ldm_core.recipe.png import png_bytes
 from ldm_core.regular_file import open_regular
@@ -193,5 +194,5 @@ def usable_device(name: str | None) -> torch.device:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.ones(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"--device {name} cannot be used here: {shown_error(error)}") from None
     return device

@@ -112,7 +112,7 @@ def from_parameters_text(text: str) -> Recipe:
         scheduler=scheduler,
         scheduler_settings=dict(options),
         strength=strength,
-        clip_skip=_whole(settings, "Clip skip") - 1 if "Clip skip" in settings else None,
+        clip_skip=max(0, _whole(settings, "Clip skip") - 1) if "Clip skip" in settings else None,
         model=SourceFile(settings.get("Model", ""), checksum if is_checksum(checksum) else ""),
     )
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from ldm_core.images import image_to_tensor, open_picture, to_rgb
+from ldm_core.printable import shown_error
 
 Sample = dict[str, Any]
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # of pictures
@@ -52,7 +53,7 @@ def decode_picture(source: Path | bytes, name: str, size: int) -> Tensor:
         square = ImageOps.fit(to_rgb(open_picture(source)), (size, size), Image.Resampling.LANCZOS)
         return image_to_tensor(square)[0] * 2 - 1
     except Exception as error:  # also a picture that is too narrow to be scaled, or too large for memory
-        raise BadSample(f"{name}: cannot be read as a picture ({error or type(error).__name__})") from error
+        raise BadSample(f"{name}: cannot be read as a picture ({shown_error(error)})") from error
 
 
 class Readable:

@@ -96,7 +96,9 @@ def merge_tokens(
     """Merge tokens in the self-attentions of the model's U-Net while the block runs.
 
     This affects calls from the thread that runs the block; other threads may use the same model meanwhile,
-    with blocks of their own or without.
+    with blocks of their own or without. A sampler that another thread calls merges nothing. Training with
+    gradient checkpointing does not go together with it on a GPU: there the backward pass computes the blocks
+    again in a thread of autograd's, without merging, and PyTorch raises an error for the other shapes.
 
     model: a `LatentDiffusion`, a U-Net, or a module with one in it. ratio: in [0, 0.75], the share of tokens
     that are merged away; 0 changes nothing. max_downsample: the coarsest level that merges, as the latents'

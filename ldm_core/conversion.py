@@ -7,7 +7,7 @@ at a time beside what the system keeps of the files.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from numbers import Real
@@ -26,6 +26,7 @@ from ldm_core.checkpoint.saving import WRITERS, LayoutName, write_model
 from ldm_core.checkpoint.text_names import transformers_map
 from ldm_core.checkpoint.writer import Pending
 from ldm_core.config import LatentDiffusionConfig, PredictionType
+from ldm_core.printable import shown
 from ldm_core.weights import Weights, open_weights
 
 
@@ -94,7 +95,7 @@ def add_difference(
 
 
 def merge(
-    models: Sequence[tuple[str | Path, float]],
+    models: Iterable[tuple[str | Path, float]],
     target: str | Path,
     *,
     layout: LayoutName | None = None,
@@ -111,7 +112,7 @@ def merge(
     The other options are `convert`'s and hold for all of them. Returns the configuration. Raises
     CheckpointError naming what differs, and ValueError for what are no pairs of a path and a finite number.
     """
-    _require_pairs(models)
+    models = _pairs(models)
     opened = [
         _decided(open_weights(path, config=config, prediction=prediction, variant=variant))
         for path, _ in models
@@ -141,22 +142,24 @@ def merge(
     return first.configs[0]
 
 
-def _require_pairs(models: Any) -> None:
-    """Raise ValueError unless these are pairs (path, factor)."""
-    if not isinstance(models, Sequence) or isinstance(models, str) or not models:
+def _pairs(models: Any) -> list[tuple[str | Path, float]]:
+    """The pairs (path, factor). Raises ValueError where they are none."""
+    pairs = list(models) if isinstance(models, Iterable) and not isinstance(models, str | bytes) else []
+    if not pairs:
         raise CheckpointError(
-            f"merging needs a list of at least one model, as pairs (path, factor), not {models!r:.100}"
+            f"merging needs pairs (path, factor), of at least one model, not {shown(models)}"
         )
     limit = torch.finfo(torch.float32).max  # sums are in float32
-    for model in models:
+    for model in pairs:
         match model:
             case (str() | os.PathLike(), bool()):
                 pass
             case (str() | os.PathLike(), Real() as factor) if abs(cast(float, factor)) <= limit:
                 continue
         raise CheckpointError(
-            f"merging needs pairs of a path and a factor that is a finite number, not {model!r:.100}"
+            f"merging needs pairs of a path and a factor that is a finite number, not {shown(model)}"
         )
+    return pairs
 
 
 def _sum(terms: list[Tensor], factors: list[float], dtype: torch.dtype) -> Tensor:

@@ -100,6 +100,7 @@ def test_files_that_are_no_whole_clip(clip: CLIP, tmp_path: Path) -> None:
     [
         ({"model_type": "siglip"}, "model_type is 'siglip'; expected one of clip"),
         ({"vision_config": None}, "config.json"),
+        ({"text_config": {"hidden_size": 64}}, "intermediate_size 2048 is not 4 × 64"),
         (
             {"vision_config": {"hidden_size": 64, "intermediate_size": 100}},
             "intermediate_size 100 is not 4 × 64",

@@ -265,10 +265,8 @@ def text_encoder_config(
     check_fixed(file, settings, {"layer_norm_eps": 1e-5})
     with Reading(file):
         width = whole(settings, "hidden_size", 512)
-        if whole(settings, "intermediate_size", 2048) != 4 * width:
-            raise ConfigError(
-                f"intermediate_size {shown(settings.get('intermediate_size'))} is not 4 × {width}"
-            )
+        if (inner := whole(settings, "intermediate_size", 2048)) != 4 * width:
+            raise ConfigError(f"intermediate_size {inner} is not 4 × {width}")
         return TextEncoderConfig(
             vocab_size=whole(settings, "vocab_size", 49408),
             context_length=whole(settings, "max_position_embeddings", 77),
@@ -290,8 +288,8 @@ def clip_parts(folder: Mapping[str, Settings]) -> tuple[ImageEncoderConfig, Text
         fixed = {"layer_norm_eps": 1e-5, "num_channels": 3}
         check_fixed(f"{ALONE}, vision_config", image, fixed)
         width = whole(image, "hidden_size", 768)
-        if whole(image, "intermediate_size", 3072) != 4 * width:
-            raise ConfigError(f"intermediate_size {shown(image.get('intermediate_size'))} is not 4 × {width}")
+        if (inner := whole(image, "intermediate_size", 3072)) != 4 * width:
+            raise ConfigError(f"intermediate_size {inner} is not 4 × {width}")
         return (
             ImageEncoderConfig(
                 image_size=whole(image, "image_size", 224),

@@ -26,7 +26,7 @@ ImageInput = Any  # a PIL image, a tensor (3, H, W) or (B, 3, H, W) in [0, 1], o
 # Pillow knows more formats. Some of their readers start other programs (EPS: Ghostscript).
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 178_956_970  # 0.5 GiB as RGB. Pillow refuses more too, unless a program has changed its limit.
-MAX_BYTES = 2**31  # more than MAX_PIXELS take in any of the formats, uncompressed
+MAX_BYTES = 2**31  # a generous limit
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 A pickle of a few kilobytes can name one value a million times, and so ask for any amount of work. Whatever
 the reader does, from the first instruction to the last tensor, is therefore charged to one budget, which
-grows with the file. No good file comes near it: a Stable Diffusion checkpoint with its optimizer spends less
+grows with the bytes of its pickles. No good file comes near it: a Stable Diffusion checkpoint with its optimizer spends less
 than an eighth of the constant. A small file that spends all of it is refused after about a second.
 """
 
@@ -17,7 +17,7 @@ CONTAINER = 256  # an empty list, dictionary or set
 TENSOR = 1024  # a tensor that is made
 
 CONSTANT = 2**27
-PER_BYTE = 8  # of the file
+PER_BYTE = 8  # of the pickles
 
 
 class Budget:

@@ -2,8 +2,9 @@
 
 This file holds the commands and their options; `run` does what they ask, and is imported only then.
 Standard output carries nothing but the paths of the files that were written, one a line; everything said to
-people goes to standard error. Exit status: 0, 2 for bad input (with one line that says what is wrong), 1 for
-a machine that is too small or a picture of NaN, 130 after Ctrl-C.
+people goes to standard error. Exit status: 0; 2 for bad input, or a file that cannot be written, with one line
+that says what is wrong; 1 for latents with NaN or infinity, out of memory, or where nobody reads the paths any
+more; 130 after Ctrl-C.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ class Report:
 
 _CHECKSUMS = {
     "torch-zip": "every member of the archive agrees with its own",
-    "diffusers": "every .bin archive agrees with its own; other files have none",
+    "diffusers": "all .bin archives in it, if any, agree with theirs; other files have none",
 }
 
 

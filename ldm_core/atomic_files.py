@@ -57,7 +57,7 @@ def write_whole(path: Path, write: Callable[[Path], object], *, overwrite: bool 
 def unfinished_file(path: Path) -> Iterator[Path]:
     """An empty file beside `path` with a name of its own; unless it is moved away, it is deleted at the end.
 
-    It is for `move_into_place`, which may give it another name than `path`'s. Raises OSError; errors of the
+    Pass it to `move_into_place`, which may use another name than `path`. Raises OSError; errors of the
     temporary file have `path` as their file name.
     """
     mode = path.stat().st_mode & 0o777 | 0o600 if path.is_file() else 0o666  # less what the umask takes
@@ -133,8 +133,8 @@ def write_whole_folder(path: Path, fill: Callable[[Path], object]) -> None:
 def exclusive(path: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold the lock that the file `path` stands for, in the block or until the process dies.
 
-    wait: for another that holds it; otherwise BlockingIOError is raised, which tells the other's process and
-    machine. Nobody is kept out where there are no such locks: on Windows, and on some network drives.
+    wait: until the lock is free; otherwise BlockingIOError names the process and machine that hold it. Where
+    there are no such locks (Windows, some network drives) everybody gets in.
     """
     _let_go_in_children()
     with open(_acquire(path, wait), "r+b", buffering=0) as file:
@@ -170,9 +170,9 @@ def _acquire(path: Path, wait: bool) -> int:
             if _lock(handle, path, wait) or not left:
                 return handle
         except BlockingIOError:
-            message = f"in use by {_holder(handle)}"
+            holder = _holder(handle)
             os.close(handle)
-            raise BlockingIOError(errno.EAGAIN, message, str(path)) from None
+            raise BlockingIOError(errno.EAGAIN, holder, str(path)) from None
         except OSError:
             return handle
         except BaseException:

@@ -363,7 +363,7 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     with exclusive(tmp_path / LOCK):
-        with pytest.raises(TrainingError, match=rf"another run .* in use by process {os.getpid()} on "):
+        with pytest.raises(TrainingError, match=rf"another run uses this folder: process {os.getpid()} on "):
             run(tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == [LOCK]
     run(tmp_path, steps=1)

@@ -181,7 +181,7 @@ class Trainer:
 
         Ctrl-C (SIGINT) and SIGTERM, to any process of the run, end all of them after the step at hand and
         after saving: with KeyboardInterrupt, or with SystemExit. Raises TrainingError where a loss or a
-        gradient is not finite, before it touches the weights, and where another run is in the folder; and
+        gradient is not finite, before it touches the weights, and where another run uses the folder; and
         CheckpointError for a state that does not fit or cannot be written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -197,11 +197,11 @@ class Trainer:
                 try:
                     stack.enter_context(exclusive(self.folder / LOCK))
                 except BlockingIOError as error:
-                    problem = f"another run is writing in this folder, {error.strerror}"
+                    problem = f"another run uses this folder: {error.strerror}"
                 except OSError as error:
-                    problem = f"its lock cannot be opened, {error.strerror}"
+                    problem = f"its lock cannot be opened: {error.strerror}"
             if self.world.mean({"problem": bool(problem)})["problem"]:
-                problem = problem or "another run is writing in this folder, or its lock cannot be opened"
+                problem = problem or "another run uses this folder, or its lock cannot be opened"
                 raise TrainingError(f"{self.folder}: {problem}")
             yield
 

@@ -324,7 +324,7 @@ class LatentDiffusionConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> LatentDiffusionConfig:
-        """The inverse of `to_dict`. Raises ConfigError for what is no such mapping, naming unknown fields."""
+        """The inverse of `to_dict`. Raises ConfigError for any other value, naming unknown fields."""
         require(isinstance(data, dict), f"expected a mapping, not {shown(data)}")
         values = {key: build(_PARTS[key], value) if key in _PARTS else value for key, value in data.items()}
         return build(cls, values)

@@ -110,7 +110,7 @@ def merge(
     They may be files of different layouts but must be of one architecture: the same networks, schedule,
     latent scale and prediction. Sums are in float32, and stored in `dtype`, or in the first model's types.
     The other options are `convert`'s and hold for all of them. Returns the configuration. Raises
-    CheckpointError naming what differs, and ValueError for what are no pairs of a path and a finite number.
+    CheckpointError naming what differs, and ValueError if `models` are not pairs (path, finite number).
     """
     models = _pairs(models)
     opened = [

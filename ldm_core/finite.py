@@ -1,4 +1,4 @@
-"""Numbers that are no longer finite: a latent with NaN or infinity decodes to a black picture.
+"""Finds NaN and infinity: a latent that has them decodes to a black picture.
 
 Half types overflow, a guidance scale can be too much for a model or a scheduler, and weights can be damaged.
 """

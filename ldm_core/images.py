@@ -46,8 +46,8 @@ def open_picture(source: str | os.PathLike[str] | bytes) -> Image:
 
     It is safe for files from strangers: only the formats in FORMATS are read, and size is checked before
     anything is decoded. A damaged EXIF block is ignored: the picture is then as it is stored.
-    Raises OSError for a file that cannot be opened, is larger than MAX_BYTES or is no regular file, and
-    ValueError for one that is no picture in those formats, is damaged, or has more than MAX_PIXELS pixels.
+    Raises OSError for a file that cannot be opened, is larger than MAX_BYTES or is not a regular file, and
+    ValueError for one that is not a picture in these formats, is damaged, or has more than MAX_PIXELS pixels.
     """
     from PIL import Image as PIL
 

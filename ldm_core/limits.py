@@ -1,4 +1,4 @@
-"""What a configuration may claim, whoever wrote it: the limits, and the checks that hold fields to them."""
+"""The limits of what a configuration may claim, and the checks of its fields against them."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def require(condition: bool, message: str) -> None:
 
 
 def is_number(value: Any) -> bool:
-    """Whether this is a finite real number that a float holds; a bool is none."""
+    """Whether this is a finite real number that a float holds. A bool does not count."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e300
 
 
 def is_whole(value: Any, low: int, high: int) -> bool:
-    """Whether this is an int of low..high; a bool is none."""
+    """Whether this is an int in low..high. A bool does not count."""
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
 def require_whole(part: str, config: Any, names: str, low: int, high: int) -> None:
-    """Raise ConfigError where one of these fields is no int of low..high. A bool is none."""
+    """Raise ConfigError unless all of these fields are ints in low..high. A bool does not count."""
     for name in names.split():
         value = getattr(config, name)
         require(
@@ -48,7 +48,7 @@ def require_whole(part: str, config: Any, names: str, low: int, high: int) -> No
 
 
 def require_sizes(part: str, config: Any, name: str, low: int) -> None:
-    """Raise ConfigError where a field is no tuple of at most MAX_LEVELS ints from `low` on."""
+    """Raise ConfigError unless a field is a tuple of at most MAX_LEVELS ints in low..MAX_SIZE."""
     values = getattr(config, name)
     require(
         isinstance(values, tuple)

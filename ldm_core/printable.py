@@ -1,4 +1,4 @@
-"""Text that came from outside, as it may be shown: on one line, and without codes that a terminal obeys."""
+"""Text from outside, made safe to show: on one line, without codes that a terminal obeys."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ _REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxset = SHOWN_ITEMS
 def printable(text: str, keep: str = "") -> str:
     """The text with whatever is not printable escaped as in `\\x1b`, but for the characters in `keep`.
 
-    Not printable are, as to `str.isprintable`, control characters (C0, C1, DEL), separators of lines, what
-    turns the direction of writing or has no width (Cf), and halves of surrogate pairs. Spaces of all kinds
-    are printable.
+    Escapes control characters, line separators, marks that change the writing direction or have no width, and
+    lone surrogates. Keeps all spaces.
     """
     return "".join(
         char
@@ -29,7 +28,7 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def shown_error(error: BaseException) -> str:
-    """The first line of what another library's error says, which may quote a file at any length."""
+    """The first line of another library's error, cut short, since it may quote a file at any length."""
     lines = (str(error) or type(error).__name__).splitlines()
     return printable(lines[0][: 4 * SHOWN_LETTERS])
 

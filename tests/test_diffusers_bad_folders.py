@@ -38,7 +38,7 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "activation": ("unet/config.json", {"act_fn": "gelu"}, "act_fn is 'gelu'; only 'silu'"),
     "blocks": ("unet/config.json", {"down_block_types": ["DownBlock2D"]}, "are not those of"),
     "text": ("unet/config.json", {"in_channels": "4"}, "in_channels must be a whole number, not '4'"),
-    "heads": ("unet/config.json", {"attention_head_dim": [1, 4]}, "neither of one number"),
+    "heads": ("unet/config.json", {"attention_head_dim": [1, 4]}, "the same number of heads"),
     "depth": ("unet/config.json", {"transformer_layers_per_block": [1, 2]}, "one whole number for all"),
     "classes": ("unet/config.json", {"class_embed_type": "timestep"}, "class_embed_type is 'timestep'"),
     "contradiction": (
@@ -47,7 +47,7 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
         "unet.context_dim: .* says 128, the tensors 64",
     ),
     "shift": ("vae/config.json", {"shift_factor": 0.1}, "shift_factor is 0.1"),
-    "scale": ("vae/config.json", {"scaling_factor": "big"}, "scaling_factor is 'big'"),
+    "scale": ("vae/config.json", {"scaling_factor": "big"}, "scaling_factor must be .* not 'big'"),
     "flow": (
         "scheduler/scheduler_config.json",
         {"prediction_type": "flow_prediction"},

@@ -204,14 +204,14 @@ def peft_file(tmp_path: Path, **changes: Any) -> Path:
 BAD_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "another kind": ({"peft_type": "IA3"}, "adapters of the type 'IA3' are not supported"),
     "dora": ({"use_dora": True}, "it sets use_dora, which is not supported"),
-    "no alpha": ({"lora_alpha": None}, "its lora_alpha is None"),
-    "alpha in words": ({"lora_alpha": "four"}, "its lora_alpha is 'four'"),
-    "alpha not a number": ({"lora_alpha": math.nan}, "its lora_alpha is nan"),
-    "a large rank": ({"r": 10**400}, "its r is 1000"),
+    "no alpha": ({"lora_alpha": None}, "its lora_alpha must be a positive number, not None"),
+    "alpha in words": ({"lora_alpha": "four"}, "its lora_alpha must be a positive number, not 'four'"),
+    "alpha not a number": ({"lora_alpha": math.nan}, "its lora_alpha must be a positive number, not nan"),
+    "a large rank": ({"r": 10**400}, "its r must be a positive number, not 1000"),
     "another rank": ({"r": 8}, "its rank is 4, and 8 in the adapter's settings"),
     "another rank of the layer": ({"rank_pattern": {"to_k": 2}}, "its rank is 4, and 2"),
-    "a list": ({"alpha_pattern": [1]}, "its alpha_pattern is no mapping"),
-    "a regular expression": ({"alpha_pattern": {"(a+)+$": 1}}, "no plain name of a layer"),
+    "a list": ({"alpha_pattern": [1]}, "its alpha_pattern must be a mapping"),
+    "a regular expression": ({"alpha_pattern": {"(a+)+$": 1}}, "must have plain names of layers"),
 }
 
 

@@ -59,7 +59,7 @@ def _parsed(path: Path) -> Any:
         with open_regular(path) as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
-            raise CheckpointError(f"{path}: more than {MAX_BYTES:,} bytes, so no CompVis configuration")
+            raise CheckpointError(f"{path}: more than {MAX_BYTES:,} bytes, the limit for a configuration")
         return yaml.load(data.decode("utf-8-sig"), PlainLoader)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error

@@ -208,7 +208,8 @@ def unet_config(settings: Settings) -> UNetConfig:
         per_head = {width // count for width, count in zip(widths, heads, strict=True)}
         if len(set(heads)) > 1 and len(per_head) > 1:
             raise ConfigError(
-                f"heads {shown(heads)} for widths {shown(widths)} are neither of one number nor of one size"
+                "every level must have the same number of heads, or heads of the same size, "
+                f"not {shown(heads)} for widths {shown(widths)}"
             )
         return UNetConfig(
             in_channels=whole(settings, "in_channels"),

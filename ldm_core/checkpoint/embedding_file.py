@@ -51,7 +51,7 @@ def read_embedding(path: str | os.PathLike[str]) -> tuple[str, Tensor]:
     if len(name) > MAX_WORD_LETTERS or (tensor.ndim == 2 and len(tensor) > MAX_WORD_IDS):
         raise CheckpointError(
             f"{source}: an embedding has at most {MAX_WORD_IDS} vectors and a name of {MAX_WORD_LETTERS} "
-            f"letters; {shown(name)} has {tuple(tensor.shape)} and {len(name):,}"
+            f"letters, not shape {tuple(tensor.shape)} and {len(name):,} letters ({shown(name)})"
         )
     vectors = tensor.reshape(-1, tensor.shape[-1]).to(torch.float32, copy=True)  # (width,) is (1, width)
     if not all_finite(vectors):

@@ -78,7 +78,7 @@ def _something_else(file: FileBytes, head: bytes) -> str:
 
 
 def _pickle(file: FileBytes) -> PickleReader | None:
-    """The reader of this file's pickle, which knows what it would have done; None where it is no pickle."""
+    """The reader of this file's pickle, which lists what it names; None where it is not a pickle."""
     data = file.read(0, min(file.size, MAX_PICKLE_BYTES))
     reader = PickleReader(Budget(len(data)))
     try:

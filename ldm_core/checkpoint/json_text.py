@@ -1,4 +1,4 @@
-"""JSON from a file: parsed within limits, before anything looks at what it says."""
+"""JSON from a file, parsed within limits."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ MAX_NESTING = 32  # mappings and lists within one another; settings files have f
 
 
 def parse_json(text: Any, source: str) -> Any:
-    """The value of a JSON text. Raises CheckpointError, beginning with `source`, for what is none.
+    """The value of a JSON text. Raises CheckpointError, beginning with `source`, for text that is not JSON.
 
-    NaN and Infinity are read, since diffusers writes them: whoever takes a number checks it.
+    NaN and Infinity are read, since diffusers writes them; the caller checks numbers.
     """
     if not isinstance(text, str):  # the metadata of a pickle may be anything
         raise CheckpointError(f"{source}: expected JSON, not {shown(text)}")

@@ -32,7 +32,7 @@ _PREPROCESS_FIXED = {"interpolation": "bicubic", "resize_mode": "shortest", "mod
 
 
 def open_clip_parts(settings: Mapping[str, Any]) -> tuple[ImageEncoderConfig, TextEncoderConfig]:
-    """The two encoders. Raises CheckpointError naming what is missing, or what no network here has."""
+    """The two encoders. Raises CheckpointError naming the setting that is missing or not supported."""
     try:
         model, pixels = settings["model_cfg"], settings.get("preprocess_cfg", {})
         image, text = model["vision_cfg"], model["text_cfg"]
@@ -83,5 +83,5 @@ def _refuse_unknown(settings: Mapping[str, Any], known: set[str]) -> None:
         fixed = name in _FIXED and (value == _FIXED[name] or (name == "pool_type" and value in _POOLS))
         if name not in known and not fixed:
             raise CheckpointError(
-                f"{OPEN_CLIP_CONFIG}: {printable(name[:80])} is {shown(value)}, which no network here has"
+                f"{OPEN_CLIP_CONFIG}: {printable(name[:80])} is {shown(value)}, which is not supported"
             )

@@ -87,7 +87,7 @@ def parse_settings(values: Mapping[str, Any], source: str) -> PeftSettings:
 
 def _number(source: str, name: str, value: Any) -> float:
     if not is_number(value) or not 0 < value < 1e30:
-        raise CheckpointError(f"{source}: its {name} is {shown(value)}, and no positive number")
+        raise CheckpointError(f"{source}: its {name} must be a positive number, not {shown(value)}")
     return float(value)
 
 
@@ -105,14 +105,13 @@ def _pattern(
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise CheckpointError(f"{source}: its {name} is no mapping")
+        raise CheckpointError(f"{source}: its {name} must be a mapping, not {shown(values)}")
     pattern: dict[str, tuple[int, float]] = {}
     for key, value in values.items():
         plain = str(key).removeprefix("^").replace("\\.", ".")
         if not plain.replace(".", "").replace("_", "").isalnum():
             raise CheckpointError(
-                f"{source}: {shown(key)} in its {name} is no plain name of a layer; other patterns are not "
-                "supported"
+                f"{source}: its {name} must have plain names of layers, not the pattern {shown(key)}"
             )
         pattern.setdefault(plain, (len(pattern), number(source, f"{name} of {plain[:80]}", value)))
     return pattern

@@ -31,7 +31,7 @@ MANY = 2**12  # entries: more than the parameters of an optimizer, fewer than th
 class KnownFunction:
     """A name from the table and our function for it.
 
-    build(budget, *arguments) charges the budget for what it copies; the caller has for the arguments.
+    build(budget, *arguments) charges the budget for what it copies. The caller has charged for the arguments.
     """
 
     name: str

@@ -30,9 +30,11 @@ def prove(source: PartSource) -> PartConfig:
     except ConfigError as error:
         raise CheckpointError(f"{source.checkpoint.path.name}: {error}") from error
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+        lacks = isinstance(error, KeyError)
+        wrong = f"{shown_error(error)} is missing" if lacks else "the shapes or numbers of layers do not fit"
         raise CheckpointError(
-            f"{source.checkpoint.path.name}: the tensors under {source.prefix!r} are of no {layout.part} "
-            f"known here (in {layout.name}'s names): no {shown_error(error)}"
+            f"{source.checkpoint.path.name}: the tensors under {source.prefix!r} do not form a known "
+            f"{layout.part} ({layout.name} names): {wrong}"
         ) from error
 
 
@@ -42,8 +44,7 @@ def _require_tensors(source: PartSource, config: PartConfig) -> None:
     there = sum(key in source.tensors for key in wanted)
     if len(wanted) > 2 * there:
         raise ConfigError(
-            f"its {source.layout.part} has {there:,} of the {len(wanted):,} tensors of the network that "
-            "their names and shapes describe"
+            f"only {there:,} of the {len(wanted):,} tensors that this {source.layout.part} needs are there"
         )
 
 

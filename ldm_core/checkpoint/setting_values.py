@@ -1,6 +1,6 @@
 """Values from the settings files of a folder: each of the type and in the range that it must have.
 
-What has another is an error that names the setting and, in a `Reading`, the file.
+Any other value raises an error that names the setting and, in a `Reading`, the file.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def whole(settings: Settings, name: str, default: int | None = None) -> int:
 
 def multiple(width: int, unit: int) -> int:
     if width % unit:
-        raise ConfigError(f"the width {width} is no multiple of the first, {unit}")
+        raise ConfigError(f"width {width} is not a multiple of the first, {unit}")
     return width // unit
 
 

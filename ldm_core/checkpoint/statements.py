@@ -80,8 +80,8 @@ def folder_scale(checkpoint: Checkpoint) -> float | None:
     scale = settings["scaling_factor"]
     if not is_number(scale) or not 0 < scale <= MAX_SCALE:
         raise CheckpointError(
-            f"{diffusers_config.AUTOENCODER}: scaling_factor is {shown(scale)}, and no positive number up to "
-            f"{MAX_SCALE:g}"
+            f"{diffusers_config.AUTOENCODER}: scaling_factor must be a positive number up to {MAX_SCALE:g}, "
+            f"not {shown(scale)}"
         )
     return float(scale)
 
@@ -111,9 +111,10 @@ def added_words_of(checkpoint: Checkpoint, vocab_size: int) -> diffusers_config.
                 f"more than {MAX_WORD_LETTERS} and {MAX_WORD_IDS}"
             )
         if not all(is_whole(number, first, vocab_size - 1) for number in numbers):
+            rows = f"rows {first}..{vocab_size - 1}" if vocab_size > first else "no rows"
             raise CheckpointError(
-                f"{name}: its tokenizer adds {shown(word)} as {shown(numbers)}; its text encoder's table has "
-                f"room for ids in {first}..{vocab_size - 1}"
+                f"{name}: its tokenizer adds {shown(word)} as {shown(numbers)}; the text encoder's table has "
+                f"{rows} for added words"
             )
     return words
 

@@ -2,8 +2,9 @@
 
 A pickle of a few kilobytes can name one value a million times, and so ask for any amount of work. Whatever
 the reader does, from the first instruction to the last tensor, is therefore charged to one budget, which
-grows with the bytes of its pickles. No good file comes near it: a Stable Diffusion checkpoint with its optimizer spends less
-than an eighth of the constant. A small file that spends all of it is refused after about a second.
+grows with the bytes of the pickles. No good file comes near it: a Stable Diffusion checkpoint with its
+optimizer spends less than an eighth of the constant. A small file that spends all of it is refused after
+about a second.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ PER_BYTE = 8  # of the pickles
 
 
 class Budget:
-    """What is left for a file with so many bytes of pickles."""
+    """The work that is left to a file with `size` bytes of pickles."""
 
     def __init__(self, size: int) -> None:
         self._left = CONSTANT + PER_BYTE * size

@@ -198,7 +198,7 @@ def _make_bytes(name: str, pending: Pending) -> memoryview:
 
 
 def write_then_move(path: Path, write: Callable[[Path], object], *, overwrite: bool = True) -> None:
-    """`write_whole`, as a checkpoint's reader and writer raise errors.
+    """`write_whole` with CheckpointError in place of OSError.
 
     Raises CheckpointError where the file cannot be written, FileExistsError for one that is there and not to
     be overwritten, and what `write` raises; `path` is then as it was.
@@ -209,7 +209,7 @@ def write_then_move(path: Path, write: Callable[[Path], object], *, overwrite: b
 
 @contextmanager
 def checkpoint_errors(path: Path) -> Iterator[None]:
-    """Errors of the operating system, but for FileExistsError, as CheckpointErrors of `path`."""
+    """Turns every OSError except FileExistsError into a CheckpointError that names `path`."""
     try:
         yield
     except FileExistsError:

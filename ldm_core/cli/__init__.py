@@ -2,9 +2,9 @@
 
 This file holds the commands and their options; `run` does what they ask, and is imported only then.
 Standard output carries nothing but the paths of the files that were written, one a line; everything said to
-people goes to standard error. Exit status: 0; 2 for bad input, or a file that cannot be written, with one line
-that says what is wrong; 1 for latents with NaN or infinity, out of memory, or where nobody reads the paths any
-more; 130 after Ctrl-C.
+people goes to standard error. Exit status: 0; 2 for bad input or a file that cannot be written, with one line
+that says what is wrong; 1 for latents with NaN or infinity, for too little memory, and where nobody reads the
+paths any more; 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _interrupted(args: argparse.Namespace | None) -> str:
-    """What Ctrl-C left undone; a run that has drawn pictures tells that itself."""
+    """The line that is shown after Ctrl-C; a run that has drawn pictures shows its own."""
     if args is not None and "target" in args:
         return "interrupted; nothing half-written is left"
     if args is not None and "prompt" in args:

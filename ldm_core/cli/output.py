@@ -1,7 +1,7 @@
-"""Where everything that the command line prints goes through.
+"""Everything that the command line prints.
 
-Names of files, prompts, metadata and errors that quote them come from outside: what is not printable in them
-is escaped (`ldm_core.printable`), so that no file can drive the terminal or begin a line of its own.
+Names of files, prompts, metadata and errors that quote them may come from a stranger. Control characters in
+them are escaped (`ldm_core.printable`), so that no file can drive the terminal or begin a line of its own.
 """
 
 from __future__ import annotations

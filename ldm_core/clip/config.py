@@ -38,14 +38,14 @@ class CLIPConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> CLIPConfig:
-        """The inverse of `to_dict`. Raises ConfigError for what is no such configuration."""
+        """The inverse of `to_dict`. Raises ConfigError for any other value."""
         try:
             if not isinstance(data, dict) or set(data) != {"image_encoder", "text_encoder"}:
                 raise ConfigError(f"expected a mapping of image_encoder and text_encoder, not {shown(data)}")
             image = build(ImageEncoderConfig, data["image_encoder"])
             return cls(image, build(TextEncoderConfig, data["text_encoder"]))
         except ConfigError as error:
-            raise ConfigError(f"no configuration of a CLIP: {error}") from error
+            raise ConfigError(f"not a CLIP configuration: {error}") from error
 
 
 def _with_exact_gelu(config: CLIPConfig) -> CLIPConfig:

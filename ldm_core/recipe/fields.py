@@ -20,7 +20,7 @@ HASH_BLOCK = 2**22  # bytes
 
 MAX_DIGITS = 4000  # of a whole number in JSON; Python itself takes quadratic time for more, or refuses them
 
-# What is far beyond every model, and not yet beyond what the library computes with.
+# Far beyond every model, and still within what the library can compute with.
 MAX_SIZE, MAX_STEPS, MAX_CLIP_SKIP = 2**16, 100_000, 1000
 RANGES = {
     "seed": (0, 2**63 - 1),

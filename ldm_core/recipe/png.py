@@ -58,8 +58,8 @@ def png_bytes(image: Image, recipe: Recipe) -> bytes:
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     """The recipe in a PNG file, this package's own or else what another tool's text tells.
 
-    The picture is not decoded. Raises OSError for a file that cannot be opened or is no regular file, and
-    ValueError, beginning with the path, for one that is no PNG or has no recipe that can be read.
+    The picture is not decoded. Raises OSError for a file that cannot be opened or is not a regular file, and
+    ValueError, beginning with the path, for one that is not a PNG or has no recipe that can be read.
     """
     texts = _texts(path)
     try:

@@ -83,7 +83,7 @@ class Muon(torch.optim.Optimizer):
                 p.mul_(1 - group["lr"] * group["weight_decay"]).add_(change, alpha=-group["lr"])
 
     def moments(self, p: Tensor) -> set[str]:
-        """The names of what is kept of a parameter from its first step on."""
+        """The names of the state that is kept for a parameter after its first step."""
         return {"momentum"} if id(p) in self._kernels else {"step", "exp_avg", "exp_avg_sq"}
 
     def _muon(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:

@@ -44,8 +44,7 @@ def decode_picture(source: Path | bytes, name: str, size: int) -> Tensor:
     """A picture's file or its bytes to (3, size, size) in [-1, 1]: its shorter side scaled, its middle cut
     out.
 
-    What is read, and what is ignored, is said at `ldm_core.images.open_picture`. Raises BadSample, whatever
-    is wrong with it.
+    See `ldm_core.images.open_picture` for formats and limits. Raises BadSample, whatever is wrong with it.
     """
     from PIL import Image, ImageOps
 

@@ -25,7 +25,7 @@ from ldm_core.training.samples import ENDINGS, BadSample, Sample, decode_picture
 
 CAPTIONS = (".txt", ".json")
 
-# Bytes: what is larger is no header, no caption and no picture to train with, and not read.
+# Bytes. What is larger is not read.
 MAX_HEADER = 2**20
 MAX_CAPTION = 2**20
 MAX_PICTURE = 2**28
@@ -52,8 +52,8 @@ class TarShards:
 
     captions: whether they are wanted; without, "text" is empty. A shard that is damaged or cut short is read
     up to there, and sparse files in it are left out, both with a warning; a caption of more than 1 MiB or a
-    picture of more than 256 MiB is a `BadSample`. Raises ValueError for a file that is no plain tar file (a
-    compressed one has no places that can be gone to), and where there are no samples, or none with a caption.
+    picture of more than 256 MiB is a `BadSample`. Raises ValueError for a file that is not an uncompressed
+    tar file (a compressed one has no random access), and where there are no samples, or none with a caption.
     """
 
     def __init__(self, shards: Sequence[str | Path], size: int, *, captions: bool = True) -> None:
@@ -97,7 +97,7 @@ class TarShards:
 
 
 class _Headers(io.BufferedReader):
-    """A tar file as tarfile sees it, which reads headers alone: the size of one is no reason for memory."""
+    """Refuses a header that claims more than MAX_HEADER before memory is allocated."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or not 0 <= size <= MAX_HEADER:
@@ -143,7 +143,7 @@ def _index(shard: Path) -> list[_Entry]:
 
 
 def _forwards(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The members, of which each begins after the one before it. Raises ValueError where a size denies it."""
+    """The members in order. Raises ValueError for a size that would lead back to an earlier one."""
     for member in archive:
         if member.size < 0 or archive.offset < member.offset_data:
             raise ValueError(f"{shown(member.name)} has a size of {member.size}")
@@ -151,9 +151,9 @@ def _forwards(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 def _require_end(shard: Path, offset: int) -> None:
-    """Raises ValueError where a file goes on, or stops, without the block of zeros that ends an archive.
+    """Raises ValueError unless the block of zeros that ends an archive is at `offset`.
 
-    tarfile takes any header that it cannot read for the end, but for the first one.
+    After the first header, tarfile takes one that it cannot read for the end.
     """
     with open_regular(shard) as file:
         file.seek(offset)

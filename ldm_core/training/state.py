@@ -111,7 +111,7 @@ def _progress(text: Any) -> dict[str, Any]:
         raise ValueError(f"it lacks {', '.join(sorted(PROGRESS - progress.keys()))}")
     for name in ("step", "position", "length"):
         if type(progress[name]) is not int or not 0 <= progress[name] < 2**63:
-            raise ValueError(f"its {name} is not a whole number from 0 on")
+            raise ValueError(f"its {name} must be an integer from 0")
     if not isinstance(progress["settings"], dict):
         raise ValueError("its settings are not a mapping")
     if not isinstance(progress.get("data"), str | None):

@@ -26,6 +26,7 @@ from ldm_core.checkpoint.parts import Part
 from ldm_core.checkpoint.values import all_finite
 from ldm_core.config import LatentDiffusionConfig, PredictionType
 from ldm_core.noise_schedule import NoiseSchedule
+from ldm_core.printable import shown_error
 from ldm_core.protocols import Autoencoder, NoisePredictor, TextEncoder, Tokenizer
 from ldm_core.random import Generators
 from ldm_core.tokenizer import CLIPTokenizer
@@ -258,8 +259,7 @@ def check_device(device: Any) -> None:
         torch.empty(0, device=torch.device(device))
     # An unknown name is a RuntimeError, another type a TypeError, a torch without CUDA an AssertionError.
     except (RuntimeError, TypeError, AssertionError) as error:
-        reason = str(error).split("\n")[0]
-        raise ValueError(f"device {device!r} cannot be used: {reason[:200]}") from error
+        raise ValueError(f"device {device!r} cannot be used: {shown_error(error)}") from error
 
 
 def choose_dtype(

@@ -23,6 +23,7 @@ from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.pickle_globals import KNOWN, KNOWN_RECORDS, KnownFunction, checked_key
 from ldm_core.checkpoint.pickle_values import InertObject, StorageRef, StorageType, StoredTensor
 from ldm_core.checkpoint.work_budget import CONTAINER, INSTRUCTION, ITEM, Budget
+from ldm_core.printable import printable
 
 MAX_PICKLE_BYTES = 2**26
 MAX_LINE = 2**16
@@ -234,12 +235,11 @@ class PickleReader:
             return KNOWN[dotted]
         if dotted in KNOWN_RECORDS:
             return self._records.setdefault(dotted, InertObject(dotted))
-        printable = dotted if dotted.isprintable() else ascii(dotted)
-        if printable not in self._records:
-            self._budget.spend(len(printable))
-            self._records[printable] = InertObject(printable)
-            self.foreign.append(printable)
-        return self._records[printable]
+        if dotted not in self._records:
+            self._budget.spend(ITEM * len(dotted))  # its characters are looked at one by one
+            self.foreign.append(printable(dotted))
+            self._records[dotted] = InertObject(self.foreign[-1])
+        return self._records[dotted]
 
     def _reduce(self, _: Any) -> None:
         args = self._pop()

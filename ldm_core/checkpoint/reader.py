@@ -25,6 +25,7 @@ from ldm_core.checkpoint.folder import is_diffusers_folder, read_folder
 from ldm_core.checkpoint.legacy_reader import read_legacy
 from ldm_core.checkpoint.safetensors_reader import read_safetensors
 from ldm_core.checkpoint.torch_zip import read_torch_zip, verify_torch_zip
+from ldm_core.printable import shown_error
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,7 @@ def _errors_named(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path}: {error}") from error
     # A path with a NUL in it is a ValueError; torch has a RuntimeError for memory that it cannot get.
     except (OSError, ValueError, MemoryError, RuntimeError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{path}: cannot be read ({reason})") from error
+        raise CheckpointError(f"{path}: cannot be read ({shown_error(error)})") from error
 
 
 def _describe_folder(path: Path) -> str:

@@ -150,7 +150,7 @@ def test_what_is_too_large_is_not_read(tmp_path: Path) -> None:
         TarShards([path], 8)[0]
     deep = json.dumps({"text": "red"})[:-1] + ', "x": ' + "[" * 50_000 + "}"
     path.write_bytes(member("0.png", PNG) + member("0.json", deep.encode()) + END)
-    with pytest.raises(BadSample, match=r"its \.json cannot be read"):
+    with pytest.raises(BadSample, match=r"its \.json: not valid JSON"):
         TarShards([path], 8)[0]
 
 

@@ -104,6 +104,7 @@ def imports(path: Path) -> Iterator[str]:
 ALLOWED = {
     "atomic_files": set(),
     "printable": set(),
+    "json_text": set(),
     "limits": set(),
     "config": {"limits"},
     "random": set(),
@@ -131,6 +132,7 @@ ALLOWED = {
         "clip",
         "config",
         "images",
+        "json_text",
         "model",
         "text_encoder",
         "tokenizer",
@@ -139,12 +141,13 @@ ALLOWED = {
     },
     "checkpoint": {
         "atomic_files",
+        "checkpoint",
         "config",
+        "json_text",
         "limits",
         "noise_schedule",
         "regular_file",
         "tokenizer",
-        "checkpoint",
     },
     # The doctor asks what loading would ask.
     "checkpoint/diagnosis": {"config", "checkpoint", "weights"},

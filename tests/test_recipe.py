@@ -288,8 +288,8 @@ def without(*names: str, **changes: Any) -> str:
 
 
 DAMAGED = {
-    "not JSON": ("{", "not JSON"),
-    "nested too deeply": ("[" * 100_000, "not JSON"),
+    "not JSON": ("{", "not valid JSON"),
+    "nested too deeply": ("[" * 100_000, "not valid JSON"),
     "a list": ("[1]", r"must be a mapping, not \[1\]"),
     "no schema": (without("schema"), "schema None"),
     "a later schema": (without(schema=2), "schema 2, and this version reads 1"),

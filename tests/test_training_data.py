@@ -157,7 +157,7 @@ def test_a_caption_file_may_name_missing_pictures(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("metadata.jsonl", b'{"file_name": "a.png", "text": "x"}\n{"file', "line 2: not JSON"),
+        ("metadata.jsonl", b'{"file_name": "a.png", "text": "x"}\n{"file', "line 2: not valid JSON"),
         ("metadata.jsonl", b'["a.png", "x"]', "line 1: expected 'file_name' and 'text'"),
         ("metadata.jsonl", b'{"file_name": "a.png"}', "line 1: expected 'file_name' and 'text'"),
         ("metadata.jsonl", b'{"text": "x"}', "line 1: expected a file_name, got None"),

@@ -379,5 +379,5 @@ def test_a_lock_that_cannot_be_made_ends_every_process(
         run(tmp_path)
     monkeypatch.setattr(World, "mean", lambda self, numbers: dict.fromkeys(numbers, 0.5))
     monkeypatch.setattr(World, "is_first", False)
-    with pytest.raises(TrainingError, match="another run is writing in this folder, or its lock cannot be"):
+    with pytest.raises(TrainingError, match="another run uses this folder, or its lock cannot be"):
         run(tmp_path)

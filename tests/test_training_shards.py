@@ -91,7 +91,7 @@ def test_shards_that_are_damaged(tmp_path: Path) -> None:
     with pytest.raises(BadSample, match=r"b.tar/0.png: cannot be read as a picture"):
         samples[0]
     odd = shard(tmp_path / "c.tar", ("0.png", png(COLOURS["b"])), ("0.json", b"{no json"))
-    with pytest.raises(BadSample, match=r"c.tar/0.png: its .json cannot be read"):
+    with pytest.raises(BadSample, match=r"c.tar/0.png: its .json: not valid JSON"):
         TarShards([odd], 8)[0]
     foreign = shard(tmp_path / "e.tar", ("0.png", png(COLOURS["b"])), ("0.txt", "red".encode("utf-16")))
     with pytest.raises(BadSample, match=r"e.tar/0.png: its caption is not UTF-8"):

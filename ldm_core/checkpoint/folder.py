@@ -21,7 +21,7 @@ from typing import Any
 
 from ldm_core.checkpoint import diffusers_config
 from ldm_core.checkpoint.errors import CheckpointError
-from ldm_core.checkpoint.json_text import parse_json
+from ldm_core.json_text import parse_json
 from ldm_core.printable import printable
 
 NETWORKS = ("unet", "vae", "text_encoder")  # their tensors' names begin so in a Checkpoint
@@ -94,7 +94,7 @@ def read_json(path: Path) -> dict[str, Any]:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path}: not valid JSON ({error})") from error
-    data = parse_json(text, str(path))
+    data = parse_json(text, str(path), CheckpointError)
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: not a mapping but a {type(data).__name__}")
     return data

@@ -18,7 +18,6 @@ from torch import Tensor
 from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.family import other_family
 from ldm_core.checkpoint.folder import read_json
-from ldm_core.checkpoint.json_text import parse_json
 from ldm_core.checkpoint.key_map import report
 from ldm_core.checkpoint.lora_delta import Delta, WidthError, kind_of
 from ldm_core.checkpoint.lora_names import PEFT, SECOND_TEXT_ENCODER, layer_names, split_key
@@ -26,6 +25,7 @@ from ldm_core.checkpoint.peft_settings import PeftSettings, parse_settings
 from ldm_core.checkpoint.reader import Checkpoint, read
 from ldm_core.checkpoint.values import all_finite
 from ldm_core.config import LatentDiffusionConfig
+from ldm_core.json_text import parse_json
 from ldm_core.printable import printable
 
 FOLDER_FILES = (
@@ -152,7 +152,7 @@ def _settings(file: Path, checkpoint: Checkpoint) -> dict[str, PeftSettings]:
     if not isinstance(text, str):
         return {}
     source = f"{file.name}: {DIFFUSERS_METADATA}"
-    values = parse_json(text, source)
+    values = parse_json(text, source, CheckpointError)
     if not isinstance(values, dict):
         raise CheckpointError(f"{source} is no mapping but a {type(values).__name__}")
     parts: dict[str, dict[str, Any]] = {}

@@ -7,11 +7,11 @@ from typing import Any
 
 from ldm_core.checkpoint import diffusers_config
 from ldm_core.checkpoint.errors import CheckpointError
-from ldm_core.checkpoint.json_text import parse_json
 from ldm_core.checkpoint.parts import PartSource
 from ldm_core.checkpoint.prove import PartConfig
 from ldm_core.checkpoint.reader import Checkpoint
 from ldm_core.config import ConfigError, LatentDiffusionConfig
+from ldm_core.json_text import parse_json
 from ldm_core.limits import MAX_SCALE, is_number, is_whole
 from ldm_core.printable import shown
 from ldm_core.tokenizer import MAX_WORD_IDS, MAX_WORD_LETTERS, MAX_WORDS, CLIPTokenizer
@@ -31,7 +31,8 @@ _STATED = {
 def config_in_metadata(checkpoint: Checkpoint) -> LatentDiffusionConfig:
     source = f"{checkpoint.path.name}: the configuration in its metadata is damaged"
     try:
-        return LatentDiffusionConfig.from_dict(parse_json(checkpoint.metadata[CONFIG_KEY], source))
+        stated = parse_json(checkpoint.metadata[CONFIG_KEY], source, CheckpointError)
+        return LatentDiffusionConfig.from_dict(stated)
     except ConfigError as error:
         raise CheckpointError(f"{source}: {error}") from error
 
@@ -121,7 +122,7 @@ def added_words_of(checkpoint: Checkpoint, vocab_size: int) -> diffusers_config.
 
 def _stored_words(text: Any, source: str) -> diffusers_config.Words:
     """The words of the metadata, [[word, [id, …]], …]."""
-    stored = parse_json(text, source)
+    stored = parse_json(text, source, CheckpointError)
     pairs = stored if isinstance(stored, list) else [stored]
     for pair in pairs:
         match pair:

@@ -19,7 +19,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from ldm_core.cli.output import PROG, tell
-from ldm_core.recipe.fields import MAX_CLIP_SKIP, MAX_SIZE, MAX_STEPS
+from ldm_core.limits import MAX_SIZE
+from ldm_core.recipe.fields import MAX_CLIP_SKIP, MAX_STEPS
 
 SCHEDULERS = (
     "ddim",

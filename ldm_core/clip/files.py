@@ -22,7 +22,6 @@ from ldm_core.checkpoint.clip_names import LAYOUTS, CLIPLayout, openai_map
 from ldm_core.checkpoint.diffusers_config import ALONE, PREPROCESSOR, clip_parts
 from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.folder import read_json
-from ldm_core.checkpoint.json_text import parse_json
 from ldm_core.checkpoint.key_map import report, to_file, to_parameters
 from ldm_core.checkpoint.open_clip_config import OPEN_CLIP_CONFIG, open_clip_parts
 from ldm_core.checkpoint.reader import Checkpoint, read
@@ -31,6 +30,7 @@ from ldm_core.checkpoint.values import all_finite
 from ldm_core.checkpoint.writer import Pending, write_then_move
 from ldm_core.clip.config import PRESETS, CLIPConfig, preset
 from ldm_core.config import ConfigError
+from ldm_core.json_text import parse_json
 from ldm_core.printable import shown
 
 CONFIG_KEY = "ldm_core.clip_config"
@@ -139,7 +139,9 @@ def resolve_config(source: CLIPSource, config: str | CLIPConfig | None) -> CLIPC
             resolved = preset(config) if isinstance(config, str) else config
             origin = "the given configuration"
         elif CONFIG_KEY in checkpoint.metadata:
-            stated = parse_json(checkpoint.metadata[CONFIG_KEY], "its configuration is damaged")
+            stated = parse_json(
+                checkpoint.metadata[CONFIG_KEY], "its configuration is damaged", CheckpointError
+            )
             resolved = CLIPConfig.from_dict(stated)
             origin = "the file's own metadata"
         elif OPEN_CLIP_CONFIG in source.settings:

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ldm_core.json_text import parse_json
+from ldm_core.limits import MAX_SIZE
 from ldm_core.printable import shown
 from ldm_core.regular_file import open_regular
 
@@ -18,10 +20,8 @@ SCHEMA = 1
 HASH_DIGITS = 10  # how much of a file's sha256 the web UIs show as "Model hash"
 HASH_BLOCK = 2**22  # bytes
 
-MAX_DIGITS = 4000  # of a whole number in JSON; Python itself takes quadratic time for more, or refuses them
-
 # Far beyond every model, and still within what the library can compute with.
-MAX_SIZE, MAX_STEPS, MAX_CLIP_SKIP = 2**16, 100_000, 1000
+MAX_STEPS, MAX_CLIP_SKIP = 100_000, 1000
 RANGES = {
     "seed": (0, 2**63 - 1),
     "steps": (1, MAX_STEPS),
@@ -213,10 +213,7 @@ def to_json(recipe: Recipe) -> str:
 
 def from_json(text: str) -> Recipe:
     """The inverse of `to_json`. Raises ValueError saying what is wrong."""
-    try:
-        data = json.loads(text, parse_int=_whole_number)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"the recipe is not JSON: {error}") from None
+    data = parse_json(text, "the recipe")
     if not isinstance(data, dict):
         raise ValueError(f"the recipe must be a mapping, not {data!r:.60}")
     schema = data.pop("schema", None)
@@ -230,12 +227,6 @@ def from_json(text: str) -> Recipe:
             data[name] = tuple(_adapter(name, entry) for entry in data[name])
     recipe: Recipe = _built(Recipe, data, "the recipe")
     return recipe
-
-
-def _whole_number(digits: str) -> int:
-    if len(digits) > MAX_DIGITS:
-        raise ValueError(f"a number of {len(digits):,} digits")
-    return int(digits)
 
 
 def _source(name: str, data: dict[str, Any]) -> SourceFile:

@@ -11,11 +11,11 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from ldm_core.json_text import parse_json
 from ldm_core.training.samples import ENDINGS, Sample, decode_picture
 
 Row = tuple[str, tuple[str, ...]]  # a file's name and its captions
@@ -109,10 +109,7 @@ def _jsonl(path: Path) -> Iterator[Row]:
     for number, line in enumerate(_read(path).split("\n"), 1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
+        row = parse_json(line, f"{path}, line {number}")
         texts = row.get("text") if isinstance(row, dict) else None
         texts = [texts] if isinstance(texts, str) else texts
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import tarfile
 import warnings
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ldm_core.json_text import parse_json
 from ldm_core.printable import printable, shown, shown_error
 from ldm_core.regular_file import open_regular
 from ldm_core.training.samples import ENDINGS, BadSample, Sample, decode_picture
@@ -182,10 +182,7 @@ def _texts(data: bytes, ending: str, name: str) -> tuple[str, ...]:
     except UnicodeDecodeError as error:
         raise BadSample(f"{name}: its caption is not UTF-8 ({error})") from error
     if ending.lower().endswith(".json"):
-        try:
-            values = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise BadSample(f"{name}: its .json cannot be read ({error})") from error
+        values = parse_json(text, f"{name}: its .json", BadSample)
         text = values.get("text", values.get("caption")) if isinstance(values, dict) else None
     texts = text if isinstance(text, list) else [text]
     if not all(isinstance(one, str) for one in texts) or not any(one.strip() for one in texts):

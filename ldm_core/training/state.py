@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from ldm_core.checkpoint import CheckpointError, read
 from ldm_core.checkpoint.writer import Pending, is_sliced, write_safetensors, write_then_move
+from ldm_core.json_text import parse_json
+from ldm_core.limits import is_whole
 from ldm_core.training.distributed import World, assign, whole
 from ldm_core.training.ema import WeightAverage
 from ldm_core.training.muon import Muon
@@ -81,7 +83,7 @@ def load_state(path: Path, trained: Trained, accept: Callable[[Mapping[str, Any]
     checkpoint = read(path)
     try:
         progress = _progress(checkpoint.metadata.get(KEY))
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{path}: not the state of a training run ({error})") from error
     accept(progress)
     parameters, saved = trained.parameters(), checkpoint.tensors
@@ -101,16 +103,16 @@ def load_state(path: Path, trained: Trained, accept: Callable[[Mapping[str, Any]
 
 
 def _progress(text: Any) -> dict[str, Any]:
-    """The progress in a file's metadata. Raises ValueError, or RecursionError, for what cannot be one."""
+    """The progress in a file's metadata. Raises ValueError for any other text."""
     if not isinstance(text, str):
         raise ValueError(f"it has no metadata named {KEY}")
-    progress = json.loads(text)
+    progress = parse_json(text, "its progress")
     if not isinstance(progress, dict):
         raise ValueError(f"its progress is a {type(progress).__name__}, not a mapping")
     if not progress.keys() >= PROGRESS:
         raise ValueError(f"it lacks {', '.join(sorted(PROGRESS - progress.keys()))}")
     for name in ("step", "position", "length"):
-        if type(progress[name]) is not int or not 0 <= progress[name] < 2**63:
+        if not is_whole(progress[name], 0, 2**63 - 1):
             raise ValueError(f"its {name} must be an integer from 0")
     if not isinstance(progress["settings"], dict):
         raise ValueError("its settings are not a mapping")

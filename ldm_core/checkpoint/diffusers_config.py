@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.setting_values import (
     MAX_ID,
-    Reading,
     Settings,
     block_kinds,
     block_widths,
@@ -25,6 +24,7 @@ from ldm_core.checkpoint.setting_values import (
     multiple,
     one_number,
     one_of,
+    reading,
     real,
     whole,
     wholes,
@@ -193,7 +193,7 @@ def unet_config(settings: Settings) -> UNetConfig:
     """`UNet2DConditionModel`'s settings. Raises CheckpointError naming what is missing or unknown here."""
     check_fixed(UNET, settings, _UNET_FIXED)
     check_activation(UNET, settings)
-    with Reading(UNET):
+    with reading(UNET):
         widths = block_widths(settings)
         types = block_kinds(settings, "down_block_types")
         attends = [level for level, kind in enumerate(types) if kind == "CrossAttnDownBlock2D"]
@@ -235,7 +235,7 @@ def autoencoder_config(settings: Settings) -> AutoencoderConfig:
     """`AutoencoderKL`'s settings. Raises CheckpointError naming what is missing or unknown here."""
     check_fixed(AUTOENCODER, settings, _AUTOENCODER_FIXED)
     check_activation(AUTOENCODER, settings)
-    with Reading(AUTOENCODER):
+    with reading(AUTOENCODER):
         widths, types = block_widths(settings), block_kinds(settings, "down_block_types")
         up = block_kinds(settings, "up_block_types")
         mirrored = [kind.replace("UpDecoder", "DownEncoder") for kind in reversed(up)]
@@ -264,7 +264,7 @@ def text_encoder_config(
     The setting `pad_token_id` is not the tokenizer's, and not used.
     """
     check_fixed(file, settings, {"layer_norm_eps": 1e-5})
-    with Reading(file):
+    with reading(file):
         width = whole(settings, "hidden_size", 512)
         if (inner := whole(settings, "intermediate_size", 2048)) != 4 * width:
             raise ConfigError(f"intermediate_size {inner} is not 4 × {width}")
@@ -283,7 +283,7 @@ def clip_parts(folder: Mapping[str, Settings]) -> tuple[ImageEncoderConfig, Text
     """transformers' `CLIPConfig`: the image encoder and the text encoder of a folder of a whole CLIP."""
     settings = folder[ALONE]
     one_of(ALONE, "model_type", settings.get("model_type"), {"clip": None})
-    with Reading(ALONE):
+    with reading(ALONE):
         image, text = settings["vision_config"], settings["text_config"]
         joint = whole(settings, "projection_dim", 512)
         fixed = {"layer_norm_eps": 1e-5, "num_channels": 3}
@@ -309,7 +309,7 @@ def clip_parts(folder: Mapping[str, Settings]) -> tuple[ImageEncoderConfig, Text
 def _pixels(settings: Settings) -> dict[str, Any]:
     """A folder's `preprocessor_config.json`: the mean and deviation of its pixels."""
     check_fixed(PREPROCESSOR, settings, {"resample": 3, "do_center_crop": True, "do_normalize": True})
-    with Reading(PREPROCESSOR):
+    with reading(PREPROCESSOR):
         names = {"mean": "image_mean", "std": "image_std"}
         return {ours: tuple(settings[theirs]) for ours, theirs in names.items() if theirs in settings}
 
@@ -317,7 +317,7 @@ def _pixels(settings: Settings) -> dict[str, Any]:
 def noise_schedule_config(settings: Settings) -> NoiseScheduleConfig:
     """A scheduler's settings, of whatever class it is. Missing ones are diffusers' own defaults."""
     check_fixed(SCHEDULER, settings, _SCHEDULER_FIXED)
-    with Reading(SCHEDULER):
+    with reading(SCHEDULER):
         name = settings.get("beta_schedule", "linear")
         return NoiseScheduleConfig(
             timesteps=whole(settings, "num_train_timesteps", 1000),

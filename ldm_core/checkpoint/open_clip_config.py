@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ldm_core.checkpoint.errors import CheckpointError
+from ldm_core.checkpoint.setting_values import reading
 from ldm_core.config import Activation, ConfigError, ImageEncoderConfig, TextEncoderConfig
-from ldm_core.printable import printable, shown, shown_error
+from ldm_core.printable import printable, shown
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 
@@ -33,7 +34,7 @@ _PREPROCESS_FIXED = {"interpolation": "bicubic", "resize_mode": "shortest", "mod
 
 def open_clip_parts(settings: Mapping[str, Any]) -> tuple[ImageEncoderConfig, TextEncoderConfig]:
     """The two encoders. Raises CheckpointError naming the setting that is missing or not supported."""
-    try:
+    with reading(OPEN_CLIP_CONFIG):
         model, pixels = settings["model_cfg"], settings.get("preprocess_cfg", {})
         image, text = model["vision_cfg"], model["text_cfg"]
         for given, known in ((model, _MODEL), (image, _IMAGE), (text, _TEXT)):
@@ -70,12 +71,6 @@ def open_clip_parts(settings: Mapping[str, Any]) -> tuple[ImageEncoderConfig, Te
                 projection_dim=model["embed_dim"],
             ),
         )
-    except KeyError as error:
-        raise CheckpointError(f"{OPEN_CLIP_CONFIG} has no setting {error}") from error
-    except ConfigError as error:
-        raise CheckpointError(f"{OPEN_CLIP_CONFIG}: {error}") from error
-    except (AttributeError, TypeError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{OPEN_CLIP_CONFIG}: {shown_error(error)}") from error
 
 
 def _refuse_unknown(settings: Mapping[str, Any], known: set[str]) -> None:

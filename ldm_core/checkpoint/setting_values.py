@@ -1,11 +1,12 @@
 """Values from the settings files of a folder: each of the type and in the range that it must have.
 
-Any other value raises an error that names the setting and, in a `Reading`, the file.
+Any other value raises an error that names the setting and, in `reading`, the file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from ldm_core.checkpoint.errors import CheckpointError
@@ -17,24 +18,19 @@ Settings = Mapping[str, Any]
 MAX_ID = 2**31
 
 
-class Reading:
-    """Whatever goes wrong in reading one file's settings is an error that names the file."""
-
-    def __init__(self, file: str) -> None:
-        self._file = file
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, KeyError):
-            raise CheckpointError(f"{self._file} has no setting {error}") from error
-        if isinstance(error, CheckpointError):
-            return
-        if isinstance(error, ConfigError):
-            raise CheckpointError(f"{self._file}: {error}") from error
-        if isinstance(error, (TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError)):
-            raise CheckpointError(f"{self._file}: {shown_error(error)}") from error
+@contextmanager
+def reading(file: str) -> Iterator[None]:
+    """Whatever goes wrong in reading one file's settings is a CheckpointError that names the file."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except KeyError as error:
+        raise CheckpointError(f"{file} has no setting {error}") from error
+    except ConfigError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+    except (TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{file}: {shown_error(error)}") from error
 
 
 def check_activation(file: str, settings: Settings) -> None:

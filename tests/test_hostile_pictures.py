@@ -17,6 +17,7 @@ from training_runs import losses
 from training_runs import run as train
 
 from ldm_core.images import MAX_PIXELS, image_to_tensor, mask_to_tensor, open_picture
+from ldm_core.recipe.png import SIGNATURE
 from ldm_core.training import BadSample, ImageFolder
 from ldm_core.training.samples import decode_picture
 
@@ -56,7 +57,7 @@ def png_header(width: int, height: int) -> bytes:
     """A PNG file that promises a size, and has no pixels."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     crc = struct.pack(">I", zlib.crc32(header))
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + crc + struct.pack(">I", 9) + b"IDAT"
+    return SIGNATURE + struct.pack(">I", 13) + header + crc + struct.pack(">I", 9) + b"IDAT"
 
 
 def test_the_program_would_be_seen(ghostscript: Path) -> None:

@@ -54,7 +54,7 @@ class Output:
                 with suppress(FileExistsError):
                     move_into_place(temporary, path, overwrite=self.force and path == self.file)
                     return path
-        raise _already_there(self.file)
+        raise already_there(f"--output {self.file}")
 
     def save_steps(self, picture: Path, frames: Sequence[Image], strip: Image) -> list[Path]:
         """Write what a picture looked like after each step, numbered from 1, and the strip of them all.
@@ -99,7 +99,7 @@ def find_output(name: str, stem: str, *, count: int, steps: bool, force: bool) -
     elif count > 1:
         raise ValueError(f"--output {name}: {count} pictures do not fit in one file; give a folder")
     elif os.path.lexists(path) and not force:
-        raise _already_there(path)
+        raise already_there(f"--output {path}")
     elif steps and steps_folder(path).exists() and not force:
         raise ValueError(f"--output {name}: {steps_folder(path)} is already there; --force overwrites it")
     else:
@@ -108,8 +108,8 @@ def find_output(name: str, stem: str, *, count: int, steps: bool, force: bool) -
     return output
 
 
-def _already_there(path: Path | None) -> ValueError:
-    return ValueError(f"--output {path}: the file is already there; --force overwrites it")
+def already_there(target: str) -> ValueError:
+    return ValueError(f"{target}: the file is already there; --force overwrites it")
 
 
 def steps_folder(picture: Path) -> Path:

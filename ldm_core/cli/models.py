@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ldm_core.checkpoint import inspect
+from ldm_core.cli.files import already_there
 from ldm_core.cli.output import print_lines, print_path
 from ldm_core.conversion import add_difference, convert, weighted_sum
 from ldm_core.printable import printable
@@ -89,7 +90,7 @@ def _dtype(args: Namespace) -> torch.dtype | None:
 @contextmanager
 def _new_unless_forced(target: str, force: bool) -> Iterator[None]:
     """Raise ValueError for a file that is there, at once, and for one that has appeared by the end."""
-    taken = ValueError(f"{target}: the file is already there; --force overwrites it")
+    taken = already_there(target)
     if Path(target).is_file() and not force:
         raise taken
     try:

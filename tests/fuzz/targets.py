@@ -32,13 +32,13 @@ from ldm_core.checkpoint import CheckpointError, inspect, read
 from ldm_core.checkpoint.compvis_yaml import read_yaml
 from ldm_core.config import LatentDiffusionConfig
 from ldm_core.recipe import from_json, from_parameters_text, read_recipe, to_json, to_parameters_text
+from ldm_core.recipe.png import SIGNATURE
 from ldm_core.tokenizer import END_OF_TEXT, START_OF_TEXT, CLIPTokenizer
 from ldm_core.training import BadSample, TarShards
 
 Target = Callable[[bytes], None]
 
 LEGACY_BEGIN = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-PNG_BEGIN = b"\x89PNG\r\n\x1a\n"
 MAX_PICTURES = 4  # of a shard that are decoded in one execution
 MAX_PIXELS = 2**20  # of one: Pillow allows as many as take half a gigabyte, whatever the file's size
 
@@ -97,7 +97,7 @@ def recipe(data: bytes) -> None:
     Oracle: ValueError, or a recipe. Of that, `to_json` (but for numbers that JSON lacks: ValueError) and
     `to_parameters_text` give text, and what JSON gave, its JSON gives again.
     """
-    if data.startswith(PNG_BEGIN):
+    if data.startswith(SIGNATURE):
         with placed(_with_png_checksums(data), "picture.png") as path, watched(path):
             try:
                 found = read_recipe(path)
@@ -126,7 +126,7 @@ def _write(found: Any) -> None:
 
 
 def _with_png_checksums(data: bytes) -> bytes:
-    parts, position = [PNG_BEGIN], len(PNG_BEGIN)
+    parts, position = [SIGNATURE], len(SIGNATURE)
     while position + 12 <= len(data):
         end = position + 8 + min(int.from_bytes(data[position : position + 4], "big"), len(data))
         body = data[position + 4 : end]

@@ -10,6 +10,8 @@ import warnings
 import torch
 from torch import Tensor
 
+from ldm_core.printable import few
+
 SHOWN = 4  # images that a warning names
 
 
@@ -43,16 +45,17 @@ class FiniteCheck:
             found.setdefault(image, "decoded to NaN or infinity")
         return found
 
-    def warn(self) -> None:
-        """Warn if anything was found, and name the images."""
-        found = [f"image {image}: {what}" for image, what in self.found().items()]
+    def warn(self) -> dict[int, str]:
+        """What `found` returns, with a warning that names the images if there are any."""
+        found = self.found()
         if found:
-            more = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
+            named = few([f"image {image}: {what}" for image, what in found.items()], SHOWN, "; ")
             warnings.warn(
-                f"{'; '.join(found[:SHOWN] + more)}. The picture is black. Try dtype=torch.float32 or "
-                "torch.bfloat16, or a lower guidance_scale, and check the weights",
+                f"{named}. The picture is black. Try dtype=torch.float32 or torch.bfloat16, or a lower "
+                "guidance_scale, and check the weights",
                 stacklevel=4,
             )
+        return found
 
 
 def _finite_rows(tensor: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import reprlib
 import unicodedata
+from collections.abc import Sequence
 
 SHOWN_LETTERS = 80
 SHOWN_ITEMS = 16
@@ -25,6 +26,12 @@ def printable(text: str, keep: str = "") -> str:
         else ascii(char)[1:-1]
         for char in text
     )
+
+
+def few(names: Sequence[str], count: int = 5, separator: str = ", ") -> str:
+    """The first `count` names, and how many there are if that is more: "a, b, … (7 in all)"."""
+    more = [f"… ({len(names)} in all)"] if len(names) > count else []
+    return separator.join([*names[:count], *more])
 
 
 def shown_error(error: BaseException) -> str:

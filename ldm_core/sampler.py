@@ -202,12 +202,12 @@ class Sampler:
             return latent
         decoded = self._decode(latent)
         finite.note_pixels(decoded)
-        finite.warn()
+        found = finite.warn()
         images = trajectory.keep_known_pixels((decoded / 2 + 0.5).clamp(0, 1))
         if output == "tensor":
             return images
         pictures = tensor_to_pil(images)
-        for image, what in finite.found().items():
+        for image, what in found.items():
             pictures[image].info["not_finite"] = what
         return pictures
 

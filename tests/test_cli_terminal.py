@@ -24,7 +24,7 @@ from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
 
 from ldm_core.cli.output import print_path
-from ldm_core.printable import printable, shown
+from ldm_core.printable import few, printable, shown
 from ldm_core.recipe import Recipe, SourceFile, to_json
 
 CODES = "\x1b[2J\x1b]0;x\x07\x7f\x9b31m\u202egnp\u2066\u2028\u200b"
@@ -162,3 +162,9 @@ def test_printable_keeps_what_can_be_read() -> None:
     assert printable("a\nb\tc", keep="\n") == "a\nb\\tc"
     assert is_harmless(shown({CODES: [CODES] * 1000}))
     assert len(shown("x" * 10**6)) < 100
+
+
+def test_few_names_of_many() -> None:
+    assert few([]) == ""
+    assert few(["a", "b"], 2) == "a, b"
+    assert few(["a", "b", "c"], 2, "; ") == "a; b; … (3 in all)"

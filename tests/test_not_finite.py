@@ -86,7 +86,7 @@ def test_a_finite_picture_can_be_read_by_versions_that_know_no_others() -> None:
 def test_a_warning_names_four_images() -> None:
     check = FiniteCheck()
     check.note(torch.full((6, 1, 1, 1), torch.nan))
-    with pytest.warns(UserWarning, match=r"image 3: [^;]*; and 2 more\. The picture"):
+    with pytest.warns(UserWarning, match=r"image 3: [^;]*; … \(6 in all\)\. The picture"):
         check.warn()
 
 

@@ -110,7 +110,7 @@ BAD = {
     ),
     "more beside it": ({"emb_params": draw(1), "x": draw(1)}, "more than one embedding.*emb_params, x"),
     "a LoRA": ({"a.lora_down.weight": draw(1), "a.lora_up.weight": draw(1)}, "is a LoRA"),
-    "a model": ({f"layer.{k}": draw(1) for k in range(9)}, r"layer\.4 and 4 more"),
+    "a model": ({f"layer.{k}": draw(1) for k in range(9)}, r"layer\.4, … \(9 in all\)"),
     "NaN": (
         {"<a>": draw(2).index_fill(1, torch.tensor([5]), torch.nan)},
         "<a> has values that are not finite",

@@ -86,7 +86,7 @@ def test_captions_beside_pictures(folder: Path) -> None:
     (folder / "a.txt").write_text("  red\n disc ")
     (folder / "deep" / "c.txt").write_text("blue")
     (folder / "b.txt").write_text("  \n")
-    with pytest.warns(UserWarning, match=r"pictures without a caption are left out: b.PNG \(1 in all\)"):
+    with pytest.warns(UserWarning, match=r"pictures without a caption are left out: b.PNG$"):
         samples = ImageFolder(folder, 4)
     assert list(zip(samples.names, samples.texts)) == [("a.png", ("red disc",)), ("deep/c.png", ("blue",))]
 
@@ -140,7 +140,7 @@ def test_folders_that_cannot_be_used(folder: Path, tmp_path_factory: pytest.Temp
     assert len(quietly(lambda: ImageFolder(folder, 8, captions=False))) == 3
     metadata(folder, {"file_name": "x.png", "text": "a"}, {"file_name": "y.png", "text": "b"})
     with (
-        pytest.warns(UserWarning, match=r"names pictures that are not there: x.png, y.png \(2 in all\)"),
+        pytest.warns(UserWarning, match=r"names pictures that are not there: x.png, y.png$"),
         pytest.raises(ValueError, match=r"none of its 3 pictures is named with a caption in metadata.jsonl"),
     ):
         ImageFolder(folder, 8)

@@ -23,13 +23,12 @@ from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.family import other_family
 from ldm_core.checkpoint.reader import Checkpoint, read
 from ldm_core.checkpoint.values import all_finite
-from ldm_core.printable import printable, shown
+from ldm_core.printable import few, printable, shown
 from ldm_core.tokenizer import MAX_WORD_IDS, MAX_WORD_LETTERS
 
 AUTHORS, KOHYA = "string_to_param.", "emb_params"
 TOKENS = "string_to_token."  # the authors' files have the placeholders' ids as tensors
 SDXL = ("clip_l", "clip_g")
-KEYS_SHOWN = 5
 EXPECTED = f"expected one tensor, under {AUTHORS}*, {KOHYA} or the embedding's own name"
 
 
@@ -79,9 +78,7 @@ def _only_tensor(checkpoint: Checkpoint) -> tuple[str, Tensor]:
 
 
 def _shown(tensors: dict[str, Tensor]) -> str:
-    names = [printable(key[:80]) for key in list(tensors)[:KEYS_SHOWN]]
-    rest = len(tensors) - len(names)
-    return ", ".join(names) + (f" and {rest} more" if rest else "")
+    return few([printable(key[:80]) for key in tensors])
 
 
 def _name(checkpoint: Checkpoint, key: str) -> str:

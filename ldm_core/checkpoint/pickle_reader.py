@@ -23,7 +23,7 @@ from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.pickle_globals import KNOWN, KNOWN_RECORDS, KnownFunction, checked_key
 from ldm_core.checkpoint.pickle_values import InertObject, StorageRef, StorageType, StoredTensor
 from ldm_core.checkpoint.work_budget import CONTAINER, INSTRUCTION, ITEM, Budget
-from ldm_core.printable import printable
+from ldm_core.printable import few, printable
 
 MAX_PICKLE_BYTES = 2**26
 MAX_LINE = 2**16
@@ -88,8 +88,7 @@ class PickleReader:
         """The end of an error message: what the pickle named that is not in the table."""
         if not self.foreign:
             return ""
-        shown = ", ".join(self.foreign[:5]) + (", …" if len(self.foreign) > 5 else "")
-        return f" (its pickle names {shown}, which was not imported or run)"
+        return f" (its pickle names {few(self.foreign)}, which was not imported or run)"
 
     @contextmanager
     def naming_suspects(self) -> Iterator[None]:

@@ -23,6 +23,7 @@ from ldm_core.checkpoint.pickle_values import StorageRef
 from ldm_core.checkpoint.state_dict import split, split_script
 from ldm_core.checkpoint.work_budget import Budget
 from ldm_core.checkpoint.zip_directory import Member, data_offset, is_intact, read_directory, read_member
+from ldm_core.printable import few
 
 MAX_INFLATION = 8  # times the file's size that its compressed storages may become; weights hardly compress
 MIN_INFLATED = 2**26  # bytes that are always allowed
@@ -55,8 +56,7 @@ def verify_torch_zip(file: FileBytes) -> None:
         raise CheckpointError("its compressed members are too large to be verified")
     damaged = [ascii(name) for name, member in members.items() if not is_intact(file, member)]
     if damaged:
-        more = f", … ({len(damaged)} in all)" if len(damaged) > 5 else ""
-        raise CheckpointError(f"its checksums show damage in {', '.join(damaged[:5])}{more}")
+        raise CheckpointError(f"its checksums show damage in {few(damaged)}")
 
 
 def _most_inflated(file: FileBytes) -> int:

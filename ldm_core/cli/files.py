@@ -109,6 +109,7 @@ def find_output(name: str, stem: str, *, count: int, steps: bool, force: bool) -
 
 
 def already_there(target: str) -> ValueError:
+    """The error for a file that is there; `target` is its path, or the option with it."""
     return ValueError(f"{target}: the file is already there; --force overwrites it")
 
 

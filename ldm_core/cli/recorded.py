@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ldm_core.config import PRESETS
+from ldm_core.printable import few
 from ldm_core.recipe import Recipe, SourceFile, source_file
 from ldm_core.recipe.fields import HASH_DIGITS
 
@@ -28,9 +29,9 @@ def require_trust(args: Namespace, again: Recipe, pictures: Sequence[str]) -> No
     """
     named = [] if args.trust_paths else _files_to_trust(args, again, pictures)
     if named:
-        shown = ", ".join(named[:FILES_SHOWN]) + (f" … ({len(named)} in all)" if named[FILES_SHOWN:] else "")
         raise ValueError(
-            f"{args.recipe} names files, which are read only with --trust-paths or if you give them: {shown}"
+            f"{args.recipe} names files, which are read only with --trust-paths or if you give them: "
+            f"{few(named, FILES_SHOWN)}"
         )
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from ldm_core.json_text import parse_json
+from ldm_core.printable import few
 from ldm_core.training.samples import ENDINGS, Sample, decode_picture
 
 Row = tuple[str, tuple[str, ...]]  # a file's name and its captions
@@ -89,8 +90,7 @@ def _pictures(folder: Path) -> Iterator[Path]:
 
 def _warn(what: str, names: set[str]) -> None:
     if names:
-        first = ", ".join(sorted(names)[:5])
-        warnings.warn(f"{what}: {first}{', …' if len(names) > 5 else ''} ({len(names)} in all)", stacklevel=5)
+        warnings.warn(f"{what}: {few(sorted(names))}", stacklevel=5)
 
 
 def _text_beside(picture: Path) -> tuple[str, ...]:

@@ -22,13 +22,13 @@ from ldm_core.checkpoint import CheckpointError, read
 from ldm_core.checkpoint.writer import Pending, is_sliced, write_safetensors, write_then_move
 from ldm_core.json_text import parse_json
 from ldm_core.limits import is_whole
+from ldm_core.printable import few
 from ldm_core.training.distributed import World, assign, whole
 from ldm_core.training.ema import WeightAverage
 from ldm_core.training.muon import Muon
 
 KEY = "ldm_core.training"  # of the JSON in the file's metadata
 PROGRESS = {"step", "position", "length", "settings"}  # what there must be in it
-SHOWN = 5  # names in an error
 
 
 @dataclass
@@ -132,9 +132,7 @@ def load_weights(path: str | Path, module: nn.Module, *, averaged: bool = True) 
     wrong = [n for n, p in parameters.items() if n not in saved or not _fits(saved[n], p)]
     wrong += [name for name in saved if name.startswith(f"{kind}.") and name not in parameters]
     if wrong:
-        raise CheckpointError(
-            f"{path}: not the weights of this module; such as {wrong[0]} ({len(wrong)} in all)"
-        )
+        raise CheckpointError(f"{path}: not the weights of this module, which differ in {few(wrong, 1)}")
     for name, parameter in parameters.items():
         assign(parameter, saved[name])
 
@@ -188,7 +186,4 @@ def _compare(path: Path, trained: Trained, saved: Mapping[str, Tensor]) -> None:
             wrong += [f"optimizer.{moment}.{parameter} is missing" for moment in sorted(expected - kept)]
             wrong += [f"optimizer.{moment}.{parameter} has no place" for moment in sorted(kept - expected)]
     if wrong:
-        more = f", … ({len(wrong)} in all)" if len(wrong) > SHOWN else ""
-        raise CheckpointError(
-            f"{path}: the state of a run of another architecture: {'; '.join(wrong[:SHOWN])}{more}"
-        )
+        raise CheckpointError(f"{path}: the state of a run of another architecture: {few(wrong, 5, '; ')}")

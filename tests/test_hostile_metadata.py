@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hostile_settings import (
     CLAIMS,
     DOCUMENTS,
@@ -25,6 +26,7 @@ from hostile_settings import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import random_model
+from safetensors.torch import load_file, save_file
 
 import ldm_core
 from ldm_core.checkpoint import diffusers_config as names
@@ -99,6 +101,21 @@ def test_words_in_the_metadata(name: str, whole: Path, tmp_path: Path) -> None:
     path = set_metadata(whole, tmp_path / "x.safetensors", **stated)
     assert refused(lambda: ldm_core.load(path)).startswith("x.safetensors")
     examined(path)
+
+
+def test_a_word_needs_a_row_of_the_table(whole: Path, tmp_path: Path) -> None:
+    stated = {"ldm_core__config": json.dumps(VALID), "ldm_core__added_words": '[["toy", [49408]]]'}
+    path = set_metadata(whole, tmp_path / "x.safetensors", **stated)
+    assert "'toy' as (49408,); the text encoder's table has no rows" in refused(lambda: ldm_core.load(path))
+
+
+def test_shapes_that_make_no_network_are_named_in_words(whole: Path, tmp_path: Path) -> None:
+    tensors, path = load_file(whole), tmp_path / "x.safetensors"
+    key = next(key for key in tensors if key.endswith("token_embedding.weight"))
+    save_file({**tensors, key: torch.ones(8)}, path)
+    assert "do not form a known text_encoder" in refused(lambda: ldm_core.load(path))
+    save_file({name: tensor for name, tensor in tensors.items() if name != key}, path)
+    assert f"{key.split('.')[-2]}.weight' is missing" in refused(lambda: ldm_core.load(path))
 
 
 TOKENS: dict[str, tuple[str, Any]] = {

@@ -25,6 +25,7 @@ from ldm_core.limits import (
     MAX_TIMESTEPS,
     ConfigError,
     is_number,
+    make_tuples,
     require,
     require_blocks,
     require_bool,
@@ -90,6 +91,7 @@ class ImageEncoderConfig:
 
     def __post_init__(self) -> None:
         part = "image encoder"
+        make_tuples(self)
         require_whole(part, self, "image_size patch_size width heads projection_dim", 1, MAX_SIZE)
         require_whole(part, self, "layers", 1, MAX_DEPTH)
         require_heads(part, self.width, self.heads)
@@ -134,6 +136,7 @@ class UNetConfig:
 
     def __post_init__(self) -> None:
         part = "unet"
+        make_tuples(self)
         require(
             (self.num_heads is None) != (self.num_head_channels is None),
             "unet: give num_heads (SD1) or num_head_channels (SD2), and only one; "
@@ -215,6 +218,7 @@ class AutoencoderConfig:
 
     def __post_init__(self) -> None:
         part = "autoencoder"
+        make_tuples(self)
         require_whole(part, self, "embed_dim z_channels resolution in_channels out_ch ch", 1, MAX_SIZE)
         require_whole(part, self, "num_res_blocks", 1, MAX_DEPTH)
         require_sizes(part, self, "ch_mult", low=1)

@@ -6,13 +6,13 @@ at a time beside what the system keeps of the files.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
-from numbers import Real
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -152,14 +152,22 @@ def _pairs(models: Any) -> list[tuple[str | Path, float]]:
     limit = torch.finfo(torch.float32).max  # sums are in float32
     for model in pairs:
         match model:
-            case (str() | os.PathLike(), bool()):
+            case (str() | os.PathLike(), str() | bytes() | bool()):
                 pass
-            case (str() | os.PathLike(), Real() as factor) if abs(cast(float, factor)) <= limit:
+            case (str() | os.PathLike(), factor) if abs(_number(factor)) <= limit:
                 continue
         raise CheckpointError(
             f"merging needs pairs of a path and a factor that is a finite number, not {shown(model)}"
         )
-    return pairs
+    return [(path, float(factor)) for path, factor in pairs]
+
+
+def _number(factor: Any) -> float:
+    """Any real number, or a tensor of one, as a float; NaN for anything else."""
+    try:
+        return float(factor)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return math.nan
 
 
 def _sum(terms: list[Tensor], factors: list[float], dtype: torch.dtype) -> Tensor:

@@ -51,7 +51,7 @@ class FiniteCheck:
         if found:
             named = few([f"image {image}: {what}" for image, what in found.items()], SHOWN, "; ")
             warnings.warn(
-                f"{named}. The picture is black. Try dtype=torch.float32 or torch.bfloat16, or a lower "
+                f"{named}. The picture is unusable. Try dtype=torch.float32 or torch.bfloat16, or a lower "
                 "guidance_scale, and check the weights",
                 stacklevel=4,
             )

@@ -27,6 +27,13 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def make_tuples(config: Any) -> None:
+    """Replace the lists of a frozen dataclass, which cannot be hashed, by tuples."""
+    for name, value in vars(config).items():
+        if isinstance(value, list):
+            object.__setattr__(config, name, tuple(value))
+
+
 def is_number(value: Any) -> bool:
     """Whether this is a finite real number that a float holds. A bool does not count."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e300

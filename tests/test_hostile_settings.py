@@ -87,14 +87,20 @@ def test_a_yaml_file_that_is_no_plain_one(text: str, message: str, tmp_path: Pat
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"channel_mult": [1, 2]}, "channel_mult must be a tuple of at most 16 ints in 1..65536, not [1, 2]"),
+        ({"channel_mult": {1, 2}}, "channel_mult must be a tuple of at most 16 ints in 1..65536, not {1, 2}"),
         ({"model_channels": np.int64(64)}, "model_channels must be an int in 1..65536, not np.int64(64)"),
-        ({"disable_self_attentions": [True] * 4}, "must be a tuple of one value, true or false, for each"),
+        ({"disable_self_attentions": {True}}, "must be a tuple of one value, true or false, for each"),
     ],
     ids=["channel_mult", "model_channels", "disable_self_attentions"],
 )
 def test_a_refusal_names_the_type(fields: dict[str, Any], message: str) -> None:
     assert message in refused(lambda: UNetConfig(**fields))
+
+
+def test_lists_of_sizes_become_tuples() -> None:
+    config = UNetConfig(channel_mult=[1, 2], attention_resolutions=[1])  # type: ignore[arg-type]
+    assert config == UNetConfig(channel_mult=(1, 2), attention_resolutions=(1,))
+    assert hash(config) is not None
 
 
 def test_odd_values_in_yaml() -> None:

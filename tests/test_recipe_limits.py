@@ -85,7 +85,7 @@ RANGES = [
     ("width", 0, "width must be in 1..65536, not 0"),
     ("height", 2**40, "height must be in 1..65536, not 1099511627776"),
     ("steps", 0, "steps must be in 1..100000, not 0"),
-    ("task", "x" * 10**6, "task must be one of txt2img, img2img, inpaint, not 'xxx"),
+    ("task", "x" * 30_000, "task must be one of txt2img, img2img, inpaint, not 'xxx"),
     ("steps", 10**3000, "steps must be in 1..100000, not 1000"),
     ("seed", -1, "seed must be in 0..9223372036854775807, not -1"),
     ("seed", 2**63, "seed must be in 0..9223372036854775807, not 9223372036854775808"),
@@ -120,7 +120,7 @@ def test_a_number_that_python_does_not_write_names_its_field() -> None:
 @pytest.mark.parametrize("name", ["scheduler", "dtype"])
 def test_a_name_that_is_unknown_is_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     path = tmp_path / "a.png"
-    outcome(path, "ldm_core", json.dumps(GOOD | {"versions": {"ldm_core": "0"}, name: "x" * 10**6}))
+    outcome(path, "ldm_core", json.dumps(GOOD | {"versions": {"ldm_core": "0"}, name: "x" * 30_000}))
     given = ["--model", str(bundled_model()), "--config", "sd1"]
     assert main(["txt2img", "--from", str(path), "-o", str(tmp_path), "--device", "cpu", *given]) == 2
     error = capsys.readouterr().err
@@ -188,6 +188,15 @@ def test_any_parameters_are_read_or_refused(
     text = f"{prompt}\n{SETTINGS}, " + ", ".join(f"{name}: {value}" for name, value in changes.items())
     result = outcome(path, "parameters", text.encode("utf-8", "replace").decode())
     assert isinstance(result, Recipe) or result.startswith(f"{path}: ")
+
+
+def test_prompts_have_a_limit(tmp_path: Path) -> None:
+    """The tokenizer tries each added word at each place of a prompt."""
+    long = [json.dumps(GOOD | {"prompt": "a" * count}) for count in (2**15, 2**15 + 1)]
+    assert isinstance(outcome(tmp_path / "a.png", "ldm_core", long[0]), Recipe)
+    assert "prompt must have at most 32,768 letters, not 32,769" in outcome(
+        tmp_path / "a.png", "ldm_core", long[1]
+    )
 
 
 def test_a_terminal_is_shown_no_codes_of_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

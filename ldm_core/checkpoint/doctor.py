@@ -23,8 +23,9 @@ from ldm_core.checkpoint.reader import Checkpoint, read
 from ldm_core.checkpoint.statements import CONFIG_KEY
 from ldm_core.checkpoint.stored_schedule import describe_betas, stored_betas
 from ldm_core.checkpoint.values import all_finite
-from ldm_core.printable import printable
+from ldm_core.printable import few, printable
 
+FOREIGN_SHOWN = 32
 ROWS_SHOWN = 64  # of metadata, which kohya's trainer writes 60 entries of
 
 
@@ -96,7 +97,7 @@ class Report:
         if self.unknown:
             rows.append(("unknown", some(list(self.unknown))))
         if self.foreign:
-            rows.append(("not imported", ", ".join(self.foreign)))
+            rows.append(("not imported", few(self.foreign, FOREIGN_SHOWN)))
         rows += [("suspicious", sentence) for sentence in self.suspicious]
         if self.not_finite is not None:
             rows.append(("values", some(list(self.not_finite)) + " with NaN or infinity"))

@@ -27,6 +27,7 @@ from ldm_core.printable import few, printable
 
 MAX_PICKLE_BYTES = 2**26
 MAX_LINE = 2**16
+MAX_FOREIGN = 1000  # a training checkpoint has some ten
 MAX_NAME = 100  # characters of a module's or class's name that are kept
 
 _LITERALS = frozenset(
@@ -235,6 +236,10 @@ class PickleReader:
         if dotted in KNOWN_RECORDS:
             return self._records.setdefault(dotted, InertObject(dotted))
         if dotted not in self._records:
+            if len(self.foreign) == MAX_FOREIGN:
+                raise CheckpointError(
+                    f"its pickle names more than {MAX_FOREIGN:,} unknown classes and functions"
+                )
             self._budget.spend(ITEM * len(dotted))  # its characters are looked at one by one
             self.foreign.append(printable(dotted))
             self._records[dotted] = InertObject(self.foreign[-1])

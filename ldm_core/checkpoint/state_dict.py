@@ -26,6 +26,10 @@ from ldm_core.checkpoint.plain_metadata import describe, is_unicode, plain_metad
 from ldm_core.checkpoint.work_budget import TENSOR, Budget
 
 MAX_NESTING = 16
+# All tensors together may have so many times the numbers of their storages, beyond some that always may: tied
+# weights have twice as many. Whoever reads every number of every tensor then takes a bounded time.
+MAX_VIEWS = 16
+MIN_VIEWED = 2**26  # bytes
 MAX_NAME = 4096
 
 Fetch = Callable[[StorageRef], torch.UntypedStorage]
@@ -82,6 +86,7 @@ class _Collector:
         self._fetch = fetch
         self._budget = budget
         self._storages: dict[str, torch.UntypedStorage] = {}
+        self._stored = self._viewed = 0  # bytes
         self._fetched: dict[int, Tensor | None] = {}
         self._visited: set[int] = set()
 
@@ -128,6 +133,10 @@ class _Collector:
         key = value.storage.key
         if key not in self._storages:
             self._storages[key] = self._fetch(value.storage)
+            self._stored += value.storage.nbytes
+        self._viewed += value.numel * value.dtype.itemsize
+        if self._viewed > MAX_VIEWS * self._stored + MIN_VIEWED:
+            raise CheckpointError("its tensors show the same numbers over and over")
         return value.view(self._storages[key])
 
 

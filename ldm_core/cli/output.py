@@ -35,6 +35,7 @@ def print_path(path: str | Path) -> None:
     if sys.stdout.isatty():
         _write(printable(str(path)))
     elif os.name == "posix" and hasattr(sys.stdout, "buffer"):
+        tqdm.get_lock()  # as below
         with tqdm.external_write_mode(file=sys.stdout):
             sys.stdout.flush()
             sys.stdout.buffer.write(os.fsencode(path) + b"\n")  # names are bytes, and may be no text
@@ -44,4 +45,5 @@ def print_path(path: str | Path) -> None:
 
 
 def _write(line: str, *, to_people: bool = False) -> None:
+    tqdm.get_lock()  # tqdm makes it at its first write, and Ctrl-C while it does ends in an AttributeError
     tqdm.write(line, file=sys.stderr if to_people else sys.stdout)

@@ -78,7 +78,7 @@ def _draw(args: Namespace) -> int:
         tell(f"interrupted; {done} of {total} pictures are done and kept")
         return cli.EXIT_INTERRUPTED
     if black:
-        tell(f"error: {black} of {total} pictures could not be computed and are black")
+        tell(f"error: {black} of {total} pictures could not be computed")
         return cli.EXIT_FAILED
     return 0
 

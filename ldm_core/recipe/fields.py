@@ -21,6 +21,7 @@ HASH_DIGITS = 10  # how much of a file's sha256 the web UIs show as "Model hash"
 HASH_BLOCK = 2**22  # bytes
 
 # Far beyond every model, and still within what the library can compute with.
+MAX_LETTERS = 2**15  # of a prompt, a name or a path
 MAX_STEPS, MAX_CLIP_SKIP = 100_000, 1000
 RANGES = {
     "seed": (0, 2**63 - 1),
@@ -143,6 +144,8 @@ def _check(name: str, value: Any, types: tuple[type, ...], expected: str) -> Non
     if isinstance(value, float | int) and not _is_finite(value):
         raise ValueError(f"{name} must be a finite number, not {shown(value)}")
     if isinstance(value, str):
+        if len(value) > MAX_LETTERS:
+            raise ValueError(f"{name} must have at most {MAX_LETTERS:,} letters, not {len(value):,}")
         try:
             value.encode("utf-8")
         except UnicodeEncodeError:

@@ -82,7 +82,7 @@ def test_transformers_own_folder_loads(clip: CLIP, tmp_path: Path) -> None:
     other = CLIP.load(tmp_path).config.image_encoder
     assert (other.mean, other.std) == ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
     json_file(tmp_path / "preprocessor_config.json", {"image_mean": "abc"})
-    with pytest.raises(CheckpointError, match="mean must be three numbers"):
+    with pytest.raises(CheckpointError, match="mean must be a tuple of three numbers"):
         CLIP.load(tmp_path)
     json_file(tmp_path / "preprocessor_config.json", {"do_center_crop": False})
     with pytest.raises(CheckpointError, match="do_center_crop is False"):

@@ -263,7 +263,7 @@ def test_configurations_that_do_not_fit() -> None:
         ({"heads": 5}, "width 64 is not divisible by 5 heads"),
         ({"patch_size": 30}, "images of 224 pixels are no whole number of patches of 30"),
         ({"activation": "relu"}, "must be 'quick_gelu' or 'gelu', not 'relu'"),
-        ({"layers": 0}, "layers must be a whole number in 1..256, not 0"),
+        ({"layers": 0}, "layers must be an int in 1..256, not 0"),
         ({"std": (1.0, 1.0, 0.0)}, "std must be positive"),
     ):
         with pytest.raises(ConfigError, match=words):

@@ -53,8 +53,7 @@ END_OF_WORD = "</w>"
 CACHED_WORDS = 2**14  # words whose ids are remembered: 4 MB of ordinary ones, 26 MB at worst, because
 CACHED_LENGTH = 32  # a word of more characters than this is not
 
-# What a vocabulary may be extended by. A pattern with a group for each word finds them in a prompt, in a
-# time that grows with the letters of all words.
+# Limits of added words, each of which is tried at each place of a prompt.
 MAX_WORDS = 1024
 MAX_WORD_LETTERS = 256
 MAX_ALL_LETTERS = 2**13
@@ -124,10 +123,7 @@ def _tables() -> _Tables:
 
 
 def clean(text: str) -> str:
-    """Repaired, unescaped, single-spaced and lower-case text; what the ids of a prompt are made from.
-
-    Raises ValueError for a numeric HTML entity of more than 4,300 digits.
-    """
+    """Repaired, unescaped, single-spaced and lower-case text; what the ids of a prompt are made from."""
     # ftfy takes longer than all else together, and cannot change printable ASCII that has no entities.
     if not (text.isascii() and text.isprintable() and "&" not in text):
         import ftfy

@@ -342,7 +342,7 @@ def test_the_lock_of_another_user_who_died(tmp_path: Path, monkeypatch: pytest.M
 
     lock.write_text("process 1 on here\n")
     monkeypatch.setattr(os, "open", may_read)
-    in_use = pytest.raises(BlockingIOError, match="in use by process 1 on here")
+    in_use = pytest.raises(BlockingIOError, match="process 1 on here")
     with exclusive(lock), in_use, exclusive(lock):
         pass
     assert not lock.exists()

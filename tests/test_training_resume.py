@@ -375,7 +375,7 @@ def test_a_lock_that_cannot_be_made_ends_every_process(
 ) -> None:
     """The others would wait for the first one."""
     (tmp_path / LOCK).mkdir()
-    with pytest.raises(TrainingError, match="its lock cannot be opened, Is a directory"):
+    with pytest.raises(TrainingError, match="its lock cannot be opened: Is a directory"):
         run(tmp_path)
     monkeypatch.setattr(World, "mean", lambda self, numbers: dict.fromkeys(numbers, 0.5))
     monkeypatch.setattr(World, "is_first", False)

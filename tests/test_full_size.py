@@ -88,7 +88,7 @@ def test_autoencoder_of_sd1_agrees_with_diffusers(sd1: LatentDiffusion) -> None:
         assert relative_error(sd1.autoencoder.decode(z), reference.decode(z).sample) < FLOAT32
 
 
-def test_autoencoder_of_sd1_is_as_near_to_float64_as_diffusers(sd1: LatentDiffusion) -> None:
+def test_autoencoder_of_sd1_is_near_to_float64_as_diffusers_is(sd1: LatentDiffusion) -> None:
     """Each side's root mean square error against the same weights in float64, for pictures of 256×256."""
     reference = reference_autoencoder(sd1)
     exact = copy.deepcopy(sd1.autoencoder).double()
@@ -105,8 +105,10 @@ def test_autoencoder_of_sd1_is_as_near_to_float64_as_diffusers(sd1: LatentDiffus
             error(reference.encode(images).latent_dist.mean, encoded),
         )
     print(f"decoder {ours[0]:.1e}, diffusers' {theirs[0]:.1e}; encoder {ours[1]:.1e}, {theirs[1]:.1e}")
-    assert ours[0] < 1.25 * theirs[0]
-    assert ours[1] < 1.25 * theirs[1]
+    # Winograd's algorithm has 5e-6 to 6e-6 everywhere; PyTorch's own convolutions 6.6e-6 with AVX2's
+    # instructions, and 1.4e-6 with AVX-512's.
+    assert ours[0] < max(1.25 * theirs[0], 1.6e-5)
+    assert ours[1] < max(1.25 * theirs[1], 1.6e-5)
 
 
 def test_text_encoder_of_sd1_agrees_with_transformers(sd1: LatentDiffusion) -> None:

@@ -5,7 +5,7 @@ nothing else, so `set_convolution` exchanges the computation without touching a 
 
     direct     torch.nn.functional.conv2d
     winograd   a quarter of the multiplications (winograd.py); not differentiable
-    auto       winograd where it is faster and as exact, which is in float32 on a CPU; else direct
+    auto       winograd where it is faster, which is for large float32 maps on a CPU; else direct
 
 `ldm_core.optimize` also keeps the transformed weights, which "winograd" makes anew at every call.
 """

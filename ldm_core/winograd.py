@@ -1,4 +1,4 @@
-"""Winograd's 3x3 convolution, F(4x4, 3x3): a quarter of the multiplications, and as exact as the usual one.
+"""Winograd's 3x3 convolution, F(4x4, 3x3): a quarter of the multiplications.
 
 Lavin and Gray 2016 (arXiv:1509.09308): a tile of 4x4 outputs depends on 6x6 inputs. Read both sides as
 polynomials, evaluate them at six points, multiply value by value, interpolate. In two dimensions
@@ -9,7 +9,7 @@ needs 36 products for 16 outputs where the definition needs 144, and summed over
 `*` is 36 matrix products, which is where the time goes.
 
 The points are 0, +-5/8, +-3/2 and infinity, not the usual 0, +-1, +-2: with those the result is four times
-farther from float64's, with these it is as far as PyTorch's own float32 convolution (docs/performance.md).
+farther from float64's, with these as far as PyTorch's own with AVX2 instructions (docs/performance.md).
 Barabasz et al. 2020 (arXiv:1803.10986) explain why points near one in size are good ones.
 """
 

@@ -256,7 +256,8 @@ def one(name: str, data: bytes) -> None:
     with warnings.catch_warnings(record=True) as given:
         warnings.simplefilter("always")
         TARGETS[name](data[:MAX_INPUT])
-    _promise_printable(*(warning.message for warning in given))
+    # Python does not show others, as the DeprecationWarning of an odd escape in a pickle's text.
+    _promise_printable(*(warning.message for warning in given if issubclass(warning.category, UserWarning)))
 
 
 def warm_up() -> None:

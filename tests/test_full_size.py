@@ -154,8 +154,8 @@ def test_loading_is_as_fast_as_diffusers_single_file_loader(
 ) -> None:
     """The same file, alternating, until every weight has been read; and at most 1.15 × its size in memory.
 
-    On a chip with AVX-512 diffusers takes 0.6 s. There the check that every value is finite, which it does not
-    make, costs 0.2 s, and the ratio is 1.1. On one with AVX2 it was 0.6.
+    On a chip with AVX-512 diffusers takes 0.6 s. There the check that every value is finite, which it lacks,
+    costs 0.2 s, and the ratio is 1.1. On one with AVX2 it was 0.6.
     """
     path = files[ending]
     folder = settings_folder(SD1, tmp_path / "settings")

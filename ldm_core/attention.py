@@ -123,10 +123,10 @@ def auto_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> 
 
 @cache
 def chunks_win_in_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 by AVX-512's instructions alone.
+    """Whether this CPU has AVX-512's bfloat16 instructions and no AMX.
 
-    SDPA's kernel uses AMX but not those: of its time, chunks take 0.5 to 0.8 on AMD's Zen 4, which has them
-    alone, and 1.6 on Intel's Sapphire Rapids, which has both.
+    Of SDPA's time, chunks take 0.5 to 0.8 on AMD's Zen 4, which is such a CPU, and 1.6 on Intel's Sapphire
+    Rapids, which has AMX.
     """
     known = _cpu_capabilities()
     return bool(known.get("avx512_bf16") and not known.get("amx_bf16"))

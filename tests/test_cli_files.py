@@ -65,6 +65,13 @@ def test_no_planted_link_is_followed(tmp_path: Path) -> None:
     assert precious.read_text() == "data"
 
 
+def test_a_name_of_240_digits_is_not_counted_on_from(tmp_path: Path) -> None:
+    """The next number would be too long for a file's name."""
+    (tmp_path / f"txt2img-{'9' * 240}.png").touch()
+    output = find_output(str(tmp_path), "txt2img", count=1, steps=False, force=False)
+    assert output.save(PICTURE, RECIPE).name == "txt2img-0001.png"
+
+
 def test_several_runs_number_pictures_in_one_folder(tmp_path: Path) -> None:
     outputs = [Output(tmp_path, "txt2img") for _ in range(4)]
     with ThreadPoolExecutor(4) as threads:

@@ -77,7 +77,7 @@ class Output:
             yield self.file
             return
         if not self._next:
-            pattern = re.compile(re.escape(self.stem) + r"-(\d+)\b")
+            pattern = re.compile(re.escape(self.stem) + r"-(\d{1,9})\b")
             taken = [int(m[1]) for name in os.listdir(self.folder) if (m := pattern.match(name))]
             self._next = max(taken, default=0) + 1
         while True:
@@ -194,6 +194,6 @@ def usable_device(name: str | None) -> torch.device:
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.ones(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {name} cannot be used here: {shown_error(error)}") from None
     return device

@@ -1,6 +1,6 @@
 """Fuzz the targets, guided by the coverage of ldm_core: `pip install atheris`, on Linux, and then
 
-    python tests/fuzz/run.py pickle --minutes 60     one target
+    python tests/fuzz/run.py pickle --minutes 60     one target, for an hour of processor time
     python tests/fuzz/run.py all --minutes 5         each in turn, five minutes each
     python tests/fuzz/run.py pickle --file FILE      one input, with its traceback (needs no atheris)
     python tests/fuzz/run.py pickle --shrink FILE    its smallest part with the same outcome, as FILE.small
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import re
 import subprocess
 import sys
@@ -31,7 +32,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 NAMES = ("pickle", "recipe", "yaml", "safetensors", "shards", "tokenizer")
 LIBFUZZER = ("-timeout=25", "-rss_limit_mb=2048", "-print_final_stats=1", "-max_len=65536")
-MAX_RESTARTS = 20  # in one run of a target
+MAX_RESTARTS = 100  # in one run of a target
 
 Signature = tuple[str, str]
 
@@ -71,18 +72,23 @@ def _arguments() -> argparse.Namespace:
 
 
 def _run(name: str, folder: Path, minutes: float) -> None:
-    """Fuzz one target for so long, in processes of its own, each with a log."""
-    end = time.time() + 60 * minutes
+    """Fuzz one target for so many minutes of processor time, in processes of its own, each with a log."""
+    left = 60 * minutes
     for inner in ("logs", "findings", f"corpus/{name}"):
         (folder / inner).mkdir(parents=True, exist_ok=True)
     for _ in range(MAX_RESTARTS):
-        left = round(end - time.time())
         if left < 1:
             return
         log = folder / "logs" / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.log"
-        command = [sys.executable, __file__, name, "--child", "--seconds", str(left), "--folder", str(folder)]
+        command = [sys.executable, __file__, name, "--child", "--seconds", str(round(left)), "--folder", str(folder)]
+        before = os.times()
         with log.open("wb") as file:
             status = subprocess.run(command, stdout=file, stderr=file, check=False).returncode
+        after = os.times()
+        used = sum(after[2:4]) - sum(before[2:4])  # by the child, in user and in system mode
+        with log.open("a") as file:
+            print(f"\nprocessor seconds: {used:.0f}", file=file)
+        left -= used
         print(f"{name}: {log} (status {status})", flush=True)
 
 
@@ -186,7 +192,7 @@ def _shrunk(name: str, data: bytes, signature: Signature) -> bytes:
 
 
 def report(folder: Path) -> str:
-    """A Markdown table from the logs: executions, hours, what the last run covered, and the findings."""
+    """A Markdown table from the logs: executions, hours of a processor, what the last run covered, and the findings."""
     runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for log in sorted((folder / "logs").glob("*.log")):
         name, _, began = log.stem.partition("-")
@@ -196,7 +202,9 @@ def report(folder: Path) -> str:
             last = dict(zip(("executions", "edges", "features", "corpus"), map(int, lines[-1])))
             done = re.search(r"^Done (\d+) runs in (\d+) second", text, re.MULTILINE)
             began_at = time.mktime(time.strptime(began, "%Y%m%d-%H%M%S"))
-            last["seconds"] = int(done[2]) if done else max(0, round(log.stat().st_mtime - began_at))
+            used = re.search(r"^processor seconds: (\d+)", text, re.MULTILINE)
+            elapsed = int(done[2]) if done else max(0, round(log.stat().st_mtime - began_at))
+            last["seconds"] = int(used[1]) if used else elapsed
             last["executions"] = max(last["executions"], int(done[1]) if done else 0)
             runs[name].append(last)
     rows = ["| target | executions | hours | per second | edges | features | corpus | findings |",

@@ -26,13 +26,12 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import ldm_core
-from ldm_core import DDIM, ClassifierFreeGuidance, DeepCache, LatentDiffusion, Sampler, merge_tokens
+from ldm_core import DDIM, ClassifierFreeGuidance, DeepCache, LatentDiffusion, Sampler, build, merge_tokens
 from ldm_core.config import SD1, LatentDiffusionConfig
-from ldm_core.grid import grid
 from ldm_core.images import tensor_to_pil
-from ldm_core.model import build
 from ldm_core.noise_schedule import NoiseSchedule
 from ldm_core.unet import UNet
+from ldm_core.watch.grid import grid
 
 HERE = Path(__file__).parent
 PROMPTS = ["panda", "fire", "red apple", "grinning cat", "soccer ball", "tiger face", "pizza", "sunflower"]

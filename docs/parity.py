@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 from conftest import SMALL  # noqa: E402
-from reference import (  # noqa: E402
+from support.reference import (  # noqa: E402
     computed_alike,
     random_model,
     reference_autoencoder,
@@ -104,7 +104,7 @@ def rows(full: bool) -> Iterator[Row]:
 PAGE = """# What agrees with what, and to how many digits
 
 Written by `python docs/parity.py{flag}` with torch {torch}, diffusers {diffusers} and transformers {transformers};
-the tests hold the small sizes and SD1's to these bounds (`tests/test_parity.py`, `tests/test_full_size.py`).
+the tests hold the small sizes and SD1's to these bounds (`tests/repository/test_parity.py`, `tests/loading/test_full_size.py`).
 
 Both sides have the same random weights. They go from here through this package's own key map to CompVis's file keys,
 and from there through the reference's own converter, so a row tests the network and the key map at once. The error is

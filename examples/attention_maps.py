@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import ldm_core
-from ldm_core.attention_maps import AttentionMaps
-from ldm_core.grid import grid
 from ldm_core.images import tensor_to_pil
 from ldm_core.tokenizer import CLIPTokenizer
+from ldm_core.watch.attention_maps import AttentionMaps
+from ldm_core.watch.grid import grid
 
 
 def relative_weights(maps: AttentionMaps, tokens: int, side: int) -> Tensor:

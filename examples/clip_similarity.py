@@ -14,7 +14,7 @@ import torch
 import ldm_core
 from ldm_core.clip import CLIPConfig
 from ldm_core.config import ImageEncoderConfig, TextEncoderConfig
-from ldm_core.grid import grid
+from ldm_core.watch.grid import grid
 
 UNTRAINED = CLIPConfig(
     ImageEncoderConfig(image_size=64, patch_size=8, width=128, layers=4, heads=4, projection_dim=64),

@@ -22,9 +22,9 @@ from PIL import Image, ImageDraw
 
 import ldm_core
 from ldm_core import checkpoint, training
-from ldm_core.grid import grid
 from ldm_core.images import image_to_tensor, tensor_to_pil
 from ldm_core.training.lora import ATTENTION, FEED_FORWARD, PROJECTIONS
+from ldm_core.watch.grid import grid
 
 SEEN = ["grinning face", "red apple", "cat face", "fire", "panda", "rocket", "dog face", "heart"]
 SEEN += ["frog", "lion", "pizza", "cookie", "rabbit face", "strawberry", "bird", "angry face"]

@@ -11,8 +11,8 @@ import argparse
 from PIL import Image, ImageDraw
 
 import ldm_core
-from ldm_core.grid import grid
 from ldm_core.images import open_picture
+from ldm_core.watch.grid import grid
 
 
 def sketch(size: int) -> Image.Image:

@@ -11,7 +11,7 @@ import argparse
 from PIL import Image
 
 import ldm_core
-from ldm_core.grid import grid
+from ldm_core.watch.grid import grid
 
 
 def main() -> None:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 import ldm_core
-from ldm_core.grid import grid
 from ldm_core.guidance import ClassifierFreeGuidance, Network
-from ldm_core.random import generators, randn
+from ldm_core.noise import generators, randn
+from ldm_core.watch.grid import grid
 
 
 def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:

@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import ldm_core
-from ldm_core.grid import grid
 from ldm_core.images import tensor_to_pil
-from ldm_core.preview import LatentPreview, fit_linear, fit_preview
-from ldm_core.random import randn
-from ldm_core.strip import model_decode
+from ldm_core.noise import randn
+from ldm_core.watch.grid import grid
+from ldm_core.watch.preview import LatentPreview, fit_linear, fit_preview
+from ldm_core.watch.strip import model_decode
 
 OTHERS = ["grinning cat", "fire", "angry face", "panda", "dog face", "pizza", "hamburger", "tiger face"]
 PROMPTS = ["red apple", "frog", "lion", "hot dog", "cookie", "lemon", "owl", "rocket"]

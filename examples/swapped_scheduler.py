@@ -13,10 +13,10 @@ import math
 from torch import Tensor
 
 import ldm_core
-from ldm_core.grid import grid
 from ldm_core.noise_schedule import NoiseSchedule, Predict
 from ldm_core.schedulers import Step, spaced_pairs
 from ldm_core.testing import check_scheduler
+from ldm_core.watch.grid import grid
 
 History = tuple[Tensor, float] | None
 

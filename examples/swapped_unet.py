@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 import ldm_core
-from ldm_core.grid import grid
 from ldm_core.images import tensor_to_pil
 from ldm_core.protocols import NoisePredictor
 from ldm_core.testing import check_unet
+from ldm_core.watch.grid import grid
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from ldm_core import checkpoint, config, model, training
+from ldm_core import build, checkpoint, config, training
 from ldm_core.training.logs import read_table
 
 SIZE = 16  # pixels
@@ -50,7 +50,7 @@ def main(steps: int, output: str, folder: Path) -> None:
         steps, batch_size=16, learning_rate=1e-3, warmup=10, log_every=max(1, steps // 6), ema_decay=0.98
     )
     torch.manual_seed(0)  # of the first weights; all else is drawn from the settings' seed
-    tiny, pictures = model.build(TINY), discs(60)
+    tiny, pictures = build(TINY), discs(60)
 
     training.start_posterior(tiny.autoencoder)
     squared = training.AutoencoderWeights(l1_start=steps)

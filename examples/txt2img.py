@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 
 import ldm_core
-from ldm_core.grid import grid
+from ldm_core.watch.grid import grid
 
 COLUMNS = 4
 

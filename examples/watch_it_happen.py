@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 
 import ldm_core
-from ldm_core.preview import fit_preview
-from ldm_core.strip import record
+from ldm_core.watch.preview import fit_preview
+from ldm_core.watch.strip import record
 
 
 def main() -> None:

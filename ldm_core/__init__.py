@@ -5,17 +5,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ldm_core import config
+    from ldm_core.adapters.lora import apply_lora
+    from ldm_core.adapters.textual_inversion import apply_textual_inversion
     from ldm_core.attention import set_attention
-    from ldm_core.attention_maps import record_attention
     from ldm_core.checkpoint import CheckpointError
     from ldm_core.clip import CLIP
-    from ldm_core.conversion import convert, merge
-    from ldm_core.convolution import set_convolution
-    from ldm_core.deep_cache import DeepCache
     from ldm_core.guidance import ClassifierFreeGuidance
-    from ldm_core.lora import apply_lora
-    from ldm_core.model import LatentDiffusion, load, load_part
-    from ldm_core.optimization import optimize
+    from ldm_core.loading.convert import convert, merge_checkpoints
+    from ldm_core.loading.doctor import inspect
+    from ldm_core.loading.load import build, load, load_part
+    from ldm_core.loading.save import save
+    from ldm_core.model import LatentDiffusion
+    from ldm_core.nn.convolution import set_convolution
+    from ldm_core.nn.optimization import optimize
     from ldm_core.sampler import Sampler, SamplerStep
     from ldm_core.schedulers import (
         DDIM,
@@ -28,8 +30,9 @@ if TYPE_CHECKING:
         Heun,
         UniPC,
     )
-    from ldm_core.textual_inversion import apply_textual_inversion
-    from ldm_core.token_merging import merge_tokens
+    from ldm_core.unet.deep_cache import DeepCache
+    from ldm_core.unet.token_merging import merge_tokens
+    from ldm_core.watch.attention_maps import record_attention
 
 __version__ = "0.1.0"
 
@@ -52,14 +55,17 @@ __all__ = [
     "UniPC",
     "apply_lora",
     "apply_textual_inversion",
+    "build",
     "config",
     "convert",
+    "inspect",
     "load",
     "load_part",
-    "merge",
+    "merge_checkpoints",
     "merge_tokens",
     "optimize",
     "record_attention",
+    "save",
     "set_attention",
     "set_convolution",
 ]
@@ -68,12 +74,12 @@ __all__ = [
 # command line must be able to answer to Ctrl-C.
 _DEFINED_IN = {
     "CLIP": "clip",
-    "CheckpointError": "checkpoint",
+    "CheckpointError": "errors",
     "ClassifierFreeGuidance": "guidance",
     "DDIM": "schedulers",
     "DDPM": "schedulers",
     "DPMSolverMultistep": "schedulers",
-    "DeepCache": "deep_cache",
+    "DeepCache": "unet.deep_cache",
     "Euler": "schedulers",
     "EulerAncestral": "schedulers",
     "Heun": "schedulers",
@@ -83,17 +89,20 @@ _DEFINED_IN = {
     "Sampler": "sampler",
     "SamplerStep": "sampler",
     "UniPC": "schedulers",
-    "apply_lora": "lora",
-    "apply_textual_inversion": "textual_inversion",
-    "convert": "conversion",
-    "load": "model",
-    "load_part": "model",
-    "merge": "conversion",
-    "merge_tokens": "token_merging",
-    "optimize": "optimization",
-    "record_attention": "attention_maps",
+    "apply_lora": "adapters.lora",
+    "apply_textual_inversion": "adapters.textual_inversion",
+    "build": "loading.load",
+    "convert": "loading.convert",
+    "load": "loading.load",
+    "load_part": "loading.load",
+    "inspect": "loading.doctor",
+    "merge_checkpoints": "loading.convert",
+    "save": "loading.save",
+    "merge_tokens": "unet.token_merging",
+    "optimize": "nn.optimization",
+    "record_attention": "watch.attention_maps",
     "set_attention": "attention",
-    "set_convolution": "convolution",
+    "set_convolution": "nn.convolution",
 }
 
 

@@ -14,8 +14,7 @@ CompVis's counterparts are `CrossAttention` and `MemoryEfficientCrossAttention`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from functools import cache
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -23,9 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ldm_core.kernels import require_triton
-from ldm_core.linear import Linear
-from ldm_core.module_tree import named_modules
+from ldm_core.kernels.requirements import require_triton
+from ldm_core.nn.cpu import chunks_win_in_bfloat16, sdpa_runs_in_bfloat16
+from ldm_core.nn.linear import Linear
+from ldm_core.support.modules import named_modules
 
 CHUNK_BYTES = 64 * 2**20  # the largest block of attention weights that "chunked" makes
 MIN_CHUNKED_KEYS = 256  # with fewer, a block is too small to pay for three calls
@@ -119,38 +119,6 @@ def auto_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> 
         if (long and chunks_win_in_bfloat16()) or not sdpa_runs_in_bfloat16():
             return chunked_attention(q, k, v, causal=causal)
     return sdpa_attention(q, k, v, causal=causal)
-
-
-@cache
-def chunks_win_in_bfloat16() -> bool:
-    """Whether this CPU has AVX-512's bfloat16 instructions and no AMX.
-
-    Of SDPA's time, chunks take 0.5 to 0.8 on AMD's Zen 4, which is such a CPU, and 1.6 on Intel's Sapphire
-    Rapids, which has AMX.
-    """
-    known = _cpu_capabilities()
-    return bool(known.get("avx512_bf16") and not known.get("amx_bf16"))
-
-
-@cache
-def multiplies_bfloat16() -> bool:
-    """Whether this CPU has instructions for bfloat16 products (AVX-512 BF16 or AMX)."""
-    known = _cpu_capabilities()
-    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
-
-
-def _cpu_capabilities() -> Mapping[str, Any]:
-    return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-
-
-@cache
-def sdpa_runs_in_bfloat16() -> bool:
-    """Whether SDPA's kernel runs in bfloat16 on this CPU.
-
-    PyTorch 2.13 decides by the CPU whether to pack matrices for bfloat16 products, but packs them with the
-    instructions that ATEN_CPU_CAPABILITY allows. With fewer than AVX-512 it raises "pack_vnni2 is only …".
-    """
-    return not multiplies_bfloat16() or torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
 
 
 attention: AttentionFunction = auto_attention

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ldm_core.regular_file import open_regular
+from ldm_core.support.regular_file import open_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -18,12 +18,52 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
-from ldm_core.config import BetaSchedule, NoiseScheduleConfig, PredictionType
+from ldm_core.support.limits import MAX_TIMESTEPS, is_number, require, require_bool, require_whole
+from ldm_core.support.printable import shown
+
+BetaSchedule = Literal["scaled_linear", "linear", "cosine", "sqrt"]
+PredictionType = Literal["eps", "v", "x0"]
+
+
+@dataclass(frozen=True)
+class NoiseScheduleConfig:
+    """The forward process. CompVis calls `scaled_linear` "linear": it is linear in sqrt(beta).
+
+    zero_terminal_snr: the betas are then changed so that nothing of the image is left at the last timestep
+        (`ldm_core.noise_schedule.zero_terminal_snr`), for models that predict v or x0.
+    """
+
+    timesteps: int = 1000
+    beta_schedule: BetaSchedule = "scaled_linear"
+    linear_start: float = 0.00085
+    linear_end: float = 0.012
+    zero_terminal_snr: bool = False
+
+    def __post_init__(self) -> None:
+        part = "noise schedule"
+        require_whole(part, self, "timesteps", 1, MAX_TIMESTEPS)
+        require(
+            is_number(self.linear_start)
+            and is_number(self.linear_end)
+            and 0 < self.linear_start <= self.linear_end <= 1,
+            "noise schedule: linear_start and linear_end must be numbers with 0 < start <= end <= 1, not "
+            f"{shown(self.linear_start)} and {shown(self.linear_end)}",
+        )
+        require(
+            isinstance(self.beta_schedule, str) and self.beta_schedule in get_args(BetaSchedule),
+            f"noise schedule: unknown beta_schedule {shown(self.beta_schedule)}; "
+            "expected 'scaled_linear', 'linear', 'cosine' or 'sqrt'",
+        )
+        require_bool(part, self, "zero_terminal_snr")
+        require(
+            self.timesteps > 1 or not self.zero_terminal_snr,
+            "noise schedule: zero_terminal_snr needs two timesteps or more, not 1",
+        )
 
 
 def make_betas(beta_schedule: BetaSchedule, timesteps: int, start: float, end: float) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ldm_core.random import Generators
+from ldm_core.noise import Generators
 
 
 class Tokenizer(Protocol):

@@ -15,15 +15,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ldm_core.conditioning import SameContexts
-from ldm_core.finite import FiniteCheck
+from ldm_core.conditioners.prompts import SameContexts
 from ldm_core.guidance import ClassifierFreeGuidance, Guidance
 from ldm_core.images import ImageInput, tensor_to_pil
 from ldm_core.model import LatentDiffusion
+from ldm_core.noise import randn
 from ldm_core.noise_schedule import Denoiser
-from ldm_core.random import randn
+from ldm_core.request import Prompt, Task, Trajectory, prepare
 from ldm_core.schedulers import DDIM, Scheduler
-from ldm_core.trajectory import Prompt, Task, Trajectory, prepare
+from ldm_core.support.finite import FiniteCheck
 
 Output = Literal["pil", "tensor", "latent"]
 

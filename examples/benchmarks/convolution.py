@@ -20,7 +20,7 @@ from networks import noise
 from side_by_side import Case, options, run
 from torch import Tensor
 
-from ldm_core.winograd import transform_weight, winograd_conv2d
+from ldm_core.nn.winograd import transform_weight, winograd_conv2d
 
 SIZES = [  # of which network, batch, channels in and out, rows and columns
     ("U-Net", 2, 320, 320, 64),

@@ -18,12 +18,12 @@ from functools import partial
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from networks import MODELS, noise
-from reference import SCHEDULE, random_model, reference_parts
 from side_by_side import Case, options, run
+from support.reference import SCHEDULE, random_model, reference_parts
 from torch import Tensor
 
 import ldm_core
-from ldm_core.checkpoint.diffusers_config import PREDICTIONS
+from ldm_core.loading.diffusers_config import PREDICTIONS
 
 PROMPT = "a photograph of an astronaut riding a horse"
 

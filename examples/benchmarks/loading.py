@@ -17,8 +17,8 @@ from pathlib import Path
 
 from measure import Measured
 from networks import MODELS
-from reference import random_model, settings_folder
 from side_by_side import Case, options, run
+from support.reference import random_model, settings_folder
 from timed_loading import forget, measure
 
 from ldm_core.checkpoint import save

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import ldm_core
+from ldm_core import build
 from ldm_core.config import SD1, AutoencoderConfig, LatentDiffusionConfig, TextEncoderConfig, UNetConfig
-from ldm_core.model import build
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
-from reference import (
+from support.reference import (
     random_model,
     reference_autoencoder,
     reference_text_encoder,

@@ -202,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         data = EmojiData.read(args.data)
         beside = [json.loads((out / "evaluation.json").read_text("utf-8")) for out in args.beside]
-        file = ldm_core.model.bundled_model() if args.model == "bundled" else Path(args.model)
+        file = ldm_core.loading.load.bundled_model() if args.model == "bundled" else Path(args.model)
         facts = {
             "model": sha256_of(file),
             "evaluator": sha256_of(Path(args.evaluator)),

@@ -16,10 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 import ldm_core
-from ldm_core.grid import grid
 from ldm_core.images import open_picture, to_rgb
-from ldm_core.random import generators, randn
-from ldm_core.strip import record
+from ldm_core.noise import generators, randn
+from ldm_core.watch.grid import grid
+from ldm_core.watch.strip import record
 
 # What people ask an emoji model for: faces, animals, food, activities and objects.
 PROMPTS = (

@@ -28,11 +28,11 @@ from emoji_models import CLIP, EVALUATOR, MODEL, MODEL_F8, SIZE
 from emoji_pictures import EmojiPictures, Repeated, worn
 from PIL.Image import Image
 
-from ldm_core import checkpoint, clip, model
+from ldm_core import LatentDiffusion, build, checkpoint, clip, load
 from ldm_core.autoencoder import AutoencoderKL
 from ldm_core.checkpoint import CheckpointError
 from ldm_core.config import AutoencoderConfig, LatentDiffusionConfig
-from ldm_core.layers import ResBlock
+from ldm_core.nn.blocks import ResBlock
 from ldm_core.training import (
     AutoencoderObjective,
     AutoencoderWeights,
@@ -178,7 +178,7 @@ def train_diffusion(run: Run, *, joint: bool) -> None:
     load_weights(run.runs / "autoencoder" / "state.safetensors", autoencoder_objective(autoencoder))
     latents = CachedLatents(pictures, autoencoder, run.runs / "latents.npy")
     torch.manual_seed(DIFFUSION.seed)
-    emoji = model.build(replace(run.model, latent_scale=scale_of(latents)))
+    emoji = build(replace(run.model, latent_scale=scale_of(latents)))
     assert isinstance(emoji.autoencoder, AutoencoderKL)
     emoji.autoencoder.load_state_dict(autoencoder.state_dict())
     taught = clip.CLIP.load(run.runs / "clip.safetensors").text_encoder
@@ -200,7 +200,7 @@ def train_further(run: Run, file: Path, *, joint: bool) -> None:
 
     Min-SNR's weights almost leave out the noisiest timesteps of v; here all timesteps weigh the same.
     """
-    pictures, emoji = run.pictures(), model.load(file, dtype=torch.float32)
+    pictures, emoji = run.pictures(), load(file, dtype=torch.float32)
     assert isinstance(emoji.autoencoder, AutoencoderKL)
     latents = CachedLatents(pictures, emoji.autoencoder, run.runs / "latents-further.npy")
     trainer = run.train(
@@ -225,10 +225,10 @@ def scale_of(latents: CachedLatents) -> float:
     return 1 / means.std().item()
 
 
-def shipped(emoji: model.LatentDiffusion) -> model.LatentDiffusion:
+def shipped(emoji: LatentDiffusion) -> LatentDiffusion:
     """The model without what only its text encoder's first training needed."""
     text = replace(emoji.config.text_encoder, projection_dim=None)
-    bare = model.build(replace(emoji.config, text_encoder=text))
+    bare = build(replace(emoji.config, text_encoder=text))
     for name, module in bare.modules.items():
         module.load_state_dict(emoji.modules[name].state_dict(), strict=name != "text_encoder")
     return bare

@@ -1,22 +1,19 @@
-"""Checkpoints: safe reading, key maps, inspection and writing."""
+"""Checkpoint files: bytes to named tensors and metadata, and back. Knows no network.
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+`inspect` and `save`, which need the networks, are `ldm_core.inspect` and `ldm_core.save`, and are found
+here, too.
+"""
 
-from ldm_core.checkpoint.errors import CheckpointError
+from typing import Any
+
+import ldm_core
 from ldm_core.checkpoint.reader import Checkpoint, read
+from ldm_core.errors import CheckpointError
 
-if TYPE_CHECKING:
-    from ldm_core.checkpoint.doctor import Report, inspect
-    from ldm_core.checkpoint.saving import save
-
-__all__ = ["Checkpoint", "CheckpointError", "Report", "inspect", "read", "save"]
-
-# Loading a model needs none of these, and importing them takes time.
-_WHEN_NEEDED = {"Report": "doctor", "inspect": "doctor", "save": "saving"}
+__all__ = ["Checkpoint", "CheckpointError", "inspect", "read", "save"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHEN_NEEDED:
+    if name not in ("inspect", "save"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_WHEN_NEEDED[name]}"), name)
+    return getattr(ldm_core, name)

@@ -17,7 +17,7 @@ from typing import BinaryIO, Literal
 import torch
 from torch import Tensor
 
-from ldm_core.checkpoint.errors import CheckpointError
+from ldm_core.errors import CheckpointError
 
 Access = Literal["map", "copy", "small", "none"]
 SMALL = 2**14  # bytes: a noise schedule's tables and a bias are smaller, a layer's weights are not

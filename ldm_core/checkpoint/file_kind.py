@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.file_bytes import FileBytes
 from ldm_core.checkpoint.pickle_reader import MAX_PICKLE_BYTES, PickleReader, PickleStream
 from ldm_core.checkpoint.work_budget import Budget
+from ldm_core.errors import CheckpointError
 
 Format = Literal["safetensors", "torch-zip", "torch-legacy", "diffusers"]  # the last is a folder
 

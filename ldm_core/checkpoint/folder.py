@@ -19,20 +19,37 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ldm_core.checkpoint import diffusers_config
-from ldm_core.checkpoint.errors import CheckpointError
-from ldm_core.json_text import parse_json
-from ldm_core.printable import printable
+from ldm_core.errors import CheckpointError
+from ldm_core.support.json_text import parse_json
+from ldm_core.support.printable import printable
+
+# The files of a folder, by the names under which `read` keeps them.
+MODEL_INDEX = "model_index.json"
+UNET = "unet/config.json"
+AUTOENCODER = "vae/config.json"
+TEXT_ENCODER = "text_encoder/config.json"
+SCHEDULER = "scheduler/scheduler_config.json"
+TOKENIZER = "tokenizer/tokenizer_config.json"
+SPECIAL_TOKENS = "tokenizer/special_tokens_map.json"
+ADDED_TOKENS = "tokenizer/added_tokens.json"
+ALONE = "config.json"  # of a folder of one part
+PREPROCESSOR = "preprocessor_config.json"  # beside a CLIP's
 
 NETWORKS = ("unet", "vae", "text_encoder")  # their tensors' names begin so in a Checkpoint
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 CONFIG = "config.json"
 SETTINGS = (
-    diffusers_config.MODEL_INDEX,
-    diffusers_config.SCHEDULER,
-    diffusers_config.TOKENIZER,
-    diffusers_config.SPECIAL_TOKENS,
-    diffusers_config.ADDED_TOKENS,
+    MODEL_INDEX,
+    SCHEDULER,
+    TOKENIZER,
+    SPECIAL_TOKENS,
+    ADDED_TOKENS,
+)
+ADAPTER_FILES = (
+    "adapter_model.safetensors",  # PEFT's
+    "adapter_model.bin",
+    "pytorch_lora_weights.safetensors",  # diffusers'
+    "pytorch_lora_weights.bin",
 )
 MAX_JSON = 2**25  # bytes: an index of shards is the largest
 
@@ -43,7 +60,7 @@ def is_diffusers_folder(path: Path) -> bool:
 
 
 def _is_whole(path: Path) -> bool:
-    return (path / diffusers_config.MODEL_INDEX).is_file() or (path / diffusers_config.UNET).is_file()
+    return (path / MODEL_INDEX).is_file() or (path / UNET).is_file()
 
 
 def read_folder(path: Path, variant: str | None, read: Callable[[Path], Any]) -> tuple[Any, ...]:
@@ -142,3 +159,13 @@ def _shards(folder: Path, index: str) -> list[Path]:
         if not (folder / file).is_file():
             raise CheckpointError(f"{folder / index}: the shard {printable(file[:80])} is missing")
     return [folder / file for file in files]
+
+
+def adapter_file(path: Path) -> Path:
+    """The file of weights in an adapter's folder; a file is itself."""
+    if not path.is_dir():
+        return path
+    for name in ADAPTER_FILES:
+        if (path / name).is_file():
+            return path / name
+    raise CheckpointError(f"{path}: a folder without an adapter; expected one of {', '.join(ADAPTER_FILES)}")

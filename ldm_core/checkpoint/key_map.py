@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ldm_core.checkpoint.errors import CheckpointError
-from ldm_core.printable import printable
+from ldm_core.errors import CheckpointError
+from ldm_core.support.printable import printable
 
 NAMES_SHOWN = 8
 

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.file_bytes import FileBytes
 from ldm_core.checkpoint.pickle_reader import MAX_PICKLE_BYTES, PickleReader, PickleStream
 from ldm_core.checkpoint.pickle_values import StorageRef
 from ldm_core.checkpoint.state_dict import split
 from ldm_core.checkpoint.work_budget import Budget
+from ldm_core.errors import CheckpointError
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 PROTOCOL_VERSION = 1001

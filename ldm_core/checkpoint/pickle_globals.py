@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.pickle_values import (
     MAX_DIMENSIONS,
     InertObject,
@@ -23,6 +22,7 @@ from ldm_core.checkpoint.pickle_values import (
     StoredTensor,
 )
 from ldm_core.checkpoint.work_budget import ITEM, TENSOR, Budget
+from ldm_core.errors import CheckpointError
 
 MANY = 2**12  # entries: more than the parameters of an optimizer, fewer than the words of a vocabulary
 

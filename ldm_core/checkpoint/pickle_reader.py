@@ -19,11 +19,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.pickle_globals import KNOWN, KNOWN_RECORDS, KnownFunction, checked_key
 from ldm_core.checkpoint.pickle_values import InertObject, StorageRef, StorageType, StoredTensor
 from ldm_core.checkpoint.work_budget import CONTAINER, INSTRUCTION, ITEM, Budget
-from ldm_core.printable import few, printable
+from ldm_core.errors import CheckpointError
+from ldm_core.support.printable import few, printable
 
 MAX_PICKLE_BYTES = 2**26
 MAX_LINE = 2**16

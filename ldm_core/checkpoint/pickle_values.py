@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ldm_core.checkpoint.errors import CheckpointError
+from ldm_core.errors import CheckpointError
 
 MAX_DIMENSIONS = 64
 MAX_ELEMENTS = 2**48  # more than any machine holds; keeps products of sizes within 64 bits

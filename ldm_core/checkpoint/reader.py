@@ -18,14 +18,14 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.file_bytes import Access, FileBytes
 from ldm_core.checkpoint.file_kind import Format, identify
 from ldm_core.checkpoint.folder import is_diffusers_folder, read_folder
 from ldm_core.checkpoint.legacy_reader import read_legacy
 from ldm_core.checkpoint.safetensors_reader import read_safetensors
 from ldm_core.checkpoint.torch_zip import read_torch_zip, verify_torch_zip
-from ldm_core.printable import shown_error
+from ldm_core.errors import CheckpointError
+from ldm_core.support.printable import shown_error
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.file_bytes import FileBytes
 from ldm_core.checkpoint.pickle_values import MAX_DIMENSIONS, MAX_ELEMENTS
 from ldm_core.checkpoint.state_dict import MAX_NAME
+from ldm_core.errors import CheckpointError
 
 MAX_HEADER = 2**25  # bytes; the largest headers are those that record a training set's tags, a few MB
 

@@ -9,10 +9,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from ldm_core.checkpoint.errors import CheckpointError
-from ldm_core.config import ConfigError
-from ldm_core.limits import MAX_LEVELS, MAX_SIZE, is_number, is_whole
-from ldm_core.printable import shown, shown_error
+from ldm_core.errors import CheckpointError, ConfigError
+from ldm_core.support.limits import MAX_LEVELS, MAX_SIZE, is_number, is_whole
+from ldm_core.support.printable import shown, shown_error
 
 Settings = Mapping[str, Any]
 MAX_ID = 2**31

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.numpy_values import numpy_array
 from ldm_core.checkpoint.pickle_values import (
     InertObject,
@@ -24,6 +23,7 @@ from ldm_core.checkpoint.pickle_values import (
 )
 from ldm_core.checkpoint.plain_metadata import describe, is_unicode, plain_metadata
 from ldm_core.checkpoint.work_budget import TENSOR, Budget
+from ldm_core.errors import CheckpointError
 
 MAX_NESTING = 16
 # All tensors together may have so many times the numbers of their storages, beyond some that always may: tied

@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.file_bytes import FileBytes
 from ldm_core.checkpoint.pickle_reader import MAX_PICKLE_BYTES, PickleReader, PickleStream
 from ldm_core.checkpoint.pickle_values import StorageRef
 from ldm_core.checkpoint.state_dict import split, split_script
 from ldm_core.checkpoint.work_budget import Budget
 from ldm_core.checkpoint.zip_directory import Member, data_offset, is_intact, read_directory, read_member
-from ldm_core.printable import few
+from ldm_core.errors import CheckpointError
+from ldm_core.support.printable import few
 
 MAX_INFLATION = 8  # times the file's size that its compressed storages may become; weights hardly compress
 MIN_INFLATED = 2**26  # bytes that are always allowed

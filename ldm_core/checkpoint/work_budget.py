@@ -9,7 +9,7 @@ about a second.
 
 from __future__ import annotations
 
-from ldm_core.checkpoint.errors import CheckpointError
+from ldm_core.errors import CheckpointError
 
 # The unit is a byte that is copied or compared. What else is done counts as so many bytes:
 INSTRUCTION = 128  # of a pickle, which takes about a microsecond

@@ -24,11 +24,11 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from ldm_core.atomic_files import write_whole
-from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.pickle_globals import KNOWN
 from ldm_core.checkpoint.pickle_values import StorageType
 from ldm_core.checkpoint.safetensors_reader import DTYPES
+from ldm_core.errors import CheckpointError
+from ldm_core.support.atomic_files import write_whole
 
 ALIGNMENT = 64  # bytes; where torch.save puts the members of its archives, so that they can be mapped
 
@@ -221,3 +221,6 @@ def checkpoint_errors(path: Path) -> Iterator[None]:
 def write_bytes(path: Path, data: bytes) -> None:
     """`write_then_move` for a small file that is in memory."""
     write_then_move(path, lambda target: target.write_bytes(data))
+
+
+WRITERS = {".safetensors": write_safetensors, ".ckpt": write_torch_zip, ".pt": write_torch_zip}

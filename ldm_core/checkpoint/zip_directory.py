@@ -13,8 +13,8 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from ldm_core.checkpoint.errors import CheckpointError
 from ldm_core.checkpoint.file_bytes import FileBytes
+from ldm_core.errors import CheckpointError
 
 MAX_MEMBERS = 200_000
 MAX_DIRECTORY = 2**25

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ldm_core.atomic_files import move_into_place, unfinished_file, write_whole
 from ldm_core.images import open_picture, to_grey, to_rgb
-from ldm_core.printable import shown_error
 from ldm_core.recipe import Recipe, SourceFile, source_file
 from ldm_core.recipe.png import png_bytes
-from ldm_core.regular_file import open_regular
+from ldm_core.support.atomic_files import move_into_place, unfinished_file, write_whole
+from ldm_core.support.printable import shown_error
+from ldm_core.support.regular_file import open_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image

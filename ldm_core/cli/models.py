@@ -16,11 +16,11 @@ import torch
 from ldm_core.checkpoint import inspect
 from ldm_core.cli.files import already_there
 from ldm_core.cli.output import print_lines, print_path
-from ldm_core.conversion import add_difference, convert, weighted_sum
-from ldm_core.printable import printable
+from ldm_core.loading.convert import add_difference, convert, weighted_sum
 from ldm_core.recipe import Recipe, read_recipe, to_json, to_parameters_text
 from ldm_core.recipe.png import SIGNATURE
-from ldm_core.regular_file import open_regular
+from ldm_core.support.printable import printable
+from ldm_core.support.regular_file import open_regular
 
 
 def inspect_file(args: Namespace) -> int:

@@ -11,14 +11,15 @@ from typing import Any, Literal
 
 import torch
 
-from ldm_core import cli
+from ldm_core.adapters.lora import apply_lora
+from ldm_core.adapters.textual_inversion import apply_textual_inversion
+from ldm_core.cli import parser
 from ldm_core.cli.recorded import model_path, recorded_path
 from ldm_core.config import PRESETS
-from ldm_core.lora import apply_lora
-from ldm_core.model import LatentDiffusion, bundled_model, load
-from ldm_core.printable import shown
+from ldm_core.loading.load import bundled_model, load
+from ldm_core.model import LatentDiffusion
 from ldm_core.recipe import AdapterFile, Recipe, SourceFile, source_file
-from ldm_core.textual_inversion import apply_textual_inversion
+from ldm_core.support.printable import shown
 
 
 def load_model(
@@ -84,9 +85,9 @@ def _dtype(args: Namespace, again: Recipe | None) -> torch.dtype | Literal["auto
     name = _chosen(args, again, "dtype")
     if name == "auto":
         return "auto"
-    if name is not None and name not in cli.DTYPES:
+    if name is not None and name not in parser.DTYPES:
         raise ValueError(
-            f"{args.recipe}: the recipe's dtype must be one of {', '.join(cli.DTYPES)}, not {shown(name)}"
+            f"{args.recipe}: the recipe's dtype must be one of {', '.join(parser.DTYPES)}, not {shown(name)}"
         )
     return None if name is None else getattr(torch, name)
 

@@ -1,7 +1,8 @@
 """Everything that the command line prints.
 
 Names of files, prompts, metadata and errors that quote them may come from a stranger. Control characters in
-them are escaped (`ldm_core.printable`), so that no file can drive the terminal or begin a line of its own.
+them are escaped (`ldm_core.support.printable`), so that no file can drive the terminal or begin a line of its
+own.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from pathlib import Path
 
 from tqdm import tqdm  # writes leave its progress bars whole
 
-from ldm_core.printable import printable
+from ldm_core.support.printable import printable
 
 PROG = "ldm-core"
+
+EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def tell(message: str) -> None:
@@ -47,3 +50,12 @@ def print_path(path: str | Path) -> None:
 def _write(line: str, *, to_people: bool = False) -> None:
     tqdm.get_lock()  # tqdm makes it at its first write, and Ctrl-C while it does ends in an AttributeError
     tqdm.write(line, file=sys.stderr if to_people else sys.stdout)
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line; an operating system's error as "path: reason"."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = "; ".join(lines).replace(":;", ":")
+    return text or type(error).__name__

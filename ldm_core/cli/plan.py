@@ -14,22 +14,16 @@ from typing import Any
 import torch
 
 import ldm_core
-from ldm_core import cli, schedulers
-from ldm_core.cli.files import (
-    Inputs,
-    Output,
-    find_output,
-    open_inputs,
-    read_prompts,
-    usable_device,
-)
+from ldm_core import schedulers
+from ldm_core.cli import parser
+from ldm_core.cli.files import Inputs, Output, find_output, open_inputs, read_prompts, usable_device
 from ldm_core.cli.models_to_draw import load_model
 from ldm_core.cli.recorded import recorded_path, require_trust
 from ldm_core.guidance import ClassifierFreeGuidance
-from ldm_core.printable import printable, shown
-from ldm_core.random import image_seeds
+from ldm_core.noise import image_seeds
 from ldm_core.recipe import Recipe, read_recipe, without_paths
 from ldm_core.sampler import Sampler
+from ldm_core.support.printable import printable, shown
 
 SCHEDULERS: dict[str, Any] = {
     "ddim": schedulers.DDIM(),
@@ -74,8 +68,8 @@ def prepare(args: Namespace) -> Job:
 
     model, model_fields = load_model(args, again, device)
     bundled = model_fields["model"].path is None
-    default_steps = cli.BUNDLED_STEPS if bundled else cli.STEPS
-    default_guidance = cli.BUNDLED_GUIDANCE if bundled else cli.GUIDANCE
+    default_steps = parser.BUNDLED_STEPS if bundled else parser.STEPS
+    default_guidance = parser.BUNDLED_GUIDANCE if bundled else parser.GUIDANCE
     if inputs.image is not None:
         size = inputs.image.size
     width, height = size or (model.config.image_size, model.config.image_size)
@@ -122,7 +116,7 @@ def _chosen(args: Namespace, again: Recipe | None, name: str, default: Any) -> A
 def _strength(args: Namespace, again: Recipe | None) -> float | None:
     if args.command == "txt2img":
         return None
-    strength: float = _chosen(args, again, "strength", cli.STRENGTH[args.command])
+    strength: float = _chosen(args, again, "strength", parser.STRENGTH[args.command])
     return strength
 
 
@@ -131,7 +125,7 @@ def _recipe_to_follow(args: Namespace) -> Recipe | None:
         return None
     again = read_recipe(args.recipe)
     if _is_ours(again) and again.task != args.command:
-        raise ValueError(f"{args.recipe} was drawn by {again.task}: use {cli.PROG} {again.task} --from")
+        raise ValueError(f"{args.recipe} was drawn by {again.task}: use {parser.PROG} {again.task} --from")
     require_trust(args, again, NEEDED[args.command])
     return again
 

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ldm_core.config import PRESETS
-from ldm_core.printable import few
 from ldm_core.recipe import Recipe, SourceFile, source_file
 from ldm_core.recipe.fields import HASH_DIGITS
+from ldm_core.support.printable import few
 
 FILES_SHOWN = 20
 

@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from ldm_core import cli
 from ldm_core.cli import models
-from ldm_core.cli.output import print_path, tell
+from ldm_core.cli.output import EXIT_FAILED, EXIT_INTERRUPTED, print_path, tell
 from ldm_core.cli.plan import Job, prepare
 from ldm_core.images import tensor_to_pil
 from ldm_core.recipe import Recipe
 from ldm_core.sampler import SamplerStep
-from ldm_core.strip import Recorder
+from ldm_core.watch.strip import Recorder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -76,10 +75,10 @@ def _draw(args: Namespace) -> int:
                         _save_steps(job, recorder, k, path, recipes[k].prompt)
     except KeyboardInterrupt:
         tell(f"interrupted; {done} of {total} pictures are done and kept")
-        return cli.EXIT_INTERRUPTED
+        return EXIT_INTERRUPTED
     if black:
         tell(f"error: {black} of {total} pictures could not be computed")
-        return cli.EXIT_FAILED
+        return EXIT_FAILED
     return 0
 
 

@@ -4,5 +4,17 @@ from ldm_core.clip.config import PRESETS, CLIPConfig, preset
 from ldm_core.clip.image_encoder import CLIPImageEncoder
 from ldm_core.clip.model import CLIP, TEMPLATES
 from ldm_core.clip.preprocessing import preprocess
+from ldm_core.clip.text_encoder import CLIPTextEncoder
+from ldm_core.clip.tokenizer import CLIPTokenizer
 
-__all__ = ["CLIP", "PRESETS", "TEMPLATES", "CLIPConfig", "CLIPImageEncoder", "preprocess", "preset"]
+__all__ = [
+    "CLIP",
+    "PRESETS",
+    "TEMPLATES",
+    "CLIPConfig",
+    "CLIPImageEncoder",
+    "CLIPTextEncoder",
+    "CLIPTokenizer",
+    "preprocess",
+    "preset",
+]

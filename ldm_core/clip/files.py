@@ -18,20 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm_core.checkpoint.clip_names import LAYOUTS, CLIPLayout, openai_map
-from ldm_core.checkpoint.diffusers_config import ALONE, PREPROCESSOR, clip_parts
-from ldm_core.checkpoint.errors import CheckpointError
-from ldm_core.checkpoint.folder import read_json
+from ldm_core.checkpoint.folder import ALONE, PREPROCESSOR, read_json
 from ldm_core.checkpoint.key_map import report, to_file, to_parameters
-from ldm_core.checkpoint.open_clip_config import OPEN_CLIP_CONFIG, open_clip_parts
 from ldm_core.checkpoint.reader import Checkpoint, read
-from ldm_core.checkpoint.saving import WRITERS
 from ldm_core.checkpoint.values import all_finite
-from ldm_core.checkpoint.writer import Pending, write_then_move
+from ldm_core.checkpoint.writer import WRITERS, Pending, write_then_move
 from ldm_core.clip.config import PRESETS, CLIPConfig, preset
-from ldm_core.config import ConfigError
-from ldm_core.json_text import parse_json
-from ldm_core.printable import shown
+from ldm_core.clip.names import LAYOUTS, CLIPLayout, openai_map
+from ldm_core.clip.open_clip_settings import OPEN_CLIP_CONFIG, open_clip_parts
+from ldm_core.clip.settings import clip_parts
+from ldm_core.errors import CheckpointError, ConfigError
+from ldm_core.support.json_text import parse_json
+from ldm_core.support.printable import shown
 
 CONFIG_KEY = "ldm_core.clip_config"
 # What open_clip writes into a folder, and what trainers put before a whole model's names.

@@ -15,8 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ldm_core.config import ImageEncoderConfig
-from ldm_core.transformer import ResidualAttentionBlock
+from ldm_core.clip.block import ResidualAttentionBlock
+from ldm_core.clip.config import ImageEncoderConfig
 
 
 class CLIPImageEncoder(nn.Module):

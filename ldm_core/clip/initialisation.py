@@ -13,9 +13,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ldm_core.clip.block import ResidualAttentionBlock
 from ldm_core.clip.image_encoder import CLIPImageEncoder
-from ldm_core.text_encoder import CLIPTextEncoder
-from ldm_core.transformer import ResidualAttentionBlock
+from ldm_core.clip.text_encoder import CLIPTextEncoder
 
 TEMPERATURE = 0.07
 

@@ -21,11 +21,10 @@ from ldm_core.clip.files import find_clip, parameters_of, resolve_config, write_
 from ldm_core.clip.image_encoder import CLIPImageEncoder
 from ldm_core.clip.initialisation import initialise
 from ldm_core.clip.preprocessing import preprocess
+from ldm_core.clip.text_encoder import CLIPTextEncoder
+from ldm_core.clip.tokenizer import CLIPTokenizer
 from ldm_core.images import ImageInput
-from ldm_core.model import check_dtype, choose_dtype, fill
-from ldm_core.text_encoder import CLIPTextEncoder
-from ldm_core.tokenizer import CLIPTokenizer
-from ldm_core.weights import SkipInitialisation
+from ldm_core.nn.placement import SkipInitialisation, check_dtype, choose_dtype, fill
 
 TEMPLATES = ("a photo of a {}.",)  # section 3.1.4
 

@@ -3,7 +3,7 @@
 The shorter side is scaled to the encoder's size (bicubic, antialiased), the middle square is cut out, and
 each colour is shifted and scaled to the training set's mean and deviation. A PIL image is scaled by PIL in 8
 bits, which gives OpenAI's numbers; a tensor is scaled in floating point, differentiably and on its device,
-and comes within some 8-bit levels of that (`tests/test_clip_preprocessing.py` says how many).
+and comes within some 8-bit levels of that (`tests/clip/test_clip_preprocessing.py` says how many).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm_core.config import ImageEncoderConfig
+from ldm_core.clip.config import ImageEncoderConfig
 from ldm_core.images import ImageInput, image_to_tensor, to_rgb
 
 if TYPE_CHECKING:

@@ -7,38 +7,13 @@ value * GELU(gate)     geglu.py               `set_kernels(model, "triton")`
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ldm_core.module_tree import named_modules
-
-
-def interpreted() -> bool:
-    """Whether Triton interprets its kernels in Python, on CPU tensors (its variable TRITON_INTERPRET=1)."""
-    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
-
-
-def require_triton(what: str) -> None:
-    """Raise ValueError, saying what is missing, where no Triton kernel could ever run."""
-    if find_spec("triton") is None:
-        raise ValueError(f"{what} needs the package triton, which is not installed: pip install triton")
-    if not interpreted() and not torch.cuda.is_available():
-        raise ValueError(f"{what} needs a CUDA device, and PyTorch finds none here")
-
-
-def on_device(what: str, *tensors: Tensor) -> None:
-    """Raise ValueError for tensors that are not all on one GPU that the kernels were made for."""
-    devices = {tensor.device for tensor in tensors}
-    if len(devices) > 1:
-        raise ValueError(f"{what}: all tensors on one device, got {', '.join(sorted(map(str, devices)))}")
-    (device,) = devices
-    if device.type != "cuda" and not interpreted():
-        raise ValueError(f"{what} needs tensors on a CUDA device, got them on {device}")
+from ldm_core.kernels.requirements import require_triton
+from ldm_core.support.modules import named_modules
 
 
 def set_kernels(model: Any, backend: str) -> None:
@@ -61,7 +36,7 @@ def set_kernels(model: Any, backend: str) -> None:
 def _functions(backend: str) -> dict[str, Callable[..., Tensor]]:
     """What the blocks' attributes of these names become."""
     if backend == "torch":
-        from ldm_core.layers import geglu, norm_silu
+        from ldm_core.nn.blocks import geglu, norm_silu
 
         return {"norm_silu": norm_silu, "geglu": geglu}
     if backend == "triton":

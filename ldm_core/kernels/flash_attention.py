@@ -14,9 +14,9 @@ import torch
 import triton
 from torch import Tensor
 
-from ldm_core.kernels import on_device
 from ldm_core.kernels.flash_backward import flash_backward_keys, flash_backward_queries
 from ldm_core.kernels.flash_forward import flash_forward
+from ldm_core.kernels.requirements import on_device
 from ldm_core.kernels.tiles import Tile, backward_tiles, capability, forward_tile, split
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ldm_core.kernels import on_device
+from ldm_core.kernels.requirements import on_device
 
 BLOCK = 1024
 WARPS = 4

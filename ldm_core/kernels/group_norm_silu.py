@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from ldm_core.kernels import on_device
+from ldm_core.kernels.requirements import on_device
 
 TILE = 4096  # numbers of one tile
 WARPS = 4

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ldm_core.json_text import parse_json
-from ldm_core.limits import MAX_SIZE
-from ldm_core.printable import shown
-from ldm_core.regular_file import open_regular
+from ldm_core.support.json_text import parse_json
+from ldm_core.support.limits import MAX_SIZE
+from ldm_core.support.printable import shown
+from ldm_core.support.regular_file import open_regular
 
 SCHEMA = 1
 HASH_DIGITS = 10  # how much of a file's sha256 the web UIs show as "Model hash"

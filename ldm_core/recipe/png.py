@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from ldm_core.atomic_files import write_whole
 from ldm_core.recipe.fields import Recipe, from_json, to_json
 from ldm_core.recipe.parameters_text import from_parameters_text, to_parameters_text
-from ldm_core.regular_file import open_regular
+from ldm_core.support.atomic_files import write_whole
+from ldm_core.support.regular_file import open_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -12,7 +12,7 @@ of Adams-Bashforth grows from 2 to 4 (CompVis's `PLMSSampler`). With "runge_kutt
 Runge-Kutta steps (the paper's F-PNDM).
 
 DDIM's update with a combined eps is accurate to second order in the step, however high the order of the
-combination (the paper's theorem; measured in tests/test_scheduler_convergence.py).
+combination (the paper's theorem; measured in tests/schedulers/test_scheduler_convergence.py).
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm_core.config import AutoencoderConfig
+from ldm_core.autoencoder.config import AutoencoderConfig
+from ldm_core.noise import generators
 from ldm_core.protocols import Autoencoder
-from ldm_core.random import generators
 from ldm_core.testing.contract import (
     TOLERANCE,
     Contract,

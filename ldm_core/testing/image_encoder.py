@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ldm_core.config import ImageEncoderConfig
+from ldm_core.clip.config import ImageEncoderConfig
 from ldm_core.protocols import ImageEncoder
 from ldm_core.testing.contract import (
     TOLERANCE,

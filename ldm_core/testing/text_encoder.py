@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ldm_core.config import TextEncoderConfig
+from ldm_core.clip.config import TextEncoderConfig
 from ldm_core.protocols import TextEncoder
 from ldm_core.testing.contract import (
     TOLERANCE,

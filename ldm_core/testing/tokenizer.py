@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from ldm_core.config import TextEncoderConfig
+from ldm_core.clip.config import TextEncoderConfig
 from ldm_core.protocols import Tokenizer
 from ldm_core.testing.contract import Contract, describe, isolated
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ldm_core.config import UNetConfig
 from ldm_core.protocols import NoisePredictor
 from ldm_core.testing.contract import TOLERANCE, Contract, device_of, draw, dtypes_of, in_dtype, isolated
 from ldm_core.testing.tensor_clauses import Case, check_tensor_function, depends_on, result_is
+from ldm_core.unet.config import UNetConfig
 
 BATCH = 3
 

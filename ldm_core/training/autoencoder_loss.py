@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ldm_core.autoencoder import AutoencoderKL, DiagonalGaussian
+from ldm_core.autoencoder.gaussian import DiagonalGaussian
+from ldm_core.autoencoder.kl import AutoencoderKL
 from ldm_core.training.discriminator import PatchDiscriminator, hinge_loss
 from ldm_core.training.distributed import mean_over_processes
 from ldm_core.training.objective import Batch, Metrics, Objective, Streams, require_float32

@@ -19,9 +19,9 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from ldm_core.autoencoder import DiagonalGaussian
+from ldm_core.autoencoder.gaussian import DiagonalGaussian
 from ldm_core.model import LatentDiffusion
-from ldm_core.random import randn
+from ldm_core.noise import randn
 from ldm_core.training.objective import Batch, Metrics, Objective, Streams, require_float32, uniform
 
 Target = Literal["eps", "v", "x0"]

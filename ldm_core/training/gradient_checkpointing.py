@@ -11,10 +11,10 @@ from functools import partial
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ldm_core.autoencoder import AttentionBlock
-from ldm_core.layers import ResBlock
-from ldm_core.transformer import ResidualAttentionBlock
-from ldm_core.unet import TransformerBlock
+from ldm_core.autoencoder.kl import AttentionBlock
+from ldm_core.clip.block import ResidualAttentionBlock
+from ldm_core.nn.blocks import ResBlock
+from ldm_core.unet.network import TransformerBlock
 
 BLOCKS = (ResBlock, AttentionBlock, TransformerBlock, ResidualAttentionBlock)  # what a network is made of
 

@@ -15,8 +15,8 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from ldm_core.json_text import parse_json
-from ldm_core.printable import few
+from ldm_core.support.json_text import parse_json
+from ldm_core.support.printable import few
 from ldm_core.training.samples import ENDINGS, Sample, decode_picture
 
 Row = tuple[str, tuple[str, ...]]  # a file's name and its captions

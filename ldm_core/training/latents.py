@@ -9,27 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ldm_core.atomic_files import exclusive
-from ldm_core.autoencoder import AutoencoderKL
+from ldm_core.autoencoder.kl import AutoencoderKL
 from ldm_core.checkpoint.writer import write_bytes, write_then_move
-from ldm_core.training.samples import BadSample, Readable, Sample, Samples
-
-
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """A fingerprint of tensors: SHA-256 of their names, types, shapes and bytes."""
-    result = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        tensor = tensor.detach().cpu().contiguous()
-        result.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
-        result.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return result.hexdigest()
+from ldm_core.support.atomic_files import exclusive
+from ldm_core.training.samples import BadSample, Readable, Sample, Samples, digest
 
 
 def fingerprint(autoencoder: AutoencoderKL) -> str:

@@ -19,11 +19,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm_core.checkpoint.writer import write_then_move
-from ldm_core.grid import grid
 from ldm_core.images import tensor_to_pil
 from ldm_core.model import LatentDiffusion
 from ldm_core.protocols import Autoencoder
 from ldm_core.sampler import Sampler
+from ldm_core.watch.grid import grid
 
 if TYPE_CHECKING:
     from PIL.Image import Image

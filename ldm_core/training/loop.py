@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ldm_core.atomic_files import exclusive
-from ldm_core.printable import shown
+from ldm_core.support.atomic_files import exclusive
+from ldm_core.support.printable import shown
 from ldm_core.training.distributed import Parallel, World, gathered, gradient_exchange, spread, whole
 from ldm_core.training.ema import WeightAverage
 from ldm_core.training.gradient_checkpointing import checkpoint_gradients

@@ -5,7 +5,7 @@
 Hu et al. 2021, section 4.1, equation 3. A is drawn at random and B is zero, so that the model is what it was
 before the first step. For a convolution A has the layer's kernel and stride, and B is a 1x1 convolution, as
 in kohya-ss, LyCORIS and PEFT, whose bounds A's uniform numbers have, too. CompVis has no counterpart;
-`ldm_core.lora` applies what is saved here.
+`ldm_core.adapters.lora` applies what is saved here.
 
     lora = TrainableLora(model, rank=8)
     trainer = Trainer(DiffusionObjective(model, adapter=lora), samples, "runs/style", settings)
@@ -25,9 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm_core.checkpoint.lora_writer import Names, write_lora
-from ldm_core.checkpoint.parts import Part
-from ldm_core.lora import adaptable_layers, change_of
+from ldm_core.adapters.lora import adaptable_layers, change_of
+from ldm_core.adapters.lora_writer import Names, write_lora
+from ldm_core.loading.parts import Part
 from ldm_core.model import LatentDiffusion
 
 # The ends of layers' names. What trainers choose by default: diffusers ATTENTION; kohya-ss the first three.
@@ -94,7 +94,7 @@ class TrainableLora(nn.Module):
     ) -> None:
         """Write it as a file for `apply_lora`, kohya-ss's tools and web UIs, diffusers, or PEFT.
 
-        See `ldm_core.checkpoint.lora_writer.write_lora` for the options and errors.
+        See `ldm_core.adapters.lora_writer.write_lora` for the options and errors.
         """
         write_lora(Path(path), self.factors, self.alpha, self._config, names=names, dtype=dtype)
 

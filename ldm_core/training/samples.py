@@ -7,7 +7,8 @@ data set raises `BadSample` for it, and `Readable` reports it and takes the next
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,10 +17,20 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from ldm_core.images import image_to_tensor, open_picture, to_rgb
-from ldm_core.printable import shown_error
+from ldm_core.support.printable import shown_error
 
 Sample = dict[str, Any]
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # of pictures
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """A fingerprint of tensors: SHA-256 of their names, types, shapes and bytes."""
+    result = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        tensor = tensor.detach().cpu().contiguous()
+        result.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+        result.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return result.hexdigest()
 
 
 class BadSample(ValueError):
@@ -126,8 +137,6 @@ class TensorSamples:
 
     @property
     def fingerprint(self) -> str:
-        from ldm_core.training.latents import digest
-
         return digest({"images": self.images})
 
     def __len__(self) -> int:

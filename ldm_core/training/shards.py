@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm_core.json_text import parse_json
-from ldm_core.printable import printable, shown, shown_error
-from ldm_core.regular_file import open_regular
+from ldm_core.support.json_text import parse_json
+from ldm_core.support.printable import printable, shown, shown_error
+from ldm_core.support.regular_file import open_regular
 from ldm_core.training.samples import ENDINGS, BadSample, Sample, decode_picture
 
 CAPTIONS = (".txt", ".json")

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from ldm_core.checkpoint import CheckpointError, read
 from ldm_core.checkpoint.writer import Pending, is_sliced, write_safetensors, write_then_move
-from ldm_core.json_text import parse_json
-from ldm_core.limits import is_whole
-from ldm_core.printable import few
+from ldm_core.support.json_text import parse_json
+from ldm_core.support.limits import is_whole
+from ldm_core.support.printable import few
 from ldm_core.training.distributed import World, assign, whole
 from ldm_core.training.ema import WeightAverage
 from ldm_core.training.muon import Muon

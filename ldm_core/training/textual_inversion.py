@@ -5,7 +5,8 @@
 Equation 2 of the paper: latent diffusion's own loss over a few pictures, whose captions y are neutral
 sentences with the new word in them, and whose text encoder tau_v looks that word up as v. The vectors start
 as those of a word that says coarsely what is in the pictures (section 4). The authors' counterpart is
-`EmbeddingManager` of `ldm/modules/embedding_manager.py`; `ldm_core.textual_inversion` applies what is saved.
+`EmbeddingManager` of `ldm/modules/embedding_manager.py`; `ldm_core.adapters.textual_inversion` applies what
+is saved.
 
     word = LearnedWord(model, "<my-dog>", "dog", vectors=2)
     pictures = Captioned(ImageFolder("dog", 512, captions=False), fill(PHOTOS, "<my-dog>"))
@@ -23,11 +24,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ldm_core.checkpoint.embedding_file import KOHYA
+from ldm_core.adapters.embedding_file import KOHYA
+from ldm_core.adapters.textual_inversion import add_word, embedding_layer
 from ldm_core.checkpoint.writer import Pending, require_whole, write_safetensors, write_then_move
+from ldm_core.clip.tokenizer import CLIPTokenizer
 from ldm_core.model import LatentDiffusion
-from ldm_core.textual_inversion import add_word, embedding_layer
-from ldm_core.tokenizer import CLIPTokenizer
 
 # Of the sentences that the paper takes from CLIP's: neutral ones, so that the word must say the rest.
 PHOTOS = (

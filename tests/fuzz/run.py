@@ -80,7 +80,16 @@ def _run(name: str, folder: Path, minutes: float) -> None:
         if left < 1:
             return
         log = folder / "logs" / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.log"
-        command = [sys.executable, __file__, name, "--child", "--seconds", str(round(left)), "--folder", str(folder)]
+        command = [
+            sys.executable,
+            __file__,
+            name,
+            "--child",
+            "--seconds",
+            str(round(left)),
+            "--folder",
+            str(folder),
+        ]
         before = os.times()
         with log.open("wb") as file:
             status = subprocess.run(command, stdout=file, stderr=file, check=False).returncode
@@ -192,7 +201,7 @@ def _shrunk(name: str, data: bytes, signature: Signature) -> bytes:
 
 
 def report(folder: Path) -> str:
-    """A Markdown table from the logs: executions, hours of a processor, what the last run covered, and the findings."""
+    """A Markdown table from the logs: executions, processor hours, coverage of the last run, and findings."""
     runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for log in sorted((folder / "logs").glob("*.log")):
         name, _, began = log.stem.partition("-")

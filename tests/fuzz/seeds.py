@@ -14,11 +14,11 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from checkpoint_files import tensor_pickle, torch_bytes
-from hostile_pickles import PICKLES, beside_tensors
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from training_pictures import png
+from support.checkpoint_files import tensor_pickle, torch_bytes
+from support.hostile_pickles import PICKLES, beside_tensors
+from support.training_pictures import png
 
 from ldm_core.recipe import AdapterFile, Recipe, SourceFile, to_json, to_parameters_text
 

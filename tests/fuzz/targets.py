@@ -24,16 +24,16 @@ from unittest.mock import patch
 import PIL.Image
 import torch
 import yaml
-from checkpoint_files import torch_zip
 from ftfy.chardata import CHARMAP_ENCODINGS  # cp437 among them, which old zip archives use
 from fuzz.watch import MAX_INPUT, placed, promise, watched
+from support.checkpoint_files import torch_zip
 
 from ldm_core.checkpoint import CheckpointError, inspect, read
-from ldm_core.checkpoint.compvis_yaml import read_yaml
+from ldm_core.clip.tokenizer import END_OF_TEXT, START_OF_TEXT, CLIPTokenizer
 from ldm_core.config import LatentDiffusionConfig
+from ldm_core.loading.compvis_yaml import read_yaml
 from ldm_core.recipe import from_json, from_parameters_text, read_recipe, to_json, to_parameters_text
 from ldm_core.recipe.png import SIGNATURE
-from ldm_core.tokenizer import END_OF_TEXT, START_OF_TEXT, CLIPTokenizer
 from ldm_core.training import BadSample, TarShards
 
 Target = Callable[[bytes], None]

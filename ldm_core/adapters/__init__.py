@@ -1,0 +1,1 @@
+"""Small files that change a model: LoRA and its kin, textual inversion."""

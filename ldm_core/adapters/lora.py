@@ -1,0 +1,285 @@
+"""Adapters: small changes of a model's weights, put on it and taken off again.
+
+A fine-tuned weight is W + s dW, and dW is of low rank: LoRA, dW = B A (Hu et al. 2021, arXiv:2106.09685), or
+LoHa and LoKr (Yeh et al. 2023, arXiv:2309.14859). `ldm_core.adapters.lora_delta` has the formulas, and
+`ldm_core.adapters.lora_file` reads the files that kohya-ss, LyCORIS, diffusers and PEFT write.
+
+    adapter = apply_lora(model, "style.safetensors", scale=0.8)
+    adapter.scale = 0.5         # at the next call
+    adapter.fuse()              # into the weights: no cost a call
+    adapter.remove()            # the model is what it was, to the bit
+
+Not fused, an adapter leaves the weights alone and adds s dW x to each layer's output. Any number of
+adapters can be on a model, fused or not, and each can be removed at any time.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm_core.adapters.lora_delta import Delta
+from ldm_core.adapters.lora_file import read_adapter
+from ldm_core.model import LatentDiffusion
+
+PARTS = ("unet", "text_encoder")
+_FUSION = "_fused_adapters"  # the attribute of a layer that says what is fused into it
+
+
+def apply_lora(
+    model: LatentDiffusion,
+    path: str | os.PathLike[str],
+    scale: float = 1.0,
+    text_encoder_scale: float | None = None,
+) -> LoraAdapter:
+    """Put an adapter on a model, which changes in place, and return a handle to it.
+
+    path: a file, or a folder that PEFT or diffusers has written. scale: how strongly; 0 is not at all, and
+    negative values turn away from what was learnt. text_encoder_scale: another scale for the text encoder.
+    Raises CheckpointError where the file cannot be read or does not fit the model, and ValueError for a
+    scale that is not finite; the model is then left alone.
+    """
+    layers = adaptable_layers(model)
+    shapes = {
+        f"{name}.{kind}": tuple(parameter.shape)
+        for name, layer in layers.items()
+        for kind, parameter in layer.named_parameters(recurse=False)
+    }
+    with torch.inference_mode(False), torch.no_grad():
+        deltas = read_adapter(Path(path), model.config, shapes)
+    adapter = LoraAdapter(Path(path).name, scale, text_encoder_scale)
+    adapter._attach({name: (layers[name], delta) for name, delta in deltas.items()})
+    return adapter
+
+
+def change_of(layer: Any, x: Tensor, weights: Sequence[Tensor], spatial: int = 0) -> Tensor:
+    """dW x / s: a layer's input through the weights of its change, of which one has the layer's kernel."""
+    for place, weight in enumerate(weights):
+        if isinstance(layer, nn.Linear):
+            x = F.linear(x, weight)
+        elif place == spatial:
+            x = F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation)
+        else:
+            x = F.conv2d(x, weight)
+    return x
+
+
+def adaptable_layers(model: LatentDiffusion) -> dict[str, Any]:
+    """The layers of a model that adapters can change, by names such as `unet.mid.attention.proj_in`."""
+    return {
+        f"{part}.{name}": layer
+        for part in PARTS
+        if part in model.modules
+        for name, layer in model.modules[part].named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d)
+    }
+
+
+class LoraAdapter:
+    """An adapter on a model: see `apply_lora`.
+
+    scale                how strongly it changes the model; may be set at any time
+    text_encoder_scale   the same for the text encoder alone; None for `scale`
+    """
+
+    def __init__(self, name: str, scale: float, text_encoder_scale: float | None) -> None:
+        self.name = name
+        self._changes: dict[str, _Change] = {}
+        self._state = "live"
+        self._scale = _checked(scale)
+        self._text_encoder_scale = None if text_encoder_scale is None else _checked(text_encoder_scale)
+        self._scales: dict[str, float] = {}  # by part; what the layers see, who need not know the rest
+        self._refresh()
+
+    def _attach(self, layers: dict[str, tuple[Any, Delta]]) -> None:
+        for name, (layer, delta) in layers.items():
+            self._changes[name] = _Change(self._scales, name.split(".")[0], layer, delta)
+        for change in self._changes.values():
+            change.hook_on()
+
+    @property
+    def scale(self) -> float:
+        return self._scale
+
+    @scale.setter
+    def scale(self, value: float) -> None:
+        self._scale = _checked(value)
+        self._refresh()
+
+    @property
+    def text_encoder_scale(self) -> float | None:
+        return self._text_encoder_scale
+
+    @text_encoder_scale.setter
+    def text_encoder_scale(self, value: float | None) -> None:
+        self._text_encoder_scale = None if value is None else _checked(value)
+        self._refresh()
+
+    @property
+    def layers(self) -> dict[str, int | None]:
+        """{parameter: rank of its change}, with None where the change is not of low rank."""
+        ranks: dict[str, int | None] = {}
+        for name, change in self._changes.items():
+            ranks[f"{name}.weight"] = change.delta.rank
+            if change.delta.bias is not None:
+                ranks[f"{name}.bias"] = None
+        return ranks
+
+    def fuse(self) -> None:
+        """Add the change to the weights, in float32 and rounded once to their type.
+
+        The weights from before are kept, so this takes the memory of the layers that it changes; what is
+        done to the weights while an adapter is fused is lost when it is removed or its scale is set.
+        Raises ValueError for an adapter that was removed.
+        """
+        if self._state == "removed":
+            raise ValueError(f"{self.name} was removed from its model; apply it again")
+        if self._state == "live":
+            self._state = "fused"
+            for change in self._changes.values():
+                change.hook_off()
+                change.fuse()
+
+    def unfuse(self) -> None:
+        """Undo `fuse`: the weights are those from before, and the adapter acts at each call again."""
+        if self._state == "fused":
+            self._state = "live"
+            for change in self._changes.values():
+                change.unfuse()
+                change.hook_on()
+
+    def remove(self) -> None:
+        """Take the adapter off the model, for good. Doing so twice is harmless."""
+        self.unfuse()
+        self._state = "removed"
+        for change in self._changes.values():
+            change.hook_off()
+
+    def _refresh(self) -> None:
+        own = self._text_encoder_scale
+        self._scales |= {"unet": self._scale, "text_encoder": self._scale if own is None else own}
+        if self._state == "fused":
+            for change in self._changes.values():
+                change.fuse_again()
+
+    def __repr__(self) -> str:
+        kinds = "/".join(dict.fromkeys(change.delta.kind for change in self._changes.values()))
+        ranks = [change.delta.rank for change in self._changes.values() if change.delta.rank is not None]
+        span = f" of rank {'..'.join(map(str, dict.fromkeys((min(ranks), max(ranks)))))}" if ranks else ""
+        counts = [(sum(c.part == part for c in self._changes.values()), part) for part in PARTS]
+        where = " and ".join(f"{count} layers of the {part}" for count, part in counts if count)
+        text = "" if self.text_encoder_scale is None else f", text_encoder_scale={self.text_encoder_scale:g}"
+        return f"<{self.name}: {kinds}{span} on {where}, {self._state}, scale={self.scale:g}{text}>"
+
+
+class _Change:
+    """One layer's change, as a hook on the layer or in its weights."""
+
+    def __init__(self, scales: dict[str, float], part: str, layer: Any, delta: Delta) -> None:
+        self.scales, self.part, self.layer, self.delta = scales, part, layer, delta
+        self._handle: Any = None
+        self._cast_for: tuple[torch.device, torch.dtype] | None = None
+        self._cast: tuple[Tensor, ...] = ()
+
+    @property
+    def scale(self) -> float:
+        """The adapter's scale for this layer's part, without the change's own."""
+        return self.scales[self.part]
+
+    def hook_on(self) -> None:
+        self._handle = self.layer.register_forward_hook(self)
+
+    def hook_off(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+        self._handle, self._cast_for, self._cast = None, None, ()
+
+    def __call__(self, layer: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        """The layer's output with its change; None, which leaves it as it is, for the scale 0."""
+        if self.scale == 0:
+            return None
+        (x,) = args
+        change = change_of(layer, x, self._chain(x), self.delta.spatial)
+        output = torch.add(output, change, alpha=self.scale * self.delta.scale)
+        if self.delta.bias is not None:
+            bias = self.delta.bias.to(output)
+            output = output + self.scale * (bias if isinstance(layer, nn.Linear) else bias[:, None, None])
+        return output
+
+    def _chain(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The weights of the change where x is and of its type, kept until another x comes."""
+        if self._cast_for != (x.device, x.dtype):
+            with torch.inference_mode(False), torch.no_grad():  # for calls that need gradients, later
+                self._cast = tuple(_cast(weight, x.dtype) for weight in self.delta.chain(x.device))
+            self._cast_for = (x.device, x.dtype)
+        return self._cast
+
+    def fuse(self) -> None:
+        vars(self.layer).setdefault(_FUSION, _Fusion(self.layer)).changes.append(self)
+        self.fuse_again()
+
+    def unfuse(self) -> None:
+        fusion: _Fusion | None = vars(self.layer).get(_FUSION)
+        if fusion is None or self not in fusion.changes:
+            return  # fusing ended before this layer, for want of memory
+        fusion.changes.remove(self)
+        fusion.write(self.layer)
+        if not fusion.changes:
+            del vars(self.layer)[_FUSION]
+
+    def fuse_again(self) -> None:
+        """Fuse anew, for another scale."""
+        vars(self.layer)[_FUSION].write(self.layer)
+
+    def added_to(self, parameter: str, device: torch.device) -> Tensor | None:
+        """What is added to the layer's "weight" or "bias", in float32."""
+        if self.scale == 0:
+            return None
+        if parameter == "weight":
+            return self.delta.weight(device) * (self.scale * self.delta.scale)
+        return None if self.delta.bias is None else self.delta.bias.to(device) * self.scale
+
+
+class _Fusion:
+    """What is fused into a layer, and the values that its parameters had before."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.originals = {name: p.data for name, p in layer.named_parameters(recurse=False)}
+        self.changes: list[_Change] = []
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def write(self, layer: nn.Module) -> None:
+        """Give the layer its values with all the changes, or the very ones from before where there are none.
+
+        The values are computed from the first ones each time, so that rounding never adds up.
+        """
+        for name, original in self.originals.items():
+            parameter = layer.get_parameter(name)
+            value = original.to(parameter.device)
+            added = [change.added_to(name, value.device) for change in self.changes]
+            for delta in added:
+                if delta is not None:
+                    value = value.to(torch.promote_types(value.dtype, torch.float32)) + delta
+            parameter.data = value.to(parameter.dtype)
+
+
+def _checked(scale: float) -> float:
+    if not math.isfinite(scale):
+        raise ValueError(f"an adapter's scale must be finite, not {scale}")
+    return float(scale)
+
+
+def _cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """A weight of this type; convolutions of 16 bits in the order that has fast kernels everywhere."""
+    weight = weight.to(dtype)
+    if weight.ndim == 4 and dtype in (torch.float16, torch.bfloat16):
+        weight = weight.contiguous(memory_format=torch.channels_last)
+    return weight

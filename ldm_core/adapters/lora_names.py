@@ -1,0 +1,113 @@
+"""The names that files of adapters have for the layers of the networks, and for the tensors of a layer.
+
+    kohya-ss      lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight, and LyCORIS likewise;
+                  also with CompVis's names: lora_unet_input_blocks_1_1_proj_in
+    diffusers     unet.down_blocks.0.attentions.0.proj_in.lora_A.weight, before that .lora.down.weight,
+                  and at first down_blocks.0.….attn1.processor.to_q_lora.down.weight
+    PEFT          base_model.model.down_blocks.0.attentions.0.proj_in.lora_A.weight
+
+All are made from the key maps, which know each layer under CompVis's, diffusers' and transformers' names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from ldm_core.checkpoint.key_map import Transform
+from ldm_core.config import LatentDiffusionConfig
+from ldm_core.loading.parts import Layout, Part, layout_of
+
+PEFT = "base_model.model."
+SECOND_TEXT_ENCODER = ("lora_te2_", "text_encoder_2.")
+
+# The names of kohya's networks; transformers dropped its `text_model` in version 5.
+_KOHYA: dict[Part, tuple[str, ...]] = {
+    "unet": ("lora_unet_",),
+    "text_encoder": tuple(f"lora_{te}_{inner}" for te in ("te", "te1") for inner in ("text_model_", "")),
+}
+# The layouts whose names trainers write, and those that they have ever written.
+_WRITTEN: tuple[tuple[Part, str], ...] = (("unet", "diffusers"), ("text_encoder", "transformers"))
+_LAYOUTS: tuple[tuple[Part, str], ...] = (*_WRITTEN, ("unet", "compvis"))
+
+# Diffusers' first adapters were attention processors beside the layers.
+_PROCESSOR_NAMES = (
+    (re.compile(r"(?<=\.attn[12]\.)to_([qkv])$"), r"processor.to_\1_lora"),
+    (re.compile(r"(?<=\.attn[12]\.)to_out\.0$"), "processor.to_out_lora"),
+    (re.compile(r"(?<=\.self_attn\.)(q|k|v|out)_proj$"), r"to_\1_lora"),
+)
+
+
+def layer_names(config: LatentDiffusionConfig) -> dict[str, str]:
+    """{a layer's name in files: its name here}, such as `unet.mid.attention.proj_in`, for every spelling."""
+    return {
+        spelling: layer
+        for part, name in _LAYOUTS
+        for module, layer, _ in _modules(layout_of(part, name), config)
+        for spelling in _spellings(layout_of(part, name), module)
+    }
+
+
+def module_names(config: LatentDiffusionConfig) -> dict[str, tuple[str, Transform]]:
+    """{a layer's name here: (its name in diffusers' or transformers' network, its weight's change of shape)}.
+
+    From `unet.mid.attention.proj_in` to `mid_block.attentions.0.proj_in`, which is a convolution in SD1.
+    """
+    return {
+        layer: (module, transform)
+        for part, name in _WRITTEN
+        for module, layer, transform in _modules(layout_of(part, name), config)
+    }
+
+
+def kohya_name(part: Part, module: str) -> str:
+    """What kohya's networks call a module of diffusers' U-Net or transformers' text encoder."""
+    return _KOHYA[part][0] + module.replace(".", "_")
+
+
+def _modules(layout: Layout, config: LatentDiffusionConfig) -> Iterator[tuple[str, str, Transform]]:
+    """(a module's name in this layout, here, the transform of its weight)."""
+    for key, entry in layout.key_map(getattr(config, layout.part)).items():
+        if key.endswith(".weight"):
+            layer = f"{layout.part}.{entry.parameters[0]}".removesuffix(".weight")
+            yield key.removesuffix(".weight"), layer, entry.transform
+
+
+def _spellings(layout: Layout, module: str) -> Iterator[str]:
+    """Every name that files have for a module, given its name in this layout."""
+    for prefix in _KOHYA[layout.part]:
+        yield prefix + module.replace(".", "_")
+    older = [pattern.sub(new, module) for pattern, new in _PROCESSOR_NAMES if pattern.search(module)]
+    for base, inner in layout.prefixes:
+        for name in (module, *older):
+            yield base + inner + name
+
+
+_FACTORS = (
+    *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
+    *("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
+)
+_ADAPTER = r"(?:\.[^.]+)?"  # PEFT can leave the adapter's own name in its keys, by default "default"
+_TENSORS = {
+    "lora_down": rf"(?:lora_down|lora\.down|lora_linear_layer\.down|lora_A{_ADAPTER}|down)\.weight",
+    "lora_up": rf"(?:lora_up|lora\.up|lora_linear_layer\.up|lora_B{_ADAPTER}|up)\.weight",
+    "lora_mid": r"lora_mid\.weight",
+    "lora_bias": rf"lora_B{_ADAPTER}\.bias",
+    **{name: name + _ADAPTER for name in _FACTORS},
+    "diff": "diff",
+    "diff_b": "diff_b",
+    "alpha": "alpha",
+    "dora": r"(?:dora_scale|lora_magnitude_vector(?:\.[^.]+)*)",
+}
+_KEY = re.compile(
+    r"(?P<layer>.+?)\.(?:" + "|".join(f"(?P<{name}>{pattern})" for name, pattern in _TENSORS.items()) + ")"
+)
+
+
+def split_key(key: str) -> tuple[str, str] | None:
+    """(the layer's name in the file, which of its tensors this is), or None for no adapter's key.
+
+    The tensors have kohya's and LyCORIS's names, whatever the file's: `lora_A.weight` is `lora_down`.
+    """
+    found = _KEY.fullmatch(key.removeprefix(PEFT))
+    return None if found is None or found.lastgroup is None else (found["layer"], found.lastgroup)

@@ -1,0 +1,152 @@
+"""Writing adapters: a LoRA in the files that kohya-ss, diffusers and PEFT read.
+
+    kohya       a file: lora_unet_….lora_down.weight, ….lora_up.weight, ….alpha
+    diffusers   a file: unet.….lora_A.weight, ….lora_B.weight; rank and alpha are in its metadata
+    peft        a folder for each network: base_model.model.….lora_A.weight beside an adapter_config.json
+
+Names and shapes are those by which `lora_file` reads, taken from the same tables: where files have a 1x1
+convolution for a linear layer, the factors become convolutions, too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import torch
+from torch import Tensor
+
+from ldm_core.adapters.lora_file import DIFFUSERS_METADATA, PEFT_CONFIG
+from ldm_core.adapters.lora_names import PEFT, kohya_name, module_names
+from ldm_core.checkpoint.folder import ADAPTER_FILES
+from ldm_core.checkpoint.writer import (
+    Pending,
+    require_whole,
+    write_bytes,
+    write_safetensors,
+    write_then_move,
+)
+from ldm_core.config import LatentDiffusionConfig
+from ldm_core.errors import CheckpointError
+from ldm_core.loading.parts import Part
+
+Names = Literal["kohya", "diffusers", "peft"]
+Factors = Mapping[str, tuple[Tensor, Tensor]]  # by layer: A (r, I, *k) and B (O, r), or (O, r, 1, 1)
+
+
+def write_lora(
+    path: Path,
+    factors: Factors,
+    alpha: float,
+    config: LatentDiffusionConfig,
+    *,
+    names: Names = "kohya",
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write a LoRA whose layers are all of one rank and alpha.
+
+    path: a .safetensors file; for "peft" a folder, which gets folders `unet` and `text_encoder`, as far as
+    there are layers. factors: by the layers' names here, such as `unet.mid.attention.proj_in`. dtype: what
+    the numbers are rounded to. Raises ValueError for other names, another ending or no layers, and
+    CheckpointError where it cannot be written; what was there is then as it was.
+    """
+    if names not in get_args(Names):
+        raise ValueError(f"names must be one of {', '.join(get_args(Names))}, not {names!r}")
+    if (path.suffix == ".safetensors") == (names == "peft"):
+        wanted = "a folder's name" if names == "peft" else "a name that ends in .safetensors"
+        raise ValueError(f"{path}: for names={names!r}, expected {wanted}")
+    modules = _in_file_shapes(factors, config, dtype)
+    if not modules:
+        raise ValueError("expected the factors of at least one layer, got none")
+    rank = next(iter(factors.values()))[0].shape[0]
+    if names == "kohya":
+        _write(path, _kohya(modules, alpha), _kohya_metadata(rank, alpha))
+        return
+    settings = {part: _settings(list(layers), rank, alpha) for part, layers in modules.items()}
+    if names == "diffusers":
+        metadata = {f"{part}.{key}": value for part, s in settings.items() for key, value in s.items()}
+        _write(path, _diffusers(modules), {"format": "pt", DIFFUSERS_METADATA: json.dumps(metadata)})
+        return
+    for part, layers in modules.items():
+        _write_peft(path / part, layers, settings[part])
+
+
+Modules = dict[Part, dict[str, tuple[Tensor, Tensor]]]  # by part and the name in the reference's network
+
+
+def _in_file_shapes(factors: Factors, config: LatentDiffusionConfig, dtype: torch.dtype) -> Modules:
+    known = module_names(config)
+    modules: Modules = {}
+    for layer, (down, up) in factors.items():
+        part = cast(Part, layer.split(".")[0])
+        module, transform = known[layer]
+        halves = [require_whole(x, f"the LoRA's {layer}").detach().to("cpu", dtype) for x in (down, up)]
+        a, b = (transform.save((x,)) for x in halves)
+        modules.setdefault(part, {})[module] = a, b
+    return modules
+
+
+def _kohya(modules: Modules, alpha: float) -> dict[str, Tensor]:
+    tensors = {}
+    for part, layers in modules.items():
+        for module, (down, up) in layers.items():
+            name = kohya_name(part, module)
+            tensors[f"{name}.lora_down.weight"], tensors[f"{name}.lora_up.weight"] = down, up
+            tensors[f"{name}.alpha"] = torch.tensor(alpha, dtype=torch.float32)
+    return tensors
+
+
+def _kohya_metadata(rank: int, alpha: float) -> dict[str, str]:
+    return {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": str(alpha),
+    }
+
+
+def _diffusers(modules: Modules) -> dict[str, Tensor]:
+    # diffusers takes `text_model.` away where transformers has it no more, and can not do without before.
+    prefixes = {"unet": "unet.", "text_encoder": "text_encoder.text_model."}
+    return {
+        f"{prefixes[part]}{module}.lora_{half}.weight": x
+        for part, layers in modules.items()
+        for module, both in layers.items()
+        for half, x in zip("AB", both)
+    }
+
+
+def _settings(modules: list[str], rank: int, alpha: float) -> dict[str, Any]:
+    """What PEFT's `LoraConfig` needs to build the same layers."""
+    return {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": alpha,
+        "target_modules": modules,
+        "lora_dropout": 0.0,
+        "bias": "none",
+    }
+
+
+def _write_peft(folder: Path, layers: Mapping[str, tuple[Tensor, Tensor]], settings: dict[str, Any]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be made: {error.strerror}") from error
+    tensors = {
+        f"{PEFT}{module}.lora_{half}.weight": x
+        for module, both in layers.items()
+        for half, x in zip("AB", both)
+    }
+    write_bytes(folder / PEFT_CONFIG, json.dumps(settings | {"inference_mode": True}, indent=2).encode())
+    _write(folder / ADAPTER_FILES[0], tensors, {"format": "pt"})
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    pending = {
+        name: Pending(x.dtype, tuple(x.shape), partial(torch.Tensor.contiguous, x))
+        for name, x in tensors.items()
+    }
+    write_then_move(path, lambda target: write_safetensors(pending, metadata, target))

@@ -1,0 +1,51 @@
+"""The configuration of the autoencoder. Field names are CompVis's own, as in `v1-inference.yaml`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ldm_core.support.limits import (
+    MAX_DEPTH,
+    MAX_SIZE,
+    make_tuples,
+    require,
+    require_blocks,
+    require_sizes,
+    require_whole,
+    require_widths,
+)
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """The KL autoencoder, CompVis's `AutoencoderKL` with its `ddconfig`."""
+
+    embed_dim: int = 4
+    z_channels: int = 4
+    resolution: int = 256  # the training resolution; only says at which level attn_resolutions lie
+    in_channels: int = 3
+    out_ch: int = 3
+    ch: int = 128
+    ch_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    attn_resolutions: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        part = "autoencoder"
+        make_tuples(self)
+        require_whole(part, self, "embed_dim z_channels resolution in_channels out_ch ch", 1, MAX_SIZE)
+        require_whole(part, self, "num_res_blocks", 1, MAX_DEPTH)
+        require_sizes(part, self, "ch_mult", low=1)
+        require_sizes(part, self, "attn_resolutions", low=0)
+        require_widths(part, "ch_mult", self.ch, self.ch_mult)
+        require(self.ch % 32 == 0, f"autoencoder: ch must be a multiple of 32 (group norm), not {self.ch}")
+        require_blocks(part, len(self.ch_mult) * self.num_res_blocks)
+
+    @property
+    def downsampling(self) -> int:
+        """f in the paper: pixels per latent row or column."""
+        return 2 ** (len(self.ch_mult) - 1)
+
+    def has_attention(self, level: int) -> bool:
+        """Whether the residual blocks of this level (0 is the finest) are followed by attention."""
+        return self.resolution // 2**level in self.attn_resolutions

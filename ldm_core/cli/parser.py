@@ -1,0 +1,278 @@
+"""The grammar of the command line: its commands and their options."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from ldm_core.cli.output import PROG
+from ldm_core.recipe.fields import MAX_CLIP_SKIP, MAX_STEPS
+from ldm_core.support.limits import MAX_SIZE
+
+SCHEDULERS = (
+    "ddim",
+    "ddpm",
+    "plms",
+    "pndm",
+    "pndm-rk",
+    "dpm++2m",
+    "dpm++2m-karras",
+    "unipc",
+    "euler",
+    "euler-a",
+    "heun",
+    "lms",
+)
+SPACINGS = ("leading", "trailing", "linspace", "compvis", "karras", "exponential", "uniform_lambda")
+DTYPES = ("float32", "float16", "bfloat16")
+
+# What is used where neither the command line nor a recipe says anything: for the bundled model what its
+# card recommends, for any other what CompVis's scripts use.
+BUNDLED_STEPS, BUNDLED_GUIDANCE = 25, 4.0
+STEPS, GUIDANCE = 50, 7.5
+STRENGTH = {"img2img": 0.75, "inpaint": 1.0}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Bad options end like any other bad input: in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (see {self.prog} --help)")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole grammar of the command line. A parse error is a ValueError."""
+    from ldm_core import __version__
+
+    parser = _Parser(prog=PROG, description="Draw pictures with latent diffusion models.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"ldm_core {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, summary: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+
+    txt2img = command("txt2img", "Draw pictures of prompts.")
+    _add_what(txt2img)
+    img2img = command("img2img", "Redraw a picture after a prompt.")
+    _add_what(img2img)
+    img2img.add_argument("--image", metavar="FILE", help="the picture to redraw")
+    inpaint = command("inpaint", "Repaint a part of a picture after a prompt.")
+    _add_what(inpaint)
+    inpaint.add_argument("--image", metavar="FILE", help="the picture to repaint")
+    inpaint.add_argument("--mask", metavar="FILE", help="a picture of its size: white is repainted")
+    for redraw, default in ((img2img, STRENGTH["img2img"]), (inpaint, STRENGTH["inpaint"])):
+        redraw.add_argument(
+            "--strength", type=_number, metavar="X", help=f"how much to change, in (0, 1] (default {default})"
+        )
+    for drawing in (txt2img, img2img, inpaint):
+        _add_model(drawing)
+        _add_how(drawing)
+        _add_where(drawing)
+
+    inspect = command("inspect", "Tell what is in a checkpoint or an adapter, or a picture's recipe.")
+    inspect.add_argument("file", metavar="FILE", help="a checkpoint or folder of one, or a .png drawn here")
+    inspect.add_argument("--json", action="store_true", help="for programs")
+    inspect.add_argument("--check-values", action="store_true", help="read every number; look for NaN")
+    inspect.add_argument("--verify", action="store_true", help="compare a zip archive with its checksums")
+
+    convert = command("convert", "Write a model in another layout, file format or type.")
+    convert.add_argument("source", metavar="SOURCE", help="a checkpoint or a diffusers folder")
+    _add_target(convert)
+    convert.add_argument("--ema", action="store_true", help="take the averaged U-Net weights")
+    convert.add_argument("--variant", metavar="NAME", help="which files of a diffusers folder, such as fp16")
+    for part in ("text-encoder", "unet", "autoencoder"):
+        convert.add_argument(f"--{part}", metavar="FILE", help="take this part from another file")
+
+    merge = command("merge", "Write (1 - alpha) A + alpha B, or A + alpha (B - C).")
+    merge.add_argument("models", nargs="+", metavar="MODEL", help="two or three models of one architecture")
+    _add_target(merge)
+    merge.add_argument("--alpha", type=_number, metavar="X", help="(default 0.5 for two models, 1 for three)")
+    return parser
+
+
+def _add_target(parser: argparse.ArgumentParser) -> None:
+    """What a command that writes a model needs to know of it."""
+    parser.add_argument("target", metavar="TARGET", help=".safetensors, .ckpt, .pt, or a new folder")
+    parser.add_argument("--layout", choices=("compvis", "diffusers"), help="(default: by TARGET's ending)")
+    parser.add_argument("--dtype", choices=(*DTYPES, "float8_e4m3fn"), help="(default: as it is)")
+    parser.add_argument("--config", metavar="NAME|FILE.yaml", help="its configuration, if it must be said")
+    parser.add_argument("--prediction", choices=("eps", "v", "x0"), help="what it predicts, if not told")
+    parser.add_argument("--force", action="store_true", help="overwrite a file")
+
+
+def _add_what(parser: argparse.ArgumentParser) -> None:
+    """What is to be drawn."""
+    group = parser.add_argument_group("what to draw")
+    group.add_argument(
+        "prompt", nargs="*", metavar="PROMPT", help="what to draw; several give several pictures"
+    )
+    group.add_argument(
+        "--prompts", metavar="FILE", help="prompts from a UTF-8 file, one a line; - for standard input"
+    )
+    group.add_argument(
+        "--negative-prompt",
+        action="append",
+        metavar="TEXT",
+        help="what to avoid; once for all prompts, or once for each",
+    )
+    group.add_argument(
+        "--from",
+        dest="recipe",
+        metavar="FILE.png",
+        help="draw this picture again from the recipe inside; other options override it",
+    )
+    group.add_argument(
+        "--trust-paths",
+        action="store_true",
+        help="let that recipe name files to read: pictures, adapters, an autoencoder, a configuration",
+    )
+    group.add_argument("--num", type=_positive, metavar="N", help="pictures per prompt (default 1)")
+    group.add_argument(
+        "--seed",
+        type=_seeds,
+        metavar="N[,N…]",
+        help="picture k has seed N + k, or the k-th of a list (default: a fresh one, kept in the recipe)",
+    )
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    """With which model it is drawn."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model", metavar="PATH", help="a checkpoint or diffusers folder (default: the bundled model)"
+    )
+    group.add_argument("--config", metavar="NAME|FILE.yaml", help="its configuration, if it must be said")
+    group.add_argument("--prediction", choices=("eps", "v", "x0"), help="what it predicts, if not told")
+    group.add_argument("--ema", action=argparse.BooleanOptionalAction, help="use the averaged U-Net weights")
+    group.add_argument("--autoencoder", metavar="FILE", help="take the autoencoder (VAE) from this file")
+    group.add_argument(
+        "--lora",
+        dest="loras",
+        action="append",
+        metavar="FILE[=SCALE]",
+        help="apply a LoRA; may be given several times",
+    )
+    group.add_argument(
+        "--embedding",
+        dest="embeddings",
+        action="append",
+        metavar="FILE[=NAME]",
+        help="a textual inversion, used in prompts by its name",
+    )
+    group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 … (default: cuda if there is one)")
+    group.add_argument(
+        "--dtype",
+        choices=("auto", *DTYPES),
+        help="(default: float32 on a CPU, the file's own type elsewhere; auto: bfloat16 on CPUs made for it)",
+    )
+
+
+def _add_how(parser: argparse.ArgumentParser) -> None:
+    """How it is drawn."""
+    group = parser.add_argument_group("how to draw")
+    group.add_argument(
+        "--steps",
+        type=_whole(1, MAX_STEPS),
+        metavar="N",
+        help=f"(default {BUNDLED_STEPS} for the bundled model, else {STEPS})",
+    )
+    group.add_argument("--scheduler", choices=SCHEDULERS, help="(default ddim; plms and pndm are the same)")
+    group.add_argument(
+        "--eta", type=_number, metavar="X", help="fresh noise, 0 to 1 (default: 0 for ddim, 1 for euler-a)"
+    )
+    group.add_argument("--spacing", choices=SPACINGS, help="of the timesteps (default: the scheduler's)")
+    group.add_argument(
+        "--guidance",
+        dest="guidance_scale",
+        type=_number,
+        metavar="X",
+        help=f"scale; 1 is none (default {BUNDLED_GUIDANCE:g} for the bundled model, else {GUIDANCE})",
+    )
+    group.add_argument("--guidance-rescale", type=_number, metavar="X", help="phi, 0 to 1 (default 0)")
+    group.add_argument(
+        "--size",
+        type=_size,
+        metavar="WxH",
+        help="in pixels, or one number (default: the model's, or the image's)",
+    )
+    group.add_argument(
+        "--clip-skip",
+        type=_whole(0, MAX_CLIP_SKIP),
+        metavar="N",
+        help="text encoder blocks to skip (default: the model's)",
+    )
+    group.add_argument(
+        "--batch-size",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="pictures drawn at once, and kept as they are done (default 1)",
+    )
+
+
+def _add_where(parser: argparse.ArgumentParser) -> None:
+    """Where the result goes."""
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "-o",
+        "--output",
+        default=".",
+        metavar="FILE.png|FOLDER",
+        help="a file for one picture, or an existing folder to number pictures in (default: this one)",
+    )
+    group.add_argument("--force", action="store_true", help="overwrite FILE.png")
+    group.add_argument(
+        "--no-paths", action="store_true", help="leave the paths of files out of the recipe in a picture"
+    )
+    group.add_argument(
+        "--show-steps", action="store_true", help="also save a folder of what it looked like after every step"
+    )
+    group.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no warnings")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive whole number, not {text!r}")
+    return int(text)
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def convert(text: str) -> int:
+        if not re.fullmatch(r"\d{1,9}", text) or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"expected a whole number in {low}..{high}, not {text!r}")
+        return int(text)
+
+    return convert
+
+
+def _number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"expected a number, not {text!r}")
+    return number
+
+
+def _seeds(text: str) -> int | list[int]:
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected whole numbers with commas between, not {text!r}"
+        ) from None
+    return seeds if "," in text else seeds[0]
+
+
+def _size(text: str) -> tuple[int, int]:
+    match: Any = re.fullmatch(r"(\d{1,6})(?:[xX×](\d{1,6}))?", text)
+    size = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not all(1 <= side <= MAX_SIZE for side in size):
+        raise argparse.ArgumentTypeError(
+            f"expected WIDTHxHEIGHT or one number, such as 768x512, each in 1..{MAX_SIZE}, not {text!r}"
+        )
+    return size

@@ -1,0 +1,86 @@
+"""What transformers' settings files say of CLIP: `config.json` of its classes, and the tokenizer's files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ldm_core.checkpoint.folder import ALONE, PREPROCESSOR, SPECIAL_TOKENS, TEXT_ENCODER, TOKENIZER
+from ldm_core.checkpoint.setting_values import Settings, check_fixed, one_of, reading, whole
+from ldm_core.clip.config import ImageEncoderConfig, TextEncoderConfig
+from ldm_core.errors import ConfigError
+
+END_OF_TEXT, EXCLAMATION_MARK = 49407, 0
+PAD_TOKENS = {"<|endoftext|>": END_OF_TEXT, "!": EXCLAMATION_MARK}
+
+
+def text_encoder_config(
+    settings: Settings, folder: Mapping[str, Settings], file: str = TEXT_ENCODER
+) -> TextEncoderConfig:
+    """transformers' `CLIPTextConfig`, with the padding of the folder's tokenizer.
+
+    The setting `pad_token_id` is not the tokenizer's, and not used.
+    """
+    check_fixed(file, settings, {"layer_norm_eps": 1e-5})
+    with reading(file):
+        width = whole(settings, "hidden_size", 512)
+        if (inner := whole(settings, "intermediate_size", 2048)) != 4 * width:
+            raise ConfigError(f"intermediate_size {inner} is not 4 × {width}")
+        return TextEncoderConfig(
+            vocab_size=whole(settings, "vocab_size", 49408),
+            context_length=whole(settings, "max_position_embeddings", 77),
+            width=width,
+            layers=whole(settings, "num_hidden_layers", 12),
+            heads=whole(settings, "num_attention_heads", 8),
+            activation=settings.get("hidden_act", "quick_gelu"),
+            pad_token_id=_pad_token_id(folder, settings.get("hidden_act")),
+        )
+
+
+def clip_parts(folder: Mapping[str, Settings]) -> tuple[ImageEncoderConfig, TextEncoderConfig]:
+    """transformers' `CLIPConfig`: the image encoder and the text encoder of a folder of a whole CLIP."""
+    settings = folder[ALONE]
+    one_of(ALONE, "model_type", settings.get("model_type"), {"clip": None})
+    with reading(ALONE):
+        image, text = settings["vision_config"], settings["text_config"]
+        joint = whole(settings, "projection_dim", 512)
+        fixed = {"layer_norm_eps": 1e-5, "num_channels": 3}
+        check_fixed(f"{ALONE}, vision_config", image, fixed)
+        width = whole(image, "hidden_size", 768)
+        if (inner := whole(image, "intermediate_size", 3072)) != 4 * width:
+            raise ConfigError(f"intermediate_size {inner} is not 4 × {width}")
+        return (
+            ImageEncoderConfig(
+                image_size=whole(image, "image_size", 224),
+                patch_size=whole(image, "patch_size", 32),
+                width=width,
+                layers=whole(image, "num_hidden_layers", 12),
+                heads=whole(image, "num_attention_heads", 12),
+                activation=image.get("hidden_act", "quick_gelu"),
+                projection_dim=joint,
+                **_pixels(folder.get(PREPROCESSOR, {})),
+            ),
+            replace(text_encoder_config(text, folder, f"{ALONE}, text_config"), projection_dim=joint),
+        )
+
+
+def _pixels(settings: Settings) -> dict[str, Any]:
+    """A folder's `preprocessor_config.json`: the mean and deviation of its pixels."""
+    check_fixed(PREPROCESSOR, settings, {"resample": 3, "do_center_crop": True, "do_normalize": True})
+    with reading(PREPROCESSOR):
+        names = {"mean": "image_mean", "std": "image_std"}
+        return {ours: tuple(settings[theirs]) for ours, theirs in names.items() if theirs in settings}
+
+
+def _pad_token_id(folder: Mapping[str, Settings], activation: Any) -> int:
+    """What the folder's tokenizer pads with: SD1's with the end of text, SD2's with "!", which is 0.
+
+    Without a tokenizer, what goes with the activation: open_clip's models have the exact gelu.
+    """
+    for file in (SPECIAL_TOKENS, TOKENIZER):
+        token = folder.get(file, {}).get("pad_token")
+        text = token.get("content") if isinstance(token, dict) else token
+        if text is not None:
+            return int(one_of(file, "pad_token", text, PAD_TOKENS))
+    return EXCLAMATION_MARK if activation == "gelu" else END_OF_TEXT

@@ -1,0 +1,213 @@
+"""From any kind of checkpoint to another, and several of one architecture to one, tensor by tensor.
+
+Tensors are read from memory-mapped files, computed when they are written, and forgotten: memory holds one
+at a time beside what the system keeps of the files.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm_core.checkpoint.writer import WRITERS, Pending
+from ldm_core.clip.text_names import transformers_map
+from ldm_core.config import LatentDiffusionConfig
+from ldm_core.errors import CheckpointError
+from ldm_core.loading.diffusers_folder import stored_text_encoder
+from ldm_core.loading.match import blank
+from ldm_core.loading.parts import PARTS
+from ldm_core.loading.resolve import undecided
+from ldm_core.loading.save import LayoutName, write_model
+from ldm_core.loading.weights import Weights, open_weights
+from ldm_core.noise_schedule import PredictionType
+from ldm_core.support.printable import shown
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    *,
+    layout: LayoutName | None = None,
+    dtype: torch.dtype | None = None,
+    config: str | Path | LatentDiffusionConfig | None = None,
+    prediction: PredictionType | None = None,
+    ema: bool = False,
+    variant: str | None = None,
+    text_encoder: str | Path | None = None,
+    unet: str | Path | None = None,
+    autoencoder: str | Path | None = None,
+    overwrite: bool = True,
+) -> LatentDiffusionConfig:
+    """Write a checkpoint in another layout, file format or type; the options are those of `load` and `save`.
+
+    layout: "compvis" for one file (`.safetensors`, `.ckpt`, `.pt`), "diffusers" for a folder; by default
+        a target whose name ends in no such letters ("model", "v1.5") is a folder.
+    dtype: None keeps every tensor's own.
+    overwrite: False raises FileExistsError where there is a file, also one that appeared meanwhile. A folder
+        that is not empty is never overwritten.
+
+    Returns the model's configuration. Raises CheckpointError as `load` and `save` do; a model that may
+    predict eps or v must be told which with `prediction` or `config`, since nothing is computed here.
+    """
+    parts = {"text_encoder": text_encoder, "unet": unet, "autoencoder": autoencoder}
+    weights = _decided(
+        open_weights(
+            source,
+            config=config,
+            prediction=prediction,
+            ema=ema,
+            variant=variant,
+            parts={part: parts[part] for part in PARTS},
+        )
+    )
+    tensors = {f"{part}.{name}": t for part in PARTS for name, t in weights.parameters[part].items()}
+    write_model(
+        weights.configs[0],
+        tensors,
+        target,
+        layout=layout or _layout(target),
+        dtype=dtype,
+        added_words=weights.added_words,
+        overwrite=overwrite,
+    )
+    return weights.configs[0]
+
+
+def weighted_sum(
+    a: str | Path, b: str | Path, target: str | Path, alpha: float = 0.5, **options: Any
+) -> LatentDiffusionConfig:
+    """Write (1 - alpha) a + alpha b. The options are `merge_checkpoints`'s."""
+    return merge_checkpoints([(a, 1 - alpha), (b, alpha)], target, **options)
+
+
+def add_difference(
+    a: str | Path, b: str | Path, c: str | Path, target: str | Path, alpha: float = 1.0, **options: Any
+) -> LatentDiffusionConfig:
+    """Write a + alpha (b - c): what b learned over c, given to a. The options are `merge_checkpoints`'s."""
+    return merge_checkpoints([(a, 1.0), (b, alpha), (c, -alpha)], target, **options)
+
+
+def merge_checkpoints(
+    models: Iterable[tuple[str | Path, float]],
+    target: str | Path,
+    *,
+    layout: LayoutName | None = None,
+    dtype: torch.dtype | None = None,
+    config: str | Path | LatentDiffusionConfig | None = None,
+    prediction: PredictionType | None = None,
+    variant: str | None = None,
+    overwrite: bool = True,
+) -> LatentDiffusionConfig:
+    """Write the sum of models, each times its factor (Wortsman et al. 2022, arXiv:2203.05482, for averages).
+
+    They may be files of different layouts but must be of one architecture: the same networks, schedule,
+    latent scale and prediction. Sums are in float32, and stored in `dtype`, or in the first model's types.
+    The other options are `convert`'s and hold for all of them. Returns the configuration. Raises
+    CheckpointError naming what differs, and ValueError if `models` are not pairs (path, finite number).
+    """
+    models = _pairs(models)
+    opened = [
+        _decided(open_weights(path, config=config, prediction=prediction, variant=variant))
+        for path, _ in models
+    ]
+    if len({weights.configs[0].text_encoder for weights in opened}) > 1:
+        opened = [_without_unused_blocks(weights) for weights in opened]
+    first = opened[0]
+    for other in opened[1:]:
+        _require_same(first, other)
+    factors = [factor for _, factor in models]
+    sums: dict[str, Tensor | Pending] = {}
+    for part in PARTS:
+        for name, tensor in first.parameters[part].items():
+            terms = [weights.parameters[part][name] for weights in opened]
+            stored = dtype or tensor.dtype
+            sums[f"{part}.{name}"] = Pending(
+                stored, tuple(tensor.shape), partial(_sum, terms, factors, stored)
+            )
+    write_model(
+        first.configs[0],
+        sums,
+        target,
+        layout=layout or _layout(target),
+        added_words=first.added_words,
+        overwrite=overwrite,
+    )
+    return first.configs[0]
+
+
+def _pairs(models: Any) -> list[tuple[str | Path, float]]:
+    """The pairs (path, factor). Raises ValueError where they are none."""
+    pairs = list(models) if isinstance(models, Iterable) and not isinstance(models, str | bytes) else []
+    if not pairs:
+        raise CheckpointError(
+            f"merging needs pairs (path, factor), of at least one model, not {shown(models)}"
+        )
+    limit = torch.finfo(torch.float32).max  # sums are in float32
+    for model in pairs:
+        match model:
+            case (str() | os.PathLike(), str() | bytes() | bool()):
+                pass
+            case (str() | os.PathLike(), factor) if abs(_number(factor)) <= limit:
+                continue
+        raise CheckpointError(
+            f"merging needs pairs of a path and a factor that is a finite number, not {shown(model)}"
+        )
+    return [(path, float(factor)) for path, factor in pairs]
+
+
+def _number(factor: Any) -> float:
+    """Any real number, or a tensor of one, as a float; NaN for anything else."""
+    try:
+        return float(factor)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return math.nan
+
+
+def _sum(terms: list[Tensor], factors: list[float], dtype: torch.dtype) -> Tensor:
+    total = terms[0].float() * factors[0]
+    for term, factor in zip(terms[1:], factors[1:], strict=True):
+        total.add_(term.float(), alpha=factor)
+    return total.to(dtype)
+
+
+def _decided(weights: Weights) -> Weights:
+    """The weights, if their configuration is known."""
+    name = weights.checkpoint.path.name
+    if len(weights.configs) > 1:
+        raise undecided(name, weights.configs)
+    return weights
+
+
+def _without_unused_blocks(weights: Weights) -> Weights:
+    """The weights with the text encoder as diffusers' folders have it, so that SD2's files are all alike."""
+    config = weights.configs[0]
+    config = replace(config, text_encoder=stored_text_encoder(config))
+    kept = {name for entry in transformers_map(config.text_encoder).values() for name in entry.parameters}
+    text = {name: t for name, t in weights.parameters["text_encoder"].items() if name in kept}
+    return replace(weights, configs=[config], parameters={**weights.parameters, "text_encoder": text})
+
+
+def _require_same(first: Weights, other: Weights) -> None:
+    ours, theirs = (
+        replace(weights.configs[0], image_size=1, autoencoder=blank(weights.configs[0].autoencoder)).to_dict()
+        for weights in (first, other)
+    )
+    differ = [name for name in ours if ours[name] != theirs[name]]
+    if differ:
+        raise CheckpointError(
+            f"{first.checkpoint.path.name} and {other.checkpoint.path.name} are not of one architecture: "
+            f"they differ in {', '.join(differ)}"
+        )
+
+
+def _layout(target: str | Path) -> LayoutName:
+    # "v1.5" is a folder's name, "model.gguf" a mistake that `save` names.
+    return "compvis" if Path(target).suffix[1:].isalpha() or Path(target).suffix in WRITERS else "diffusers"

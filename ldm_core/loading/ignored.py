@@ -1,0 +1,47 @@
+"""Tensors that people's files hold and that no network of this package has, each with the reason.
+
+This list is explicit, so that everything else that is left over is an error and not a silent loss.
+"""
+
+from __future__ import annotations
+
+_TABLE = "table of the noise schedule"
+
+# By the whole key.
+IGNORED = {
+    "betas": "table of the noise schedule, held against the configuration",
+    "alphas_cumprod": _TABLE,
+    "alphas_cumprod_prev": _TABLE,
+    "sqrt_alphas_cumprod": _TABLE,
+    "sqrt_one_minus_alphas_cumprod": _TABLE,
+    "log_one_minus_alphas_cumprod": _TABLE,
+    "sqrt_recip_alphas_cumprod": _TABLE,
+    "sqrt_recipm1_alphas_cumprod": _TABLE,
+    "posterior_variance": _TABLE,
+    "posterior_log_variance_clipped": _TABLE,
+    "posterior_mean_coef1": _TABLE,
+    "posterior_mean_coef2": _TABLE,
+    "logvar": "loss weight, used in training only",
+    "lvlb_weights": "loss weight, used in training only",
+    "denoiser.sigmas": _TABLE,
+    "scale_factor": "latent scale, held against the configuration",
+    "v_pred": "says that the model predicts v",
+    "ztsnr": "says that the last timestep is pure noise",
+}
+
+# By how the key begins.
+IGNORED_PREFIXES = {
+    "model_ema.": "averaged U-Net weights, read instead of the U-Net's own with ema=True",
+    "depth_model.": "MiDaS, the depth estimator of SD2's depth-to-image model",
+    "embedder.": "the image encoder of SD2's unCLIP models",
+    "noise_augmentor.": "noise schedule tables of SD2's unCLIP models",
+    "low_scale_model.": "noise schedule tables of the x4 upscaler",
+    "safety_checker.": "diffusers' image filter, which is not part of the model",
+    "embedding_manager.": "words of a textual inversion in training",
+    "image_encoder.": "the image encoder of a diffusers folder",
+}
+
+AUTOENCODER_EXTRAS = {
+    "loss.": "the autoencoder's discriminator and perceptual network, used in training",
+    "model_ema.": "averaged autoencoder weights, which only its training uses",
+}

@@ -1,0 +1,114 @@
+"""What the U-Net and the autoencoder are made of: residual blocks, resampling, timestep embedding.
+
+CompVis's counterparts: `ResBlock`, `Upsample`, `Downsample` and `timestep_embedding` of
+`ldm.modules.diffusionmodules` (the U-Net's in `openaimodel`, the autoencoder's in `model`). The two
+families compute the same block; they differ in the epsilon of the norms, in whether a timestep comes in,
+and in how a strided convolution is padded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm_core.nn.convolution import Conv3x3
+
+GROUPS = 32
+
+
+def group_norm(channels: int, eps: float) -> nn.GroupNorm:
+    """Group norm of 32 groups. PyTorch's kernels keep the statistics of 16-bit inputs in float32."""
+    return nn.GroupNorm(GROUPS, channels, eps=eps)
+
+
+# Blocks hold such functions as attributes, so that fused kernels can take their place.
+NormSilu = Callable[[nn.GroupNorm, Tensor], Tensor]
+Geglu = Callable[[Tensor], Tensor]
+
+
+def norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    """SiLU(norm(x)): (B, C, h, w) -> the same."""
+    # A new map is the dearest thing here; a hook on the norm must find what the norm gave it, though.
+    return F.silu(norm(x), inplace=not norm._forward_hooks)
+
+
+def geglu(x: Tensor) -> Tensor:
+    """value * GELU(gate) (Shazeer 2020, arXiv:2002.05202): (..., 2C), values and then gates -> (..., C)."""
+    value, gate = x.chunk(2, dim=-1)
+    return F.gelu(gate).mul_(value)
+
+
+def fastest_layout(x: Tensor) -> Tensor:
+    """The same map, on a CPU with its channels last: what tokens, Winograd's tiles and oneDNN read in order.
+
+    Convolutions hand the layout on, so a network asks for it once, at its entrance.
+    """
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
+
+
+def timestep_embedding(t: Tensor, dim: int) -> Tensor:
+    """Sinusoids of t, cosines first: (B,) -> (B, dim), float32 (Vaswani et al. 2017, section 3.5).
+
+    Always float32: t up to 1,000 times a frequency needs more than the 8 or 11 bits of a half type.
+    """
+    half = dim // 2
+    exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half
+    angles = t.float()[:, None] * exponent.exp()[None]  # (B, half)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class ResBlock(nn.Module):
+    """Two normalised 3x3 convolutions around a shortcut: (B, in_channels, h, w) -> (B, out_channels, h, w).
+
+    With `time_channels`, forward also takes the activated timestep embedding (B, time_channels), and adds
+    a projection of it between the convolutions.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, time_channels: int | None = None, eps: float = 1e-5
+    ) -> None:
+        super().__init__()
+        self.norm_silu: NormSilu = norm_silu
+        self.norm1 = group_norm(in_channels, eps)
+        self.conv1 = Conv3x3(in_channels, out_channels)
+        self.time_proj = None if time_channels is None else nn.Linear(time_channels, out_channels)
+        self.norm2 = group_norm(out_channels, eps)
+        self.conv2 = Conv3x3(out_channels, out_channels)
+        self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
+        h = self.conv1(self.norm_silu(self.norm1, x))
+        if self.time_proj is not None:
+            h = h + self.time_proj(emb)[:, :, None, None]
+        h = self.conv2(self.norm_silu(self.norm2, h))
+        return self.skip(x) + h
+
+
+class Downsample(nn.Module):
+    """A 3x3 convolution of stride 2: (B, C, h, w) -> (B, C, h/2, w/2).
+
+    The U-Net pads one pixel on each side; the autoencoder only below and on the right (`asymmetric`).
+    """
+
+    def __init__(self, channels: int, *, asymmetric: bool = False) -> None:
+        super().__init__()
+        self.asymmetric = asymmetric
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=0 if asymmetric else 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)) if self.asymmetric else x)
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour doubling and a 3x3 convolution: (B, C, h, w) -> (B, C, 2h, 2w)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = Conv3x3(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))

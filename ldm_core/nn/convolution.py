@@ -1,0 +1,158 @@
+"""The one door to 3x3 convolutions, the half of the U-Net's and nearly all of the autoencoder's arithmetic.
+
+Every 3x3 convolution of stride 1 holds a function of the form `convolution(x, weight, bias)` and calls
+nothing else, so `set_convolution` exchanges the computation without touching a network:
+
+    direct     torch.nn.functional.conv2d
+    winograd   a quarter of the multiplications (winograd.py); not differentiable
+    auto       winograd where it is faster, which is for large float32 maps on a CPU; else direct
+
+`ldm_core.optimize` also keeps the transformed weights, which "winograd" makes anew at every call.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm_core.nn.winograd import TILE, transform_weight, winograd_conv2d
+from ldm_core.support.modules import named_modules
+
+# Below so many tiles of 4x4 pixels, transforming the weights anew costs more than it saves, and below so
+# many channels the tiles' transforms do: examples/benchmarks/convolution.py.
+MIN_TILES = 96
+MIN_CHANNELS = 192
+
+
+class ConvolutionFunction(Protocol):
+    """x (B, C, h, w), weight (O, C, 3, 3), bias (O,) or None -> (B, O, h, w), bordered by one zero."""
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
+
+
+def direct_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """PyTorch's own."""
+    return F.conv2d(x, weight, bias, padding=1)
+
+
+def winograd_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Winograd's. ValueError where gradients are wanted, and for half types, which lose too much in it."""
+    if _wants_gradient(x, weight, bias):
+        raise ValueError("convolution backend 'winograd' has no gradients: use 'auto' or torch.no_grad()")
+    if x.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"convolution backend 'winograd' needs float32 or float64, got {x.dtype}")
+    with torch.autocast(x.device.type, enabled=False):
+        return winograd_conv2d(x, transform_weight(weight), bias)
+
+
+def suits_winograd(x: Tensor, weight: Tensor, bias: Tensor | None, *, min_tiles: int = MIN_TILES) -> bool:
+    """Whether Winograd's way is the faster one, and possible, for these tensors."""
+    batch, channels, h, w = x.shape
+    return (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and min(channels, weight.shape[0]) >= MIN_CHANNELS
+        and batch * -(-h // TILE) * -(-w // TILE) >= min_tiles
+        and not _wants_gradient(x, weight, bias)
+        and not (torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"))
+    )
+
+
+def auto_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Whichever is faster: large maps of many channels by Winograd's algorithm, the rest directly."""
+    if suits_winograd(x, weight, bias):
+        return winograd_conv2d(x, transform_weight(weight), bias)
+    if _would_copy_the_weights(x, weight):
+        result = direct_convolution(x.contiguous(), weight, bias)
+        return result.contiguous(memory_format=torch.channels_last)
+    return direct_convolution(x, weight, bias)
+
+
+def _would_copy_the_weights(x: Tensor, weight: Tensor) -> bool:
+    """Whether PyTorch would copy the weights into the map's layout, and they are more than the map is.
+
+    It does so at every call; the other way round, the map and the result are copied.
+    """
+    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    mapped = x.numel() + x.numel() // x.shape[1] * weight.shape[0]
+    return x.device.type == "cpu" and channels_last and weight.is_contiguous() and weight.numel() > mapped
+
+
+convolution: ConvolutionFunction = auto_convolution
+
+BACKENDS: dict[str, ConvolutionFunction] = {
+    "direct": direct_convolution,
+    "winograd": winograd_convolution,
+    "auto": auto_convolution,
+}
+
+
+class Conv3x3(nn.Conv2d):
+    """A 3x3 convolution of stride 1 that keeps the size: (B, C, h, w) -> (B, O, h, w)."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+        self.convolution: ConvolutionFunction = convolution
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.convolution(input, self.weight, self.bias)
+
+
+class PreparedWinograd:
+    """A convolution that keeps its transformed weights: four times the weights' memory, for speed.
+
+    They are made anew when it meets other weights, or weights that were changed in place.
+    """
+
+    MIN_TILES = 4  # nothing is transformed at every call, so that small maps gain, too
+
+    def __init__(self, weight: Tensor) -> None:
+        self._prepare(weight)
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if not suits_winograd(x, weight, bias, min_tiles=self.MIN_TILES):
+            return direct_convolution(x, weight, bias)
+        if self._made_of != _state_of(weight):
+            self._prepare(weight)
+        return winograd_conv2d(x, self._transformed, bias)
+
+    def _prepare(self, weight: Tensor) -> None:
+        self._source = weight.detach()  # held, so that no other tensor can come to lie at its address
+        self._transformed = transform_weight(self._source)
+        self._made_of = _state_of(weight)
+
+
+def set_convolution(model: object, backend: str | ConvolutionFunction) -> None:
+    """Make every 3x3 convolution of `model` use a backend, by name, or a function of one's own.
+
+    `model` is a module or a `LatentDiffusion`. Raises ValueError for an unknown name or for no layer.
+    """
+    if isinstance(backend, str):
+        if backend not in BACKENDS:
+            raise ValueError(
+                f"unknown convolution backend {backend!r}; expected one of {', '.join(BACKENDS)}"
+            )
+        backend = BACKENDS[backend]
+    layers = convolutions(model)
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no 3x3 convolutions of this package")
+    for layer in layers:
+        layer.convolution = backend
+
+
+def convolutions(model: object) -> list[Conv3x3]:
+    """The 3x3 convolutions of stride 1 in a module, or in a dataclass of modules."""
+    return [layer for _, layer in named_modules(model) if isinstance(layer, Conv3x3)]
+
+
+def _wants_gradient(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    wants = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    return wants and torch.is_grad_enabled()
+
+
+def _state_of(weight: Tensor) -> tuple[int, int]:
+    """Changes when another tensor is meant, or when this one is written to."""
+    return weight.data_ptr(), -1 if weight.is_inference() else weight._version

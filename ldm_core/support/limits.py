@@ -1,0 +1,90 @@
+"""The limits of what a configuration may claim, and the checks of its fields against them."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from ldm_core.errors import ConfigError
+from ldm_core.support.printable import shown
+
+# What a configuration may claim: several times what the largest published model has, and so little that
+# its networks are built on the meta device in a moment.
+MAX_SIZE = 2**16  # channels, features, positions, and pixels of a side
+MAX_ROWS = 2**20  # of a table: words of a vocabulary, classes
+MAX_LEVELS = 16  # resolutions of one network
+MAX_DEPTH = 256  # blocks that follow one another
+MAX_BLOCKS = 1024  # of one network
+MAX_SCALE = 1e6  # of latents
+MAX_TIMESTEPS = 100_000
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def make_tuples(config: Any) -> None:
+    """Replace the lists of a frozen dataclass, which cannot be hashed, by tuples."""
+    for name, value in vars(config).items():
+        if isinstance(value, list):
+            object.__setattr__(config, name, tuple(value))
+
+
+def is_number(value: Any) -> bool:
+    """Whether this is a finite real number that a float holds. A bool does not count."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e300
+
+
+def is_whole(value: Any, low: int, high: int) -> bool:
+    """Whether this is an int in low..high. A bool does not count."""
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def require_whole(part: str, config: Any, names: str, low: int, high: int) -> None:
+    """Raise ConfigError unless all of these fields are ints in low..high. A bool does not count."""
+    for name in names.split():
+        value = getattr(config, name)
+        require(
+            is_whole(value, low, high),
+            f"{part}: {name} must be an int in {low}..{high}, not {shown(value)}",
+        )
+
+
+def require_sizes(part: str, config: Any, name: str, low: int) -> None:
+    """Raise ConfigError unless a field is a tuple of at most MAX_LEVELS ints in low..MAX_SIZE."""
+    values = getattr(config, name)
+    require(
+        isinstance(values, tuple)
+        and len(values) <= MAX_LEVELS
+        and all(is_whole(value, low, MAX_SIZE) for value in values),
+        f"{part}: {name} must be a tuple of at most {MAX_LEVELS} ints in {low}..{MAX_SIZE}, "
+        f"not {shown(values)}",
+    )
+
+
+def require_bool(part: str, config: Any, name: str) -> None:
+    value = getattr(config, name)
+    require(isinstance(value, bool), f"{part}: {name} must be true or false, not {shown(value)}")
+
+
+def require_widths(part: str, name: str, first: int, multiples: tuple[int, ...]) -> None:
+    require(len(multiples) > 0, f"{part}: {name} must not be empty")
+    widest = first * max(multiples)
+    require(widest <= MAX_SIZE, f"{part}: {widest} channels are more than {MAX_SIZE}")
+
+
+def require_blocks(part: str, blocks: int) -> None:
+    require(blocks <= MAX_BLOCKS, f"{part}: {blocks:,} blocks on the way down are more than {MAX_BLOCKS}")
+
+
+def require_heads(part: str, width: int, heads: int) -> None:
+    require(width % heads == 0, f"{part}: width {width} is not divisible by {heads} heads")
+
+
+def build(cls: type[Any], values: Any) -> Any:
+    """A config dataclass from JSON values; lists become the tuples that it holds. Raises ConfigError."""
+    require(isinstance(values, dict), f"{cls.__name__}: expected a mapping, not {shown(values)}")
+    unknown = set(values) - {f.name for f in fields(cls)}
+    require(not unknown, f"{cls.__name__}: unknown field(s) {shown(unknown)}")
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

@@ -1,0 +1,6 @@
+"""The cross-attention U-Net."""
+
+from ldm_core.unet.config import UNetConfig
+from ldm_core.unet.network import UNet
+
+__all__ = ["UNet", "UNetConfig"]

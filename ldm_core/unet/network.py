@@ -1,0 +1,312 @@
+"""The cross-attention U-Net: eps_theta(z_t, t, tau(y)) of the latent diffusion paper (arXiv:2112.10752).
+
+Residual blocks see the timestep, spatial transformers see the text (section 3.3 and figure 3). Each level
+of the way down leaves its outputs for the same level of the way up, which concatenates them.
+CompVis's counterpart is `UNetModel` of `ldm.modules.diffusionmodules.openaimodel`, whose flat
+`input_blocks` and `output_blocks` are levels of blocks here.
+"""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm_core.attention import MultiHeadAttention
+from ldm_core.nn.blocks import (
+    Downsample,
+    Geglu,
+    NormSilu,
+    ResBlock,
+    Upsample,
+    fastest_layout,
+    geglu,
+    group_norm,
+    norm_silu,
+    timestep_embedding,
+)
+from ldm_core.nn.linear import Linear
+from ldm_core.unet.config import UNetConfig
+
+FEED_FORWARD_BYTES = 16 * 2**20  # of the wide values in flight on a CPU: they stay in its cache
+
+
+class FeedForward(nn.Module):
+    """A gated MLP, GEGLU (Shazeer 2020, arXiv:2002.05202): (B, N, channels) -> the same."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.geglu: Geglu = geglu
+        self.proj_in = Linear(channels, 8 * channels)  # the value and its gate, 4 * channels each
+        self.proj_out = Linear(4 * channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._tokens(x)
+        # Every token goes its own way, so a part of them at a time is the same.
+        rows = FEED_FORWARD_BYTES // (self.proj_in.out_features * x.element_size())
+        return torch.cat([self._tokens(part) for part in x.flatten(0, 1).split(rows)]).view(x.shape)
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        return self.proj_out(self.geglu(self.proj_in(x)))
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, attention to the context, and an MLP, each normalised first and added to its input."""
+
+    def __init__(
+        self, channels: int, heads: int, context_dim: int, *, disable_self_attention: bool = False
+    ) -> None:
+        super().__init__()
+        self.disable_self_attention = disable_self_attention
+        self.norm1 = nn.LayerNorm(channels)
+        self.attn1 = MultiHeadAttention(
+            channels, heads, context_channels=context_dim if disable_self_attention else None
+        )
+        self.norm2 = nn.LayerNorm(channels)
+        self.attn2 = MultiHeadAttention(channels, heads, context_channels=context_dim)
+        self.norm3 = nn.LayerNorm(channels)
+        self.ff = FeedForward(channels)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        x = x + self.attn1(self.norm1(x), context if self.disable_self_attention else None)
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer blocks over the pixels of a feature map: (B, C, h, w), (B, M, context_dim) -> (B, C, h, w).
+
+    SD1 stores the projections as 1x1 convolutions and SD2 as linear layers: the same function, and always
+    linear here.
+    """
+
+    def __init__(
+        self, channels: int, heads: int, depth: int, context_dim: int, *, disable_self_attention: bool = False
+    ) -> None:
+        super().__init__()
+        self.norm = group_norm(channels, eps=1e-6)
+        self.proj_in = Linear(channels, channels)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(channels, heads, context_dim, disable_self_attention=disable_self_attention)
+            for _ in range(depth)
+        )
+        self.proj_out = Linear(channels, channels)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        h, w = x.shape[-2:]
+        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, h * w, C)
+        tokens = self.proj_in(tokens)
+        for block in self.blocks:
+            tokens = block(tokens, context)
+        tokens = self.proj_out(tokens)
+        return x + tokens.transpose(1, 2).unflatten(2, (h, w))  # (B, h * w, C) -> (B, C, h, w)
+
+
+class UNetBlock(nn.Module):
+    """A residual block and, on levels that attend, a spatial transformer."""
+
+    def __init__(self, res: ResBlock, attention: SpatialTransformer | None) -> None:
+        super().__init__()
+        self.res = res
+        self.attention = attention
+
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+        x = self.res(x, emb)
+        return x if self.attention is None else self.attention(x, context)
+
+
+class DownLevel(nn.Module):
+    """The blocks of one resolution on the way down, and the step to the next coarser one if there is one."""
+
+    def __init__(self, blocks: list[UNetBlock], resample: Downsample | None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.resample = resample
+
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> list[Tensor]:
+        """The output of each block and of the resampling, in order: all of them are skips for the way up."""
+        outputs = []
+        for block in self.blocks:
+            x = block(x, emb, context)
+            outputs.append(x)
+        if self.resample is not None:
+            outputs.append(self.resample(x))
+        return outputs
+
+
+class UpLevel(nn.Module):
+    """The blocks of one resolution on the way up, and the step to the next finer one if there is one."""
+
+    def __init__(self, blocks: list[UNetBlock], resample: Upsample | None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.resample = resample
+
+    def forward(self, x: Tensor, skips: list[Tensor], emb: Tensor, context: Tensor) -> Tensor:
+        """Each block takes the latest skip that is left, concatenated to its input's channels."""
+        for block, skip in zip(self.blocks, reversed(skips)):
+            x = block(torch.cat([x, skip], dim=1), emb, context)
+        return x if self.resample is None else self.resample(x)
+
+
+class Middle(nn.Module):
+    """The coarsest level's residual block, spatial transformer, residual block."""
+
+    def __init__(self, res1: ResBlock, attention: SpatialTransformer, res2: ResBlock) -> None:
+        super().__init__()
+        self.res1 = res1
+        self.attention = attention
+        self.res2 = res2
+
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+        return self.res2(self.attention(self.res1(x, emb), context), emb)
+
+
+class MLP(nn.Module):
+    """Linear, SiLU, linear: what the timestep embedding and a vector condition go through."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(in_channels, out_channels)
+        self.linear2 = nn.Linear(out_channels, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear2(F.silu(self.linear1(x)))
+
+
+class UNet(nn.Module):
+    """Predicts the noise (or v) in a noisy latent. `down` goes from fine to coarse, `up` back again."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.time_embed = MLP(config.model_channels, self._time_channels)
+        self.label_emb: nn.Module | None = None
+        if config.num_classes is not None:
+            self.label_emb = nn.Embedding(config.num_classes, self._time_channels)
+        elif config.adm_in_channels is not None:
+            self.label_emb = MLP(config.adm_in_channels, self._time_channels)
+
+        self.conv_in = nn.Conv2d(config.in_channels, config.model_channels, 3, padding=1)
+        widths = [config.model_channels * mult for mult in config.channel_mult]
+        last = len(widths) - 1
+
+        channels = config.model_channels
+        skips = [channels]
+        self.down = nn.ModuleList()
+        for level, width in enumerate(widths):
+            blocks = []
+            for _ in range(config.num_res_blocks):
+                blocks.append(self._block(channels, width, level))
+                channels = width
+                skips.append(channels)
+            if level < last:
+                skips.append(channels)
+            self.down.append(DownLevel(blocks, Downsample(channels) if level < last else None))
+
+        self.mid = Middle(
+            self._res(channels, channels), self._transformer(channels), self._res(channels, channels)
+        )
+
+        self.up = nn.ModuleList()
+        for level, width in reversed(list(enumerate(widths))):
+            blocks = []
+            for _ in range(config.num_res_blocks + 1):
+                blocks.append(self._block(channels + skips.pop(), width, level))
+                channels = width
+            self.up.append(UpLevel(blocks, Upsample(channels) if level > 0 else None))
+
+        self.norm_silu: NormSilu = norm_silu
+        self.norm_out = group_norm(channels, eps=1e-5)
+        self.conv_out = nn.Conv2d(channels, config.out_channels, 3, padding=1)
+
+    @property
+    def _time_channels(self) -> int:
+        return 4 * self.config.model_channels
+
+    def _res(self, in_channels: int, out_channels: int) -> ResBlock:
+        return ResBlock(in_channels, out_channels, time_channels=self._time_channels)
+
+    def _transformer(self, channels: int, level: int | None = None) -> SpatialTransformer:
+        config = self.config
+        disabled = config.disable_self_attentions
+        return SpatialTransformer(
+            channels,
+            config.heads(channels),
+            config.transformer_depth,
+            config.context_dim,
+            disable_self_attention=level is not None and bool(disabled) and disabled[level],
+        )
+
+    def _block(self, in_channels: int, out_channels: int, level: int) -> UNetBlock:
+        attends = level in self.config.attention_levels
+        return UNetBlock(
+            self._res(in_channels, out_channels), self._transformer(out_channels, level) if attends else None
+        )
+
+    def forward(self, x: Tensor, t: Tensor | float, context: Tensor, y: Tensor | None = None) -> Tensor:
+        """The prediction for noisy latents.
+
+        x (B, in_channels, h, w), with h and w multiples of `config.downsampling`; t a number or a tensor
+        (B,), 0..T-1, whole or between two timesteps; context (B, M, context_dim); y the class labels (B,)
+        or vectors (B, adm_in_channels), for a model that has them -> (B, out_channels, h, w) in x's dtype.
+        Raises ValueError for shapes that do not fit, and for a t that is no finite real number.
+        """
+        self._check(x, t, context, y)
+        first, emb = self.enter(x, t, y)
+        skips = [first]
+        for level in self.down:
+            skips.extend(level(skips[-1], emb, context))
+
+        x = self.mid(skips[-1], emb, context)
+
+        per_level = self.config.num_res_blocks + 1
+        for level in self.up:
+            x = level(x, skips[-per_level:], emb, context)
+            del skips[-per_level:]
+
+        return self.leave(x)
+
+    def enter(self, x: Tensor, t: Tensor | float, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What the levels start from: features (B, model_channels, h, w), time embedding (B, channels)."""
+        if not isinstance(t, Tensor):
+            t = torch.full((x.shape[0],), float(t), dtype=torch.float32, device=x.device)
+        emb = self.time_embed(timestep_embedding(t, self.config.model_channels).to(x))
+        if self.label_emb is not None:
+            emb = emb + self.label_emb(y)
+        return self.conv_in(fastest_layout(x)), F.silu(
+            emb
+        )  # every residual block projects the activated embedding
+
+    def leave(self, x: Tensor) -> Tensor:
+        """The last level's features (B, model_channels, h, w) to the prediction (B, out_channels, h, w)."""
+        return self.conv_out(self.norm_silu(self.norm_out, x))
+
+    def _check(self, x: Tensor, t: Tensor | float, context: Tensor, y: Tensor | None) -> None:
+        config, f = self.config, self.config.downsampling
+        if x.ndim != 4 or x.shape[1] != config.in_channels:
+            raise ValueError(f"unet: expected x of (B, {config.in_channels}, h, w), got {tuple(x.shape)}")
+        if x.shape[2] % f or x.shape[3] % f:
+            raise ValueError(f"unet: h and w must be multiples of {f}, got {x.shape[2]} and {x.shape[3]}")
+        if context.ndim != 3 or context.shape[0] != x.shape[0] or context.shape[2] != config.context_dim:
+            wanted = f"({x.shape[0]}, M, {config.context_dim})"
+            raise ValueError(f"unet: expected context of {wanted}, got {tuple(context.shape)}")
+        _check_timestep(t, x.shape[0])
+        if (y is None) != (self.label_emb is None):
+            wanted = "no class labels y" if self.label_emb is None else "class labels y"
+            raise ValueError(f"unet: this model takes {wanted}, got {'none' if y is None else 'some'}")
+
+
+def _check_timestep(t: Tensor | float, rows: int) -> None:
+    """A tensor's values are not looked at: that would wait for the device."""
+    if not isinstance(t, Tensor):
+        if not isinstance(t, Real) or not math.isfinite(t):
+            raise ValueError(f"unet: expected t as a finite number or a tensor ({rows},), got {t!r}")
+    elif t.shape != (rows,):
+        raise ValueError(f"unet: expected t as a number or ({rows},), got {tuple(t.shape)}")
+    elif t.is_complex() or t.dtype == torch.bool:
+        raise ValueError(f"unet: expected t as whole or floating-point numbers, got {t.dtype}")

@@ -1,0 +1,140 @@
+"""The Triton kernels without a GPU: interpreted, compiled ahead of time, refused where they cannot run."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from support.configs import SMALL
+
+from ldm_core import set_attention
+from ldm_core.attention import BACKENDS, triton_attention
+from ldm_core.kernels import set_kernels
+from ldm_core.kernels.tiles import backward_tiles, forward_tile, split
+from ldm_core.nn import blocks as layers
+from ldm_core.unet import UNet
+
+ROOT = Path(__file__).parents[2]
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed: it is made for Linux only")
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing where there is no GPU")
+
+
+def run(*command: str, **environment: str) -> None:
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), variables.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT, env={**variables, "PYTHONPATH": path}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+@needs_triton
+def test_kernels_are_the_mathematics() -> None:
+    run("-m", "pytest", "-q", "tests/support/interpreted_kernels.py", TRITON_INTERPRET="1")
+
+
+@needs_triton
+@pytest.mark.exhaustive  # every head size, length, layout and type
+@pytest.mark.timeout(7200)
+def test_kernels_are_the_mathematics_on_the_whole_grid() -> None:
+    run("-m", "pytest", "-q", "-m", "slow", "tests/support/interpreted_kernels.py", TRITON_INTERPRET="1")
+
+
+@needs_triton
+def test_some_tiles_compile_as_the_page_says() -> None:
+    run("docs/attention_table.py", "--check", "--quick", TRITON_INTERPRET="0")
+
+
+@needs_triton
+def test_the_fused_functions_compile() -> None:
+    run("-m", "pytest", "-q", "tests/support/compiled_kernels.py", TRITON_INTERPRET="0")
+
+
+@needs_triton
+@pytest.mark.exhaustive  # compiles some hundred kernels
+@pytest.mark.timeout(7200)
+def test_every_tile_compiles_as_the_page_says() -> None:
+    run("docs/attention_table.py", "--check", TRITON_INTERPRET="0")
+
+
+@pytest.mark.parametrize("d", [32, 40, 48, 64, 72, 80, 96, 128, 160])
+def test_tiles_waste_at_most_a_fifth(d: int) -> None:
+    wide, rest = split(d)
+    assert wide + rest >= d
+    assert (wide + rest) / d <= 1.2
+    assert all(part & (part - 1) == 0 and (part == 0 or part >= 16) for part in (wide, rest))
+
+
+def test_every_head_size_has_a_tile() -> None:
+    for d in range(1, 513):
+        wide, rest = split(d)
+        assert d <= wide + rest < 2 * max(d, 16)
+        for dtype in (torch.float16, torch.float32):
+            assert forward_tile(d, dtype, 80)
+            assert len(backward_tiles(d, dtype)) == 2
+    assert forward_tile(64, torch.float16, 90) != forward_tile(64, torch.float16, 89)
+    with pytest.raises(ValueError, match="heads of at most 512, got 513"):
+        forward_tile(513, torch.float16, 80)
+    with pytest.raises(ValueError, match=r"needs compute capability 8.0 or newer, this GPU has 7.5"):
+        forward_tile(64, torch.float16, 75)
+
+
+@no_gpu
+@needs_triton
+def test_without_a_gpu_the_error_says_so() -> None:
+    model = UNet(SMALL["sd1"].unet)
+    before = model.norm_silu
+    with pytest.raises(ValueError, match="attention backend 'triton' needs a CUDA device"):
+        set_attention(model, "triton")
+    with pytest.raises(ValueError, match="needs a CUDA device"):
+        set_kernels(model, "triton")
+    assert model.norm_silu is before is layers.norm_silu
+    with pytest.raises(ValueError, match="attention backend 'triton' needs a CUDA device"):
+        triton_attention(*torch.randn(3, 1, 1, 4, 8))
+    assert BACKENDS["auto"](*torch.randn(3, 1, 1, 4, 8)).isfinite().all(), "auto falls back"
+
+
+def test_without_triton_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ldm_core.kernels.requirements.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs the package triton.*pip install triton"):
+        set_attention(UNet(SMALL["sd1"].unet), "triton")
+
+
+@needs_triton
+def test_tensors_that_do_not_fit_are_refused() -> None:
+    code = """
+import torch
+from ldm_core.attention import triton_attention
+def refused(words, *tensors, **options):
+    try:
+        triton_attention(*tensors, **options)
+    except ValueError as error:
+        assert words in str(error), error
+    else:
+        raise AssertionError(words)
+q, k = torch.randn(1, 2, 3, 8), torch.randn(1, 2, 5, 8)
+refused("expected q (B, heads, N, D), k and v (B, heads, M, D)", q, k, q)
+refused("float16, bfloat16 or float32 alike", q.double(), k.double(), k.double())
+refused("float16, bfloat16 or float32 alike", q, k.half(), k.half())
+refused("as many keys as queries, got 5 and 3", q, k, k, causal=True)
+refused("heads of at most 512", *torch.randn(3, 1, 1, 4, 600))
+refused("at least one key", q, k[:, :, :0], k[:, :, :0])
+"""
+    run("-c", code, TRITON_INTERPRET="1")
+
+
+def test_switching_kernels_names_what_it_cannot_do() -> None:
+    model = UNet(SMALL["sd1"].unet)
+    with pytest.raises(ValueError, match="unknown kernels 'cuda'; expected torch or triton"):
+        set_kernels(model, "cuda")
+    with pytest.raises(ValueError, match="Linear has no block that a kernel could be set for"):
+        set_kernels(torch.nn.Linear(2, 2), "torch")
+    set_kernels(model, "torch")
+    assert model.norm_silu is layers.norm_silu

@@ -1,0 +1,195 @@
+"""Key maps against the tensor lists of published models: complete, exact in shape, and invertible."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.configs import SMALL
+from support.reference import random_model
+from torch import Tensor
+
+from ldm_core import build
+from ldm_core.autoencoder import AutoencoderKL
+from ldm_core.checkpoint import CheckpointError
+from ldm_core.checkpoint.key_map import CONV_1X1, FUSED_QKV, SAME, to_file, to_parameters
+from ldm_core.checkpoint.reader import Checkpoint
+from ldm_core.config import PRESETS, AutoencoderConfig, LatentDiffusionConfig
+from ldm_core.loading.compvis_names import autoencoder_map
+from ldm_core.loading.compvis_yaml import from_yaml
+from ldm_core.loading.match import blank, differences, matching_presets
+from ldm_core.loading.original_file import model_map
+from ldm_core.loading.parts import PARTS, ema_key, find_parts, ignored
+from ldm_core.loading.save import file_tensors
+from ldm_core.loading.shapes import prove_all
+from ldm_core.model import LatentDiffusion
+
+PUBLISHED = {
+    "sd1": "stable-diffusion/v1-inference",
+    "sd2-base": "stable-diffusion-2/v2-inference",
+    "sd2-v": "stable-diffusion-2/v2-inference-v",
+    "sd2-inpaint": "stable-diffusion-2/v2-inpainting-inference",
+    "sd2-depth": "stable-diffusion-2/v2-midas-inference",
+    "sd2-unclip-h": "stable-diffusion-2/v2-1-stable-unclip-h-inference",
+    "sd2-unclip-l": "stable-diffusion-2/v2-1-stable-unclip-l-inference",
+    "x4-upscaler": "stable-diffusion-2/x4-upscaling",
+}
+NAMES = pytest.mark.parametrize("name", PUBLISHED)
+
+# The published lists hold these besides parameters: buffers that follow from the configuration.
+BUFFERS = {
+    "cond_stage_model.transformer.text_model.embeddings.position_ids",
+    "cond_stage_model.model.attn_mask",
+}
+
+
+def shapes_of(model: LatentDiffusion) -> dict[str, torch.Size]:
+    return {
+        f"{part}.{name}": value.shape
+        for part, module in model.modules.items()
+        for name, value in module.state_dict().items()
+    }
+
+
+def on_meta(shapes: dict[str, list[int]]) -> dict[str, Tensor]:
+    return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+
+
+@NAMES
+def test_every_published_tensor_is_one_parameter_of_its_shape(name: str, published: dict[str, Any]) -> None:
+    tensors = on_meta(published[PUBLISHED[name]]["tensors"])
+    shapes = shapes_of(build(PRESETS[name], device="meta"))
+    key_map = model_map(PRESETS[name])
+    assert set(tensors) - set(key_map) == set(tensors) & BUFFERS
+    parameters = to_parameters(key_map, tensors, shapes, source=name)
+    assert parameters.keys() == shapes.keys()
+    named = [p for entry in key_map.values() for p in entry.parameters]
+    assert len(named) == len(set(named)), "a parameter comes from two file tensors"
+
+
+@NAMES
+def test_saving_gives_exactly_the_published_keys_and_shapes(name: str, published: dict[str, Any]) -> None:
+    expected = {key: tuple(shape) for key, shape in published[PUBLISHED[name]]["tensors"].items()}
+    saved = file_tensors(build(PRESETS[name], device="meta"))
+    assert {key: tuple(value.shape) for key, value in saved.items()} == expected
+
+
+@pytest.mark.parametrize(
+    ("part", "count"), [("unet", 859_520_964), ("autoencoder", 83_653_863), ("text_encoder", 123_060_480)]
+)
+def test_sd1_has_the_published_number_of_parameters(part: str, count: int) -> None:
+    module = build(PRESETS["sd1"], device="meta").modules[part]
+    assert sum(p.numel() for p in module.parameters()) == count
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_a_map_and_its_inverse_give_back_every_value(kind: str) -> None:
+    model = random_model(SMALL[kind])
+    parameters = {
+        f"{part}.{name}": value
+        for part, module in model.modules.items()
+        for name, value in module.state_dict().items()
+    }
+    key_map = model_map(SMALL[kind])
+    back = to_parameters(key_map, to_file(key_map, parameters), shapes_of(model), source=kind)
+    assert back.keys() == parameters.keys()
+    assert all(torch.equal(back[name], parameters[name]) for name in parameters)
+
+
+@given(st.integers(1, 4), st.integers(1, 5))
+@settings(max_examples=25, deadline=None)
+def test_transforms_are_invertible(rows: int, columns: int) -> None:
+    for transform, shape in (
+        (SAME, (rows, columns)),
+        (CONV_1X1, (rows, columns, 1, 1)),
+        (FUSED_QKV, (3 * rows, columns)),
+    ):
+        stored = torch.randn(shape)
+        assert torch.equal(transform.save(transform.load(stored)), stored)
+
+
+@NAMES
+def test_shapes_prove_the_preset_up_to_what_they_cannot_prove(name: str, published: dict[str, Any]) -> None:
+    tensors = on_meta(published[PUBLISHED[name]]["tensors"])
+    proven = prove_all(find_parts(Checkpoint(Path(name), "safetensors", tensors, {})))
+    assert proven == {part: blank(getattr(PRESETS[name], part)) for part in PARTS}
+    expected = ["sd2-base", "sd2-v"] if name in ("sd2-base", "sd2-v") else [name]
+    assert matching_presets(proven) == expected
+
+
+@NAMES
+def test_published_yaml_gives_the_preset(name: str, published: dict[str, Any]) -> None:
+    """All but the picture size: the YAML files of SD2-v and unCLIP give 512, and those models draw 768."""
+    config = from_yaml({"model": published[PUBLISHED[name]]["config"]})
+    fields = ("text_encoder", "autoencoder", "noise_schedule", "latent_scale", "prediction")
+    for field in fields:
+        assert getattr(config, field) == getattr(PRESETS[name], field), field
+    assert sorted(config.unet.attention_resolutions) == sorted(PRESETS[name].unet.attention_resolutions)
+    assert differences(config, {part: blank(getattr(PRESETS[name], part)) for part in PARTS}) == []
+    assert config.unet.num_heads == PRESETS[name].unet.num_heads
+    assert config.unet.num_head_channels == PRESETS[name].unet.num_head_channels
+
+
+@pytest.mark.parametrize("f", [4, 8, 16, 32])
+def test_every_tensor_of_the_papers_kl_autoencoders_is_one_parameter(
+    f: int, published: dict[str, Any]
+) -> None:
+    """Their files have no prefix; those of f=16 and f=32 have attention in their coarse levels, too."""
+    entry = published[f"latent-diffusion/first_stage_models/kl-f{f}"]
+    params = entry["config"]["params"]
+    fields = {key: value for key, value in params["ddconfig"].items() if key not in ("double_z", "dropout")}
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    config = AutoencoderConfig(embed_dim=params["embed_dim"], **fields)
+    assert config.downsampling == f
+    with torch.device("meta"):
+        shapes = {name: p.shape for name, p in AutoencoderKL(config).state_dict().items()}
+    tensors = {key: t for key, t in on_meta(entry["tensors"]).items() if not key.startswith("loss.")}
+    key_map = autoencoder_map(config)
+    assert key_map.keys() == tensors.keys()
+    assert to_parameters(key_map, tensors, shapes, source=f"kl-f{f}").keys() == shapes.keys()
+
+
+def test_missing_wrong_and_unknown_tensors_are_named_in_groups() -> None:
+    config = SMALL["sd1"]
+    model = build(config, device="meta")
+    tensors = file_tensors(model)
+    key_map = model_map(config)
+    for i in range(12):
+        del tensors[
+            f"cond_stage_model.transformer.text_model.encoder.layers.{i // 6}.self_attn."
+            f"{'qkv'[i % 3]}_proj.{('weight', 'bias')[i % 6 // 3]}"
+        ]
+    tensors["model.diffusion_model.out.0.weight"] = torch.empty(33, device="meta")
+    with pytest.raises(CheckpointError) as caught:
+        to_parameters(key_map, tensors, shapes_of(model), source="x.ckpt")
+    message = str(caught.value)
+    assert message.startswith("x.ckpt does not fit the model")
+    assert "12 tensor(s) missing" in message
+    assert "… and 4 more" in message
+    assert "model.diffusion_model.out.0.weight: expected (32,), got (33,)" in message
+    assert len(message.splitlines()) <= 20
+
+
+def test_ignored_keys_are_explicit() -> None:
+    for key in ("alphas_cumprod", "model_ema.decay", "depth_model.model.weight"):
+        assert ignored(key)
+    for key in model_map(PRESETS["sd1"]) | model_map(PRESETS["sd2-base"]):
+        assert ignored(key) is None, key
+    assert ignored("model.diffusion_model.something_new") is None
+
+
+def test_ema_names_are_unique() -> None:
+    keys = [k for k in model_map(PRESETS["sd1"]) if k.startswith("model.diffusion_model.")]
+    assert len({ema_key(k.removeprefix("model.diffusion_model.")) for k in keys}) == len(keys)
+    assert ema_key("input_blocks.0.0.weight") == "model_ema.diffusion_modelinput_blocks00weight"
+
+
+def test_configs_survive_json() -> None:
+    import json
+
+    for config in PRESETS.values():
+        assert LatentDiffusionConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config

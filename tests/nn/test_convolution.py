@@ -1,0 +1,237 @@
+"""3x3 convolutions: Winograd's against the definition in float64, who uses it when, keeping its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.configs import SMALL
+from support.reference import random_model
+from torch import Tensor, nn
+
+import ldm_core
+from ldm_core.nn import convolution, linear, winograd
+from ldm_core.nn.convolution import Conv3x3, PreparedWinograd, convolutions, set_convolution
+from ldm_core.nn.winograd import transform_weight, winograd_conv2d
+
+
+@pytest.fixture(autouse=True)
+def without_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def exact(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    bias = None if bias is None else bias.double()
+    return F.conv2d(x.double(), weight.double(), bias, padding=1)
+
+
+# Of the largest value, against float64: this package's reached 3.3e-6, PyTorch's own 3.4e-6.
+EXACT = 1.1e-5
+
+
+def largest_error(out: Tensor, expected: Tensor) -> float:
+    return ((out - expected).abs().max() / expected.abs().max()).item()
+
+
+def case(batch: int, channels: int, outputs: int, h: int, w: int) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    weight = torch.randn(outputs, channels, 3, 3) / (3 * channels**0.5)
+    return torch.randn(batch, channels, h, w), weight, torch.randn(outputs)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.integers(1, 14), st.integers(1, 14), st.data()
+)
+def test_it_is_the_convolution_for_any_size(
+    batch: int, channels: int, outputs: int, h: int, w: int, data: st.DataObject
+) -> None:
+    x, weight, bias = (tensor.double() for tensor in case(batch, channels, outputs, h, w))
+    if data.draw(st.booleans()):
+        x = x.contiguous(memory_format=torch.channels_last)
+    if data.draw(st.booleans()):
+        weight = weight.contiguous(memory_format=torch.channels_last)
+    with_bias = bias if data.draw(st.booleans()) else None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(winograd, "WORKSPACE_BYTES", data.draw(st.sampled_from([1, 20_000, 2**25])))
+        out = winograd_conv2d(x, transform_weight(weight), with_bias)
+    expected = exact(x, weight, with_bias)
+    assert out.shape == expected.shape
+    assert (out - expected).abs().max() < 1e-12
+
+
+def test_it_is_as_exact_as_pytorchs() -> None:
+    """Against float64, at SD1's widths."""
+    for channels, outputs, size in [(320, 320, 32), (960, 320, 16), (1280, 1280, 8)]:
+        x, weight, bias = case(1, channels, outputs, size, size)
+        error = largest_error(winograd_conv2d(x, transform_weight(weight), bias), exact(x, weight, bias))
+        assert error < EXACT
+
+
+def test_one_axis_is_the_polynomial_product() -> None:
+    """A^T ((G g) * (B^T d)) is the correlation of 6 values with 3, equation 6 of the paper."""
+    torch.manual_seed(0)
+    d, g = torch.randn(6, 5, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)
+    values = torch.empty(6, 5, dtype=torch.float64)
+    winograd._evaluate(list(d), values)
+    out = torch.empty(4, 5, dtype=torch.float64)
+    winograd._interpolate(values * (winograd.kernel_transform() @ g), list(out))
+    expected = torch.stack([(d[i : i + 3] * g).sum(0) for i in range(4)])
+    assert (out - expected).abs().max() < 1e-13
+
+
+def test_large_float32_maps_take_it_and_others_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[torch.Size] = []
+
+    def watched(x: Tensor, transformed: Tensor, bias: Tensor | None = None) -> Tensor:
+        taken.append(x.shape)
+        return winograd_conv2d(x, transformed, bias)
+
+    monkeypatch.setattr(convolution, "winograd_conv2d", watched)
+    layer = Conv3x3(192, 192)
+    large, small, narrow = torch.randn(1, 192, 40, 40), torch.randn(1, 192, 8, 8), torch.randn(1, 32, 40, 40)
+    assert largest_error(layer(large), exact(large, layer.weight, layer.bias)) < EXACT
+    assert len(taken) == 1
+    layer(small)
+    Conv3x3(32, 32)(narrow)
+    layer.double()(large.double())
+    layer.bfloat16()(large[:, :, :4].bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer.float()(large).dtype == torch.bfloat16
+    assert len(taken) == 1
+    with torch.enable_grad():
+        layer.float()(large).sum().backward()
+    assert len(taken) == 1
+    assert layer.weight.grad is not None
+
+
+def test_asked_for_by_name_it_says_where_it_cannot_run() -> None:
+    layer = Conv3x3(4, 4)
+    set_convolution(layer, "winograd")
+    x = torch.randn(1, 4, 8, 8)
+    assert largest_error(layer(x), exact(x, layer.weight, layer.bias)) < EXACT
+    with torch.autocast("cpu", torch.bfloat16):
+        assert largest_error(layer(x), exact(x, layer.weight, layer.bias)) < EXACT
+    with torch.enable_grad(), pytest.raises(ValueError, match="no gradients"):
+        layer(x)
+    with pytest.raises(ValueError, match=r"needs float32 or float64, got torch\.bfloat16"):
+        layer.bfloat16()(x.bfloat16())
+    with pytest.raises(ValueError, match="unknown convolution backend 'fft'; expected one of direct"):
+        set_convolution(layer, "fft")
+    with pytest.raises(ValueError, match="no 3x3 convolutions"):
+        set_convolution(nn.Linear(2, 2), "auto")
+    with pytest.raises(ValueError, match="a torch module or a dataclass of them, not int"):
+        set_convolution(3, "auto")
+
+
+def prepared_layer() -> tuple[Conv3x3, Tensor]:
+    torch.manual_seed(0)
+    layer = Conv3x3(192, 192)
+    layer.convolution = PreparedWinograd(layer.weight)
+    return layer, torch.randn(1, 192, 12, 12)
+
+
+def test_kept_weights_follow_the_layers() -> None:
+    layer, x = prepared_layer()
+    assert largest_error(layer(x), exact(x, layer.weight, layer.bias)) < EXACT
+    layer.weight.mul_(2)
+    assert largest_error(layer(x), exact(x, layer.weight, layer.bias)) < EXACT
+    layer.weight = nn.Parameter(torch.randn_like(layer.weight))
+    assert largest_error(layer(x), exact(x, layer.weight, layer.bias)) < EXACT
+    for _ in range(3):  # as adapters are fused and removed: other memory, perhaps that of the one before
+        layer.weight.data = torch.randn_like(layer.weight)
+        assert largest_error(layer(x), exact(x, layer.weight, layer.bias)) < EXACT
+
+
+def test_optimizing_keeps_a_model_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolution, "MIN_CHANNELS", 64)
+    monkeypatch.setattr("ldm_core.nn.optimization.MIN_CHANNELS", 64)
+    model = random_model(SMALL["sd1"])
+    options = {"steps": 2, "seed": 0, "output": "latent"}
+    plain = ldm_core.Sampler(model).txt2img("a cat", **options)
+    assert ldm_core.optimize(model) is model
+    layers = convolutions(model)
+    prepared = [layer for layer in layers if isinstance(layer.convolution, PreparedWinograd)]
+    assert prepared
+    assert {layer for layer in layers if min(layer.weight.shape[:2]) >= 64} == set(prepared)
+    fast = ldm_core.Sampler(model).txt2img("a cat", **options)
+    assert largest_error(fast, plain) < 1e-5
+    assert not torch.equal(fast, plain)
+
+    ldm_core.optimize(model, extra_bytes=4 * prepared[0].weight.nbytes)
+    assert sum(isinstance(layer.convolution, PreparedWinograd) for layer in layers) <= 1
+    set_convolution(model, "auto")
+    assert not any(isinstance(layer.convolution, PreparedWinograd) for layer in layers)
+    with pytest.raises(ValueError, match="must not be negative, got -1"):
+        ldm_core.optimize(model, extra_bytes=-1)
+    half = convolutions(ldm_core.optimize(random_model(SMALL["sd1"]).unet.bfloat16()))
+    assert not any(isinstance(layer.convolution, PreparedWinograd) for layer in half)
+
+
+def test_a_fused_adapter_is_seen_through_kept_weights(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    model = random_model(SMALL["sd1"])
+    name = "lora_unet_down_blocks_0_resnets_0_conv1"
+    channels = model.unet.down[0].blocks[0].res.conv1.out_channels
+    layer = model.unet.down[0].blocks[0].res.conv1
+    tensors = {
+        f"{name}.lora_down.weight": torch.randn(2, layer.in_channels, 3, 3),
+        f"{name}.lora_up.weight": torch.randn(channels, 2, 1, 1),
+        f"{name}.alpha": torch.tensor(2.0),
+    }
+    save_file(tensors, tmp_path / "adapter.safetensors")
+    x = torch.randn(1, layer.in_channels, 40, 40)
+    layer.convolution = PreparedWinograd(layer.weight)
+    plain = layer(x)
+    adapter = ldm_core.apply_lora(model, tmp_path / "adapter.safetensors", 1.0)
+    adapter.fuse()
+    assert largest_error(layer(x), exact(x, layer.weight, layer.bias)) < EXACT
+    assert (layer(x) - plain).abs().max() > 0.1
+    adapter.remove()
+    assert torch.equal(layer(x), plain)
+
+
+@pytest.mark.parametrize("shape", [(2, 600, 24), (1500, 24), (3, 20, 24)])
+def test_a_linear_layer_is_the_same_as_a_convolution(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    layer = linear.Linear(24, 40)
+    x = torch.randn(shape)
+    expected = F.linear(x.double(), layer.weight.double(), layer.bias.double())
+    for out in (layer(x), linear.as_convolution(x, layer)):
+        assert out.shape == expected.shape
+        assert out.is_contiguous()
+        assert (out - expected).abs().max() < 2e-6
+    with torch.enable_grad():
+        layer(x).sum().backward()
+    assert layer.weight.grad is not None
+
+
+@pytest.mark.parametrize(("side", "transposed"), [(4, True), (40, False)])
+def test_the_smaller_of_map_and_weights_is_copied(
+    side: int, transposed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch wants both in one layout. Where the weights are the larger, the map gives way."""
+    seen: list[bool] = []
+    direct = convolution.direct_convolution
+
+    def noted(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        seen.append(x.is_contiguous())
+        return direct(x, weight, bias)
+
+    monkeypatch.setattr(convolution, "direct_convolution", noted)
+    x, weight, bias = case(2, 96, 64, side, side)
+    x = x.contiguous(memory_format=torch.channels_last)
+    out = convolution.auto_convolution(x, weight, bias)
+    assert seen == [transposed]
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert largest_error(out, exact(x, weight, bias)) < 5e-6
+    in_its_layout = weight.contiguous(memory_format=torch.channels_last)
+    assert largest_error(convolution.auto_convolution(x, in_its_layout, bias), out) < 5e-6
+    assert seen == [transposed, False], "nothing needs to be copied"

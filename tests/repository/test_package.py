@@ -1,0 +1,216 @@
+"""The package as a whole: what importing it costs and does, who imports whom, and file and function sizes."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import ldm_core
+
+PACKAGE = Path(ldm_core.__file__).parent
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if "weights" not in path.parts)
+
+
+USE = "ldm_core.load, ldm_core.Sampler"  # which are imported when they are used
+
+
+def python(code: str) -> str:
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stderr == ""
+    return run.stdout
+
+
+def test_importing_prints_nothing_and_leaves_triton_alone() -> None:
+    assert python(f"import ldm_core; {USE}") == ""
+    assert (
+        python(f"import sys, ldm_core; {USE}; print('triton' in sys.modules, 'diffusers' in sys.modules)")
+        == "False False\n"
+    )
+
+
+def test_importing_waits_with_torch_until_it_is_needed() -> None:
+    code = "import sys, ldm_core.cli.parser as cli; cli.build_parser(); print('torch' in sys.modules)"
+    assert python(code) == "False\n"
+
+
+def test_submodules_need_no_import_of_their_own() -> None:
+    assert (
+        python("import ldm_core; print(ldm_core.unet.UNet.__name__, hasattr(ldm_core, 'none'))")
+        == "UNet False\n"
+    )
+
+
+def test_importing_leaves_training_alone_and_training_prints_nothing() -> None:
+    assert python(f"import sys, ldm_core; {USE}; print('ldm_core.training' in sys.modules)") == "False\n"
+    assert python("import sys, ldm_core.training; print('tensorboard' in sys.modules)") == "False\n"
+
+
+def test_importing_costs_little_more_than_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most 0.15 s of a core on top of torch; in one of several tries, since other work only adds to it.
+
+    With compiled code, as pip leaves it, whatever the environment says about writing that.
+    """
+    monkeypatch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path))
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    code = (
+        f"import time, torch; t = time.process_time(); import ldm_core; {USE}; print(time.process_time() - t)"
+    )
+    assert any(float(python(code)) < 0.15 for _ in range(10))
+
+
+def test_importing_opens_no_connection_and_no_file_but_code() -> None:
+    code = """
+import sys, torch, numpy
+opened = []
+def hook(event, args):
+    if event == "open" and isinstance(args[0], str) and not args[0].endswith((".py", ".pyc", ".so")):
+        opened.append(args[0])
+    if event in ("socket.connect", "os.mkdir", "subprocess.Popen"):
+        opened.append(event)
+sys.addaudithook(hook)
+import ldm_core
+ldm_core.load, ldm_core.Sampler
+print([name for name in opened if "site-packages" not in name and "__pycache__" not in name])
+"""
+    assert python(code) == "[]\n"
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The modules of this package that a file imports, at its top or within a function."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing_only = {
+        node
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.dump(block.test)
+        for node in ast.walk(block)
+    }
+    for node in ast.walk(tree):
+        if node in typing_only:
+            continue
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ldm_core":
+            package = (node.module or "").removeprefix("ldm_core").removeprefix(".")
+            for name in node.names:
+                inner = f"{package}.{name.name}".removeprefix(".")
+                yield inner if file_of(inner) else package
+        elif isinstance(node, ast.Import):
+            yield from (
+                n.name.removeprefix("ldm_core.") for n in node.names if n.name.startswith("ldm_core.")
+            )
+
+
+def file_of(module: str) -> Path | None:
+    """The file of a module, named from the package on."""
+    path = PACKAGE / module.replace(".", "/")
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
+GROUND = {"errors", "noise", "images", "support"}
+NETWORKS = {"unet", "autoencoder", "clip"}
+SCHEDULE = GROUND | {"noise_schedule"}
+MODEL = SCHEDULE | NETWORKS | {"attention", "nn", "config", "condition", "protocols", "model"}
+SAMPLER = MODEL | {"guidance", "schedulers", "conditioners", "request", "sampler"}
+LOADING = MODEL | {"checkpoint", "conditioners", "loading"}
+
+# The rooms of the package, from the ground up, and the rooms that each may know besides itself.
+ARROWS = {
+    "errors": set(),
+    "noise": set(),
+    "support": {"errors"},
+    "images": {"support"},
+    "noise_schedule": GROUND,
+    "checkpoint": GROUND,
+    "nn": GROUND,
+    "kernels": GROUND | {"nn"},
+    "attention": GROUND | {"nn", "kernels"},
+    "unet": GROUND | {"nn", "attention", "checkpoint"},
+    "autoencoder": GROUND | {"nn", "attention", "checkpoint"},
+    "clip": GROUND | {"nn", "attention", "checkpoint"},
+    "text_encoder": {"clip"},
+    "tokenizer": {"clip"},
+    "config": SCHEDULE | NETWORKS,
+    "condition": GROUND,
+    "protocols": GROUND | {"condition"},
+    "model": MODEL,
+    "guidance": GROUND | {"condition"},
+    "schedulers": SCHEDULE,
+    "conditioners": MODEL,
+    "request": SAMPLER - {"sampler"},
+    "sampler": SAMPLER,
+    "loading": LOADING,
+    "adapters": LOADING,
+    "watch": LOADING | SAMPLER,
+    "recipe": LOADING | SAMPLER,
+    "testing": LOADING | SAMPLER | {"kernels", "watch"},
+    "training": LOADING | SAMPLER | {"adapters", "watch", "kernels"},
+    "cli": LOADING | SAMPLER | {"adapters", "watch", "recipe"},
+    "__main__": {"cli"},
+}
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_arrows_point_one_way(path: Path) -> None:
+    if path != PACKAGE / "__init__.py":
+        used = {module.split(".")[0] for module in imports(path)} - {room(path), ""}
+        assert used <= ARROWS[room(path)], f"{room(path)} may import {sorted(ARROWS[room(path)])}"
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    graph = {path: {file_of(module) for module in imports(path)} - {path, None} for path in FILES}
+    TopologicalSorter(graph).prepare()  # raises CycleError, naming the files
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_can_be_read_in_one_sitting(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    assert len(text.splitlines()) <= 400
+    assert ast.get_docstring(tree), "a file begins with what it is"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 60, f"{node.name} is longer than 60 lines"
+
+
+def test_the_public_names_are_there() -> None:
+    for name in ldm_core.__all__:
+        assert getattr(ldm_core, name) is not None
+    for name in ("SD1", "SD1_INPAINT", "SD2_BASE", "SD2_V"):
+        assert isinstance(getattr(ldm_core.config, name), ldm_core.config.LatentDiffusionConfig)
+    assert issubclass(ldm_core.checkpoint.CheckpointError, ValueError)
+    assert callable(ldm_core.checkpoint.read)
+    assert callable(ldm_core.checkpoint.inspect)
+    assert callable(ldm_core.checkpoint.save)
+    for module, name in (
+        ("unet", "UNet"),
+        ("autoencoder", "AutoencoderKL"),
+        ("text_encoder", "CLIPTextEncoder"),
+        ("tokenizer", "CLIPTokenizer"),
+    ):
+        assert callable(getattr(getattr(ldm_core, module), name))
+
+
+@pytest.mark.slow  # builds the package in a process of its own
+def test_a_wheel_holds_the_bundled_model(tmp_path: Path) -> None:
+    import zipfile
+
+    root = PACKAGE.parent
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(root)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    code = "import ldm_core; print(ldm_core.loading.load.bundled_model()); ldm_core.load()"
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path / "site", capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == str(tmp_path / "site" / "ldm_core" / "weights" / "emoji.safetensors")
+    assert (tmp_path / "site" / "ldm_core" / "py.typed").exists()

@@ -20,10 +20,10 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.weak import WeakIdKeyDictionary
 
 from ldm_core.kernels.requirements import require_triton
 from ldm_core.nn.cpu import chunks_win_in_bfloat16, sdpa_runs_in_bfloat16
+from ldm_core.nn.kept_context import KeptContext
 from ldm_core.nn.linear import Linear
 from ldm_core.support.modules import named_modules
 
@@ -156,38 +156,25 @@ class MultiHeadAttention(nn.Module):
         self.to_k = Linear(context_channels, channels, bias=qkv_bias)
         self.to_v = Linear(context_channels, channels, bias=qkv_bias)
         self.to_out = Linear(channels, channels)
-        self._contexts = WeakIdKeyDictionary()
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        k, v = self._keys_and_values(x) if context is None else self._of_context(context)
+    def forward(self, x: Tensor, context: Tensor | KeptContext | None = None) -> Tensor:
+        if isinstance(context, KeptContext):
+            k, v = context.keys_and_values(self)
+        else:
+            k, v = self.keys_and_values(x if context is None else context)
         out = self.attention(self._split(self.to_q(x)), k, v, causal=self.causal)
         return self.to_out(out.transpose(1, 2).flatten(2))  # (B, heads, N, D) -> (B, N, heads * D)
 
-    def _keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+    def keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, M, context_channels) -> keys and values, each (B, heads, M, D)."""
         return self._split(self.to_k(context)), self._split(self.to_v(context))
 
-    def _of_context(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """The context's keys and values: kept while that very tensor lives, since steps share a prompt.
-
-        Not kept where they could change unseen: with gradients, or with hooks (an adapter's, say) on their
-        projections. Written to, the context or a projection's weights have another version.
-        """
-        sources = (context, *self.to_k.parameters(), *self.to_v.parameters())
-        hooks = self.to_k._forward_hooks or self.to_v._forward_hooks
-        if hooks or torch.is_grad_enabled() or any(source.is_inference() for source in sources):
-            return self._keys_and_values(context)
-        made_of = [(source.data_ptr(), source._version) for source in sources]
-        kept = self._contexts.get(context)
-        if kept is None or kept[0] != made_of:
-            kept = self._contexts[context] = (made_of, *self._keys_and_values(context))
-        return kept[1], kept[2]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_contexts"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._contexts = WeakIdKeyDictionary()  # a copy has kept nothing yet
+    def projections_are_plain(self) -> bool:
+        """Whether keys and values follow from the context and the weights alone, without hooks."""
+        return all(
+            type(layer) is Linear and not layer._forward_hooks and not layer._forward_pre_hooks
+            for layer in (self.to_k, self.to_v)
+        )
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, N, heads * D) -> (B, heads, N, D)

@@ -52,7 +52,7 @@ _PARTS: dict[str, type[Any]] = {
 class LatentDiffusionConfig:
     """A whole model: its three networks, its forward process, and how they are joined."""
 
-    text_encoder: TextEncoderConfig = field(default_factory=TextEncoderConfig)
+    text_encoder: TextEncoderConfig | None = field(default_factory=TextEncoderConfig)  # None: reads no text
     unet: UNetConfig = field(default_factory=UNetConfig)
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     noise_schedule: NoiseScheduleConfig = field(default_factory=NoiseScheduleConfig)
@@ -63,6 +63,8 @@ class LatentDiffusionConfig:
     def __post_init__(self) -> None:
         for name, kind in _PARTS.items():
             value = getattr(self, name)
+            if name == "text_encoder" and value is None:
+                continue
             require(isinstance(value, kind), f"{name} must be a {kind.__name__}, not {shown(value)}")
         require(
             isinstance(self.prediction, str) and self.prediction in get_args(PredictionType),
@@ -73,11 +75,12 @@ class LatentDiffusionConfig:
             f"latent_scale must be a positive number up to {MAX_SCALE:g}, not {shown(self.latent_scale)}",
         )
         require_whole("model", self, "image_size", 1, MAX_SIZE)
-        require(
-            self.unet.context_dim == self.text_encoder.width,
-            f"the unet attends to vectors of {self.unet.context_dim} (context_dim), "
-            f"but the text encoder gives vectors of {self.text_encoder.width} (width)",
-        )
+        if self.text_encoder is not None:
+            require(
+                self.unet.context_dim == self.text_encoder.width,
+                f"the unet attends to vectors of {self.unet.context_dim} (context_dim), "
+                f"but the text encoder gives vectors of {self.text_encoder.width} (width)",
+            )
         require(
             self.unet.out_channels == self.autoencoder.embed_dim,
             f"the unet gives {self.unet.out_channels} channels (out_channels), "
@@ -97,7 +100,10 @@ class LatentDiffusionConfig:
     def from_dict(cls, data: dict[str, Any]) -> LatentDiffusionConfig:
         """The inverse of `to_dict`. Raises ConfigError for any other value, naming unknown fields."""
         require(isinstance(data, dict), f"expected a mapping, not {shown(data)}")
-        values = {key: build(_PARTS[key], value) if key in _PARTS else value for key, value in data.items()}
+        values = {
+            key: build(_PARTS[key], value) if key in _PARTS and value is not None else value
+            for key, value in data.items()
+        }
         return build(cls, values)
 
 

@@ -1,4 +1,4 @@
-"""Classifier-free guidance: move the prediction away from what it would be without the prompt.
+"""Classifier-free guidance: move the prediction away from what it would be without the condition.
 
     guided = uncond + scale * (cond - uncond)
 
@@ -15,7 +15,9 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-Network = Callable[[Tensor, float, Tensor], Tensor]
+from ldm_core.condition import Condition
+
+Network = Callable[[Tensor, float, Condition], Tensor]
 
 
 @runtime_checkable
@@ -27,15 +29,17 @@ class Guidance(Protocol):
         network: Network,
         x: Tensor,
         t: float,
-        cond: Tensor,
-        uncond: Tensor,
+        cond: Condition,
+        uncond: Condition,
         scale: float,
         progress: float,
     ) -> Tensor:
         """The guided prediction (B, C, h, w) for x (B, C, h, w) at timestep t.
 
-        `network(x, t, context)` accepts B rows, or 2B rows that are the batch twice; `cond` and `uncond`
-        are the contexts (B, N, width); `progress` runs from 0 (pure noise) towards 1 (the image).
+        `network(x, t, condition)` takes as many rows of x as the condition has, of any number;
+        `Condition.cat` joins several. `cond` and `uncond` have one row per image; a model that has nothing
+        to move away from gets `cond` as both, at scale 1. `progress` runs from 0 (pure noise) towards 1
+        (the image).
         """
         ...
 
@@ -49,7 +53,7 @@ class ClassifierFreeGuidance:
     interval: the part of the way from noise (0) to image (1) in which guidance is on; outside it the
         conditional prediction is used alone, which also saves its second evaluation (Kynkäänniemi et al.
         2024, arXiv:2404.07724).
-    batched: evaluate both contexts in one call of twice the batch, or in two calls that need less memory.
+    batched: evaluate both conditions in one call of twice the batch, or in two calls that need less memory.
     """
 
     rescale: float = 0.0
@@ -67,8 +71,8 @@ class ClassifierFreeGuidance:
         network: Network,
         x: Tensor,
         t: float,
-        cond: Tensor,
-        uncond: Tensor,
+        cond: Condition,
+        uncond: Condition,
         scale: float,
         progress: float,
     ) -> Tensor:
@@ -78,7 +82,7 @@ class ClassifierFreeGuidance:
         if scale == 0.0:
             return network(x, t, uncond)
         if self.batched:
-            eps = network(torch.cat([x, x]), t, torch.cat([uncond, cond]))
+            eps = network(torch.cat([x, x]), t, Condition.cat([uncond, cond]))
             eps_uncond, eps_cond = eps.chunk(2)
         else:
             eps_uncond, eps_cond = network(x, t, uncond), network(x, t, cond)

@@ -1,4 +1,4 @@
-"""The model: three networks, a tokenizer and a noise schedule in one plain bundle; and how to load it.
+"""The model: its networks, what conditions them, and its noise schedule in one plain bundle.
 
 CompVis's counterpart is `LatentDiffusion` of `ldm.models.diffusion.ddpm`, which is also the trainer; here
 it only holds the parts. `dataclasses.replace(model, unet=mine)` exchanges one.
@@ -6,35 +6,87 @@ it only holds the parts. `dataclasses.replace(model, unet=mine)` exchanges one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ldm_core.condition import Condition
+from ldm_core.conditioners.text import TextConditioner
+from ldm_core.conditioners.unconditional import Unconditional
 from ldm_core.config import LatentDiffusionConfig
 from ldm_core.noise import Generators
 from ldm_core.noise_schedule import NoiseSchedule
-from ldm_core.protocols import Autoencoder, NoisePredictor, TextEncoder, Tokenizer
-
-BUNDLED = "emoji.safetensors"
+from ldm_core.protocols import Autoencoder, Conditioner, NoisePredictor, TextEncoder, Tokenizer
 
 
-@dataclass
+@dataclass(init=False, repr=False, eq=False)
 class LatentDiffusion:
-    """The bundle of parts. Each may be exchanged for anything that fits its seam in `ldm_core.protocols`."""
+    """The bundle of parts. Each may be exchanged for anything that fits its seam in `ldm_core.protocols`.
 
-    tokenizer: Tokenizer
-    text_encoder: TextEncoder
+    `tokenizer` and `text_encoder` are shortcuts into a conditioner that reads text: given to the constructor
+    or to `dataclasses.replace`, they take the place of the conditioner's own. Without them and without a
+    conditioner, the model is unconditional.
+    """
+
+    conditioner: Conditioner
     unet: NoisePredictor
     autoencoder: Autoencoder
     noise_schedule: NoiseSchedule
     config: LatentDiffusionConfig
 
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None = None,
+        text_encoder: TextEncoder | None = None,
+        unet: NoisePredictor | None = None,
+        autoencoder: Autoencoder | None = None,
+        noise_schedule: NoiseSchedule | None = None,
+        config: LatentDiffusionConfig | None = None,
+        conditioner: Conditioner | None = None,
+    ) -> None:
+        self.conditioner = _conditioner(conditioner, tokenizer, text_encoder)
+        self.unet = unet  # type: ignore[assignment]
+        self.autoencoder = autoencoder  # type: ignore[assignment]
+        self.noise_schedule = noise_schedule  # type: ignore[assignment]
+        self.config = config  # type: ignore[assignment]
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of a model that reads text. AttributeError for any other."""
+        return self._text("tokenizer").tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Tokenizer) -> None:
+        self.conditioner = _conditioner(self.conditioner, tokenizer, None)
+
+    @property
+    def text_encoder(self) -> Any:
+        """The text encoder of a model that reads text. AttributeError for any other."""
+        return self._text("text_encoder").text_encoder
+
+    @text_encoder.setter
+    def text_encoder(self, text_encoder: TextEncoder) -> None:
+        self.conditioner = _conditioner(self.conditioner, None, text_encoder)
+
+    def _text(self, part: str) -> Any:
+        if not hasattr(self.conditioner, part):
+            kind = type(self.conditioner).__name__
+            raise AttributeError(f"this model reads no text: its conditioner, {kind}, has no {part}")
+        return self.conditioner
+
+    def __repr__(self) -> str:
+        parts = {"conditioner": self.conditioner, "unet": self.unet, "autoencoder": self.autoencoder}
+        named = ", ".join(f"{name}={type(part).__name__}" for name, part in parts.items())
+        count = sum(p.numel() for module in self.modules.values() for p in module.parameters())
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"LatentDiffusion({named}, {count / 1e6:.1f}M parameters, {dtype} on {self.device})"
+
     @property
     def modules(self) -> dict[str, nn.Module]:
-        """The parts that are torch modules, by field name."""
-        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        """The networks that are torch modules, by name: those of the conditioner, "unet", "autoencoder"."""
+        parts = {**self.conditioner.modules, "unet": self.unet, "autoencoder": self.autoencoder}
         return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
 
     @property
@@ -56,11 +108,15 @@ class LatentDiffusion:
                 return weight
         return torch.empty(0)
 
-    def to(self, device: Any = None, dtype: torch.dtype | None = None) -> LatentDiffusion:
-        """Move or cast the networks, in place as torch modules do, and return the model."""
+    def to(self, *args: Any, **kwargs: Any) -> LatentDiffusion:
+        """Move or cast the networks, in place, and return the model. Arguments are `torch.nn.Module.to`'s."""
         for module in self.modules.values():
-            module.to(device=device, dtype=dtype)
+            module.to(*args, **kwargs)
         return self
+
+    def condition(self, inputs: Any) -> Condition:
+        """The Condition of these inputs, one row per image, on the U-Net's device and in its type."""
+        return self.conditioner(inputs).to(self.device, self.dtype)
 
     def encode_image(self, images: Tensor, generator: Generators = None) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] to the U-Net's latents (B, C, H/f, W/f): the autoencoder's, scaled.
@@ -76,3 +132,18 @@ class LatentDiffusion:
         """The U-Net's latents (B, C, h, w) to images (B, 3, h*f, w*f), about [-1, 1]; the inverse scaling."""
         z = latent / self.config.latent_scale
         return self.autoencoder.decode(z.to(self.weight_of("autoencoder")))
+
+
+def _conditioner(
+    conditioner: Conditioner | None, tokenizer: Tokenizer | None, text_encoder: TextEncoder | None
+) -> Conditioner:
+    """The conditioner with these parts in the place of its own."""
+    if tokenizer is None and text_encoder is None:
+        return Unconditional() if conditioner is None else conditioner
+    if not isinstance(conditioner, TextConditioner):
+        return TextConditioner(tokenizer, text_encoder)  # type: ignore[arg-type]
+    return replace(
+        conditioner,
+        tokenizer=conditioner.tokenizer if tokenizer is None else tokenizer,
+        text_encoder=conditioner.text_encoder if text_encoder is None else text_encoder,
+    )

@@ -8,10 +8,11 @@ attention's `ldm_core.attention.AttentionFunction`. `ldm_core.testing` checks a 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from ldm_core.condition import Condition
 from ldm_core.noise import Generators
 
 
@@ -22,7 +23,7 @@ class Tokenizer(Protocol):
 
 
 class TextEncoder(Protocol):
-    """Token ids (B, N) to vectors (B, N, width)."""
+    """Token ids (B, N) to vectors (B, N, width). A module gets the ids on its device, others on the CPU."""
 
     def __call__(self, tokens: Tensor, /) -> Tensor: ...
 
@@ -33,12 +34,31 @@ class ImageEncoder(Protocol):
     def __call__(self, pixels: Tensor, /) -> Tensor: ...
 
 
+class Conditioner(Protocol):
+    """What a user gives (prompts, labels, images …) to a Condition. `ldm_core.conditioners` has several."""
+
+    @property
+    def unconditional(self) -> Any:
+        """The inputs of which guidance moves away, such as the empty prompt; None: there are none."""
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """The networks in it, by name: they move and are saved with the model."""
+
+    def count(self, inputs: Any, name: str = "inputs", /) -> int:
+        """How many images the inputs describe. Raises ValueError, naming `name`, for any other value."""
+
+    def __call__(self, inputs: Any, /) -> Condition:
+        """One row per image."""
+
+
 class NoisePredictor(Protocol):
     """Noisy latents (B, C_in, h, w), timesteps (a number or a tensor (B,)) and context (B, N, width) to
     a prediction of eps, v or x_0, (B, C, h, w). The U-Net is one. Whole timesteps come as ints; floats come
-    from schedulers whose spacing chooses noise levels, such as "karras"."""
+    from schedulers whose spacing chooses noise levels, such as "karras". A Condition's vector is given as a
+    fourth argument, where there is one; without a context, None is given."""
 
-    def __call__(self, x: Tensor, t: Tensor | float, context: Tensor, /) -> Tensor: ...
+    def __call__(self, x: Tensor, t: Tensor | float, context: Any, /) -> Tensor: ...
 
 
 class Posterior(Protocol):

@@ -1,73 +1,99 @@
-"""From a request to the start of a walk: everything that is checked and computed before the first step."""
+"""From a request to the start of a run: all that is checked and encoded before the first step."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ldm_core.conditioners.prompts import (
-    KnownPart,
-    as_prompts,
-    encode_prompts,
-    inpainting_condition,
-    latent_mask,
-    require_size,
-)
+from ldm_core.condition import Condition
+from ldm_core.conditioners.text import TextConditioner
+from ldm_core.config import LatentDiffusionConfig
 from ldm_core.images import ImageInput, image_to_tensor, mask_to_tensor
+from ldm_core.inpainting import KnownPart, inpainting_condition, latent_mask
 from ldm_core.model import LatentDiffusion
 from ldm_core.noise import generators, image_seeds, randn
 from ldm_core.schedulers import Scheduler
 from ldm_core.schedulers.spacing import truncate
 
-Prompt = str | Sequence[str]
-Streams = list[torch.Generator]
+Timesteps = Sequence[tuple[float, float]]
 
 
-@dataclass(frozen=True)
-class Task:
-    """What is to be drawn; `Sampler.txt2img`, `img2img` and `inpaint` explain the fields.
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is to be drawn. `Sampler.sample` and its special cases explain the fields."""
 
-    latent, timesteps: for research, start from this latent (B, C, h, w) and walk these pairs (t, t_prev)
-    instead of those that the scheduler and the strength give.
-    """
-
-    prompt: Prompt
-    negative_prompt: Prompt = ""
+    inputs: Any = None
+    unconditional: Any = None
+    condition: Condition | None = None
+    unconditional_condition: Condition | None = None
     image: ImageInput = None
     mask: ImageInput = None
     strength: float = 1.0
     steps: int = 50
-    guidance_scale: float = 7.5
+    guidance_scale: float | None = None
     height: int | None = None
     width: int | None = None
     num_images: int = 1
     seed: int | Sequence[int] | None = None
     noise: Tensor | None = None
     latent: Tensor | None = None
-    timesteps: Sequence[tuple[float, float]] | None = None
+    timesteps: Timesteps | None = None
+
+    def recipe(self, image: int, start: Start, scheduler: Scheduler) -> dict[str, Any]:
+        """What was asked for the image of this number, as plain values: no tensors, no pictures."""
+        count, (height, width) = len(start.seeds), start.size
+        plain = {
+            "inputs": _one(self.inputs, image, count),
+            "unconditional": _one(self.unconditional, image, count),
+        }
+        if isinstance(plain["inputs"], str):
+            plain = {"prompt": plain["inputs"], "negative_prompt": plain["unconditional"]}
+        return {name: value for name, value in plain.items() if value is not None} | {
+            "seed": start.seeds[image],
+            "steps": self.steps,
+            "guidance_scale": start.guidance_scale,
+            "strength": self.strength,
+            "height": height,
+            "width": width,
+            "scheduler": repr(scheduler),
+        }
+
+
+def _one(inputs: Any, image: int, count: int) -> str | int | None:
+    """The inputs of one of `count` images, if they are plain; the images of one input follow one another."""
+    if isinstance(inputs, list | tuple) and inputs and count % len(inputs) == 0:
+        inputs = inputs[image * len(inputs) // count]
+    return inputs if isinstance(inputs, str | int) else None
 
 
 @dataclass(frozen=True)
-class Trajectory:
-    """The start of a walk. All tensors have one row per image."""
+class Start:
+    """The start of a run. All tensors have one row per image."""
 
     latent: Tensor  # (B, C, h, w)
-    timesteps: Sequence[tuple[float, float]]
-    streams: Streams  # one random stream per image
-    cond: Tensor  # (B, N, width), the prompts
-    uncond: Tensor  # (B, N, width), the negative prompts
+    timesteps: Timesteps
+    seeds: list[int]
+    size: tuple[int, int]  # height and width in pixels
+    generators: list[torch.Generator]  # one per image
+    cond: Condition
+    uncond: Condition  # `cond` itself where there is nothing to move away from
     guidance_scale: float
     image: Tensor | None = None  # (B, 3, H, W) in [0, 1]
     mask: Tensor | None = None  # (B, 1, H, W) in [0, 1]
-    known: KnownPart | None = None  # inpainting with a U-Net that takes latents only
-    extra: Tensor | None = None  # (B, 1 + C, h, w), what an inpainting U-Net takes after its latents
+    known: KnownPart | None = None  # inpainting with a U-Net that sees no mask
+
+    def keep_known(self, latent: Tensor, t: float) -> Tensor:
+        """The latent at timestep t with the known part of an inpainting put back."""
+        return latent if self.known is None else self.known.put_back(latent, t)
 
     def keep_known_pixels(self, images: Tensor) -> Tensor:
-        """Lay the original over decoded images (B, 3, H, W) in [0, 1] where the mask is black."""
+        """Decoded images (B, 3, H, W) in [0, 1] with the original where the mask is black."""
         if self.mask is None or self.image is None:
             return images
         blend = self.mask * images + (1 - self.mask) * self.image
@@ -78,85 +104,189 @@ class Trajectory:
 def prepare(
     model: LatentDiffusion,
     scheduler: Scheduler,
-    task: Task,
+    request: Request,
     *,
     batch_size: int | None = None,
     clip_skip: int | None = None,
-) -> Trajectory:
-    """Check a task and compute its start. Raises ValueError for whatever does not fit, computing nothing.
+) -> Start:
+    """Check a request and compute its start. Raises ValueError for whatever does not fit, computing nothing.
 
-    Each image's stream gives its initial noise first, so txt2img, img2img and inpaint start alike.
+    Each image's generator draws its initial noise first, so txt2img, img2img and inpaint start alike.
     """
-    _check_task(model)
-    prompts, negatives = _texts(task)
-    image, mask = _pixels(task, len(prompts))
-    height, width = _size(model, task, image)
-    streams = generators(image_seeds(task.seed, len(prompts)))
-    f = model.config.autoencoder.downsampling
-    shape = (len(prompts), model.config.unet.out_channels, height // f, width // f)
-    state = torch.promote_types(model.dtype, torch.float32)  # the walk itself is in float32 at least
-    noise = _checked(task.noise, "noise", shape)
-    noise = (randn(shape, streams) if noise is None else noise).to(model.device, state)
-    start, pairs = truncate(scheduler.timesteps(model.noise_schedule, task.steps), task.strength)
-    replacement = _checked(task.latent, "latent", shape)
+    conditioning = _Conditioning(model, request, batch_size, clip_skip)
+    count = conditioning.count * request.num_images
+    image, mask = _pixels(request, count)
+    height, width = _size(model.config, request, image)
+    seeds = image_seeds(request.seed, count)
+    f, channels = model.config.autoencoder.downsampling, model.config.unet.out_channels
+    shape = (count, channels, height // f, width // f)
+    draws = generators(seeds)
+    state = torch.promote_types(model.dtype, torch.float32)  # the latents are in float32 at least
+    noise = _checked(request.noise, "noise", shape)
+    noise = (randn(shape, draws) if noise is None else noise).to(model.device, state)
+    replacement = _checked(request.latent, "latent", shape)
+    if request.timesteps is None:
+        start, pairs = truncate(scheduler.timesteps(model.noise_schedule, request.steps), request.strength)
+    else:
+        start, pairs = truncate(list(request.timesteps), request.strength)
 
-    chunk = batch_size or len(prompts)
-    latent, known, extra = noise, None, None
-    if model.config.unet.in_channels > shape[1]:
-        extra = _inpainting_input(model, image, mask, shape, streams, chunk).to(noise)
-    if image is not None and (task.strength < 1 or (mask is not None and extra is None)):
-        x0 = _encode(model, image, streams, chunk).to(noise)
-        if task.strength < 1:
+    cond, uncond = conditioning.encode()
+    chunk = batch_size or count
+    latent, known = noise, None
+    sees_mask = conditioning.takes_mask and cond.concat is None
+    if sees_mask:
+        concat = _inpainting_input(model, image, mask, shape, draws, chunk).to(model.device, model.dtype)
+        cond, uncond = replace(cond, concat=concat), replace(uncond, concat=concat)
+    _check_condition(model.config, cond, shape)
+    if image is not None and (request.strength < 1 or (mask is not None and not sees_mask)):
+        x0 = _encode(model, image, draws, chunk).to(noise)
+        if request.strength < 1:
             latent = model.noise_schedule.add_noise(x0, noise, start)
-        if mask is not None and extra is None:
+        if mask is not None and not sees_mask:
             known = KnownPart(latent_mask(mask, f).to(x0), x0, noise, model.noise_schedule)
             latent = known.put_back(latent, start)
-    contexts = encode_prompts(model, prompts + negatives, batch_size=batch_size, clip_skip=clip_skip)
-    cond, uncond = contexts.to(model.device, model.dtype).chunk(2)
-    return Trajectory(
+    return Start(
         latent=latent if replacement is None else replacement.to(noise),
-        timesteps=pairs if task.timesteps is None else list(task.timesteps),
-        streams=streams,
+        timesteps=pairs,
+        seeds=seeds,
+        size=(height, width),
+        generators=draws,
         cond=cond,
         uncond=uncond,
-        guidance_scale=task.guidance_scale,
+        guidance_scale=conditioning.guidance_scale,
         image=image,
         mask=mask,
         known=known,
-        extra=extra,
     )
 
 
-def _texts(task: Task) -> tuple[list[str], list[str]]:
-    """One prompt and one negative prompt for every image; the images of a prompt follow one another."""
-    prompts = as_prompts(task.prompt)
-    negatives = as_prompts(task.negative_prompt, "negative_prompt")
-    if len(negatives) not in (1, len(prompts)):
-        expected = "1" if len(prompts) == 1 else f"1 or {len(prompts)}"
-        raise ValueError(f"{len(prompts)} prompt(s) take {expected} negative prompt(s), got {len(negatives)}")
-    if not isinstance(task.num_images, int) or task.num_images < 1:
-        raise ValueError(f"num_images must be a positive int, not {task.num_images!r}")
-    if not isinstance(task.guidance_scale, (int, float)) or not math.isfinite(task.guidance_scale):
-        raise ValueError(f"guidance_scale must be a finite number, not {task.guidance_scale!r}")
-    negatives = negatives * (len(prompts) // len(negatives))
-    return (
-        [p for p in prompts for _ in range(task.num_images)],
-        [n for n in negatives for _ in range(task.num_images)],
-    )
+class _Conditioning:
+    """The condition and the unconditional condition of a request: checked here, computed by `encode`."""
+
+    def __init__(
+        self, model: LatentDiffusion, request: Request, batch_size: int | None, clip_skip: int | None
+    ) -> None:
+        self.model, self.request = model, request
+        self.conditioner: Any = model.conditioner
+        if isinstance(self.conditioner, TextConditioner):
+            skip = self.conditioner.clip_skip if clip_skip is None else clip_skip
+            self.conditioner = replace(self.conditioner, clip_skip=skip, batch_size=batch_size)
+        elif clip_skip is not None:
+            raise ValueError("clip_skip is of a text encoder, and this model has none")
+        self.count = self._count_inputs()
+        self.unconditional = self._check_unconditional()
+        if not isinstance(request.num_images, int) or request.num_images < 1:
+            raise ValueError(f"num_images must be a positive int, not {request.num_images!r}")
+        self.guidance_scale = self._scale()
+        unet = model.config.unet
+        self.takes_mask = unet.in_channels == 2 * unet.out_channels + 1
+        given = request.condition
+        if (
+            unet.in_channels > unet.out_channels
+            and not self.takes_mask
+            and (given is None or given.concat is None)
+        ):
+            raise ValueError(
+                f"this U-Net takes {unet.in_channels} channels: {unet.out_channels} of latents, and "
+                f"{unet.in_channels - unet.out_channels} that condition.concat has to give"
+            )
+        labels = unet.num_classes is not None or unet.adm_in_channels is not None
+        by_conditioner = given is None and not isinstance(self.conditioner, TextConditioner)
+        if labels and not by_conditioner and (given is None or given.vector is None):
+            raise ValueError(
+                "this U-Net also takes class labels or vectors, which condition.vector has to give"
+            )
+
+    def _count_inputs(self) -> int:
+        request = self.request
+        if request.condition is None:
+            return int(self.conditioner.count(request.inputs))
+        if request.inputs is not None:
+            raise ValueError("give inputs or a condition, not both")
+        return request.condition.rows or 1
+
+    def _check_unconditional(self) -> Any:
+        """The inputs for the unconditional condition, or the condition itself, or None."""
+        request = self.request
+        if request.unconditional_condition is not None:
+            if request.unconditional is not None:
+                raise ValueError("give unconditional inputs or an unconditional_condition, not both")
+            given: Any = request.unconditional_condition
+            rows = given.rows or 1
+        else:
+            default = self.conditioner.unconditional
+            given = default if request.unconditional is None else request.unconditional
+            if given is None:
+                return None
+            text = isinstance(self.conditioner, TextConditioner)
+            rows = self.conditioner.count(given, "negative_prompt" if text else "unconditional")
+        if rows not in (1, self.count):
+            expected = "1" if self.count == 1 else f"1 or {self.count}"
+            raise ValueError(f"{self.count} prompt(s) take {expected} negative prompt(s), got {rows}")
+        return given
+
+    def _scale(self) -> float:
+        scale = self.request.guidance_scale
+        if scale is None:
+            return 1.0 if self.unconditional is None else 7.5
+        if not isinstance(scale, Real) or not math.isfinite(scale):
+            raise ValueError(f"guidance_scale must be a finite number, not {scale!r}")
+        if self.unconditional is None and scale != 1:
+            raise ValueError(
+                f"guidance_scale {scale} needs a condition to move away from: give unconditional= or "
+                "unconditional_condition=, or guidance_scale=1"
+            )
+        return float(scale)
+
+    def encode(self) -> tuple[Condition, Condition]:
+        """Both conditions, with one row per image; the images of one input follow one another."""
+        request = self.request
+        cond = self.conditioner(request.inputs) if request.condition is None else request.condition
+        cond = self._rows(cond)
+        if self.unconditional is None:
+            return cond, cond
+        other = self.unconditional
+        other = other if isinstance(other, Condition) else self.conditioner(other)
+        uncond = self._rows(other)
+        # What the unconditional condition leaves open is the same in both.
+        names = ("context", "vector", "concat")
+        missing = {name: getattr(cond, name) for name in names if getattr(uncond, name) is None}
+        return cond, replace(uncond, **missing)
+
+    def _rows(self, condition: Condition) -> Condition:
+        condition = condition.to(self.model.device, self.model.dtype)
+        if condition.rows is None:
+            return condition
+        rows = list(range(self.count)) if condition.rows == self.count else [0] * self.count
+        return condition[[row for row in rows for _ in range(self.request.num_images)]]
 
 
-def _pixels(task: Task, count: int) -> tuple[Tensor | None, Tensor | None]:
-    """The image and the mask of a task as tensors with one row per image to draw."""
-    if task.image is None:
-        if task.mask is not None:
+def _check_condition(config: LatentDiffusionConfig, cond: Condition, shape: tuple[int, ...]) -> None:
+    """Raise ValueError for a concat that does not lie beside latents (B, C, h, w) of this shape."""
+    if cond.concat is None:
+        return
+    expected = (config.unet.in_channels - shape[1], *shape[2:])
+    if tuple(cond.concat.shape[1:]) != expected:
+        raise ValueError(
+            f"expected condition.concat of (B, {', '.join(map(str, expected))}), got "
+            f"{tuple(cond.concat.shape)}"
+        )
+
+
+def _pixels(request: Request, count: int) -> tuple[Tensor | None, Tensor | None]:
+    """The image and the mask of a request as tensors with one row per image to draw."""
+    if not isinstance(request.strength, Real):
+        raise ValueError(f"strength must be a number in (0, 1], not {request.strength!r}")
+    if request.image is None:
+        if request.mask is not None:
             raise ValueError("a mask needs the image that it belongs to")
-        if task.strength != 1.0:
-            raise ValueError(f"strength {task.strength} needs an image to start from")
+        if request.strength != 1.0:
+            raise ValueError(f"strength {request.strength} needs an image to start from")
         return None, None
-    image = _rows(image_to_tensor(task.image), "image", count, task.num_images)
-    if task.mask is None:
+    image = _rows(image_to_tensor(request.image), "image", count, request.num_images)
+    if request.mask is None:
         return image, None
-    mask = _rows(mask_to_tensor(task.mask), "mask", count, task.num_images)
+    mask = _rows(mask_to_tensor(request.mask), "mask", count, request.num_images)
     if mask.shape[2:] != image.shape[2:]:
         sizes = [f"{x.shape[3]}×{x.shape[2]}" for x in (mask, image)]
         raise ValueError(f"the mask has {sizes[0]} pixels, the image {sizes[1]}; they must be the same")
@@ -171,41 +301,47 @@ def _rows(tensor: Tensor, name: str, count: int, num_images: int) -> Tensor:
     return tensor.expand(prompts, -1, -1, -1).repeat_interleave(num_images, dim=0)
 
 
-def _size(model: LatentDiffusion, task: Task, image: Tensor | None) -> tuple[int, int]:
-    default = model.config.image_size
-    height = default if task.height is None else task.height
-    width = default if task.width is None else task.width
+def _size(config: LatentDiffusionConfig, request: Request, image: Tensor | None) -> tuple[int, int]:
+    """Height and width in pixels: the image's, the condition's, what is given, or the model's own."""
+    f = config.autoencoder.downsampling
+    concat = None if request.condition is None else request.condition.concat
     if image is not None:
         height, width = image.shape[2:]
-    require_size(model.config, height, width)
+    elif concat is not None:
+        height, width = (f * size for size in concat.shape[2:])
+    else:
+        height = config.image_size if request.height is None else request.height
+        width = config.image_size if request.width is None else request.width
+    require_size(config, height, width)
     return height, width
 
 
+def require_size(config: LatentDiffusionConfig, height: int, width: int) -> None:
+    """Raise ValueError, naming the nearest sizes that do, if the networks cannot take this size."""
+    unit = config.size_multiple
+
+    def nearest(size: int) -> str:
+        below = size // unit * unit
+        return f"{below} or {below + unit}" if below else f"{unit}"
+
+    for name, size in (("height", height), ("width", width)):
+        if not isinstance(size, int) or size < 1 or size % unit:
+            hint = f"; nearest: {nearest(size)}" if isinstance(size, int) and size > 0 else ""
+            raise ValueError(f"{name} must be a positive multiple of {unit} pixels, not {size!r}{hint}")
+
+
 def _checked(tensor: Tensor | None, name: str, shape: tuple[int, ...]) -> Tensor | None:
-    if tensor is not None and tuple(tensor.shape) != shape:
+    if tensor is None:
+        return None
+    tensor = torch.as_tensor(tensor)
+    if tuple(tensor.shape) != shape:
         raise ValueError(f"expected {name} of {shape}, got {tuple(tensor.shape)}")
     return tensor
 
 
-def _check_task(model: LatentDiffusion) -> None:
-    unet = model.config.unet
-    if unet.num_classes is not None or unet.adm_in_channels is not None:
-        raise ValueError("this U-Net also takes class labels or image embeddings; the sampler gives none")
-    latents, inpainting = unet.out_channels, 2 * unet.out_channels + 1
-    if unet.in_channels not in (latents, inpainting):
-        raise ValueError(
-            f"this U-Net takes {unet.in_channels} channels; the sampler knows those of {latents} (latents) "
-            f"and of {inpainting} (latents, mask, masked image)"
-        )
-
-
-def _encode(model: LatentDiffusion, image: Tensor, streams: Streams, chunk: int) -> Tensor:
-    return torch.cat(
-        [
-            model.encode_image(image[i : i + chunk] * 2 - 1, streams[i : i + chunk])
-            for i in range(0, len(image), chunk)
-        ]
-    )
+def _encode(model: LatentDiffusion, image: Tensor, draws: list[torch.Generator], chunk: int) -> Tensor:
+    parts = range(0, len(image), chunk)
+    return torch.cat([model.encode_image(image[i : i + chunk] * 2 - 1, draws[i : i + chunk]) for i in parts])
 
 
 def _inpainting_input(
@@ -213,7 +349,7 @@ def _inpainting_input(
     image: Tensor | None,
     mask: Tensor | None,
     shape: tuple[int, ...],
-    streams: Streams,
+    draws: list[torch.Generator],
     chunk: int,
 ) -> Tensor:
     """The further channels of an inpainting U-Net; without a mask, everything is to be painted."""
@@ -221,9 +357,5 @@ def _inpainting_input(
     size = (shape[2] * f, shape[3] * f)
     image = torch.full((shape[0], 3, *size), 0.5) if image is None else image
     mask = torch.ones(shape[0], 1, *size) if mask is None else mask
-    return torch.cat(
-        [
-            inpainting_condition(model, image[i : i + chunk], mask[i : i + chunk], streams[i : i + chunk])
-            for i in range(0, len(image), chunk)
-        ]
-    )
+    parts = [slice(i, i + chunk) for i in range(0, len(image), chunk)]
+    return torch.cat([inpainting_condition(model, image[i], mask[i], draws[i]) for i in parts])

@@ -1,4 +1,4 @@
-"""From a prompt to a picture: the thin loop that joins text encoder, U-Net, scheduler and decoder.
+"""From a condition to a picture: the thin loop that joins conditioner, U-Net, scheduler and decoder.
 
 Algorithm 2 of DDPM (arXiv:2006.11239) in the latent space of arXiv:2112.10752: draw noise, let the
 scheduler walk it down the noise levels with the guided prediction, decode. Image-to-image starts from a
@@ -8,41 +8,28 @@ CompVis's counterparts: `scripts/txt2img.py`, `img2img.py` and `inpaint.py` with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ldm_core.conditioners.prompts import SameContexts
+from ldm_core.condition import Condition
 from ldm_core.guidance import ClassifierFreeGuidance, Guidance
-from ldm_core.images import ImageInput, tensor_to_pil
+from ldm_core.images import tensor_to_pil
 from ldm_core.model import LatentDiffusion
+from ldm_core.nn.kept_context import KeptContext
 from ldm_core.noise import randn
 from ldm_core.noise_schedule import Denoiser
-from ldm_core.request import Prompt, Task, Trajectory, prepare
+from ldm_core.request import Request, Start, prepare
 from ldm_core.schedulers import DDIM, Scheduler
 from ldm_core.support.finite import FiniteCheck
-
-Output = Literal["pil", "tensor", "latent"]
-
-
-@dataclass(frozen=True)
-class SamplerStep:
-    """The state after one step. `latent` and `x0` are scaled latents (B, C, h, w) for `decode_latent`."""
-
-    index: int  # 0 … total - 1
-    total: int
-    t: float  # the timestep that the step started from
-    latent: Tensor  # what the next step starts from
-    x0: Tensor  # the picture as it was predicted at this step
+from ldm_core.tasks import OnStep, Output, SamplerStep, Tasks, with_conditions
 
 
-OnStep = Callable[[SamplerStep], Tensor | None]
-
-
-class Sampler:
+class Sampler(Tasks):
     """Draws pictures with a model.
 
     scheduler: how the noise is walked down, `DDIM()` by default.
@@ -63,205 +50,142 @@ class Sampler:
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be positive, not {batch_size}")
+        if scheduler is not None and not callable(getattr(scheduler, "step", None)):
+            raise ValueError(f"scheduler must be one such as ldm_core.DDIM(), not {scheduler!r:.60}")
+        if guidance is not None and not callable(guidance):
+            raise ValueError(
+                f"guidance must be one such as ldm_core.ClassifierFreeGuidance(), not {guidance!r:.60}"
+            )
         self.model = model
         self.scheduler: Scheduler = DDIM() if scheduler is None else scheduler
         self.guidance: Guidance = ClassifierFreeGuidance() if guidance is None else guidance
         self.batch_size = batch_size
         self.clip_skip = clip_skip
 
-    def txt2img(
-        self,
-        prompt: Prompt,
-        negative_prompt: Prompt = "",
-        steps: int = 50,
-        guidance_scale: float = 7.5,
-        height: int | None = None,
-        width: int | None = None,
-        num_images: int = 1,
-        seed: int | Sequence[int] | None = None,
-        noise: Tensor | None = None,
-        on_step: OnStep | None = None,
-        output: Output = "pil",
-    ) -> Any:
-        """Draw `num_images` pictures of each prompt.
-
-        prompt, negative_prompt: a string or a list; one negative prompt serves all.
-        steps: evaluations of the scheduler, 1..T. guidance_scale: 1 is without guidance.
-        height, width: pixels, by default the size that the model was trained for.
-        seed: image k is drawn with seed + k, or with seed[k]; images are ordered by prompt.
-        noise: (B, C, h, w) standard normal, instead of the seed's initial draw.
-        on_step: called after every step with a `SamplerStep`; a tensor it returns replaces the latent.
-        output: "pil" (a list), "tensor" ((B, 3, H, W) in [0, 1]) or "latent" ((B, C, h, w), scaled).
-        Raises ValueError for whatever does not fit, before anything is computed. Warns where the latents or
-        pixels of an image end with NaN or infinity, which draw black; the PIL image's `info["not_finite"]`
-        then says since which step.
-        """
-        task = Task(
-            prompt,
-            negative_prompt,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            height=height,
-            width=width,
-            num_images=num_images,
-            seed=seed,
-            noise=noise,
-        )
-        return self._draw(task, on_step, output)
-
-    def img2img(
-        self,
-        prompt: Prompt,
-        image: ImageInput,
-        strength: float = 0.75,
-        negative_prompt: Prompt = "",
-        steps: int = 50,
-        guidance_scale: float = 7.5,
-        num_images: int = 1,
-        seed: int | Sequence[int] | None = None,
-        noise: Tensor | None = None,
-        on_step: OnStep | None = None,
-        output: Output = "pil",
-    ) -> Any:
-        """Redraw a picture after a prompt.
-
-        image: a PIL image or a tensor in [0, 1]; one for all prompts, or one per prompt. Its size is the
-            result's. strength: in (0, 1], how far back into the noise it is taken; about strength * steps
-            steps are made, and 1 is `txt2img`. The rest as in `txt2img`.
-        """
-        task = Task(
-            prompt,
-            negative_prompt,
-            image=image,
-            strength=strength,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            num_images=num_images,
-            seed=seed,
-            noise=noise,
-        )
-        return self._draw(task, on_step, output)
-
-    def inpaint(
-        self,
-        prompt: Prompt,
-        image: ImageInput,
-        mask: ImageInput,
-        strength: float = 1.0,
-        negative_prompt: Prompt = "",
-        steps: int = 50,
-        guidance_scale: float = 7.5,
-        num_images: int = 1,
-        seed: int | Sequence[int] | None = None,
-        noise: Tensor | None = None,
-        on_step: OnStep | None = None,
-        output: Output = "pil",
-    ) -> Any:
-        """Repaint the white part of a mask; every pixel under black stays exactly as it was.
-
-        An inpainting U-Net (SD1's has 9 input channels) sees the mask and the masked image; with one that
-        sees the latents alone, the known part is put back, noised as the step demands, after every step.
-        Grey blends. The rest as in `img2img`.
-        """
-        task = Task(
-            prompt,
-            negative_prompt,
-            image=image,
-            mask=mask,
-            strength=strength,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            num_images=num_images,
-            seed=seed,
-            noise=noise,
-        )
-        return self._draw(task, on_step, output)
-
     def steps(
-        self, prompt: Prompt, *, on_step: OnStep | None = None, **options: Any
+        self,
+        inputs: Any = None,
+        *,
+        on_step: OnStep | None = None,
+        gradients: bool = False,
+        **options: Any,
     ) -> Iterator[SamplerStep]:
-        """The same as a generator of `SamplerStep`s, one after every step.
+        """Sample as a generator of `SamplerStep`s, one after every step.
 
-        options: the fields of `Task`; with `image` it is `img2img`, with `mask` too it is `inpaint`.
+        options: the keywords of `sample`, or those of the tasks: with `negative_prompt` for a prompt it is
+        `txt2img`, with `image` too `img2img`, with `mask` too `inpaint`.
+        gradients: let gradients flow from a step's latent to `noise`, `latent`, contexts and weights.
         """
-        return self._walk(self._prepare(Task(prompt, **options)), on_step)
+        request = Request(**with_conditions(inputs, **options))
+        return self._run(self._prepare(request), on_step, gradients)
 
-    def _prepare(self, task: Task) -> Trajectory:
-        return prepare(self.model, self.scheduler, task, batch_size=self.batch_size, clip_skip=self.clip_skip)
-
-    def _draw(self, task: Task, on_step: OnStep | None, output: Output) -> Any:
-        if output not in ("pil", "tensor", "latent"):
-            raise ValueError(f"output must be 'pil', 'tensor' or 'latent', not {output!r}")
-        trajectory = self._prepare(task)
-        latent, finite = trajectory.latent, FiniteCheck()
-        for step in self._walk(trajectory, on_step):
-            latent = step.latent
-            finite.note(latent)
-        if output == "latent":
-            finite.warn()
-            return latent
-        decoded = self._decode(latent)
-        finite.note_pixels(decoded)
-        found = finite.warn()
-        images = trajectory.keep_known_pixels((decoded / 2 + 0.5).clamp(0, 1))
-        if output == "tensor":
-            return images
-        pictures = tensor_to_pil(images)
-        for image, what in found.items():
-            pictures[image].info["not_finite"] = what
-        return pictures
-
-    def _walk(self, trajectory: Trajectory, on_step: OnStep | None) -> Iterator[SamplerStep]:
-        predict = Denoiser(self._guided(trajectory), self.model.noise_schedule, self.model.config.prediction)
-        latent, history = trajectory.latent, None
-        total = len(trajectory.timesteps)
-        for index, (t, t_prev) in enumerate(trajectory.timesteps):
-            with torch.no_grad():  # not around the yield, which would switch gradients off for the caller
-                noise = randn(latent.shape, trajectory.streams).to(latent)
+    def _run(
+        self, start: Start, on_step: OnStep | None = None, gradients: bool = False
+    ) -> Iterator[SamplerStep]:
+        predict = Denoiser(self._guided(start), self.model.noise_schedule, self.model.config.prediction)
+        latent, history, total = start.latent, None, len(start.timesteps)
+        for index, (t, t_prev) in enumerate(start.timesteps):
+            with torch.set_grad_enabled(gradients):  # not around the yield, which is the caller's
+                noise = randn(latent.shape, start.generators).to(latent)
                 done = self.scheduler.step(predict, latent, t, t_prev, history, noise)
-                latent, history = done.x, done.history
-                if trajectory.known is not None:
-                    latent = trajectory.known.put_back(latent, t_prev)
-            step = SamplerStep(index, total, t, latent, done.x0)
+                latent, history = start.keep_known(done.x, t_prev), done.history
+            step = SamplerStep(index, total, t, latent, done.x0, partial(self._decode, start))
             replacement = on_step(step) if on_step is not None else None
             if replacement is not None:
                 latent = _replacement(replacement, latent)
                 step = replace(step, latent=latent)
             yield step
 
-    def _guided(self, trajectory: Trajectory) -> Callable[[Tensor, float], Tensor]:
-        """The network as a function of x and t alone: guided, and in chunks of the batch size."""
-        model, extra, last = self.model, trajectory.extra, len(self.model.noise_schedule)
-        same = SameContexts()
+    def _guided(self, start: Start) -> Callable[[Tensor, float], Tensor]:
+        """The network as a function of x and t alone: conditioned, guided, in chunks of the batch size."""
 
-        def network(x: Tensor, t: float, context: Tensor) -> Tensor:
-            if extra is not None:  # x is the batch once, or twice for guidance
-                x = torch.cat([x, extra.repeat(len(x) // len(extra), 1, 1, 1)], dim=1)
+        def network(x: Tensor, t: float, condition: Condition) -> Tensor:
             chunk = self.batch_size or len(x)
-            outputs = [
-                model.unet(x[i : i + chunk].to(model.dtype), t, same(context[i : i + chunk]))
-                for i in range(0, len(x), chunk)
-            ]
-            return torch.cat(outputs).to(x.dtype)
+            parts = [slice(i, i + chunk) for i in range(0, len(x), chunk)]
+            return torch.cat([self._evaluate(x[part], t, condition[part]) for part in parts])
 
         def guided(x: Tensor, t: float) -> Tensor:
-            return self.guidance(
-                network,
-                x,
-                t,
-                trajectory.cond,
-                trajectory.uncond,
-                scale=trajectory.guidance_scale,
-                progress=1 - (t + 1) / last,
-            )
+            progress = 1 - (t + 1) / len(self.model.noise_schedule)
+            scale = start.guidance_scale
+            return self.guidance(network, x, t, start.cond, start.uncond, scale=scale, progress=progress)
 
         return guided
 
+    def _evaluate(self, x: Tensor, t: float, condition: Condition) -> Tensor:
+        """The U-Net's output, with each part of the condition where CompVis's `DiffusionWrapper` has it."""
+        latent = x.to(self.model.dtype)
+        if condition.concat is not None:
+            latent = torch.cat([latent, condition.concat], dim=1)
+        context = condition.context if condition.kept is None else condition.kept
+        vector = () if condition.vector is None else (condition.vector,)
+        return self.model.unet(latent, t, context, *vector).to(x.dtype)
+
+    def _prepare(self, request: Request) -> Start:
+        options = {"batch_size": self.batch_size, "clip_skip": self.clip_skip}
+        return prepare(self.model, self.scheduler, request, **options)
+
     @torch.no_grad()
-    def _decode(self, latent: Tensor) -> Tensor:
-        """Latents (B, C, h, w) to images (B, 3, H, W), float32 around [-1, 1] on the CPU."""
+    def _decode(self, start: Start, latent: Tensor, finite: FiniteCheck | None = None) -> Tensor:
+        """Latents (B, C, h, w) to images (B, 3, H, W) in [0, 1], float32 on the CPU."""
         chunks = latent.split(self.batch_size or len(latent))
-        return torch.cat([self.model.decode_latent(chunk).float().cpu() for chunk in chunks])
+        decoded = torch.cat([self.model.decode_latent(chunk).float().cpu() for chunk in chunks])
+        if finite is not None:
+            finite.note_pixels(decoded)
+        return start.keep_known_pixels((decoded / 2 + 0.5).clamp(0, 1))
+
+    def _draw(self, request: Request, on_step: OnStep | None, output: Output, progress: bool) -> Any:
+        if output not in ("pil", "tensor", "latent"):
+            raise ValueError(f"output must be 'pil', 'tensor' or 'latent', not {output!r}")
+        start = self._prepare(request)
+        if on_step is None:
+            start = self._with_kept_context(start)
+        latent, finite = start.latent, FiniteCheck()
+        for step in _with_bar(self._run(start, on_step), len(start.timesteps), progress):
+            latent = step.latent
+            finite.note(latent)
+        if output == "latent":
+            finite.warn()
+            return latent
+        images = self._decode(start, latent, finite)
+        found = finite.warn()
+        if output == "tensor":
+            return images
+        pictures = tensor_to_pil(images)
+        for k, picture in enumerate(pictures):
+            picture.info |= {"seed": start.seeds[k], "recipe": request.recipe(k, start, self.scheduler)}
+            if k in found:
+                picture.info["not_finite"] = found[k]
+        return pictures
+
+    def _with_kept_context(self, start: Start) -> Start:
+        """The start, with keys and values of its contexts made once for the run.
+
+        Only where nothing but this package's code runs until the end, so that weights, hooks and contexts
+        stay as they are.
+        """
+        cond, uncond = start.cond, start.uncond
+        unet: Any = self.model.unet
+        if (
+            cond.context is None
+            or uncond.context is None
+            or cond.context.shape != uncond.context.shape
+            or type(self.guidance) is not ClassifierFreeGuidance
+            or not type(self.scheduler).__module__.startswith("ldm_core.schedulers.")
+            or not vars(type(unet)).get("takes_kept_context")
+            or any(module._forward_hooks or module._forward_pre_hooks for module in unet.modules())
+        ):
+            return start
+        kept, rows = KeptContext(torch.cat([uncond.context, cond.context])), len(cond.context)
+        return replace(start, cond=cond.keeping(kept[rows:]), uncond=uncond.keeping(kept[:rows]))
+
+
+def _with_bar(steps: Iterator[SamplerStep], total: int, shown: bool) -> Iterable[SamplerStep]:
+    if not shown:
+        return steps
+    from tqdm import tqdm
+
+    bar: Iterable[SamplerStep] = tqdm(steps, total=total, unit="step", dynamic_ncols=True)
+    return bar
 
 
 def _replacement(value: Any, latent: Tensor) -> Tensor:

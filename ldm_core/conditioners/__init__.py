@@ -1,1 +1,7 @@
-"""From what a user gives to a Condition."""
+"""From what a user gives to a Condition: one file per kind of input."""
+
+from ldm_core.conditioners.class_labels import ClassLabels
+from ldm_core.conditioners.text import TextConditioner
+from ldm_core.conditioners.unconditional import Unconditional
+
+__all__ = ["ClassLabels", "TextConditioner", "Unconditional"]

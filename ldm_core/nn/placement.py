@@ -28,9 +28,10 @@ class SkipInitialisation(TorchFunctionMode):
 
 
 def fill(network: nn.Module, parameters: dict[str, Tensor], device: Any, dtype: torch.dtype) -> None:
-    """Give a network its weights, each taken out of `parameters` as it is placed."""
+    """Give a network its weights, without gradients; each is taken out of `parameters` as it is placed."""
     state = {name: _placed(parameters.pop(name), device, dtype) for name in list(parameters)}
     network.load_state_dict(state, strict=True, assign=True)
+    network.requires_grad_(False)
 
 
 def check_dtype(dtype: torch.dtype | str | None) -> None:

@@ -1,8 +1,8 @@
-"""One walk over what a switch may be thrown for: a module, or a dataclass of parts such as a whole model."""
+"""One walk over the modules of a module, or of a bundle of parts such as a whole model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -10,18 +10,19 @@ from torch import nn
 
 
 def named_modules(model: Any) -> Iterator[tuple[str, nn.Module]]:
-    """Every module in a module, or in a dataclass's fields that are modules, with its dotted name.
+    """Every module in a module, or in a bundle's parts, with its dotted name.
 
+    A bundle has a mapping `modules` of its parts (`LatentDiffusion`), or is a dataclass of modules.
     Raises ValueError for anything else.
     """
     if isinstance(model, nn.Module):
         yield from model.named_modules()
-    elif is_dataclass(model):
-        for part in fields(model):
-            value = getattr(model, part.name)
-            if isinstance(value, nn.Module):
-                yield from (
-                    (f"{part.name}.{name}".rstrip("."), module) for name, module in named_modules(value)
-                )
-    else:
-        raise ValueError(f"expected a torch module or a dataclass of them, not {type(model).__name__}")
+        return
+    parts = getattr(model, "modules", None)
+    if not isinstance(parts, Mapping):
+        if not is_dataclass(model):
+            raise ValueError(f"expected a torch module or a dataclass of them, not {type(model).__name__}")
+        parts = {part.name: getattr(model, part.name) for part in fields(model)}
+    for part, value in parts.items():
+        if isinstance(value, nn.Module):
+            yield from ((f"{part}.{name}".rstrip("."), module) for name, module in value.named_modules())

@@ -41,12 +41,15 @@ def check_unet(
     dtypes = dtypes_of(unet) if dtypes is None else dtypes
     on = device_of(unet) if device is None else torch.device(device)
     f = config.downsampling
+    if config.context_dim is None:
+        raise ValueError("expected a UNetConfig with a context_dim; one without has no context to check")
+    width = config.context_dim
 
     def case(dtype: torch.dtype, h: int = f, w: int = 2 * f) -> Case:
         arguments = {
             "x": draw(BATCH, config.in_channels, h, w, seed=0, dtype=dtype, device=on),
             "t": timesteps // 2,
-            "context": draw(BATCH, tokens, config.context_dim, seed=1, dtype=dtype, device=on),
+            "context": draw(BATCH, tokens, width, seed=1, dtype=dtype, device=on),
         }
         limit = TOLERANCE[dtype] if tolerance is None else tolerance
         what = f"unet(x, t, context) of {h}x{w} latents"

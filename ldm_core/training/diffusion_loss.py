@@ -20,6 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from ldm_core.autoencoder.gaussian import DiagonalGaussian
+from ldm_core.condition import Condition
+from ldm_core.conditioners.text import TextConditioner
+from ldm_core.conditioners.unconditional import Unconditional
 from ldm_core.model import LatentDiffusion
 from ldm_core.noise import randn
 from ldm_core.training.objective import Batch, Metrics, Objective, Streams, require_float32, uniform
@@ -56,7 +59,9 @@ class DiffusionObjective(Objective):
     adapter: what learns in the networks' place, and is on the model already: a `TrainableLora` or a
         `LearnedWord`. The networks' weights are then frozen, and may be in bfloat16.
 
-    Batches have "text", and "image", or "mean" and "logvar" of the autoencoder's Gaussian (`latents`).
+    Batches have "image", or "mean" and "logvar" of the autoencoder's Gaussian (`latents`); and "text", or
+    "inputs" for a conditioner that takes something else (class labels, say), or neither for an unconditional
+    model.
     Raises ValueError for a model that takes other input than latents, a timestep and a context, for weights
     in 16 bits (with an adapter, in float16), and for eps with a schedule whose last timestep is pure noise.
     """
@@ -106,24 +111,33 @@ class DiffusionObjective(Objective):
         like = self.model.weight_of("unet")
         wide = like.new_empty(0, dtype=torch.promote_types(like.dtype, torch.float32))
         t = (uniform(streams) * len(self._a)).long()
-        context = self.encode(self._captions(batch["text"], streams))
+        condition = self._condition(batch, streams)
         z0 = self._latents(batch, streams).to(wide)
         noise = randn(z0.shape, streams).to(wide)
 
         a, s = (table[t].to(wide)[:, None, None, None] for table in (self._a, self._s))
         noisy = (a * z0 + s * noise).to(like)
-        predicted = self.model.unet(noisy, t.to(like.device), context.to(like))
+        vector = () if condition.vector is None else (condition.vector,)
+        predicted = self.model.unet(noisy, t.to(like.device), condition.context, *vector)
         target = {"eps": noise, "v": a * noise - s * z0, "x0": z0}[self.target]
         errors = (predicted.float() - target).square().mean(dim=(1, 2, 3))  # (B,)
         loss = (self._weight[t].to(errors) * errors).mean()
         return loss, {"error": errors.detach().mean()}
 
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """B prompts -> context (B, N, width), with gradients if it or an adapter learns."""
-        tokens = self.model.tokenizer(prompts).to(self.model.weight_of("text_encoder").device)
+    def _condition(self, batch: Batch, streams: Streams) -> Condition:
+        """The batch's Condition, with gradients if a conditioner's network or an adapter learns."""
+        inputs: Any = None
+        if "text" in batch and isinstance(self.model.conditioner, TextConditioner):
+            inputs = self._captions(batch["text"], streams)
+        elif "inputs" in batch:
+            drops = uniform(streams).tolist()
+            nothing = self.model.conditioner.unconditional
+            inputs = [
+                nothing if drop < self.condition_dropout else one for one, drop in zip(batch["inputs"], drops)
+            ]
         learns = self.train_text_encoder or self.adapter is not None
         with nullcontext() if learns else torch.no_grad():
-            return self.model.text_encoder(tokens)
+            return self.model.condition(inputs)
 
     def networks(self) -> list[nn.Module]:
         return [self] if self.adapter is None else list(self.model.modules.values())
@@ -152,7 +166,13 @@ def _check(model: LatentDiffusion, target: str, dropout: float, gamma: float | N
         raise ValueError(f"condition_dropout must be a share in [0, 1], not {dropout}")
     if gamma is not None and not gamma > 0:
         raise ValueError(f"min_snr_gamma must be positive, not {gamma}")
-    if config.in_channels != config.out_channels or config.num_classes or config.adm_in_channels:
+    labels = config.num_classes is not None or config.adm_in_channels is not None
+    reads_text = isinstance(model.conditioner, TextConditioner)
+    unconditional = isinstance(model.conditioner, Unconditional)
+    if not unconditional and dropout > 0 and model.conditioner.unconditional is None:
+        dropout_needs = "a conditioner with unconditional inputs, which this model's does not have"
+        raise ValueError(f"condition_dropout {dropout} needs {dropout_needs}: use condition_dropout=0")
+    if config.in_channels != config.out_channels or (labels and reads_text):
         raise ValueError(
             "this loss trains a U-Net that sees a latent, a timestep and a context; this one takes "
             f"{config.in_channels} channels for {config.out_channels}, or class labels"

@@ -32,7 +32,7 @@ class UNetConfig:
     num_heads: int | None = 8  # heads per level, or
     num_head_channels: int | None = None  # the size of a head; exactly one of the two is given
     transformer_depth: int = 1
-    context_dim: int = 768
+    context_dim: int | None = 768  # None: no cross-attention, and self-attention blocks in its place
     use_linear_in_transformer: bool = False  # how proj_in/out are stored: 1x1 convolution or linear
     disable_self_attentions: tuple[bool, ...] = ()  # per level: attend to the context instead
     num_classes: int | None = None  # a table of class embeddings (the upscaler's noise levels), or
@@ -50,8 +50,8 @@ class UNetConfig:
             self.num_classes is None or self.adm_in_channels is None,
             "unet: num_classes and adm_in_channels exclude one another",
         )
-        require_whole(part, self, "in_channels out_channels model_channels context_dim", 1, MAX_SIZE)
-        for name in ("num_heads", "num_head_channels", "adm_in_channels"):
+        require_whole(part, self, "in_channels out_channels model_channels", 1, MAX_SIZE)
+        for name in ("num_heads", "num_head_channels", "context_dim", "adm_in_channels"):
             if getattr(self, name) is not None:
                 require_whole(part, self, name, 1, MAX_SIZE)
         if self.num_classes is not None:

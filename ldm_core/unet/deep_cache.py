@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm_core.unet.network import UNet
+from ldm_core.nn.kept_context import KeptContext
+from ldm_core.unet.network import Context, UNet
 
 # A cosine of noisy latents. One step apart it is 0.99 (DDIM in 25 steps) to 0.37 (ancestral Euler in 5);
 # between pictures of other noise it is 0, give or take 0.03 at 16 x 16 latents and less at larger ones.
@@ -38,7 +39,7 @@ class _Walk:
     age: int  # steps since that evaluation
     direction: Tensor  # of x: (B, C * h * w), of length 1
     shape: torch.Size
-    context: Tensor
+    context: Tensor | None
     y: Tensor | None
     features: Tensor
 
@@ -62,6 +63,8 @@ class DeepCache(nn.Module):
 
     Threads may share it: each has walks of its own.
     """
+
+    takes_kept_context = True
 
     def __init__(self, unet: UNet, interval: int = 3, *, blocks: int = 1) -> None:
         super().__init__()
@@ -92,18 +95,21 @@ class DeepCache(nn.Module):
         super().__setstate__(state)
         self.reset()  # a copy has kept nothing yet
 
-    def forward(self, x: Tensor, t: Tensor | float, context: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor | float, context: Context = None, y: Tensor | None = None
+    ) -> Tensor:
         """As `UNet.forward`: shapes, ranges and errors are its own."""
         level = _level(t, x)
         if self.interval == 1 or level is None or torch.is_grad_enabled():
             return self.unet(x, t, context, y)
-        found = self._find(x, level, context, y)
+        told = context.tensor if isinstance(context, KeptContext) else context
+        found = self._find(x, level, told, y)
         if found is not None and found.age + 1 < self.interval:
             prediction = self.shallow(x, t, context, found.features, y)
             now = replace(found, t=level, age=found.age + 1, direction=self._direction(x))
         else:
             prediction, features = self.whole(x, t, context, y)
-            now = _Walk(level, 0, self._direction(x), x.shape, context, y, features)
+            now = _Walk(level, 0, self._direction(x), x.shape, told, y, features)
         if found is None:
             kept = [walk for walk in self._walks if walk.t >= level]
         else:
@@ -111,7 +117,7 @@ class DeepCache(nn.Module):
         self._kept.walks = [*kept, now]
         return prediction
 
-    def _find(self, x: Tensor, level: float, context: Tensor, y: Tensor | None) -> _Walk | None:
+    def _find(self, x: Tensor, level: float, context: Tensor | None, y: Tensor | None) -> _Walk | None:
         """The walk that this is the next step of."""
         nearest, cosine = None, NEAR
         for walk in self._walks:
@@ -126,7 +132,7 @@ class DeepCache(nn.Module):
         return F.normalize(latent.detach().flatten(1).float(), dim=1)
 
     def whole(
-        self, x: Tensor, t: Tensor | float, context: Tensor, y: Tensor | None = None
+        self, x: Tensor, t: Tensor | float, context: Context, y: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The U-Net's prediction, and the features that the last `blocks` + 1 blocks start from."""
         features: list[Tensor] = []
@@ -143,7 +149,7 @@ class DeepCache(nn.Module):
             hook.remove()
 
     def shallow(
-        self, x: Tensor, t: Tensor | float, context: Tensor, features: Tensor, y: Tensor | None = None
+        self, x: Tensor, t: Tensor | float, context: Context, features: Tensor, y: Tensor | None = None
     ) -> Tensor:
         """A prediction of the first and the last blocks alone, around features of `whole`."""
         first, emb = self.unet.enter(x, t, y)

@@ -28,8 +28,11 @@ from ldm_core.nn.blocks import (
     norm_silu,
     timestep_embedding,
 )
+from ldm_core.nn.kept_context import KeptContext
 from ldm_core.nn.linear import Linear
 from ldm_core.unet.config import UNetConfig
+
+Context = Tensor | KeptContext | None  # (B, M, context_dim); None in a U-Net without cross-attention
 
 FEED_FORWARD_BYTES = 16 * 2**20  # of the wide values in flight on a CPU: they stay in its cache
 
@@ -71,7 +74,7 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(channels)
         self.ff = FeedForward(channels)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | KeptContext) -> Tensor:
         x = x + self.attn1(self.norm1(x), context if self.disable_self_attention else None)
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
@@ -96,7 +99,7 @@ class SpatialTransformer(nn.Module):
         )
         self.proj_out = Linear(channels, channels)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | KeptContext) -> Tensor:
         h, w = x.shape[-2:]
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, h * w, C)
         tokens = self.proj_in(tokens)
@@ -106,15 +109,31 @@ class SpatialTransformer(nn.Module):
         return x + tokens.transpose(1, 2).unflatten(2, (h, w))  # (B, h * w, C) -> (B, C, h, w)
 
 
-class UNetBlock(nn.Module):
-    """A residual block and, on levels that attend, a spatial transformer."""
+class SelfAttention(nn.Module):
+    """Attention among the pixels of a feature map, for a U-Net without a context: (B, C, h, w) -> the same.
 
-    def __init__(self, res: ResBlock, attention: SpatialTransformer | None) -> None:
+    CompVis's counterpart is `AttentionBlock` of `openaimodel`.
+    """
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels, eps=1e-5)
+        self.attn = MultiHeadAttention(channels, heads, qkv_bias=True)
+
+    def forward(self, x: Tensor, context: None = None) -> Tensor:
+        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, h * w, C)
+        return x + self.attn(tokens).transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+class UNetBlock(nn.Module):
+    """A residual block and, on levels that attend, attention."""
+
+    def __init__(self, res: ResBlock, attention: SpatialTransformer | SelfAttention | None) -> None:
         super().__init__()
         self.res = res
         self.attention = attention
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, context: Context) -> Tensor:
         x = self.res(x, emb)
         return x if self.attention is None else self.attention(x, context)
 
@@ -127,7 +146,7 @@ class DownLevel(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.resample = resample
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor, emb: Tensor, context: Context) -> list[Tensor]:
         """The output of each block and of the resampling, in order: all of them are skips for the way up."""
         outputs = []
         for block in self.blocks:
@@ -146,7 +165,7 @@ class UpLevel(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.resample = resample
 
-    def forward(self, x: Tensor, skips: list[Tensor], emb: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, skips: list[Tensor], emb: Tensor, context: Context) -> Tensor:
         """Each block takes the latest skip that is left, concatenated to its input's channels."""
         for block, skip in zip(self.blocks, reversed(skips)):
             x = block(torch.cat([x, skip], dim=1), emb, context)
@@ -154,15 +173,15 @@ class UpLevel(nn.Module):
 
 
 class Middle(nn.Module):
-    """The coarsest level's residual block, spatial transformer, residual block."""
+    """The coarsest level's residual block, attention, residual block."""
 
-    def __init__(self, res1: ResBlock, attention: SpatialTransformer, res2: ResBlock) -> None:
+    def __init__(self, res1: ResBlock, attention: SpatialTransformer | SelfAttention, res2: ResBlock) -> None:
         super().__init__()
         self.res1 = res1
         self.attention = attention
         self.res2 = res2
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, context: Context) -> Tensor:
         return self.res2(self.attention(self.res1(x, emb), context), emb)
 
 
@@ -209,7 +228,7 @@ class UNet(nn.Module):
             self.down.append(DownLevel(blocks, Downsample(channels) if level < last else None))
 
         self.mid = Middle(
-            self._res(channels, channels), self._transformer(channels), self._res(channels, channels)
+            self._res(channels, channels), self._attention(channels), self._res(channels, channels)
         )
 
         self.up = nn.ModuleList()
@@ -231,8 +250,10 @@ class UNet(nn.Module):
     def _res(self, in_channels: int, out_channels: int) -> ResBlock:
         return ResBlock(in_channels, out_channels, time_channels=self._time_channels)
 
-    def _transformer(self, channels: int, level: int | None = None) -> SpatialTransformer:
+    def _attention(self, channels: int, level: int | None = None) -> SpatialTransformer | SelfAttention:
         config = self.config
+        if config.context_dim is None:
+            return SelfAttention(channels, config.heads(channels))
         disabled = config.disable_self_attentions
         return SpatialTransformer(
             channels,
@@ -245,15 +266,21 @@ class UNet(nn.Module):
     def _block(self, in_channels: int, out_channels: int, level: int) -> UNetBlock:
         attends = level in self.config.attention_levels
         return UNetBlock(
-            self._res(in_channels, out_channels), self._transformer(out_channels, level) if attends else None
+            self._res(in_channels, out_channels), self._attention(out_channels, level) if attends else None
         )
 
-    def forward(self, x: Tensor, t: Tensor | float, context: Tensor, y: Tensor | None = None) -> Tensor:
+    # Whether `context` may be a KeptContext. A subclass may use the context in other ways, and has to say so.
+    takes_kept_context = True
+
+    def forward(
+        self, x: Tensor, t: Tensor | float, context: Context = None, y: Tensor | None = None
+    ) -> Tensor:
         """The prediction for noisy latents.
 
         x (B, in_channels, h, w), with h and w multiples of `config.downsampling`; t a number or a tensor
-        (B,), 0..T-1, whole or between two timesteps; context (B, M, context_dim); y the class labels (B,)
-        or vectors (B, adm_in_channels), for a model that has them -> (B, out_channels, h, w) in x's dtype.
+        (B,), 0..T-1, whole or between two timesteps; context (B, M, context_dim), or None without
+        cross-attention; y the class labels (B,) or vectors (B, adm_in_channels), for a model that has them
+        -> (B, out_channels, h, w) in x's dtype.
         Raises ValueError for shapes that do not fit, and for a t that is no finite real number.
         """
         self._check(x, t, context, y)
@@ -278,23 +305,26 @@ class UNet(nn.Module):
         emb = self.time_embed(timestep_embedding(t, self.config.model_channels).to(x))
         if self.label_emb is not None:
             emb = emb + self.label_emb(y)
-        return self.conv_in(fastest_layout(x)), F.silu(
-            emb
-        )  # every residual block projects the activated embedding
+        # Every residual block projects the activated embedding.
+        return self.conv_in(fastest_layout(x)), F.silu(emb)
 
     def leave(self, x: Tensor) -> Tensor:
         """The last level's features (B, model_channels, h, w) to the prediction (B, out_channels, h, w)."""
         return self.conv_out(self.norm_silu(self.norm_out, x))
 
-    def _check(self, x: Tensor, t: Tensor | float, context: Tensor, y: Tensor | None) -> None:
+    def _check(self, x: Tensor, t: Tensor | float, context: Context, y: Tensor | None) -> None:
         config, f = self.config, self.config.downsampling
         if x.ndim != 4 or x.shape[1] != config.in_channels:
             raise ValueError(f"unet: expected x of (B, {config.in_channels}, h, w), got {tuple(x.shape)}")
         if x.shape[2] % f or x.shape[3] % f:
             raise ValueError(f"unet: h and w must be multiples of {f}, got {x.shape[2]} and {x.shape[3]}")
-        if context.ndim != 3 or context.shape[0] != x.shape[0] or context.shape[2] != config.context_dim:
+        shape = None if context is None else tuple(context.shape)
+        if config.context_dim is None:
+            if shape is not None:
+                raise ValueError(f"unet: this model has no cross-attention, got context of {shape}")
+        elif shape is None or len(shape) != 3 or (shape[0], shape[2]) != (x.shape[0], config.context_dim):
             wanted = f"({x.shape[0]}, M, {config.context_dim})"
-            raise ValueError(f"unet: expected context of {wanted}, got {tuple(context.shape)}")
+            raise ValueError(f"unet: expected context of {wanted}, got {shape}")
         _check_timestep(t, x.shape[0])
         if (y is None) != (self.label_emb is None):
             wanted = "no class labels y" if self.label_emb is None else "class labels y"

@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ldm_core.conditioners.prompts import as_prompts
+from ldm_core.conditioners.text import as_prompts
 from ldm_core.images import tensor_to_pil
 from ldm_core.model import LatentDiffusion
-from ldm_core.request import Prompt
 from ldm_core.sampler import Sampler, SamplerStep
 from ldm_core.support.atomic_files import write_whole
+from ldm_core.tasks import Prompt
 from ldm_core.watch.grid import grid, stack
 
 if TYPE_CHECKING:

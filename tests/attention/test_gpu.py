@@ -15,7 +15,7 @@ from ldm_core import DDPM, Sampler, set_attention
 from ldm_core.attention import BACKENDS
 from ldm_core.kernels import set_kernels
 from ldm_core.model import LatentDiffusion
-from ldm_core.request import Task, prepare
+from ldm_core.request import Request, prepare
 from ldm_core.testing import check_attention
 from ldm_core.testing.attention import formula
 
@@ -42,7 +42,7 @@ def on_gpu() -> LatentDiffusion:
 
 
 def test_the_noise_is_the_cpus_to_the_bit(bundled: LatentDiffusion, on_gpu: LatentDiffusion) -> None:
-    task = Task("fire", num_images=3, seed=5, steps=4)
+    task = Request(inputs="fire", num_images=3, seed=5, steps=4)
     ours = prepare(on_gpu, Sampler(on_gpu).scheduler, task)
     assert torch.equal(ours.latent.cpu(), prepare(bundled, Sampler(bundled).scheduler, task).latent)
 

@@ -6,14 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from ldm_core.condition import Condition
 from ldm_core.guidance import ClassifierFreeGuidance, Guidance
 
 X = torch.randn(3, 4, 5, 6, generator=torch.Generator().manual_seed(0))
-COND = torch.randn(3, 7, 8, generator=torch.Generator().manual_seed(1))
-UNCOND = torch.randn(3, 7, 8, generator=torch.Generator().manual_seed(2))
+COND = Condition(torch.randn(3, 7, 8, generator=torch.Generator().manual_seed(1)))
+UNCOND = Condition(torch.randn(3, 7, 8, generator=torch.Generator().manual_seed(2)))
 
 
-def network(x: Tensor, t: int, context: Tensor) -> Tensor:
+def network(x: Tensor, t: int, condition: Condition) -> Tensor:
+    context = condition.context
     return (
         x * context.mean(dim=(1, 2))[:, None, None, None]
         + t * context.std(dim=(1, 2))[:, None, None, None] * x**2

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ldm_core import DDIM, PNDM, Sampler
 from ldm_core.model import LatentDiffusion
-from ldm_core.request import Task, prepare
+from ldm_core.request import Request, prepare
 
 PROMPTS = ["grinning cat", "strawberry, fluent emoji"]
 NEGATIVE = "blurry, noto emoji"
@@ -124,8 +124,8 @@ def test_inpainting_with_a_unet_that_sees_the_mask() -> None:
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     options: dict[str, Any] = {"noise": noise, "seed": 0, "steps": 5, "guidance_scale": 3.0}
     sampler = Sampler(model)
-    task = Task("pizza", "blurry", image=image, mask=mask, **options)
-    extra = prepare(model, sampler.scheduler, task).extra
+    task = Request(inputs="pizza", unconditional="blurry", image=image, mask=mask, **options)
+    extra = prepare(model, sampler.scheduler, task).cond.concat
     assert extra is not None
     pipeline = quiet(
         StableDiffusionInpaintPipeline(

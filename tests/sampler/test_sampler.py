@@ -23,6 +23,7 @@ from ldm_core import DDIM, DDPM, PNDM, ClassifierFreeGuidance, Sampler
 from ldm_core.model import LatentDiffusion
 from ldm_core.nn.winograd import winograd_conv2d
 from ldm_core.noise import randn
+from ldm_core.request import Request
 from ldm_core.sampler import SamplerStep
 from ldm_core.schedulers.spacing import truncate_compvis
 
@@ -88,8 +89,8 @@ def test_the_initial_noise_is_the_seeds_to_the_bit(bundled: LatentDiffusion) -> 
     starts = []
     sampler = Sampler(bundled)
     for seed, count in ((5, 3), ([7], 1), ([7, 5], 2)):
-        trajectory = sampler._prepare(ldm_core.sampler.Task("fire", num_images=count, seed=seed))
-        starts.append(trajectory.latent)
+        start = sampler._prepare(Request(inputs="fire", num_images=count, seed=seed))
+        starts.append(start.latent)
     assert torch.equal(starts[0][2], starts[1][0])
     assert torch.equal(starts[2], starts[0][[2, 0]])
     assert torch.equal(starts[0][0], torch.randn(LATENT, generator=torch.Generator().manual_seed(5)))

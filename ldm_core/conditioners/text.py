@@ -1,0 +1,72 @@
+"""From prompts to a Condition: a tokenizer, and a text encoder whose output the U-Net attends to.
+
+tau_theta of the latent diffusion paper (arXiv:2112.10752, section 3.3). CompVis's counterparts are
+`FrozenCLIPEmbedder` and `FrozenOpenCLIPEmbedder` of `ldm.modules.encoders.modules`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ldm_core.condition import Condition
+from ldm_core.protocols import TextEncoder, Tokenizer
+
+
+def as_prompts(prompt: Any, name: str = "prompt") -> list[str]:
+    """A prompt or a list of them as a list. Raises ValueError for anything that is not a string."""
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(prompts, Sequence) or len(prompts) == 0:
+        raise ValueError(f"{name} must be a string or a non-empty list of strings, not {prompt!r}")
+    for i, one in enumerate(prompts):
+        if not isinstance(one, str):
+            raise ValueError(f"{name} {i} must be a string, not {type(one).__name__}")
+    return list(prompts)
+
+
+@dataclass(frozen=True)
+class TextConditioner:
+    """Prompts to contexts (B, N, width).
+
+    clip_skip: how many of the encoder's last blocks are left out; None: the encoder's own number.
+    batch_size: how many prompts are encoded at once; None: all.
+    """
+
+    tokenizer: Tokenizer
+    text_encoder: TextEncoder
+    clip_skip: int | None = None
+    batch_size: int | None = None
+
+    unconditional = ""
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        return {"text_encoder": self.text_encoder} if isinstance(self.text_encoder, nn.Module) else {}
+
+    def count(self, inputs: Any, name: str = "prompt") -> int:
+        return len(as_prompts(inputs, name))
+
+    def __call__(self, inputs: str | Sequence[str]) -> Condition:
+        """One row per prompt. A prompt that occurs several times is encoded once.
+
+        A text encoder that is a module gets its tokens on its device; any other gets them on the CPU.
+        """
+        prompts = as_prompts(inputs)
+        distinct = list(dict.fromkeys(prompts))
+        tokens = self.tokenizer(distinct)
+        weight = next(iter(parameters(self.text_encoder)), None)
+        tokens = tokens if weight is None else tokens.to(weight.device)
+        options = {} if self.clip_skip is None else {"clip_skip": self.clip_skip}
+        chunks = tokens.split(self.batch_size or len(tokens))
+        contexts = torch.cat([self.text_encoder(chunk, **options) for chunk in chunks])
+        row = {prompt: i for i, prompt in enumerate(distinct)}
+        return Condition(context=contexts[[row[prompt] for prompt in prompts]])
+
+
+def parameters(encoder: Any) -> list[nn.Parameter]:
+    """The encoder's parameters; none of a plain function."""
+    return list(encoder.parameters()) if isinstance(encoder, nn.Module) else []

@@ -1,0 +1,27 @@
+"""For a model that is told nothing: its inputs are None, and its Condition is empty."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+from ldm_core.condition import Condition
+
+
+@dataclass(frozen=True)
+class Unconditional:
+    """The conditioner of an unconditional model. `num_images` says how many images are drawn."""
+
+    unconditional: ClassVar[None] = None
+    modules: ClassVar[dict[str, nn.Module]] = {}
+
+    def count(self, inputs: Any, name: str = "inputs") -> int:
+        if inputs is not None:
+            raise ValueError(f"this model is unconditional: expected {name}=None, got {inputs!r:.60}")
+        return 1
+
+    def __call__(self, inputs: None = None) -> Condition:
+        self.count(inputs)
+        return Condition()

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ldm_core.noise_schedule import NoiseSchedule, Predict
 from ldm_core.schedulers.base import Step, last_alpha_cumprod, require_noise
-from ldm_core.schedulers.spacing import Spacing, check_spacing, spaced_pairs
+from ldm_core.schedulers.spacing import Spacing, TimestepSpaced
 
 
 def ddim_sigma(alpha: float, alpha_prev: float, eta: float) -> float:
@@ -64,7 +64,7 @@ def ddim_update(
 
 
 @dataclass(frozen=True)
-class DDIM:
+class DDIM(TimestepSpaced):
     """One network call a step. The defaults give CompVis's `DDIMSampler` wherever n divides T.
 
     eta: 0 (deterministic) to 1 (ancestral). spacing, steps_offset: see `ldm_core.schedulers.spacing`.
@@ -79,11 +79,7 @@ class DDIM:
     def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta must be in [0, 1], not {self.eta!r}")
-        check_spacing(self.spacing, self.steps_offset)
-
-    def timesteps(self, schedule: NoiseSchedule, n: int) -> list[tuple[float, float]]:
-        """The pairs (t, t_prev), noisiest first. ValueError for n outside 1..T."""
-        return spaced_pairs(len(schedule), n, self.spacing, self.steps_offset)
+        super().__post_init__()
 
     def step(
         self, predict: Predict, x: Tensor, t: float, t_prev: float, history: Any, noise: Tensor | None

@@ -20,15 +20,15 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from ldm_core.noise_schedule import NoiseSchedule, Predict
+from ldm_core.noise_schedule import Predict
 from ldm_core.schedulers.base import Step, require_noise
-from ldm_core.schedulers.spacing import Spacing, check_spacing, spaced_pairs
+from ldm_core.schedulers.spacing import Spacing, TimestepSpaced
 
 Variance = Literal["fixed_small", "fixed_large"]
 
 
 @dataclass(frozen=True)
-class DDPM:
+class DDPM(TimestepSpaced):
     """One network call a step, and fresh noise at every step but the last.
 
     variance: "fixed_small" is the posterior's own, (1 - alphas_cumprod[t_prev]) / (1 - alphas_cumprod[t])
@@ -43,11 +43,7 @@ class DDPM:
     def __post_init__(self) -> None:
         if self.variance not in ("fixed_small", "fixed_large"):
             raise ValueError(f"variance must be 'fixed_small' or 'fixed_large', not {self.variance!r}")
-        check_spacing(self.spacing, self.steps_offset)
-
-    def timesteps(self, schedule: NoiseSchedule, n: int) -> list[tuple[float, float]]:
-        """The pairs (t, t_prev), noisiest first. ValueError for n outside 1..T."""
-        return spaced_pairs(len(schedule), n, self.spacing, self.steps_offset)
+        super().__post_init__()
 
     def step(
         self, predict: Predict, x: Tensor, t: float, t_prev: float, history: Any, noise: Tensor | None

@@ -20,16 +20,16 @@ from typing import Literal
 
 from torch import Tensor
 
-from ldm_core.noise_schedule import NoiseSchedule, Predict
+from ldm_core.noise_schedule import Predict
 from ldm_core.schedulers.base import Step
 from ldm_core.schedulers.level import along_lambda, level_at
-from ldm_core.schedulers.sigma_spacing import SolverSpacing, check_solver_spacing, solver_pairs
+from ldm_core.schedulers.sigma_spacing import SolverSpaced, SolverSpacing
 
 History = tuple[float, Tensor]  # the last step's timestep and its x_0
 
 
 @dataclass(frozen=True)
-class DPMSolverMultistep:
+class DPMSolverMultistep(SolverSpaced):
     """Deterministic, one call a step; `history` is the last step's (t, x_0).
 
     order: 2, or 1 for DDIM. lower_order_final: end with a step of first order; where the end is the clean
@@ -52,11 +52,7 @@ class DPMSolverMultistep:
     def __post_init__(self) -> None:
         if self.order not in (1, 2):
             raise ValueError(f"order must be 1 or 2, not {self.order!r}")
-        check_solver_spacing(self.spacing, self.steps_offset)
-
-    def timesteps(self, schedule: NoiseSchedule, n: int) -> list[tuple[float, float]]:
-        """The pairs (t, t_prev), noisiest first. ValueError for n outside 1..T."""
-        return solver_pairs(schedule, n, self.spacing, self.steps_offset, skip_last=self.skip_last)
+        super().__post_init__()
 
     def step(
         self,

@@ -1,12 +1,12 @@
 """Euler's method in the variables of Karras et al. 2022, "Elucidating the Design Space …" (arXiv:2206.00364).
 
-With sigma = s / a the probability-flow ODE is d(x / a) / d sigma = eps (equation 1), and a step (algorithm 1
-without its second half, and without churn) is
+With sigma = s / a the probability-flow ODE is d(x / a) / d sigma = eps (equation 1). A step (algorithm 1
+without churn and without the second-order correction) is
 
-    x_prev / a_prev = x / a + (sigma_prev - sigma) eps
+    x_prev / a_prev = x / a + d dt,   d = eps,   dt = sigma_prev - sigma
 
-First order. In exact arithmetic it is DDIM with eta = 0; the two differ in which timesteps they visit by
-default, and in where they end. k-diffusion: `sample_euler`.
+The method is first order. In exact arithmetic it equals DDIM with eta = 0; the default timesteps and the
+final noise level differ. k-diffusion: `sample_euler`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 
 from torch import Tensor
 
-from ldm_core.noise_schedule import NoiseSchedule, Predict
+from ldm_core.noise_schedule import Predict
 from ldm_core.schedulers.base import Step
-from ldm_core.schedulers.level import along_sigma, level_at
-from ldm_core.schedulers.sigma_spacing import SolverSpacing, check_solver_spacing, solver_pairs
+from ldm_core.schedulers.level import level_at
+from ldm_core.schedulers.sigma_spacing import SolverSpaced, SolverSpacing
 
 
 @dataclass(frozen=True)
-class Euler:
+class Euler(SolverSpaced):
     """Deterministic, one call a step, no history.
 
     spacing, steps_offset: see `sigma_spacing`. set_alpha_to_one: end at the clean image, or at
@@ -37,13 +37,6 @@ class Euler:
     steps_offset: int = 1
     set_alpha_to_one: bool = True
 
-    def __post_init__(self) -> None:
-        check_solver_spacing(self.spacing, self.steps_offset)
-
-    def timesteps(self, schedule: NoiseSchedule, n: int) -> list[tuple[float, float]]:
-        """The pairs (t, t_prev), noisiest first. ValueError for n outside 1..T."""
-        return solver_pairs(schedule, n, self.spacing, self.steps_offset)
-
     def step(
         self, predict: Predict, x: Tensor, t: float, t_prev: float, history: Any, noise: Tensor | None
     ) -> Step:
@@ -53,6 +46,7 @@ class Euler:
         """
         start = level_at(predict.schedule, t)
         end = level_at(predict.schedule, t_prev, self.set_alpha_to_one)
-        stride = end.sigma - start.sigma
-        prediction = predict(x, t)
-        return Step(along_sigma(x, [(stride, prediction.eps)], start, end), prediction.x0)
+        dt = end.sigma - start.sigma
+        now = predict(x, t)
+        d = now.eps
+        return Step(end.a * (x / start.a + d * dt), now.x0)

@@ -19,14 +19,14 @@ from typing import Any
 
 from torch import Tensor
 
-from ldm_core.noise_schedule import NoiseSchedule, Predict
+from ldm_core.noise_schedule import Predict
 from ldm_core.schedulers.base import Step, require_noise
-from ldm_core.schedulers.level import along_sigma, level_at
-from ldm_core.schedulers.sigma_spacing import SolverSpacing, check_solver_spacing, solver_pairs
+from ldm_core.schedulers.level import level_at
+from ldm_core.schedulers.sigma_spacing import SolverSpaced, SolverSpacing
 
 
 @dataclass(frozen=True)
-class EulerAncestral:
+class EulerAncestral(SolverSpaced):
     """One call a step, and fresh noise at every step but the last, which ends at the clean image.
 
     eta: 1 (all of the noise) to 0 (`Euler`). spacing, steps_offset: see `sigma_spacing`.
@@ -40,11 +40,7 @@ class EulerAncestral:
     def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta must be in [0, 1], not {self.eta!r}")
-        check_solver_spacing(self.spacing, self.steps_offset)
-
-    def timesteps(self, schedule: NoiseSchedule, n: int) -> list[tuple[float, float]]:
-        """The pairs (t, t_prev), noisiest first. ValueError for n outside 1..T."""
-        return solver_pairs(schedule, n, self.spacing, self.steps_offset)
+        super().__post_init__()
 
     def step(
         self, predict: Predict, x: Tensor, t: float, t_prev: float, history: Any, noise: Tensor | None
@@ -59,8 +55,10 @@ class EulerAncestral:
         start, end = level_at(predict.schedule, t), level_at(predict.schedule, t_prev)
         up = self.eta * end.sigma * math.sqrt(1 - (end.sigma / start.sigma) ** 2)
         down = math.sqrt(end.sigma**2 - up**2)
-        prediction = predict(x, t)
-        slopes = [(down - start.sigma, prediction.eps)]
+        dt = down - start.sigma
+        now = predict(x, t)
+        d = now.eps
+        x_bar = x / start.a + d * dt
         if up > 0:
-            slopes.append((up, require_noise(noise, x)))
-        return Step(along_sigma(x, slopes, start, end), prediction.x0)
+            x_bar = x_bar + up * require_noise(noise, x)
+        return Step(end.a * x_bar, now.x0)

@@ -1,11 +1,12 @@
 """Heun's method: Karras et al. 2022, "Elucidating the Design Space …" (arXiv:2206.00364), algorithm 1.
 
-In x / a over sigma = s / a, an Euler step to sigma_prev, and then the step again with the mean of the slopes
-at both of its ends (without churn: the deterministic sampler):
+In x / a over sigma = s / a, the deterministic sampler (no churn) takes an Euler step to sigma_prev, and then
+repeats the step with the mean of the slopes at its two ends:
 
-    x_prev / a_prev = x / a + (sigma_prev - sigma) (eps(x, t) + eps(x_euler, t_prev)) / 2
+    x_prev / a_prev = x / a + (d + d_prev) / 2 dt
+    d = eps(x, t),   d_prev = eps(x_euler, t_prev),   dt = sigma_prev - sigma
 
-Second order, for two network calls a step. k-diffusion: `sample_heun`.
+The method is second order and calls the network twice per step. k-diffusion: `sample_heun`.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from typing import Any
 
 from torch import Tensor
 
-from ldm_core.noise_schedule import NoiseSchedule, Predict
+from ldm_core.noise_schedule import Predict
 from ldm_core.schedulers.base import Step
-from ldm_core.schedulers.level import along_sigma, level_at
-from ldm_core.schedulers.sigma_spacing import SolverSpacing, check_solver_spacing, solver_pairs
+from ldm_core.schedulers.level import level_at
+from ldm_core.schedulers.sigma_spacing import SolverSpaced, SolverSpacing
 
 
 @dataclass(frozen=True)
-class Heun:
+class Heun(SolverSpaced):
     """Deterministic, no history, 2n - 1 calls in n steps: the last leads to no timestep, and is Euler's.
 
     spacing, steps_offset, set_alpha_to_one: as in `Euler`. diffusers: `HeunDiscreteScheduler`.
@@ -31,13 +32,6 @@ class Heun:
     spacing: SolverSpacing = "trailing"
     steps_offset: int = 1
     set_alpha_to_one: bool = True
-
-    def __post_init__(self) -> None:
-        check_solver_spacing(self.spacing, self.steps_offset)
-
-    def timesteps(self, schedule: NoiseSchedule, n: int) -> list[tuple[float, float]]:
-        """The pairs (t, t_prev), noisiest first. ValueError for n outside 1..T."""
-        return solver_pairs(schedule, n, self.spacing, self.steps_offset)
 
     def step(
         self, predict: Predict, x: Tensor, t: float, t_prev: float, history: Any, noise: Tensor | None
@@ -48,10 +42,11 @@ class Heun:
         """
         start = level_at(predict.schedule, t)
         end = level_at(predict.schedule, t_prev, self.set_alpha_to_one)
-        stride = end.sigma - start.sigma
-        first = predict(x, t)
-        x_prev = along_sigma(x, [(stride, first.eps)], start, end)
+        dt = end.sigma - start.sigma
+        now = predict(x, t)
+        d = now.eps
+        x_prev = end.a * (x / start.a + d * dt)
         if t_prev != -1:
-            second = predict(x_prev, t_prev)
-            x_prev = along_sigma(x, [(stride / 2, first.eps), (stride / 2, second.eps)], start, end)
-        return Step(x_prev, first.x0)
+            d_prev = predict(x_prev, t_prev).eps
+            x_prev = end.a * (x / start.a + (d + d_prev) / 2 * dt)
+        return Step(x_prev, now.x0)

@@ -1,17 +1,16 @@
-"""A noise level in the words of the solvers, and the moves that they are made of.
+"""A noise level as the solvers parametrise it.
 
     x_t = a x_0 + s eps,   sigma = s / a,   lambda = log(a / s) = -log sigma
 
-Karras et al. 2022 (arXiv:2206.00364) divide by a: x / a obeys d(x / a) / d sigma = eps, their equation 1 for
-noise that is added and signal that keeps its size. Lu et al. 2022b (arXiv:2211.01095) integrate x / s
-over lambda, where the linear part of the equation is solved exactly (their proposition 4.1). Latents here
-keep x's own scale: division and multiplication are one factor, so that nothing is lost on the way.
+Karras et al. 2022 (arXiv:2206.00364) divide by a. Their variable x / a = x_0 + sigma eps obeys
+d(x / a) / d sigma = eps (their equation 1), which Euler, Heun and LMS integrate. Lu et al. 2022b
+(arXiv:2211.01095) integrate x / s over lambda, where the linear part of the equation has an exact solution
+(their proposition 4.1); DPM-Solver++ and UniPC use that.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -48,17 +47,6 @@ def level_at(schedule: NoiseSchedule, t: float, set_alpha_to_one: bool = True) -
     """The level of a timestep; the end of a run, -1, has no noise, or else alphas_cumprod[0]."""
     alpha_cumprod = last_alpha_cumprod(schedule, t, set_alpha_to_one)
     return Level(t, math.sqrt(alpha_cumprod), math.sqrt(1 - alpha_cumprod))
-
-
-def along_sigma(x: Tensor, slopes: Sequence[tuple[float, Tensor]], start: Level, end: Level) -> Tensor:
-    """x at `end`, where x / a has moved by the sum of weight * slope. Shapes as x.
-
-    With one slope, eps, and the weight end.sigma - start.sigma it is Euler's step.
-    """
-    moved = (end.a / start.a) * x
-    for weight, slope in slopes:
-        moved = moved + (end.a * weight) * slope
-    return moved
 
 
 def signal_weight(start: Level, end: Level) -> float:

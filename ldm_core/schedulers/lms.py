@@ -1,9 +1,12 @@
 """LMS: a linear multistep method, Adams-Bashforth for unequal strides, as k-diffusion's `sample_lms`.
 
-In x / a over sigma = s / a (Karras et al. 2022, arXiv:2206.00364) the ODE is d(x / a) / d sigma = eps. The
-last few eps are joined by a polynomial in sigma, which is integrated over the step. Liu et al. 2022
-(arXiv:2202.09778, equation 12) take the weights for equal strides instead, see `pndm`; for equal strides of
-sigma they are the same.
+In x / a over sigma = s / a (Karras et al. 2022, arXiv:2206.00364) the ODE is d(x / a) / d sigma = eps. A step
+integrates the polynomial in sigma through the last few eps, so each of them has a stride dt_k of its own:
+
+    x_prev / a_prev = x / a + sum_k d_k dt_k
+
+Liu et al. 2022 (arXiv:2202.09778, equation 12) use the weights of equal strides instead (see `pndm`), which
+agree with these where the strides of sigma are equal.
 """
 
 from __future__ import annotations
@@ -14,10 +17,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ldm_core.noise_schedule import NoiseSchedule, Predict
+from ldm_core.noise_schedule import Predict
 from ldm_core.schedulers.base import Step
-from ldm_core.schedulers.level import along_sigma, level_at
-from ldm_core.schedulers.sigma_spacing import SolverSpacing, check_solver_spacing, solver_pairs
+from ldm_core.schedulers.level import level_at
+from ldm_core.schedulers.sigma_spacing import SolverSpaced, SolverSpacing
 
 History = tuple[tuple[float, Tensor], ...]  # (t, eps) of the last steps, newest first
 
@@ -37,7 +40,7 @@ def lagrange_weights(nodes: Sequence[float], start: float, end: float) -> list[f
 
 
 @dataclass(frozen=True)
-class LMS:
+class LMS(SolverSpaced):
     """Deterministic, one call a step; `history` holds the last (t, eps), newest first, order - 1 of them.
 
     order: 1 (Euler's method) to 4; the first steps have as much as there is history. spacing, steps_offset,
@@ -52,11 +55,7 @@ class LMS:
     def __post_init__(self) -> None:
         if self.order not in (1, 2, 3, 4):
             raise ValueError(f"order must be 1, 2, 3 or 4, not {self.order!r}")
-        check_solver_spacing(self.spacing, self.steps_offset)
-
-    def timesteps(self, schedule: NoiseSchedule, n: int) -> list[tuple[float, float]]:
-        """The pairs (t, t_prev), noisiest first. ValueError for n outside 1..T."""
-        return solver_pairs(schedule, n, self.spacing, self.steps_offset)
+        super().__post_init__()
 
     def step(
         self,
@@ -75,8 +74,8 @@ class LMS:
         end = level_at(predict.schedule, t_prev, self.set_alpha_to_one)
         past = [(past_t, eps) for past_t, eps in history or () if past_t != t]
         nodes = [start.sigma, *(level_at(predict.schedule, past_t).sigma for past_t, _ in past)]
-        prediction = predict(x, t)
-        weights = lagrange_weights(nodes, start.sigma, end.sigma)
-        slopes = list(zip(weights, [prediction.eps, *(eps for _, eps in past)]))
-        remembered = ((t, prediction.eps), *past)[: self.order - 1]
-        return Step(along_sigma(x, slopes, start, end), prediction.x0, remembered)
+        dt = lagrange_weights(nodes, start.sigma, end.sigma)
+        now = predict(x, t)
+        d = [now.eps, *(eps for _, eps in past)]
+        x_prev = end.a * (x / start.a + sum(d_k * dt_k for d_k, dt_k in zip(d, dt)))
+        return Step(x_prev, now.x0, ((t, now.eps), *past)[: self.order - 1])

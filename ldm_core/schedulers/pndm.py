@@ -25,7 +25,7 @@ from torch import Tensor
 from ldm_core.noise_schedule import NoiseSchedule, Predict
 from ldm_core.schedulers.base import Step
 from ldm_core.schedulers.ddim import ddim_update
-from ldm_core.schedulers.spacing import Spacing, check_spacing, spaced_pairs
+from ldm_core.schedulers.spacing import Spacing, TimestepSpaced
 
 Warmup = Literal["plms", "runge_kutta"]
 History = tuple[Tensor, ...]
@@ -46,7 +46,7 @@ def adams_bashforth(eps: History) -> Tensor:
 
 
 @dataclass(frozen=True)
-class PNDM:
+class PNDM(TimestepSpaced):
     """Deterministic multistep sampling; `history` holds the last eps, newest first, at most three.
 
     warmup: "plms" (n + 1 network calls in n steps) or "runge_kutta" (n + 9, from n = 4 on; 4n - 3 below).
@@ -64,11 +64,7 @@ class PNDM:
     def __post_init__(self) -> None:
         if self.warmup not in ("plms", "runge_kutta"):
             raise ValueError(f"warmup must be 'plms' or 'runge_kutta', not {self.warmup!r}")
-        check_spacing(self.spacing, self.steps_offset)
-
-    def timesteps(self, schedule: NoiseSchedule, n: int) -> list[tuple[float, float]]:
-        """The pairs (t, t_prev), noisiest first. ValueError for n outside 1..T."""
-        return spaced_pairs(len(schedule), n, self.spacing, self.steps_offset)
+        super().__post_init__()
 
     def step(
         self,

@@ -37,9 +37,19 @@ def exponential_sigmas(low: float, high: float, n: int) -> list[float]:
     return [math.exp(start + k / max(n - 1, 1) * (end - start)) for k in range(n)]
 
 
-def check_solver_spacing(spacing: str, offset: int) -> None:
-    """Raises ValueError for settings that no spacing has; solvers call it when they are made."""
-    check_spacing(spacing, offset, get_args(SolverSpacing))
+class SolverSpaced:
+    """Base of the schedulers whose field `spacing` may also name a spacing by sigma; see `TimestepSpaced`."""
+
+    spacing: SolverSpacing
+    steps_offset: int
+    skip_last: bool = False
+
+    def __post_init__(self) -> None:
+        check_spacing(self.spacing, self.steps_offset, get_args(SolverSpacing))
+
+    def timesteps(self, schedule: NoiseSchedule, n: int) -> Pairs:
+        """The n pairs (t, t_prev), noisiest first. Raises ValueError for n outside 1..len(schedule)."""
+        return solver_pairs(schedule, n, self.spacing, self.steps_offset, skip_last=self.skip_last)
 
 
 def solver_pairs(

@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Literal, get_args
 
+from ldm_core.noise_schedule import NoiseSchedule
+
 Spacing = Literal["leading", "trailing", "linspace", "compvis"]
 Pairs = list[tuple[float, float]]
 
@@ -77,6 +79,23 @@ def spaced_pairs(total: int, n: int, spacing: Spacing, offset: int = 0) -> Pairs
     else:
         levels = {"trailing": trailing, "linspace": linspace, "compvis": compvis}[spacing](total, n)
     return chained(levels)
+
+
+class TimestepSpaced:
+    """Base of the schedulers whose fields `spacing` and `steps_offset` name a spacing of whole timesteps.
+
+    A subclass is a frozen dataclass that declares both fields, in the order and with the defaults of its own.
+    """
+
+    spacing: Spacing
+    steps_offset: int
+
+    def __post_init__(self) -> None:
+        check_spacing(self.spacing, self.steps_offset)
+
+    def timesteps(self, schedule: NoiseSchedule, n: int) -> Pairs:
+        """The n pairs (t, t_prev), noisiest first. Raises ValueError for n outside 1..len(schedule)."""
+        return spaced_pairs(len(schedule), n, self.spacing, self.steps_offset)
 
 
 def chained(rising: Sequence[float]) -> Pairs:

@@ -27,10 +27,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ldm_core.noise_schedule import NoiseSchedule, Predict
+from ldm_core.noise_schedule import Predict
 from ldm_core.schedulers.base import Step
 from ldm_core.schedulers.level import Level, along_lambda, level_at, signal_weight
-from ldm_core.schedulers.sigma_spacing import SolverSpacing, check_solver_spacing, solver_pairs
+from ldm_core.schedulers.sigma_spacing import SolverSpaced, SolverSpacing
 
 SolverType = Literal["bh1", "bh2"]
 History = tuple[tuple[float, Tensor], ...]  # (t, x_0) of the last steps, newest first
@@ -60,7 +60,7 @@ def weights(ratios: Sequence[float], h: float, solver_type: SolverType) -> list[
 
 
 @dataclass(frozen=True)
-class UniPC:
+class UniPC(SolverSpaced):
     """Deterministic, one call a step; `history` holds the last (t, x_0), newest first, `order` of them.
 
     order: 1 to 3, of the predictor. solver_type: which B(h). lower_order_final: end with a step of first
@@ -84,11 +84,7 @@ class UniPC:
             raise ValueError(f"order must be 1, 2 or 3, not {self.order!r}")
         if self.solver_type not in ("bh1", "bh2"):
             raise ValueError(f"solver_type must be 'bh1' or 'bh2', not {self.solver_type!r}")
-        check_solver_spacing(self.spacing, self.steps_offset)
-
-    def timesteps(self, schedule: NoiseSchedule, n: int) -> list[tuple[float, float]]:
-        """The pairs (t, t_prev), noisiest first. ValueError for n outside 1..T."""
-        return solver_pairs(schedule, n, self.spacing, self.steps_offset, skip_last=self.skip_last)
+        super().__post_init__()
 
     def step(
         self,

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from numbers import Integral
 from typing import Literal, get_args
 
@@ -121,18 +122,22 @@ def whole_count(total: int, n: int) -> int:
 def truncate(pairs: Pairs, strength: float) -> tuple[float, Pairs]:
     """Where img2img starts: (t_start, the pairs to run from there).
 
-    pairs: a scheduler's whole run, n pairs. strength: how much of it to redo, in (0, 1]; 1 is all of it.
-    Noise the image to t_start with `NoiseSchedule.add_noise`, then step through the pairs returned.
+    pairs: a scheduler's whole run, n pairs. strength: the fraction of the run to redo, in (0, 1]; 1 returns
+    the pairs as they are. Noise the image to t_start with `NoiseSchedule.add_noise`, then step through the
+    returned pairs.
 
-    Name the levels L_n (the first t) down to L_1 (the last t). A whole strength * n = k starts at L_k. A
-    fraction starts in between, at the timestep linearly interpolated from L_k to L_{k+1} (below L_1: from the
-    end, -1), and the first step then goes down to the next level. So a larger strength starts at least as
-    high, and two strengths start alike only if they round to the same training timestep; between levels that
-    are no whole timesteps themselves, nothing is rounded. At least one step is run.
+    Call the levels L_n (the first t) down to L_1 (the last t). If strength * n is a whole number k, the run
+    starts at L_k. Otherwise it starts between two levels, at the timestep linearly interpolated from L_k to
+    L_{k+1} (below L_1: from the end, -1), and its first step goes down to L_k. A larger strength never starts
+    lower, and two strengths start alike only if they round to the same training timestep. Between levels that
+    are not whole timesteps, nothing is rounded. At least one step is run.
 
-    Raises ValueError for strength outside (0, 1] and for an empty list of pairs.
+    Raises ValueError for strength outside (0, 1], for an empty list of pairs, and for strength below 1 where
+    the pairs do not fall (inversion, restart sampling).
     """
     _check_truncation(pairs, strength)
+    if strength == 1:
+        return pairs[0][0], list(pairs)
     levels = [-1, *(t for t, _ in reversed(pairs))]
     u = strength * len(pairs)
     if math.isclose(u, round(u), rel_tol=1e-9):  # 0.29 * 100 is 28.999999999999996 but means 29
@@ -156,7 +161,8 @@ def truncate_compvis(pairs: Pairs, strength: float, n: int | None = None) -> tup
     but denoises from L_k (`decode` of the first k), one level lower; strength * n < 1 runs no step at all.
     n: the steps that were asked for, where the "compvis" spacing gave more; by default len(pairs).
 
-    Raises ValueError where there is no L_{k+1}: at strength 1, where the original ends in an index error.
+    Raises ValueError as `truncate`, and where there is no L_{k+1}: at strength 1, where the original ends in
+    an index error.
     """
     _check_truncation(pairs, strength)
     k = int(strength * (len(pairs) if n is None else n))
@@ -174,3 +180,9 @@ def _check_truncation(pairs: Pairs, strength: float) -> None:
         raise ValueError(f"strength must be in (0, 1], not {strength!r}")
     if not pairs:
         raise ValueError("there are no timesteps to truncate: pairs is empty")
+    visited = [t for pair in pairs for t in pair]
+    rise = next((step for step in pairwise(visited) if step[0] < step[1]), None)
+    if rise is not None and strength < 1:
+        raise ValueError(
+            f"strength below 1 needs timesteps that fall; this list rises from {rise[0]} to {rise[1]}"
+        )

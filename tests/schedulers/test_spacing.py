@@ -221,6 +221,19 @@ def test_full_strength_is_the_whole_run(spacing: str) -> None:
         assert truncate(pairs, 1) == (pairs[0][0], pairs)
 
 
+@pytest.mark.parametrize(
+    "pairs",
+    [[(1, 41), (41, 81)], [(601, 301), (301, -1), (301, 601), (601, -1)]],
+    ids=["inversion", "restart"],
+)
+def test_a_list_that_rises_is_kept_at_full_strength_and_refused_below(pairs: list[tuple[int, int]]) -> None:
+    assert truncate(pairs, 1.0) == (pairs[0][0], pairs)
+    assert truncate(pairs, 1) == (pairs[0][0], pairs)
+    for function in (truncate, truncate_compvis):
+        with pytest.raises(ValueError, match=r"strength below 1 needs timesteps that fall; .* rises from"):
+            function(pairs, 0.5)
+
+
 @pytest.mark.parametrize("function", [truncate, truncate_compvis])
 @pytest.mark.parametrize("strength", [0, -0.1, 1.0001, float("nan"), float("inf")])
 def test_a_strength_outside_its_range_is_an_error(function: object, strength: float) -> None:

@@ -1,29 +1,36 @@
-"""One random stream per image, so that an image does not depend on which batch it was drawn in.
+"""One random number generator per image, so that an image does not depend on the batch it was drawn in.
 
-Numbers are drawn on the CPU in float32 and moved, so that all devices and dtypes start from the same noise.
+Numbers are drawn on the CPU in float32 and then moved, so that all devices and dtypes start from the same
+noise.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
+
+from ldm_core.support.printable import shown
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 def image_seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
-    """One seed per image: s, s+1, … from an int, a list as it is, fresh ones from None.
+    """One seed per image: s, s+1, … from an int, a sequence as it is, fresh ones from None.
 
-    PyTorch's CPU generator uses the low 32 bits, so seeds that differ by 2**32 give the same image.
-    Raises ValueError for another number of seeds, a negative seed or one of 2**63 and more.
+    NumPy's integers are ints, and an array (count,) of them is a sequence. PyTorch's CPU generator uses the
+    low 32 bits, so seeds that differ by 2**32 give the same image. Raises ValueError for another number of
+    seeds and for a seed outside 0..2**63-1.
     """
+    if seed is not None and hasattr(seed, "tolist"):  # a NumPy number or array
+        seed = seed.tolist()
     if seed is None:
         seeds = [secrets.randbits(32) for _ in range(count)]
-    elif isinstance(seed, int) and not isinstance(seed, bool):
-        seeds = [seed + k for k in range(count)]
+    elif isinstance(seed, Integral) and not isinstance(seed, bool):
+        seeds = [int(seed) + k for k in range(count)]
     else:
         if isinstance(seed, (str, bytes)) or not isinstance(seed, Sequence):
             raise ValueError(f"seed must be an int, one int per image, or None, not {type(seed).__name__}")
@@ -31,14 +38,14 @@ def image_seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
         if len(seeds) != count:
             raise ValueError(f"expected one seed per image ({count}), got {len(seeds)}")
     for s in seeds:
-        if not isinstance(s, int) or isinstance(s, bool) or not 0 <= s < 2**63:
-            raise ValueError(f"a seed must be an int in 0..2**63-1, not {s!r}")
-    return seeds
+        if not isinstance(s, Integral) or isinstance(s, bool) or not 0 <= s < 2**63:
+            raise ValueError(f"a seed must be an int in 0..2**63-1, not {shown(s)}")
+    return [int(s) for s in seeds]
 
 
 def generators(seeds: Sequence[int]) -> list[torch.Generator]:
     """One CPU generator per seed."""
-    return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    return [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
 
 
 def randn(shape: Sequence[int], generator: Generators = None) -> Tensor:

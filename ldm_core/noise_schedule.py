@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, Protocol, get_args
 
 import torch
@@ -146,10 +147,16 @@ class NoiseSchedule:
         return len(self.betas)
 
     def alpha_cumprod(self, t: float) -> float:
-        """alphas_cumprod[t]; t = -1 is the clean image, 1; between two whole timesteps, log(s / a) is linear.
+        """alphas_cumprod[t] of one timestep: 1 for the clean image, t = -1.
 
-        Raises ValueError outside 0..T-1 but for -1 itself, and next to a timestep whose alphas_cumprod is 0.
+        t: an int or float, of Python or NumPy, or a tensor of no dimensions. Between two whole timesteps,
+        log(s / a) is interpolated linearly. Raises ValueError for anything else, for t outside 0..T-1 other
+        than -1, and for a fraction next to a timestep whose alphas_cumprod is 0.
         """
+        if getattr(t, "ndim", None) == 0:
+            t = t.item()  # type: ignore[attr-defined]
+        if not isinstance(t, Real) or isinstance(t, bool):
+            raise ValueError(f"a timestep must be a number, not {shown(t)}")
         last = len(self) - 1
         if not (t == -1 or 0 <= t <= last):
             raise ValueError(f"timestep {t} is outside the table of {len(self)} steps (-1..{last})")
@@ -171,7 +178,7 @@ class NoiseSchedule:
 
         Raises ValueError for a sigma that is not between the table's two ends.
         """
-        log_sigma = math.log(sigma) if sigma > 0 else -math.inf
+        log_sigma = math.log(sigma) if sigma > 0 else -math.inf  # a Python float, also for a NumPy number
         first, last = float(self.log_sigmas[0]), float(self.log_sigmas[-1])
         # An end that was computed as exp(log(sigma)) may lie a rounding outside.
         if not first - 1e-12 <= log_sigma <= last + 1e-12:
@@ -191,10 +198,32 @@ class NoiseSchedule:
         alpha_cumprod = self.alpha_cumprod(t)
         return math.sqrt(alpha_cumprod), math.sqrt(1 - alpha_cumprod)
 
-    def add_noise(self, x0: Tensor, noise: Tensor, t: float) -> Tensor:
-        """A draw from q(x_t | x_0) with the given standard normal noise (DDPM equation 4)."""
-        a, s = self.signal_and_noise(t)
-        return a * x0 + s * noise
+    def add_noise(self, x0: Tensor, noise: Tensor, t: float | Tensor) -> Tensor:
+        """x_t = a_t x_0 + s_t noise, a draw from q(x_t | x_0) (DDPM equation 4): shape and dtype of x_0.
+
+        x0: (B, ...). noise: a standard normal draw of the same shape. t: one timestep for all rows (an int or
+        a float), or an integer tensor (B,) of one whole timestep per row. Raises ValueError for other shapes
+        and for a timestep outside the table.
+        """
+        if noise.shape != x0.shape:
+            raise ValueError(f"noise must have x0's shape {tuple(x0.shape)}, got {tuple(noise.shape)}")
+        a, s = self._factors(t, x0)
+        return (a * x0 + s * noise).to(x0.dtype)
+
+    def _factors(self, t: float | Tensor, x: Tensor) -> tuple[float | Tensor, float | Tensor]:
+        """a_t and s_t to multiply x (B, ...) by: floats; for a tensor t, (B, 1, ...) in float32 at least."""
+        if not isinstance(t, Tensor) or t.ndim == 0:
+            return self.signal_and_noise(t)  # type: ignore[arg-type]
+        if t.shape != x.shape[:1]:
+            raise ValueError(
+                f"expected one timestep per row, t of {tuple(x.shape[:1])}, got {tuple(t.shape)}"
+            )
+        if t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
+            raise ValueError(f"expected whole timesteps, got {t.dtype}")
+        wide = torch.promote_types(x.dtype, torch.float32)
+        factors = x.new_tensor([self.signal_and_noise(row) for row in t.tolist()], dtype=wide)
+        a, s = factors.reshape(len(t), 2).T.reshape(2, len(t), *[1] * (x.ndim - 1))
+        return a, s
 
     def x0_from_eps(self, x: Tensor, eps: Tensor, t: float) -> Tensor:
         """x_0 = (x_t - s_t eps) / a_t. ValueError where a_t is 0: pure noise says nothing of x_0."""
@@ -213,10 +242,10 @@ class NoiseSchedule:
             raise ValueError(f"x0 does not determine eps at timestep {t}, where there is no noise")
         return (x - a * x0) / s
 
-    def v_from_eps_x0(self, eps: Tensor, x0: Tensor, t: float) -> Tensor:
-        """v = a_t eps - s_t x_0."""
-        a, s = self.signal_and_noise(t)
-        return a * eps - s * x0
+    def v_from_eps_x0(self, eps: Tensor, x0: Tensor, t: float | Tensor) -> Tensor:
+        """v = a_t eps - s_t x_0, of shape (B, ...). t: as in `add_noise`."""
+        a, s = self._factors(t, x0)
+        return (a * eps - s * x0).to(x0.dtype)
 
     def x0_from_v(self, x: Tensor, v: Tensor, t: float) -> Tensor:
         """x_0 = a_t x_t - s_t v; defined everywhere, also where a_t is 0."""

@@ -108,13 +108,13 @@ def check_spacing(spacing: str, offset: int, known: Sequence[str] = get_args(Spa
     """Raises ValueError for settings that no spacing has; schedulers call it when they are made."""
     if spacing not in known:
         raise ValueError(f"spacing must be one of {', '.join(known)}, not {spacing!r}")
-    if not isinstance(offset, Integral) or offset < 0:
+    if not isinstance(offset, Integral) or isinstance(offset, bool) or offset < 0:
         raise ValueError(f"steps_offset must be a whole number, 0 or more, not {offset!r}")
 
 
 def whole_count(total: int, n: int) -> int:
-    """n as an int. Raises ValueError unless it is a whole number in 1..total."""
-    if not isinstance(n, Integral) or not 1 <= n <= total:
+    """n as an int. Raises ValueError unless it is an int (or a NumPy integer) in 1..total."""
+    if not isinstance(n, Integral) or isinstance(n, bool) or not 1 <= n <= total:
         raise ValueError(f"the number of steps must be a whole number in 1..{total}, not {n!r}")
     return int(n)  # a numpy integer would make numpy integers of all timesteps
 
@@ -139,7 +139,7 @@ def truncate(pairs: Pairs, strength: float) -> tuple[float, Pairs]:
     if strength == 1:
         return pairs[0][0], list(pairs)
     levels = [-1, *(t for t, _ in reversed(pairs))]
-    u = strength * len(pairs)
+    u = float(strength) * len(pairs)
     if math.isclose(u, round(u), rel_tol=1e-9):  # 0.29 * 100 is 28.999999999999996 but means 29
         u = round(u)
     k = math.floor(u)
@@ -165,7 +165,7 @@ def truncate_compvis(pairs: Pairs, strength: float, n: int | None = None) -> tup
     an index error.
     """
     _check_truncation(pairs, strength)
-    k = int(strength * (len(pairs) if n is None else n))
+    k = int(float(strength) * (len(pairs) if n is None else n))
     if k >= len(pairs):
         raise ValueError(
             f"CompVis's img2img has no start for strength {strength} of {len(pairs)} steps: it noises to one "

@@ -128,9 +128,27 @@ def test_seeds() -> None:
     assert image_seeds(5, 3) == [5, 6, 7]
     assert image_seeds([9, 2], 2) == [9, 2]
     assert image_seeds(None, 4) != image_seeds(None, 4)
-    for bad in (-1, 2**63, "1", 1.5, True, [1, "2"], [True, False]):
+    for bad in (
+        -1,
+        2**63,
+        "1",
+        1.5,
+        True,
+        [1, "2"],
+        [True, False],
+        np.array([[1, 2], [3, 4]]),
+        np.array(3.0),
+    ):
         with pytest.raises(ValueError, match="seed"):
             image_seeds(bad, 2)  # type: ignore[arg-type]
+
+
+def test_numpys_integers_are_seeds() -> None:
+    for seeds in (np.int64(3), np.uint8(3), np.array([3, 4]), [np.int32(3), 4], (3, np.uint64(4))):
+        found = image_seeds(seeds, 2)  # type: ignore[arg-type]
+        assert found == [3, 4]
+        assert {type(seed) for seed in found} == {int}
+    assert image_seeds(np.uint8(255), 2) == [255, 256]  # type: ignore[arg-type]
 
 
 def test_rows_of_noise_are_independent_of_the_batch() -> None:

@@ -6,6 +6,7 @@ import itertools
 import math
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
@@ -166,6 +167,57 @@ def test_add_noise_and_v_agree_with_diffusers(t: int) -> None:
 def test_add_noise_leaves_the_clean_image_alone() -> None:
     x0, noise = draw(1, 4, 2, 2), draw(1, 4, 2, 2, seed=1)
     assert torch.equal(SD1.add_noise(x0, noise, -1), x0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_a_tensor_of_timesteps_is_one_for_each_row(dtype: torch.dtype) -> None:
+    x0, noise = draw(3, 4, 2, 2, dtype=dtype), draw(3, 4, 2, 2, seed=1, dtype=dtype)
+    ts = torch.tensor([0, 999, 37])
+    for convert in (SD1.add_noise, SD1.v_from_eps_x0):
+        together = convert(x0, noise, ts)
+        alone = torch.cat([convert(x0[k : k + 1], noise[k : k + 1], int(t)) for k, t in enumerate(ts)])
+        assert together.dtype == dtype
+        if dtype == torch.bfloat16:  # three roundings of 8 bits alone, one together
+            torch.testing.assert_close(together, alone, rtol=0, atol=3 * 2**-8 * 4)
+        else:
+            assert torch.equal(together, alone)
+        assert torch.equal(convert(x0, noise, torch.tensor(500)), convert(x0, noise, 500))
+    assert SD1.add_noise(x0[:0], noise[:0], ts[:0]).shape == (0, 4, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("t", "message"),
+    [
+        (torch.tensor([5]), r"expected one timestep per row, t of \(3,\), got \(1,\)"),
+        (torch.tensor([[1, 2, 3]]), r"expected one timestep per row, t of \(3,\), got \(1, 3\)"),
+        (torch.tensor([1.0, 2.0, 3.0]), "expected whole timesteps, got torch.float32"),
+        (torch.tensor([True, False, True]), "expected whole timesteps, got torch.bool"),
+        (torch.tensor([1, 2, 1000]), "timestep 1000 is outside the table"),
+        (True, "a timestep must be a number, not True"),
+        ("5", "a timestep must be a number, not '5'"),
+        (None, "a timestep must be a number, not None"),
+        (np.array([1, 2, 3]), "a timestep must be a number"),
+    ],
+)
+def test_what_is_no_timestep_is_an_error(t: Any, message: str) -> None:
+    x = draw(3, 4, 2, 2)
+    with pytest.raises(ValueError, match=message):
+        SD1.add_noise(x, x, t)
+
+
+def test_noise_of_another_shape_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"noise must have x0's shape \(3, 4, 2, 2\), got \(1, 4, 2, 2\)"):
+        SD1.add_noise(draw(3, 4, 2, 2), draw(1, 4, 2, 2), 500)
+
+
+def test_numpy_numbers_are_timesteps() -> None:
+    for t in (np.int64(5), np.uint8(5), np.float32(5), np.array(5)):
+        assert SD1.alpha_cumprod(t) == SD1.alpha_cumprod(5)
+    between = SD1.alpha_cumprod(np.float32(437.3))
+    assert type(between) is float
+    assert between == SD1.alpha_cumprod(float(np.float32(437.3)))  # computed in float64
+    assert SD1.timestep(np.float32(1)) == SD1.timestep(1.0)
+    assert type(SD1.timestep(np.float32(1))) is float
 
 
 # Tolerances: a value of a few units, divided by a_t >= 0.068, in float64.

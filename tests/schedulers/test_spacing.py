@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ldm_core.noise_schedule import NoiseSchedule
-from ldm_core.schedulers import DDIM, DDPM, PNDM, spaced_pairs, truncate, truncate_compvis
+from ldm_core.schedulers import DDIM, DDPM, PNDM, Euler, spaced_pairs, truncate, truncate_compvis
 
 T = 1000
 EVERY_N = range(1, T + 1)
@@ -61,7 +61,7 @@ def test_the_schedulers_defaults_give_exactly_n_steps(scheduler: DDIM | PNDM | D
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace", "compvis"])
-@pytest.mark.parametrize("n", [0, -1, 1001, 2.5, None])
+@pytest.mark.parametrize("n", [0, -1, 1001, 2.5, None, True, np.bool_(True), np.float32(5)])
 def test_a_number_of_steps_that_does_not_exist_is_an_error(spacing: str, n: object) -> None:
     with pytest.raises(ValueError, match=r"whole number in 1\.\.1000, not"):
         DDIM(spacing=spacing).timesteps(SCHEDULE, n)  # type: ignore[arg-type]
@@ -80,6 +80,16 @@ def test_numpy_integers_are_whole_numbers_too(spacing: Any) -> None:
     pairs = spaced_pairs(T, np.int64(50), spacing, np.int64(1))
     assert pairs == spaced_pairs(T, 50, spacing, 1)
     assert all(type(t) is int for pair in pairs for t in pair)
+    assert spaced_pairs(T, np.uint8(50), spacing, 1) == pairs
+
+
+def test_numpy_numbers_are_strengths_and_settings() -> None:
+    pairs = Euler(spacing="karras").timesteps(SCHEDULE, np.int64(10))
+    assert pairs == Euler(spacing="karras").timesteps(SCHEDULE, 10)
+    for strength in (np.float64(0.75), np.float32(0.75)):
+        t_start, to_run = truncate(pairs, strength)  # type: ignore[arg-type]
+        assert type(t_start) is float
+        assert (t_start, to_run) == truncate(pairs, 0.75)
 
 
 # --- against diffusers ---------------------------------------------------------------------------------

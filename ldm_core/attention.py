@@ -25,6 +25,7 @@ from ldm_core.kernels.requirements import require_triton
 from ldm_core.nn.cpu import chunks_win_in_bfloat16, sdpa_runs_in_bfloat16
 from ldm_core.nn.kept_context import KeptContext
 from ldm_core.nn.linear import Linear
+from ldm_core.nn.transforms import forward_mode, transforming
 from ldm_core.support.modules import named_modules
 
 CHUNK_BYTES = 64 * 2**20  # the largest block of attention weights that "chunked" makes
@@ -71,7 +72,8 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> 
 def chunked_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
     """A block of queries at a time: exact, since the softmax of one query needs no other query."""
     batch, heads, n, _ = q.shape
-    in_place = q.device.type == "cpu" and q.dtype != torch.float16 and not (causal or torch.is_grad_enabled())
+    differentiable = torch.is_grad_enabled() or transforming()
+    in_place = q.device.type == "cpu" and q.dtype != torch.float16 and not (causal or differentiable)
     row_bytes = batch * heads * k.shape[-2] * (q.element_size() if in_place else 4)
     rows = min(n, max(1, CHUNK_BYTES // row_bytes))
     if in_place:
@@ -118,6 +120,8 @@ def auto_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> 
         long = k.shape[-2] >= MIN_CHUNKED_KEYS and not (causal or torch.is_grad_enabled())
         if (long and chunks_win_in_bfloat16()) or not sdpa_runs_in_bfloat16():
             return chunked_attention(q, k, v, causal=causal)
+    if forward_mode():  # fused kernels have no forward-mode derivative
+        return math_attention(q, k, v, causal=causal)
     return sdpa_attention(q, k, v, causal=causal)
 
 

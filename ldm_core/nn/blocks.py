@@ -15,14 +15,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm_core.nn.convolution import Conv3x3
+from ldm_core.nn.convolution import Conv3x3, channels_last
+from ldm_core.nn.transforms import transforming
 
 GROUPS = 32
 
 
+class GroupNorm(nn.GroupNorm):
+    """`nn.GroupNorm`, also inside `torch.func.vmap` and `jvp`, which need its input contiguous."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.contiguous() if transforming() else input)
+
+
 def group_norm(channels: int, eps: float) -> nn.GroupNorm:
     """Group norm of 32 groups. PyTorch's kernels keep the statistics of 16-bit inputs in float32."""
-    return nn.GroupNorm(GROUPS, channels, eps=eps)
+    return GroupNorm(GROUPS, channels, eps=eps)
 
 
 # Blocks hold such functions as attributes, so that fused kernels can take their place.
@@ -47,7 +55,7 @@ def fastest_layout(x: Tensor) -> Tensor:
 
     Convolutions hand the layout on, so a network asks for it once, at its entrance.
     """
-    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
+    return channels_last(x) if x.device.type == "cpu" else x
 
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:

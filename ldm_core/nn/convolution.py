@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm_core.nn.transforms import transforming
 from ldm_core.nn.winograd import TILE, transform_weight, winograd_conv2d
 from ldm_core.support.modules import named_modules
 
@@ -25,6 +26,14 @@ from ldm_core.support.modules import named_modules
 # many channels the tiles' transforms do: examples/benchmarks/convolution.py.
 MIN_TILES = 96
 MIN_CHANNELS = 192
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """The same feature map (B, C, h, w) with its channels adjacent in memory.
+
+    `x.contiguous(memory_format=torch.channels_last)` gives the same, but fails inside `torch.func.vmap`.
+    """
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 class ConvolutionFunction(Protocol):
@@ -40,7 +49,7 @@ def direct_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
 
 def winograd_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Winograd's. ValueError where gradients are wanted, and for half types, which lose too much in it."""
-    if _wants_gradient(x, weight, bias):
+    if _wants_gradient(x, weight, bias) or transforming():
         raise ValueError("convolution backend 'winograd' has no gradients: use 'auto' or torch.no_grad()")
     if x.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"convolution backend 'winograd' needs float32 or float64, got {x.dtype}")
@@ -57,7 +66,7 @@ def suits_winograd(x: Tensor, weight: Tensor, bias: Tensor | None, *, min_tiles:
         and min(channels, weight.shape[0]) >= MIN_CHANNELS
         and batch * -(-h // TILE) * -(-w // TILE) >= min_tiles
         and not _wants_gradient(x, weight, bias)
-        and not (torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"))
+        and not (torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or transforming())
     )
 
 
@@ -67,7 +76,7 @@ def auto_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return winograd_conv2d(x, transform_weight(weight), bias)
     if _would_copy_the_weights(x, weight):
         result = direct_convolution(x.contiguous(), weight, bias)
-        return result.contiguous(memory_format=torch.channels_last)
+        return channels_last(result)
     return direct_convolution(x, weight, bias)
 
 
@@ -76,7 +85,7 @@ def _would_copy_the_weights(x: Tensor, weight: Tensor) -> bool:
 
     It does so at every call; the other way round, the map and the result are copied.
     """
-    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    channels_last = x.permute(0, 2, 3, 1).is_contiguous() and not x.is_contiguous()
     mapped = x.numel() + x.numel() // x.shape[1] * weight.shape[0]
     return x.device.type == "cpu" and channels_last and weight.is_contiguous() and weight.numel() > mapped
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ldm_core.nn.kept_context import KeptContext
 from ldm_core.unet.network import Context, UNet
+from ldm_core.nn.transforms import transforming
 
 # A cosine of noisy latents. One step apart it is 0.99 (DDIM in 25 steps) to 0.37 (ancestral Euler in 5);
 # between pictures of other noise it is 0, give or take 0.03 at 16 x 16 latents and less at larger ones.
@@ -100,7 +101,7 @@ class DeepCache(nn.Module):
     ) -> Tensor:
         """As `UNet.forward`: shapes, ranges and errors are its own."""
         level = _level(t, x)
-        if self.interval == 1 or level is None or torch.is_grad_enabled():
+        if self.interval == 1 or level is None or torch.is_grad_enabled() or transforming():
             return self.unet(x, t, context, y)
         told = context.tensor if isinstance(context, KeptContext) else context
         found = self._find(x, level, told, y)

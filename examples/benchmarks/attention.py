@@ -18,7 +18,8 @@ from networks import noise
 from side_by_side import Case, options, run
 from torch import Tensor
 
-from ldm_core.attention import BACKENDS, AttentionFunction, math_attention
+from ldm_core.attention import BACKENDS, AttentionFunction
+from ldm_core.nn.attention_backends import math_attention
 
 SIZES = [  # B, heads, N, M, D
     (2, 8, 4096, 4096, 40),

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ldm_core.attention import AttentionFunction, triton_attention
+from ldm_core.attention import AttentionFunction
+from ldm_core.kernels import triton_attention
 
 SIZES = [  # B, heads, N, M, D
     (2, 8, 4096, 4096, 40),

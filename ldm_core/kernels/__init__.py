@@ -16,6 +16,14 @@ from ldm_core.kernels.requirements import require_triton
 from ldm_core.support.modules import named_modules
 
 
+def triton_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
+    """FlashAttention in Triton, which is imported at the first call. ValueError where it cannot run."""
+    require_triton("attention backend 'triton'")
+    from ldm_core.kernels.flash_attention import flash_attention
+
+    return flash_attention(q, k, v, causal=causal)
+
+
 def set_kernels(model: Any, backend: str) -> None:
     """Make `model` compute group norm with SiLU, and GEGLU, by fused kernels ("triton") or plainly ("torch").
 

@@ -17,7 +17,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ldm_core.attention import AttentionFunction, MultiHeadAttention, attention_layers, attention_weights
+from ldm_core.attention import AttentionFunction, MultiHeadAttention, attention_layers
+from ldm_core.nn.attention_backends import attention_weights
 
 AttentionMaps = dict[str, list[Tensor]]
 

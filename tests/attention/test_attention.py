@@ -17,16 +17,11 @@ from support.reference import random_model
 from torch import Tensor
 
 import ldm_core
-import ldm_core.attention
-from ldm_core.attention import (
-    BACKENDS,
-    MultiHeadAttention,
-    attention_layers,
-    chunked_attention,
-    sdpa_runs_in_bfloat16,
-    set_attention,
-)
+from ldm_core.attention import BACKENDS, MultiHeadAttention, attention_layers, set_attention
 from ldm_core.model import LatentDiffusion
+from ldm_core.nn import attention_backends
+from ldm_core.nn.attention_backends import chunked_attention
+from ldm_core.nn.cpu import sdpa_runs_in_bfloat16
 
 ON_CPU = [name for name in BACKENDS if name != "triton"]  # that one: test_kernels.py and test_gpu.py
 EVERY = pytest.mark.parametrize("backend", ON_CPU)
@@ -89,7 +84,7 @@ def test_chunks_of_any_size_give_the_same(n: int, m: int, rows: int, causal: boo
     m = n if causal else m
     generator = torch.Generator().manual_seed(n * 41 + m)
     q, k, v = (torch.randn(1, 2, x, 8, dtype=torch.float64, generator=generator) for x in (n, m, m))
-    module: Any = ldm_core.attention
+    module: Any = attention_backends
     before = module.CHUNK_BYTES
     try:
         module.CHUNK_BYTES = 4 * 2 * m * rows
@@ -226,9 +221,9 @@ def test_a_prompts_keys_are_made_once_and_not_at_every_step(monkeypatch: pytest.
 def test_chunks_in_bfloat16_lose_only_bfloat16s_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores, weights and the result are each rounded to 8 bits once (0.0043 in all); sums are float32's."""
     torch.manual_seed(0)
-    monkeypatch.setattr(ldm_core.attention, "CHUNK_BYTES", 100_000)
+    monkeypatch.setattr(attention_backends, "CHUNK_BYTES", 100_000)
     q, k, v = (torch.randn(2, 4, 300, 40).bfloat16() for _ in range(3))
-    exact = ldm_core.attention.math_attention(q.double(), k.double(), v.double())
+    exact = attention_backends.math_attention(q.double(), k.double(), v.double())
     error = (chunked_attention(q, k, v).double() - exact).square().mean().sqrt() / exact.std()
     assert error < 2**-6
 
@@ -236,17 +231,17 @@ def test_chunks_in_bfloat16_lose_only_bfloat16s_digits(monkeypatch: pytest.Monke
 @torch.no_grad()
 def test_auto_takes_chunks_in_bfloat16_where_they_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
-    monkeypatch.setattr(ldm_core.attention, "chunked_attention", lambda *qkv, causal: taken.append(causal))
-    monkeypatch.setattr(ldm_core.attention, "sdpa_attention", lambda *qkv, causal: None)
-    monkeypatch.setattr(ldm_core.attention, "sdpa_runs_in_bfloat16", lambda: True)
+    monkeypatch.setattr(attention_backends, "chunked_attention", lambda *qkv, causal: taken.append(causal))
+    monkeypatch.setattr(attention_backends, "sdpa_attention", lambda *qkv, causal: None)
+    monkeypatch.setattr(attention_backends, "sdpa_runs_in_bfloat16", lambda: True)
     q, short = torch.randn(1, 1, 300, 8).bfloat16(), torch.randn(1, 1, 77, 8).bfloat16()
     for has_it in (False, True):
-        monkeypatch.setattr(ldm_core.attention, "chunks_win_in_bfloat16", lambda has_it=has_it: has_it)
-        ldm_core.attention.auto_attention(q, q, q)
-        ldm_core.attention.auto_attention(q, short, short)
-        ldm_core.attention.auto_attention(q, q, q, causal=True)
-        ldm_core.attention.auto_attention(q.float(), q.float(), q.float())
+        monkeypatch.setattr(attention_backends, "chunks_win_in_bfloat16", lambda has_it=has_it: has_it)
+        attention_backends.auto_attention(q, q, q)
+        attention_backends.auto_attention(q, short, short)
+        attention_backends.auto_attention(q, q, q, causal=True)
+        attention_backends.auto_attention(q.float(), q.float(), q.float())
         assert len(taken) == int(has_it)
-    monkeypatch.setattr(ldm_core.attention, "sdpa_runs_in_bfloat16", lambda: False)
-    ldm_core.attention.auto_attention(short, short, short, causal=True)
+    monkeypatch.setattr(attention_backends, "sdpa_runs_in_bfloat16", lambda: False)
+    attention_backends.auto_attention(short, short, short, causal=True)
     assert taken == [False, True]

@@ -13,8 +13,8 @@ import torch
 from support.configs import SMALL
 
 from ldm_core import set_attention
-from ldm_core.attention import BACKENDS, triton_attention
-from ldm_core.kernels import set_kernels
+from ldm_core.attention import BACKENDS
+from ldm_core.kernels import set_kernels, triton_attention
 from ldm_core.kernels.tiles import backward_tiles, forward_tile, split
 from ldm_core.nn import blocks as layers
 from ldm_core.unet import UNet
@@ -111,7 +111,7 @@ def test_without_triton_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> No
 def test_tensors_that_do_not_fit_are_refused() -> None:
     code = """
 import torch
-from ldm_core.attention import triton_attention
+from ldm_core.kernels import triton_attention
 def refused(words, *tensors, **options):
     try:
         triton_attention(*tensors, **options)

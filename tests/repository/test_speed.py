@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from support.reference import random_model, reference_autoencoder, reference_unet
 
-from ldm_core.attention import chunked_attention
 from ldm_core.config import SD1, TextEncoderConfig
+from ldm_core.nn.attention_backends import chunked_attention
 from ldm_core.nn.cpu import chunks_win_in_bfloat16, multiplies_bfloat16
 
 pytestmark = pytest.mark.slow

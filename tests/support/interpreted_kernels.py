@@ -19,8 +19,7 @@ from support.configs import SMALL
 from torch import Tensor, nn
 
 from ldm_core import set_attention
-from ldm_core.attention import triton_attention
-from ldm_core.kernels import set_kernels
+from ldm_core.kernels import set_kernels, triton_attention
 from ldm_core.kernels.flash_attention import flash_attention
 from ldm_core.kernels.geglu import geglu
 from ldm_core.kernels.group_norm_silu import group_norm_silu

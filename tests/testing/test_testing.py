@@ -12,13 +12,14 @@ from support.configs import SMALL
 from support.contracts import AUTOENCODER, TEXT, UNET, told
 from torch import Tensor
 
-from ldm_core.attention import BACKENDS, sdpa_runs_in_bfloat16
+from ldm_core.attention import BACKENDS
 from ldm_core.autoencoder import AutoencoderKL
 from ldm_core.autoencoder.tiling import TiledAutoencoder
 from ldm_core.clip.tokenizer import CLIPTokenizer
 from ldm_core.config import SD1, TextEncoderConfig
 from ldm_core.guidance import ClassifierFreeGuidance
 from ldm_core.model import LatentDiffusion
+from ldm_core.nn.cpu import sdpa_runs_in_bfloat16
 from ldm_core.noise_schedule import NoiseSchedule
 from ldm_core.schedulers import DDIM, DDPM, PNDM, Step, spaced_pairs
 from ldm_core.testing import (

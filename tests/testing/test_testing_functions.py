@@ -13,8 +13,8 @@ import torch
 from support.contracts import TEXT, broken, expect_told, told
 from torch import Tensor, nn
 
-from ldm_core.attention import math_attention
 from ldm_core.guidance import ClassifierFreeGuidance
+from ldm_core.nn.attention_backends import math_attention
 from ldm_core.testing import check_attention, check_guidance, check_tokenizer
 
 # --- broken attention -----------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 from side_by_side import Case, options, run
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from ldm_core import tokenizer as ours
+from ldm_core.clip import bpe
+from ldm_core.tokenizer import CLIPTokenizer
 
 SUBJECTS = (
     "cat|astronaut|lighthouse|old fisherman|clockwork owl|knight's armour|tabby kitten|city street|bonsai"
@@ -62,13 +63,13 @@ def make_prompts(count: int) -> list[str]:
 @cache
 def vocabulary() -> dict[str, Any]:
     return {
-        "vocab": {token: index for index, token in enumerate(ours.vocabulary())},
-        "merges": ours.read_merges(),
+        "vocab": {token: index for index, token in enumerate(bpe.vocabulary())},
+        "merges": bpe.read_merges(),
     }
 
 
 def rust_tokenizer() -> Tokenizer:
-    rust = Tokenizer(models.BPE(**vocabulary(), end_of_word_suffix=ours.END_OF_WORD))
+    rust = Tokenizer(models.BPE(**vocabulary(), end_of_word_suffix=bpe.END_OF_WORD))
     rust.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
@@ -85,11 +86,11 @@ def rust_tokenizer() -> Tokenizer:
 def cases(args: argparse.Namespace) -> Iterator[Case]:
     prompts = make_prompts(args.prompts)
     plain = [prompt for prompt in prompts if prompt.isascii() and "&" not in prompt]
-    mine, rust = ours.CLIPTokenizer(), [rust_tokenizer()]
+    mine, rust = CLIPTokenizer(), [rust_tokenizer()]
     assert all(mine.encode(prompt) == rust[0].encode(prompt).ids for prompt in plain), "the ids differ"
 
     def forget() -> None:
-        ours.forget_words()
+        bpe.forget_words()
         rust[0] = rust_tokenizer()
 
     def encode_here(batch: list[str]) -> list[list[int]]:

@@ -1,136 +1,74 @@
-"""CLIP's tokenizer: from a prompt to the ids of its words and parts of words.
+"""CLIP's tokenizer: from a prompt to token ids.
 
-Byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909) over the UTF-8 bytes of a word, so that no
-text is out of vocabulary (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners",
-section 2.2). A prompt passes through four stages:
+A prompt passes through these stages:
 
-    clean   repair broken Unicode, resolve HTML entities, collapse whitespace, lower the case
-    split   runs of letters, single digits, runs of anything else, English contractions
-    merge   each word's bytes, joined pair by pair in the order in which the pairs were learned
-    call    start token, at most context_length - 2 tokens, end token, padding
+    special   find special tokens and added words, which separate the rest into texts
+    clean     repair broken Unicode, resolve HTML entities, collapse whitespace, convert to lower case
+    split     runs of letters, single digits, runs of other characters, English contractions
+    merge     byte-pair encoding of each word (`ldm_core.clip.bpe`)
+    call      start token, at most context_length - 2 tokens, end token, padding
 
-An id says how its token was made: 0..255 are bytes, 256..511 bytes that end a word (written `</w>`), and
-512 + k is the product of the k-th learned merge. So the smallest id among the possible merges is the one
-to make first, and no table of ranks is needed beside the ids.
+CompVis's counterpart is `FrozenCLIPEmbedder.tokenizer` (transformers' `CLIPTokenizer`), which pads with the
+end token. `clean` and `split` are OpenAI's, in open_clip's version. `encode` gives open_clip's ids for every
+string without `<|startoftext|>` and `<|endoftext|>`, given the same version of ftfy. transformers (5.23)
+gives the same ids except in these cases:
 
-CompVis's counterpart is `FrozenCLIPEmbedder.tokenizer` (transformers' `CLIPTokenizer`), which pads with
-the end token. The reference here is OpenAI's own algorithm in the form that open_clip ships: `encode`
-gives its ids for every string, given the same version of ftfy. Ordinary text has the same ids in
-transformers (5.23); the two differ where a prompt has one of these:
-
-* What `clean` repairs or resolves: "&amp;", curly quotes, full-width letters. transformers does neither.
-* Special tokens written out in a prompt: here, as in open_clip, `<start_of_text>` and `<end_of_text>`
-  are the special tokens, and `<|startoftext|>` and `<|endoftext|>` are ordinary text; in transformers
-  it is the other way round.
-* A long s after an apostrophe, U+0345 (see `split`), and code points that one side's Unicode lacks.
-
-The vocabulary is OpenAI's (`data/bpe_simple_vocab_16e6.txt.gz`), read when it is first needed.
+* `clean` repairs or resolves a part of the text: "&amp;", curly quotes, full-width letters. transformers
+  does neither.
+* The text contains `<start_of_text>` or `<end_of_text>`, which are special tokens in open_clip alone. Here
+  both spellings of the special tokens are recognised. `<|startoftext|>` and `<|endoftext|>` are recognised
+  anywhere and in lower case only, as in transformers; OpenAI's pattern ignores case and misses them after
+  punctuation.
+* The text contains a long s after an apostrophe, U+0345 (see `split`), or a code point that only one side's
+  version of Unicode defines.
 """
 
 from __future__ import annotations
 
-import gzip
 import html
 import operator
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from heapq import heapify, heappop, heappush
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from ldm_core.clip.bpe import (
+    END_OF_TEXT,
+    END_OF_WORD,
+    SPECIAL_TOKENS,
+    START_OF_TEXT,
+    encode_words,
+    tables,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MERGES = 48894  # the file lists more; CLIP was trained with the first 49152 - 256 - 2
-START_OF_TEXT = 512 + MERGES
-END_OF_TEXT = START_OF_TEXT + 1
-SPECIAL_TOKENS = {"<start_of_text>": START_OF_TEXT, "<end_of_text>": END_OF_TEXT}
-END_OF_WORD = "</w>"
+# The special tokens as OpenAI and transformers spell them.
+SPELLED = {"<|startoftext|>": START_OF_TEXT, "<|endoftext|>": END_OF_TEXT}
 
-CACHED_WORDS = 2**14  # words whose ids are remembered: 4 MB of ordinary ones, 26 MB at worst, because
-CACHED_LENGTH = 32  # a word of more characters than this is not
-
-# Limits of added words, each of which is tried at each place of a prompt.
+# Limits of added words. Each word is tried at each position of a prompt.
 MAX_WORDS = 1024
 MAX_WORD_LETTERS = 256
 MAX_ALL_LETTERS = 2**13
 MAX_WORD_IDS = 1024
 
-SHOWN_LOSS = 120  # characters of a cut prompt's lost text that the warning quotes
+SHOWN_LOSS = 120  # characters of the lost text that the warning about a cut prompt quotes
 
-AddedWords = tuple[tuple[str, tuple[int, ...]], ...]  # names, each with the ids that it becomes
-
-
-def read_merges() -> list[tuple[str, str]]:
-    """The learned merges, first learned first, in the symbols of `vocabulary`. Reads the file anew."""
-    packed = (Path(__file__).parent / "data" / "bpe_simple_vocab_16e6.txt.gz").read_bytes()
-    lines = gzip.decompress(packed).decode("utf-8").split("\n", MERGES + 1)
-    pairs = [line.split(" ") for line in lines[1 : MERGES + 1]]
-    return [(first, second) for first, second in pairs]
-
-
-def vocabulary() -> list[str]:
-    """Every token as the vocabulary file spells it, by id: one character for each byte, then maybe `</w>`."""
-    return _spell(read_merges())
-
-
-def _spell(merges: list[tuple[str, str]]) -> list[str]:
-    single = list(_byte_symbols().values())
-    ending = [symbol + END_OF_WORD for symbol in single]
-    return [*single, *ending, *(first + second for first, second in merges), *SPECIAL_TOKENS]
-
-
-def _byte_symbols() -> dict[int, str]:
-    """The character that stands for each byte in the vocabulary file, in the order of the tokens' ids.
-
-    Bytes that are printable in Latin-1 stand for themselves; the other 68 take the characters from
-    U+0100 on, so that no symbol is a space or a control character.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + k) for k, byte in enumerate(others)}
-
-
-@dataclass(frozen=True)
-class _Tables:
-    byte_ids: tuple[int, ...]  # byte -> its id
-    merges: dict[tuple[int, int], int]  # two neighbouring ids -> the id that they merge to
-    token_bytes: tuple[bytes, ...]  # id -> the bytes that it stands for; empty for special tokens
-    ends_word: tuple[bool, ...]  # id -> whether a word ends with it
-
-
-@lru_cache(maxsize=1)
-def _tables() -> _Tables:
-    merges = read_merges()
-    spelled = _spell(merges)
-    id_of = {symbol: k for k, symbol in enumerate(spelled)}
-    order = list(_byte_symbols())
-    token_bytes = [bytes([byte]) for byte in order] * 2
-    ends_word = [False] * 256 + [True] * 256
-    pairs = [(id_of[first], id_of[second]) for first, second in merges]
-    for first, second in pairs:
-        token_bytes.append(token_bytes[first] + token_bytes[second])
-        ends_word.append(ends_word[second])
-    return _Tables(
-        byte_ids=tuple(order.index(byte) for byte in range(256)),
-        merges={pair: 512 + k for k, pair in enumerate(pairs)},
-        token_bytes=(*token_bytes, b"", b""),
-        ends_word=(*ends_word, False, False),
-    )
+AddedWords = tuple[tuple[str, tuple[int, ...]], ...]  # (name, ids) pairs
 
 
 def clean(text: str) -> str:
-    """Repaired, unescaped, single-spaced and lower-case text; what the ids of a prompt are made from."""
-    # ftfy takes longer than all else together, and cannot change printable ASCII that has no entities.
+    """The text with Unicode repaired, HTML entities resolved, whitespace collapsed, and in lower case."""
+    # ftfy takes most of the time of `encode`, and never changes printable ASCII without entities.
     if not (text.isascii() and text.isprintable() and "&" not in text):
         import ftfy
 
         try:
             text = html.unescape(html.unescape(ftfy.fix_text(text)))
-        except ValueError:  # Python reads no numbers of more than 4,300 digits
+        except ValueError:  # Python converts no number of more than 4,300 digits
             raise ValueError("the prompt has an HTML entity, &#…;, with too many digits") from None
     return " ".join(text.split()).lower()
 
@@ -139,85 +77,41 @@ def clean(text: str) -> str:
 def _word_pattern() -> Any:
     import regex
 
-    special = "|".join(SPECIAL_TOKENS)
-    # Case still matters after lowering: under IGNORECASE "'s" also matches the long s of "'ſ".
+    special = "|".join([*SPECIAL_TOKENS, *(f"(?-i:{regex.escape(name)})" for name in SPELLED)])
+    # IGNORECASE matters for lower-case text too: "'s" also matches "'ſ", an apostrophe and a long s.
     return regex.compile(
         rf"{special}|'s|'t|'re|'ve|'m|'ll|'d|\p{{L}}+|\p{{N}}|[^\s\p{{L}}\p{{N}}]+", regex.IGNORECASE
     )
 
 
 def split(text: str) -> list[str]:
-    """The words of cleaned text, which lose nothing but whitespace.
+    """The words of cleaned text, which together contain all of its characters but whitespace and U+0345.
 
-    There is one exception, which the reference makes too: U+0345, the Greek iota subscript as a character
-    of its own, is dropped. Its other case is the letter iota, so that a pattern that ignores case does not
-    count it among the non-letters; but it is no letter either.
+    U+0345 is the combining Greek iota subscript. The reference drops it too: its upper case is the letter
+    iota, so the pattern, which ignores case, does not count it among the non-letters, and it is no letter.
     """
-    return _word_pattern().findall(text)
-
-
-def merge(word: str) -> tuple[int, ...]:
-    """The ids of one word (not empty), by byte-pair encoding.
-
-    Of all neighbours that can merge, the pair learned first does, leftmost first, until none can. The
-    candidates wait in a heap, so that a word of n bytes takes O(n log n) steps: text without spaces, as
-    in Chinese or Thai, is one long word. An entry whose tokens have since merged otherwise is skipped.
-    """
-    if word in SPECIAL_TOKENS:
-        return (SPECIAL_TOKENS[word],)
-    tables = _tables()
-    merges = tables.merges
-    ids = [tables.byte_ids[byte] for byte in word.encode("utf-8")]
-    ids[-1] += 256
-    end, gone = len(ids), -1
-    left = list(range(-1, end - 1))
-    right = list(range(1, end + 1))
-    candidates = [(merges[pair], i) for i, pair in enumerate(pairwise(ids)) if pair in merges]
-    heapify(candidates)
-    while candidates:
-        merged, i = heappop(candidates)
-        j = right[i]
-        if j == end or merges.get((ids[i], ids[j])) != merged:
-            continue
-        ids[i], ids[j] = merged, gone
-        right[i] = right[j]
-        if right[i] != end:
-            left[right[i]] = i
-            if (ids[i], ids[right[i]]) in merges:
-                heappush(candidates, (merges[ids[i], ids[right[i]]], i))
-        if left[i] >= 0 and (ids[left[i]], ids[i]) in merges:
-            heappush(candidates, (merges[ids[left[i]], ids[i]], left[i]))
-    return tuple(token for token in ids if token != gone)
-
-
-_cached_merge = lru_cache(maxsize=CACHED_WORDS)(merge)
-
-
-def forget_words() -> None:
-    """Empty the cache of words, which all tokenizers share. Only speed depends on it."""
-    _cached_merge.cache_clear()
-
-
-def _ordinary_ids(text: str) -> list[int]:
-    """The ids of a text without added words."""
-    ids: list[int] = []
-    for word in split(clean(text)):
-        ids.extend(_cached_merge(word) if len(word) <= CACHED_LENGTH else merge(word))
-    return ids
+    words: list[str] = _word_pattern().findall(text)
+    if not SPELLED.keys() & set(words):
+        return words
+    # These were in capitals or had entities in the prompt. transformers' pattern ends a word here, too, and
+    # its byte-level stage then cuts the word into three.
+    return [part for word in words for part in (("<|", word[2:-2], "|>") if word in SPELLED else (word,))]
 
 
 @lru_cache(maxsize=8)
-def _added_pattern(added: AddedWords) -> tuple[Any, AddedWords]:
-    """What finds the added words in a prompt, one group for each, and the words in the groups' order."""
-    import regex  # its \w has combining marks, so that a name is not found in a word that goes on with one
+def _found_pattern(added: AddedWords) -> tuple[Any, AddedWords]:
+    """A pattern of the special tokens and added words, one group each, and the words in the groups' order."""
+    import regex  # its \w includes combining marks, so a name is not found before one
 
-    longest_first = tuple(sorted(added, key=lambda word: -len(word[0])))
+    special = tuple((name, (token,)) for name, token in SPELLED.items())
+    longest_first = tuple(sorted((*special, *added), key=lambda word: -len(word[0])))
     groups = []
     for name, _ in longest_first:
         before = r"(?<!\w)" if regex.match(r"\w", name) else ""
         after = r"(?!\w)" if regex.match(r"\w", name[-1]) else ""
         spelled = r"\s+".join(regex.escape(part) for part in name.split())
-        groups.append(f"({before}{spelled}{after})")
+        case = "-i:" if name in SPELLED else ":"
+        groups.append(f"((?{case}{before}{spelled}{after}))")
     return regex.compile("|".join(groups), regex.IGNORECASE), longest_first
 
 
@@ -247,7 +141,7 @@ def _check_added(added: Any, vocab_size: int) -> None:
     if letters > MAX_ALL_LETTERS:
         raise ValueError(f"expected at most {MAX_ALL_LETTERS:,} letters in all added words, got {letters:,}")
     if added:
-        pattern, groups = _added_pattern(added)
+        pattern, groups = _found_pattern(added)
         for group, (name, _) in enumerate(groups, start=1):
             if pattern.fullmatch(name).lastindex != group:
                 raise ValueError(f"the name {name!r} is already in use")
@@ -288,15 +182,13 @@ class CLIPTokenizer:
         """The ids of a text of any length, without start and end token. Raises ValueError if not a str."""
         if not isinstance(text, str):
             raise ValueError(f"expected a prompt as a str, got {type(text).__name__}")
-        if not self.added_words:
-            return _ordinary_ids(text)
-        pattern, groups = _added_pattern(self.added_words)
+        pattern, groups = _found_pattern(self.added_words)
         ids, end = [], 0
         for found in pattern.finditer(text):
-            ids += _ordinary_ids(text[end : found.start()])
+            ids += encode_words(split(clean(text[end : found.start()])))
             ids += groups[found.lastindex - 1][1]
             end = found.end()
-        return ids + _ordinary_ids(text[end:])
+        return ids + encode_words(split(clean(text[end:])))
 
     def __call__(self, prompts: str | Sequence[str]) -> Tensor:
         """One prompt or B of them as a LongTensor (B, context_length).
@@ -318,7 +210,7 @@ class CLIPTokenizer:
 
     def _describe_loss(self, prompt: str, ids: list[int]) -> str:
         room = self.context_length - 2
-        lost = self.decode(ids[room:])
+        lost = self._text(ids[room:], special=True)
         if len(lost) > SHOWN_LOSS:
             lost = lost[: SHOWN_LOSS - 1] + "…"
         partly = ""
@@ -334,24 +226,41 @@ class CLIPTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids (N,), a tensor's row included: lower-case, one space after each word.
 
-        Start and end tokens are left out, and so is padding, which is the padding id after an end token
-        (0 is also the id of a "!" inside a word). Bytes that are not UTF-8, as where a cut fell inside a
-        character, become U+FFFD. Added words are given as they were added, also where a cut left only a
-        part of their ids. Raises ValueError for what is not an id.
+        Start tokens, end tokens and padding are omitted. Padding is a run of `pad_token_id` at the end of the
+        ids, after an end token; elsewhere 0, open_clip's padding, is a "!" within a word. Bytes that are not
+        valid UTF-8, as where a character was cut, become U+FFFD. An added word appears under its name, even
+        if a cut left only a part of its ids. Raises ValueError for an invalid id.
         """
-        tables = _tables()
-        # id -> its name, and the id before it in the name, or -1
-        added = {token: (name, k) for name, word in self.added_words for k, token in pairwise((-1, *word))}
+        kept = _as_ids(ids, self.vocab_size, self._added)
+        end = len(kept)
+        while end and kept[end - 1] == self.pad_token_id:
+            end -= 1
+        if end and kept[end - 1] == self.eos_token_id:
+            kept = kept[:end]
+        return self._text(kept)
+
+    @property
+    def _added(self) -> dict[int, tuple[str, int]]:
+        """The ids of added words, each with its word's name and the word's previous id, or -1."""
+        return {token: (name, k) for name, word in self.added_words for k, token in pairwise((-1, *word))}
+
+    def _text(self, ids: list[int], *, special: bool = False) -> str:
+        """The text of valid ids; special: with the special tokens among them."""
+        token_bytes, ends_word = tables().token_bytes, tables().ends_word
+        added = self._added
+        names = {token: name for name, token in SPELLED.items()} if special else {}
         data = bytearray()
-        ended, last = False, None
-        for token in _as_ids(ids, self.vocab_size, added):
+        last = None
+        for token in ids:
             if token in added:
                 name, previous = added[token]
                 data += b"" if previous == last else name.encode("utf-8", errors="replace") + b" "
-            elif not (ended and token == self.pad_token_id):
-                data += tables.token_bytes[token]
-                data += b" " if tables.ends_word[token] else b""
-            ended, last = ended or token == self.eos_token_id, token
+            elif token in names:
+                data += names[token].encode() + b" "
+            else:
+                data += token_bytes[token]
+                data += b" " if ends_word[token] else b""
+            last = token
         return data.decode("utf-8", errors="replace").strip()
 
     def tokens(self, text: str) -> list[str]:
@@ -360,14 +269,14 @@ class CLIPTokenizer:
         Bytes that are only a part of a character are written as `\\xf0`. The ids of an added word are
         written as in diffusers: `<cat-toy>`, `<cat-toy>_1`, `<cat-toy>_2` …
         """
-        tables = _tables()
+        token_bytes, ends_word = tables().token_bytes, tables().ends_word
         names = {token: name for name, token in SPECIAL_TOKENS.items()}
         for name, word in self.added_words:
             names |= {token: f"{name}_{k}" if k else name for k, token in enumerate(word)}
         return [
             names.get(token)
-            or tables.token_bytes[token].decode("utf-8", errors="backslashreplace")
-            + (END_OF_WORD if tables.ends_word[token] else "")
+            or token_bytes[token].decode("utf-8", errors="backslashreplace")
+            + (END_OF_WORD if ends_word[token] else "")
             for token in self.encode(text)
         ]
 

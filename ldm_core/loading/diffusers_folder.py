@@ -8,10 +8,10 @@ from typing import Any
 
 from ldm_core.checkpoint import folder
 from ldm_core.checkpoint.key_map import KeyMap, prefixed
+from ldm_core.clip.bpe import read_merges, vocabulary
 from ldm_core.clip.config import TextEncoderConfig
 from ldm_core.clip.settings import PAD_TOKENS
 from ldm_core.clip.text_names import transformers_map
-from ldm_core.clip.tokenizer import read_merges, vocabulary
 from ldm_core.config import LatentDiffusionConfig
 from ldm_core.errors import ConfigError
 from ldm_core.loading import diffusers_config as names

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from support.tokenizer_texts import ANY_CHARACTER, PIECES, SCRIPT_TEXT, SCRIPTS, TOKENIZER, many
 from support.transformers_tokenizer import transformers_tokenizer  # noqa: F401
 
-from ldm_core.clip import tokenizer as module
-from ldm_core.clip.tokenizer import END_OF_TEXT, CLIPTokenizer, clean, merge, split, vocabulary
+from ldm_core.clip import bpe
+from ldm_core.clip.bpe import END_OF_TEXT, merge, vocabulary
+from ldm_core.clip.tokenizer import CLIPTokenizer, clean, split
 
 # ---- the reference --------------------------------------------------------------------------------
 
@@ -73,7 +74,7 @@ PHRASES = [
     "\x1b[31mred\x1b[0m \x1c\x1d\x1e\x1f \x85next \xa0nbsp \u2028line\u2029paragraph",
     "â€œquotesâ€\x9d schÃ¶n cafÃ© Ð¿Ñ€Ð¸Ð²ÐµÑ‚ voilÃ  âœ” I â¤ NY",
     "&lt;b&gt; rock &amp; roll &amp;amp; &#39;quoted&#x27; &hellip; &notit; &EACUTE; &#x1F600; &#28;&#xD800;",
-    "<start_of_text> <END_OF_TEXT>! <|startoftext|> <|endoftext|> a<end_of_text>b !<end_of_text> <end_of",
+    "<start_of_text> <END_OF_TEXT>! <|startoftext| > < |endoftext|> a<end_of_text>b !<end_of_text> <end_of",
     "'S 'ſ 'RE 're' 'LL ''s don't I’m ’Tis",
     "ﬁne ﬂuﬀ Ⅷ ½ x² H₂O ① ℃ K Å ™ İstanbul ıı ǅ ß ẞ ŉ",
     "\ud83d\ude00 \ud83d alone \ude00 \ud83d\ud83d\ude00",
@@ -198,10 +199,10 @@ def test_transformers_differs_on_two_rare_characters(
     assert TOKENIZER.encode(text) == reference.encode(text) != transformers_ids(transformers_tokenizer, text)
 
 
-def test_transformers_differs_on_special_tokens_written_out(transformers_tokenizer: Any) -> None:
+def test_transformers_differs_on_open_clips_special_tokens(transformers_tokenizer: Any) -> None:
     assert TOKENIZER.encode("a <end_of_text> b") == [320, END_OF_TEXT, 321]
     assert transformers_ids(transformers_tokenizer, "a <|endoftext|> b") == [320, END_OF_TEXT, 321]
-    assert END_OF_TEXT not in TOKENIZER.encode("a <|endoftext|> b")
+    assert TOKENIZER.encode("a <|endoftext|> b") == [320, END_OF_TEXT, 321]
     assert END_OF_TEXT not in transformers_ids(transformers_tokenizer, "a <end_of_text> b")
 
 
@@ -241,7 +242,7 @@ def test_split_keeps_all_else_in_order(text: str) -> None:
 
 def test_merges_are_in_an_order_that_a_heap_may_follow() -> None:
     """A merge's parts are older than itself, and no two merges make the same token."""
-    merges = module._tables().merges
+    merges = bpe.tables().merges
     assert all(max(pair) < merged for pair, merged in merges.items())
     tokens = vocabulary()
     assert len(set(tokens)) == len(tokens)
@@ -261,10 +262,10 @@ def test_a_word_of_a_hundred_thousand_characters() -> None:
 
 
 def test_the_cache_of_words_is_bounded() -> None:
-    module.forget_words()
-    TOKENIZER.encode("x" * (module.CACHED_LENGTH + 1))
-    assert module._cached_merge.cache_info().currsize == 0
+    bpe.forget_words()
+    TOKENIZER.encode("x" * (bpe.CACHED_LENGTH + 1))
+    assert bpe._cached_merge.cache_info().currsize == 0
     TOKENIZER.encode(" ".join(f"{a}{b}{c}" for a in "abcdefghij" for b in "klmnopqrst" for c in "uvwxyz"))
-    info = module._cached_merge.cache_info()
+    info = bpe._cached_merge.cache_info()
     assert info.currsize == 600
-    assert info.maxsize == module.CACHED_WORDS
+    assert info.maxsize == bpe.CACHED_WORDS

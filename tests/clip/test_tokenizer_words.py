@@ -13,7 +13,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from support.tokenizer_texts import ANY_CHARACTER, PIECES, SCRIPT_TEXT, TOKENIZER, many
 
-from ldm_core.clip.tokenizer import END_OF_TEXT, START_OF_TEXT, CLIPTokenizer
+from ldm_core.clip.bpe import END_OF_TEXT, START_OF_TEXT
+from ldm_core.clip.tokenizer import CLIPTokenizer
 
 # ---- added words ----------------------------------------------------------------------------------
 

@@ -29,7 +29,8 @@ from fuzz.watch import MAX_INPUT, placed, promise, watched
 from support.checkpoint_files import torch_zip
 
 from ldm_core.checkpoint import CheckpointError, inspect, read
-from ldm_core.clip.tokenizer import END_OF_TEXT, START_OF_TEXT, CLIPTokenizer
+from ldm_core.clip.bpe import END_OF_TEXT, START_OF_TEXT
+from ldm_core.clip.tokenizer import CLIPTokenizer
 from ldm_core.config import LatentDiffusionConfig
 from ldm_core.loading.compvis_yaml import read_yaml
 from ldm_core.recipe import from_json, from_parameters_text, read_recipe, to_json, to_parameters_text

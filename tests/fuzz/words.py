@@ -30,6 +30,7 @@ _TAR = """
 """
 _PROMPT = (
     "&amp; &lt; &#x &#1114112; &nbsp; <start_of_text> <end_of_text> <cat-toy> 's 'll â€œ Ã© ﬁ ſ \u0345 🐱"
+    " <|startoftext|> <|endoftext|>"
 )
 
 

@@ -35,7 +35,7 @@ from transformers import CLIPTokenizer as TransformersTokenizer
 
 import ldm_core
 from ldm_core import build
-from ldm_core.clip.tokenizer import read_merges, vocabulary
+from ldm_core.clip.bpe import read_merges, vocabulary
 from ldm_core.config import AutoencoderConfig, LatentDiffusionConfig, TextEncoderConfig, UNetConfig
 from ldm_core.loading.diffusers_folder import merges_text, settings
 from ldm_core.loading.save import file_tensors

@@ -39,7 +39,6 @@ PIECES = st.sampled_from(
             "<end_of_text>",
             "<END_OF_TEXT>",
             "<ſtart_of_text>",
-            "<|endoftext|>",
             "</w>",
             "<",
         ),

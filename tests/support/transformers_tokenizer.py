@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from ldm_core.clip import tokenizer as module
-from ldm_core.clip.tokenizer import vocabulary
+from ldm_core.clip.bpe import read_merges, vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -18,6 +17,6 @@ def transformers_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     tokens = vocabulary()
     tokens[-2:] = ["<|startoftext|>", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({token: k for k, token in enumerate(tokens)}))
-    lines = ["#version: 0.2", *(" ".join(pair) for pair in module.read_merges())]
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in read_merges())]
     (folder / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
     return transformers.CLIPTokenizer.from_pretrained(folder, model_max_length=77)

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,9 +26,16 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+MAX_PROMPTS_BYTES = 2**24
+
+# Lengths are bounded, so that the time to search a prompt is proportional to its length.
+_TAG = re.compile(r"<(?:lora|lyco|hypernet):[^<>]{1,200}>", re.IGNORECASE)
+_WEIGHT = re.compile(r"(?<!\\)\([^()]{1,200}:\s{0,9}(?:\d{1,4}(?:\.\d{0,4})?|\.\d{1,4})\s{0,9}\)")
+
+
 @dataclass
 class Output:
-    """A folder in which pictures are numbered, or one file.
+    """A folder in which pictures are numbered, or one file. The first picture makes a folder that is missing.
 
     stem: what a numbered file's name begins with: `txt2img-0001.png`.
     file: the one file, if it is not to be numbered. force: overwrite it.
@@ -47,6 +54,7 @@ class Output:
         written.
         """
         data = png_bytes(image, recipe)
+        self.folder.mkdir(exist_ok=True)
         # Several processes may number pictures in one folder, so the file is whole before it gets a number.
         with unfinished_file(self.file or self.folder / f"{self.stem}.png") as temporary:
             temporary.write_bytes(data)
@@ -88,14 +96,22 @@ class Output:
 def find_output(name: str, stem: str, *, count: int, steps: bool, force: bool) -> Output:
     """Where `count` pictures shall go. Raises ValueError, before anything is drawn, if they cannot.
 
-    name: a folder that is there, or a file's name that ends in .png. steps: whether a folder of steps will
-    be beside each.
+    name: an existing folder, a new folder's name that ends in a slash, or a file's name that ends in .png.
+    steps: whether each picture gets a folder of its steps beside it.
     """
     path = Path(name)
     if path.is_dir():
         output = Output(path, stem)
-    elif path.suffix.lower() != ".png" or name.endswith(os.sep):
-        raise ValueError(f"--output {name}: no such folder; give one that is there, or a file name in .png")
+    elif name.endswith(("/", os.sep)):
+        if os.path.lexists(path):
+            raise ValueError(f"--output {name}: a file of this name is already there")
+        _require_writable(path.parent)
+        return Output(path, stem)
+    elif path.suffix.lower() != ".png":
+        raise ValueError(
+            f"--output {name}: expected an existing folder, a new folder's name with a slash at its end, "
+            "or a file name that ends in .png"
+        )
     elif count > 1:
         raise ValueError(f"--output {name}: {count} pictures do not fit in one file; give a folder")
     elif os.path.lexists(path) and not force:
@@ -173,20 +189,41 @@ def _fitted(image: Image, size: tuple[int, int] | None) -> Image:
 
 
 def read_prompts(name: str) -> list[str]:
-    """One prompt a line of a UTF-8 file, or of standard input for "-"; blank lines are skipped."""
+    """The prompts of a UTF-8 file, or of standard input for "-": one per line.
+
+    Blank lines and comments, which begin with "#", are skipped. A prompt that begins with "#" is written with
+    a backslash before it. Raises ValueError for a file without prompts, OSError for one that cannot be read.
+    """
     try:
         text = _bytes(name).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"--prompts {name}: not UTF-8 text (byte {error.start})") from None
-    prompts = [line.strip() for line in text.split("\n")]
-    return [prompt for prompt in prompts if prompt]
+    lines = [line.strip() for line in text.split("\n")]
+    prompts = [
+        line.removeprefix("\\") if line.startswith("\\#") else line for line in lines if line[:1] != "#"
+    ]
+    prompts = [prompt for prompt in prompts if prompt]
+    if not prompts:
+        raise ValueError(
+            f"--prompts {name}: no prompts in {'standard input' if name == '-' else 'this file'}"
+        )
+    return prompts
 
 
 def _bytes(name: str) -> bytes:
-    if name == "-":
-        return sys.stdin.buffer.read()
-    with open_regular(name) as file:
-        return file.read()
+    if name != "-":
+        with open_regular(name, MAX_PROMPTS_BYTES) as file:
+            return file.read(MAX_PROMPTS_BYTES)
+    data = sys.stdin.buffer.read(MAX_PROMPTS_BYTES + 1)
+    if len(data) > MAX_PROMPTS_BYTES:
+        raise ValueError(f"--prompts -: more than {MAX_PROMPTS_BYTES:,} bytes of prompts")
+    return data
+
+
+def uninterpreted(prompts: Iterable[str]) -> list[str]:
+    """The first LoRA tag and the first weight in the web UIs' grammar, `<lora:NAME:1>` and `(text:1.2)`."""
+    found = (next(filter(None, map(pattern.search, prompts)), None) for pattern in (_TAG, _WEIGHT))
+    return [match[0] for match in found if match is not None]
 
 
 def usable_device(name: str | None) -> torch.device:

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from ldm_core.cli.output import PROG
 from ldm_core.recipe.fields import MAX_CLIP_SKIP, MAX_STEPS
 from ldm_core.support.limits import MAX_SIZE
+from ldm_core.support.printable import shown
 
 SCHEDULERS = (
     "ddim",
@@ -28,6 +29,8 @@ SCHEDULERS = (
 )
 SPACINGS = ("leading", "trailing", "linspace", "compvis", "karras", "exponential", "uniform_lambda")
 DTYPES = ("float32", "float16", "bfloat16")
+MAX_PICTURES = 1_000_000  # of a prompt, or at once
+MAX_MESSAGE = 600
 
 # What is used where neither the command line nor a recipe says anything: for the bundled model what its
 # card recommends, for any other what CompVis's scripts use.
@@ -40,6 +43,8 @@ class _Parser(argparse.ArgumentParser):
     """Bad options end like any other bad input: in one line."""
 
     def error(self, message: str) -> NoReturn:
+        if len(message) > MAX_MESSAGE:  # it quotes an argument
+            message = f"{message[: MAX_MESSAGE // 2]}…{message[-MAX_MESSAGE // 2 :]}"
         raise ValueError(f"{message} (see {self.prog} --help)")
 
 
@@ -110,7 +115,7 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
         "prompt", nargs="*", metavar="PROMPT", help="what to draw; several give several pictures"
     )
     group.add_argument(
-        "--prompts", metavar="FILE", help="prompts from a UTF-8 file, one a line; - for standard input"
+        "--prompts", metavar="FILE", help="a UTF-8 file of prompts, one per line; - for standard input"
     )
     group.add_argument(
         "--negative-prompt",
@@ -129,7 +134,9 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="let that recipe name files to read: pictures, adapters, an autoencoder, a configuration",
     )
-    group.add_argument("--num", type=_positive, metavar="N", help="pictures per prompt (default 1)")
+    group.add_argument(
+        "--num", type=_whole(1, MAX_PICTURES), metavar="N", help="pictures per prompt (default 1)"
+    )
     group.add_argument(
         "--seed",
         type=_seeds,
@@ -206,7 +213,7 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--batch-size",
-        type=_positive,
+        type=_whole(1, MAX_PICTURES),
         default=1,
         metavar="N",
         help="pictures drawn at once, and kept as they are done (default 1)",
@@ -221,7 +228,7 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
         "--output",
         default=".",
         metavar="FILE.png|FOLDER",
-        help="a file for one picture, or an existing folder to number pictures in (default: this one)",
+        help="a file for one picture, or a folder; NEW/ makes a folder (default: the current folder)",
     )
     group.add_argument("--force", action="store_true", help="overwrite FILE.png")
     group.add_argument(
@@ -233,16 +240,10 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no warnings")
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive whole number, not {text!r}")
-    return int(text)
-
-
 def _whole(low: int, high: int) -> Callable[[str], int]:
     def convert(text: str) -> int:
         if not re.fullmatch(r"\d{1,9}", text) or not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(f"expected a whole number in {low}..{high}, not {text!r}")
+            raise argparse.ArgumentTypeError(f"expected a whole number in {low}..{high}, not {shown(text)}")
         return int(text)
 
     return convert
@@ -254,7 +255,7 @@ def _number(text: str) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise argparse.ArgumentTypeError(f"expected a number, not {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a number, not {shown(text)}")
     return number
 
 
@@ -263,7 +264,7 @@ def _seeds(text: str) -> int | list[int]:
         seeds = [int(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"expected whole numbers with commas between, not {text!r}"
+            f"expected whole numbers with commas between, not {shown(text)}"
         ) from None
     return seeds if "," in text else seeds[0]
 
@@ -273,6 +274,6 @@ def _size(text: str) -> tuple[int, int]:
     size = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not all(1 <= side <= MAX_SIZE for side in size):
         raise argparse.ArgumentTypeError(
-            f"expected WIDTHxHEIGHT or one number, such as 768x512, each in 1..{MAX_SIZE}, not {text!r}"
+            f"expected WIDTHxHEIGHT or one number, such as 768x512, each in 1..{MAX_SIZE}, not {shown(text)}"
         )
     return size

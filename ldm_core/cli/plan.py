@@ -16,7 +16,15 @@ import torch
 import ldm_core
 from ldm_core import schedulers
 from ldm_core.cli import parser
-from ldm_core.cli.files import Inputs, Output, find_output, open_inputs, read_prompts, usable_device
+from ldm_core.cli.files import (
+    Inputs,
+    Output,
+    find_output,
+    open_inputs,
+    read_prompts,
+    uninterpreted,
+    usable_device,
+)
 from ldm_core.cli.models_to_draw import load_model
 from ldm_core.cli.recorded import recorded_path, require_trust
 from ldm_core.guidance import ClassifierFreeGuidance
@@ -57,6 +65,7 @@ def prepare(args: Namespace) -> Job:
     """Check and open everything, the cheap things first, so that what is wrong shows before it costs time."""
     again = _recipe_to_follow(args)
     prompts, negatives = _texts(args, again)
+    _warn_of_uninterpreted([*prompts, *negatives])
     num = _pictures_per_prompt(args, len(prompts))
     seeds = image_seeds(_chosen(args, again, "seed", None), len(prompts) * num)
     scheduler = _scheduler(args, again)
@@ -152,6 +161,17 @@ def _texts(args: Namespace, again: Recipe | None) -> tuple[list[str], list[str]]
             f"{len(prompts)} prompt(s) take one --negative-prompt, or one for each, got {len(negatives)}"
         )
     return prompts, negatives * (len(prompts) // len(negatives))
+
+
+def _warn_of_uninterpreted(prompts: list[str]) -> None:
+    found = uninterpreted(prompts)
+    if found:
+        quoted = ", ".join(f"{text!r:.100}" for text in found)
+        hint = "; apply a LoRA with --lora FILE" if found[0].startswith("<") else ""
+        warnings.warn(
+            f"this syntax in prompts is not interpreted, but read as ordinary text: {quoted}{hint}",
+            stacklevel=2,
+        )
 
 
 def _pictures_per_prompt(args: Namespace, prompts: int) -> int:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from ldm_core.training import ImageFolder, load_weights
-from ldm_core.training.measures import psnr, ssim
+from ldm_core.training.metrics import psnr, ssim
 from ldm_core.unet import UNet
 
 LATENTS = ((16, 16), (8, 4))  # (pixels of a patch's side, components): 8x8x16 and 16x16x4 for 128 pixels
@@ -68,7 +68,7 @@ def network_scores(data: Path, run: Path, every: int, factor: int) -> tuple[floa
     """PSNR and SSIM of a run's autoencoder with its averaged weights, means over every so many pictures."""
     train = recipe()
     autoencoder = train.new_autoencoder(train.MODELS[factor].autoencoder)
-    load_weights(run / "autoencoder" / "state.safetensors", train.autoencoder_objective(autoencoder))
+    load_weights(train.autoencoder_objective(autoencoder), run / "autoencoder" / "state.safetensors")
     unseen = ImageFolder(data / "held-out", autoencoder.config.resolution, captions=False)
     scores = []
     for k in range(0, len(unseen), every):

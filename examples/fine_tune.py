@@ -68,16 +68,16 @@ def creature(pose: int, size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.LANCZOS)
 
 
-def subject(model: ldm_core.LatentDiffusion, caption: str) -> training.TensorSamples:
+def subject(model: ldm_core.LatentDiffusion, caption: str) -> training.TensorDataset:
     images = [creature(pose, model.config.image_size) for pose in range(12)]
-    return training.TensorSamples(torch.cat([image_to_tensor(i) for i in images]) * 2 - 1, [caption] * 12)
+    return training.TensorDataset(torch.cat([image_to_tensor(i) for i in images]) * 2 - 1, [caption] * 12)
 
 
 def recoloured(prompts: list[str], captions: list[str], colours: torch.Tensor, **draw: Any) -> Any:
     """The model's own pictures in other colours, by a matrix (3, 3) of what is missing to white."""
     images = ldm_core.Sampler(ldm_core.load()).txt2img(prompts, seed=50, output="tensor", **draw)
     images = 1 - torch.einsum("dc,bchw->bdhw", colours, 1 - images)
-    return training.TensorSamples(images * 2 - 1, captions)
+    return training.TensorDataset(images * 2 - 1, captions)
 
 
 def learn(name: str, method: Method, batch: int, folder: Path, draw: dict[str, Any]) -> tuple[Any, Any]:
@@ -95,15 +95,15 @@ def learn(name: str, method: Method, batch: int, folder: Path, draw: dict[str, A
     if name == "lora":
         adapter = training.TrainableLora(model, rank=8, layers=ATTENTION + FEED_FORWARD + PROJECTIONS)
     elif name == "textual-inversion":
-        adapter = training.LearnedWord(model, method.prompts[0], "face", vectors=4)
+        adapter = training.TrainableEmbedding(model, method.prompts[0], "face", vectors=4)
     dropout = 0.1 if name == "lora" else 0.0  # a style is for pictures without a prompt, too
     objective: training.Objective = training.DiffusionObjective(
         model, condition_dropout=dropout, adapter=adapter, train_text_encoder=adapter is None
     )
     if name == "dreambooth":
-        drawn = training.class_pictures(model, CLASS, folder / "class", 32, **draw)
+        drawn = training.class_images(model, CLASS, folder / "class", 32, **draw)
         prior = training.CachedLatents(drawn, model.autoencoder, folder / "prior.npy")
-        samples, objective = training.WithPrior(samples, prior), training.PriorPreservation(objective)
+        samples, objective = training.PriorDataset(samples, prior), training.PriorPreservation(objective)
     settings = training.TrainingSettings(
         method.steps, batch, learning_rate=method.rate, warmup=20, ema_decay=0.98
     )

@@ -28,7 +28,7 @@ TINY = config.LatentDiffusionConfig(
 )
 
 
-def discs(count: int) -> training.TensorSamples:
+def discs(count: int) -> training.TensorDataset:
     """Discs, here and there on white, with their colours as captions."""
     place = torch.Generator().manual_seed(0)
     rows, columns = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
@@ -36,7 +36,7 @@ def discs(count: int) -> training.TensorSamples:
     for image, colour in zip(images, (RED, GREEN, BLUE) * count):
         y, x = (torch.rand(2, generator=place) * SIZE / 3 + SIZE / 3).tolist()
         image[:, (rows - y) ** 2 + (columns - x) ** 2 < (SIZE / 3) ** 2] = colour[:, None]
-    return training.TensorSamples(images, (["red disc", "green disc", "blue disc"] * count)[:count])
+    return training.TensorDataset(images, (["red disc", "green disc", "blue disc"] * count)[:count])
 
 
 def train(name: str, trainer: training.Trainer) -> None:
@@ -52,8 +52,8 @@ def main(steps: int, output: str, folder: Path) -> None:
     torch.manual_seed(0)  # of the first weights; all else is drawn from the settings' seed
     tiny, pictures = build(TINY), discs(60)
 
-    training.start_posterior(tiny.autoencoder)
-    squared = training.AutoencoderWeights(l1_start=steps)
+    training.init_logvar(tiny.autoencoder)
+    squared = training.AutoencoderLossWeights(l1_start=steps)
     autoencoder = training.AutoencoderObjective(tiny.autoencoder, weights=squared)
     train("autoencoder", training.Trainer(autoencoder, pictures, folder / "autoencoder", settings))
 
@@ -65,7 +65,7 @@ def main(steps: int, output: str, folder: Path) -> None:
     train("U-Net", trainer)
     with trainer.averaged():
         checkpoint.save(tiny, folder / "tiny.safetensors", dtype=torch.float16)
-        training.sample_sheet(tiny, ["red disc", "green disc", "blue disc"], steps=10).save(output)
+        training.sample_grid(tiny, ["red disc", "green disc", "blue disc"], steps=10).save(output)
 
 
 if __name__ == "__main__":

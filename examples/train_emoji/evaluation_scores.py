@@ -13,7 +13,7 @@ from evaluation_data import EmojiData, Evaluator, Question, batches, features_of
 from torch import Tensor
 
 from ldm_core import LatentDiffusion
-from ldm_core.training.measures import (
+from ldm_core.training.metrics import (
     frechet_distance,
     nearest_neighbours,
     psnr,

@@ -34,8 +34,8 @@ from ldm_core.checkpoint import CheckpointError
 from ldm_core.config import AutoencoderConfig, LatentDiffusionConfig
 from ldm_core.nn.blocks import ResBlock
 from ldm_core.training import (
+    AutoencoderLossWeights,
     AutoencoderObjective,
-    AutoencoderWeights,
     CachedLatents,
     ContrastiveObjective,
     DiffusionObjective,
@@ -43,12 +43,12 @@ from ldm_core.training import (
     Trainer,
     TrainingError,
     TrainingSettings,
+    init_logvar,
     load_weights,
-    reconstruction_sheet,
-    sample_sheet,
-    start_posterior,
+    reconstruction_grid,
+    sample_grid,
 )
-from ldm_core.training.samples import Samples
+from ldm_core.training.dataset import Dataset
 
 PROMPTS = [
     *("grinning cat", "red apple", "pizza", "rocket", "red heart", "dog face", "cactus", "birthday cake"),
@@ -120,7 +120,7 @@ class Run:
         self,
         name: str,
         objective: Objective,
-        samples: Samples,
+        samples: Dataset,
         settings: TrainingSettings,
         picture: Callable[[], Image] | None = None,
     ) -> Trainer:
@@ -135,7 +135,7 @@ class Run:
 def new_autoencoder(config: AutoencoderConfig) -> AutoencoderKL:
     torch.manual_seed(AUTOENCODER.seed)
     autoencoder = AutoencoderKL(config)
-    start_posterior(autoencoder)
+    init_logvar(autoencoder)
     for module in autoencoder.modules():
         if isinstance(module, ResBlock):  # each begins by handing on what it gets (Zhang et al. 2019, Fixup)
             torch.nn.init.zeros_(module.conv2.weight)
@@ -145,7 +145,7 @@ def new_autoencoder(config: AutoencoderConfig) -> AutoencoderKL:
 
 def autoencoder_objective(autoencoder: AutoencoderKL) -> AutoencoderObjective:
     # Squared errors first: absolute ones alone begin by painting everything white.
-    return AutoencoderObjective(autoencoder, weights=AutoencoderWeights(perceptual=0.1, l1_start=1800))
+    return AutoencoderObjective(autoencoder, weights=AutoencoderLossWeights(perceptual=0.1, l1_start=1800))
 
 
 def train_autoencoder(run: Run) -> None:
@@ -157,7 +157,7 @@ def train_autoencoder(run: Run) -> None:
         autoencoder_objective(autoencoder),
         pictures,
         AUTOENCODER,
-        lambda: reconstruction_sheet(autoencoder, shown),
+        lambda: reconstruction_grid(autoencoder, shown),
     )
 
 
@@ -175,7 +175,7 @@ def train_clip(run: Run) -> None:
 def train_diffusion(run: Run, *, joint: bool) -> None:
     pictures = run.pictures()
     autoencoder = new_autoencoder(run.model.autoencoder)
-    load_weights(run.runs / "autoencoder" / "state.safetensors", autoencoder_objective(autoencoder))
+    load_weights(autoencoder_objective(autoencoder), run.runs / "autoencoder" / "state.safetensors")
     latents = CachedLatents(pictures, autoencoder, run.runs / "latents.npy")
     torch.manual_seed(DIFFUSION.seed)
     emoji = build(replace(run.model, latent_scale=scale_of(latents)))
@@ -189,7 +189,7 @@ def train_diffusion(run: Run, *, joint: bool) -> None:
         DiffusionObjective(emoji, min_snr_gamma=5.0, train_text_encoder=joint),
         Repeated(latents, often(pictures)),
         DIFFUSION,
-        lambda: sample_sheet(emoji, PROMPTS),
+        lambda: sample_grid(emoji, PROMPTS),
     )
     with trainer.averaged():
         checkpoint.save(shipped(emoji), run.runs / "emoji.safetensors", dtype=torch.float16)
@@ -208,7 +208,7 @@ def train_further(run: Run, file: Path, *, joint: bool) -> None:
         DiffusionObjective(emoji, train_text_encoder=joint),
         Repeated(latents, often(pictures)),
         FURTHER,
-        lambda: sample_sheet(emoji, PROMPTS),
+        lambda: sample_grid(emoji, PROMPTS),
     )
     with trainer.averaged():
         checkpoint.save(emoji, run.runs / "further.safetensors", dtype=torch.float16)

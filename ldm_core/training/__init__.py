@@ -8,52 +8,52 @@ samples, image_folder, shards, latents, order        data, and in which order it
 loop, state, ema, muon, learning_rate, gradient_checkpointing, distributed, logs      the run
 """
 
-from ldm_core.training.autoencoder_loss import AutoencoderObjective, AutoencoderWeights, start_posterior
+from ldm_core.training.autoencoder_loss import AutoencoderLossWeights, AutoencoderObjective, init_logvar
 from ldm_core.training.clip_objective import ContrastiveObjective
+from ldm_core.training.dataset import BadSample, CaptionedDataset, TensorDataset
 from ldm_core.training.diffusion_loss import DiffusionObjective
 from ldm_core.training.discriminator import PatchDiscriminator
-from ldm_core.training.distributed import World, join, leave
-from ldm_core.training.dreambooth import PriorPreservation, WithPrior, class_pictures
+from ldm_core.training.distributed import World, init_distributed, shutdown_distributed
+from ldm_core.training.dreambooth import PriorDataset, PriorPreservation, class_images
 from ldm_core.training.ema import WeightAverage
 from ldm_core.training.image_folder import ImageFolder
 from ldm_core.training.latents import CachedLatents
-from ldm_core.training.logs import reconstruction_sheet, sample_sheet
+from ldm_core.training.logs import reconstruction_grid, sample_grid
 from ldm_core.training.loop import Trainer, TrainingError, TrainingSettings
 from ldm_core.training.lora import TrainableLora
 from ldm_core.training.objective import Objective
-from ldm_core.training.samples import BadSample, Captioned, TensorSamples
 from ldm_core.training.shards import TarShards
 from ldm_core.training.state import load_weights
-from ldm_core.training.textual_inversion import LearnedWord, fill
+from ldm_core.training.textual_inversion import TrainableEmbedding, fill_templates
 
 __all__ = [
+    "AutoencoderLossWeights",
     "AutoencoderObjective",
-    "AutoencoderWeights",
     "BadSample",
     "CachedLatents",
-    "Captioned",
+    "CaptionedDataset",
     "ContrastiveObjective",
     "DiffusionObjective",
     "ImageFolder",
-    "LearnedWord",
     "Objective",
     "PatchDiscriminator",
+    "PriorDataset",
     "PriorPreservation",
     "TarShards",
-    "TensorSamples",
+    "TensorDataset",
+    "TrainableEmbedding",
     "TrainableLora",
     "Trainer",
     "TrainingError",
     "TrainingSettings",
     "WeightAverage",
-    "WithPrior",
     "World",
-    "class_pictures",
-    "fill",
-    "join",
-    "leave",
+    "class_images",
+    "fill_templates",
+    "init_distributed",
+    "init_logvar",
     "load_weights",
-    "reconstruction_sheet",
-    "sample_sheet",
-    "start_posterior",
+    "reconstruction_grid",
+    "sample_grid",
+    "shutdown_distributed",
 ]

@@ -28,7 +28,7 @@ from ldm_core.autoencoder.gaussian import DiagonalGaussian
 from ldm_core.autoencoder.kl import AutoencoderKL
 from ldm_core.training.discriminator import PatchDiscriminator, hinge_loss
 from ldm_core.training.distributed import mean_over_processes
-from ldm_core.training.objective import Batch, Metrics, Objective, Streams, require_float32
+from ldm_core.training.objective import Batch, Metrics, Objective, require_float32
 
 Features = Callable[[Tensor], Sequence[Tensor]]  # images (B, 3, H, W) in [-1, 1] to feature maps (B, C, h, w)
 
@@ -37,7 +37,7 @@ FIRST_LOGVAR = -6.0
 
 
 @dataclass(frozen=True)
-class AutoencoderWeights:
+class AutoencoderLossWeights:
     """How much each term counts, and from which step on.
 
     l1_start: reconstruction is the squared error before this step and the absolute error from it on. The
@@ -58,7 +58,7 @@ class AutoencoderObjective(Objective):
 
     features: a network that gives the feature maps in which pictures are compared, frozen here; without one,
         pictures are compared by their gradients at several scales.
-    weights: see `AutoencoderWeights`.
+    weights: see `AutoencoderLossWeights`.
     """
 
     def __init__(
@@ -67,13 +67,13 @@ class AutoencoderObjective(Objective):
         *,
         features: Features | None = None,
         discriminator: PatchDiscriminator | None = None,
-        weights: AutoencoderWeights | None = None,
+        weights: AutoencoderLossWeights | None = None,
     ) -> None:
         super().__init__()
         require_float32(autoencoder, "autoencoder")
         self.autoencoder = autoencoder.requires_grad_(True)
         self.discriminator = discriminator
-        self.weights = weights or AutoencoderWeights()
+        self.weights = weights or AutoencoderLossWeights()
         if isinstance(features, nn.Module):
             features.requires_grad_(False).eval()
         self._features = (features,)  # in a tuple, it is not one of this module's own
@@ -86,13 +86,13 @@ class AutoencoderObjective(Objective):
             groups.append({"params": list(self.discriminator.parameters()), "start": start})
         return groups
 
-    def loss(self, batch: Batch, streams: Streams, step: int) -> tuple[Tensor, Metrics]:
+    def loss(self, batch: Batch, generators: Sequence[torch.Generator], step: int) -> tuple[Tensor, Metrics]:
         weights = self.weights
         images = batch["image"].to(next(self.autoencoder.parameters()))
         encoded = self.autoencoder.encode(images)
         # A sum over a latent has no room in 8 bits, which autocast may have left of it.
         posterior = DiagonalGaussian(encoded.mean.float(), encoded.logvar.float())
-        decoded = self.autoencoder.decode(posterior.sample(streams)).float()
+        decoded = self.autoencoder.decode(posterior.sample(generators)).float()
 
         difference = decoded - images
         error = difference.abs().mean() if step >= weights.l1_start else difference.square().mean()
@@ -178,7 +178,7 @@ def _unit(features: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def start_posterior(autoencoder: AutoencoderKL, logvar: float = FIRST_LOGVAR) -> None:
+def init_logvar(autoencoder: AutoencoderKL, logvar: float = FIRST_LOGVAR) -> None:
     """Let a new autoencoder's log-variances start near `logvar`, in place, by its last encoder layer's bias.
 
     At the usual start, near 0, the decoder would see little but noise and take long to listen to the encoder.

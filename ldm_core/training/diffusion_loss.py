@@ -25,7 +25,7 @@ from ldm_core.conditioners.text import TextConditioner
 from ldm_core.conditioners.unconditional import Unconditional
 from ldm_core.model import LatentDiffusion
 from ldm_core.noise import randn
-from ldm_core.training.objective import Batch, Metrics, Objective, Streams, require_float32, uniform
+from ldm_core.training.objective import Batch, Metrics, Objective, require_float32, uniform
 
 Target = Literal["eps", "v", "x0"]
 
@@ -57,7 +57,7 @@ class DiffusionObjective(Objective):
     condition_dropout: the share of captions that are replaced by the empty prompt; 0 for none.
     min_snr_gamma: gamma of `min_snr_weight`, 5 in the paper; None for w_t = 1.
     adapter: what learns in the networks' place, and is on the model already: a `TrainableLora` or a
-        `LearnedWord`. The networks' weights are then frozen, and may be in bfloat16.
+        `TrainableEmbedding`. The networks' weights are then frozen, and may be in bfloat16.
 
     Batches have "image", or "mean" and "logvar" of the autoencoder's Gaussian (`latents`); and "text", or
     "inputs" for a conditioner that takes something else (class labels, say), or neither for an unconditional
@@ -104,16 +104,16 @@ class DiffusionObjective(Objective):
         self._a, self._s = alphas_cumprod.sqrt().float(), (1 - alphas_cumprod).sqrt().float()
         self._weight = weight.float()
 
-    def loss(self, batch: Batch, streams: Streams, step: int) -> tuple[Tensor, Metrics]:
+    def loss(self, batch: Batch, generators: Sequence[torch.Generator], step: int) -> tuple[Tensor, Metrics]:
         """The loss of the batch. Each stream gives a timestep, a caption, a latent and its noise, in this
         order.
         """
         like = self.model.weight_of("unet")
         wide = like.new_empty(0, dtype=torch.promote_types(like.dtype, torch.float32))
-        t = (uniform(streams) * len(self._a)).long()
-        condition = self._condition(batch, streams)
-        z0 = self._latents(batch, streams).to(wide)
-        noise = randn(z0.shape, streams).to(wide)
+        t = (uniform(generators) * len(self._a)).long()
+        condition = self._condition(batch, generators)
+        z0 = self._latents(batch, generators).to(wide)
+        noise = randn(z0.shape, generators).to(wide)
 
         a, s = (table[t].to(wide)[:, None, None, None] for table in (self._a, self._s))
         noisy = (a * z0 + s * noise).to(like)
@@ -124,13 +124,13 @@ class DiffusionObjective(Objective):
         loss = (self._weight[t].to(errors) * errors).mean()
         return loss, {"error": errors.detach().mean()}
 
-    def _condition(self, batch: Batch, streams: Streams) -> Condition:
+    def _condition(self, batch: Batch, generators: Generators) -> Condition:
         """The batch's Condition, with gradients if a conditioner's network or an adapter learns."""
         inputs: Any = None
         if "text" in batch and isinstance(self.model.conditioner, TextConditioner):
-            inputs = self._captions(batch["text"], streams)
+            inputs = self._captions(batch["text"], generators)
         elif "inputs" in batch:
-            drops = uniform(streams).tolist()
+            drops = uniform(generators).tolist()
             nothing = self.model.conditioner.unconditional
             inputs = [
                 nothing if drop < self.condition_dropout else one for one, drop in zip(batch["inputs"], drops)
@@ -142,20 +142,20 @@ class DiffusionObjective(Objective):
     def networks(self) -> list[nn.Module]:
         return [self] if self.adapter is None else list(self.model.modules.values())
 
-    def _captions(self, texts: Sequence[Sequence[str]], streams: Streams) -> list[str]:
+    def _captions(self, texts: Sequence[Sequence[str]], generators: Sequence[torch.Generator]) -> list[str]:
         """One of each sample's captions, or none of them."""
-        drops, choices = uniform(streams).tolist(), uniform(streams).tolist()
+        drops, choices = uniform(generators).tolist(), uniform(generators).tolist()
         return [
             "" if drop < self.condition_dropout or not text else text[int(choice * len(text))]
             for text, drop, choice in zip(texts, drops, choices)
         ]
 
     @torch.no_grad()
-    def _latents(self, batch: Batch, streams: Streams) -> Tensor:
+    def _latents(self, batch: Batch, generators: Sequence[torch.Generator]) -> Tensor:
         if "mean" not in batch:
-            return self.model.encode_image(batch["image"], streams)
+            return self.model.encode_image(batch["image"], generators)
         posterior = DiagonalGaussian(batch["mean"].float(), batch["logvar"].float())
-        return posterior.sample(streams) * self.model.config.latent_scale
+        return posterior.sample(generators) * self.model.config.latent_scale
 
 
 def _check(model: LatentDiffusion, target: str, dropout: float, gamma: float | None) -> None:

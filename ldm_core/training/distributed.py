@@ -58,7 +58,7 @@ class World:
         return dict(zip(values, tensor.tolist()))
 
 
-def join(timeout: timedelta = timedelta(minutes=10)) -> World:
+def init_distributed(timeout: timedelta = timedelta(minutes=10)) -> World:
     """This process's place among those that torchrun started; alone, if it was not started by torchrun.
 
     With several, the process group is made (NCCL on GPUs, gloo on CPUs). timeout: after how long a wait for
@@ -76,7 +76,7 @@ def join(timeout: timedelta = timedelta(minutes=10)) -> World:
     return World(dist.get_rank(), dist.get_world_size(), device)
 
 
-def leave() -> None:
+def shutdown_distributed() -> None:
     """End the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -95,7 +95,7 @@ def mean_over_processes(tensor: Tensor) -> Tensor:
     return total / dist.get_world_size()
 
 
-def spread(objective: nn.Module, world: World, kind: Parallel) -> nn.Module:
+def parallelize(objective: nn.Module, world: World, kind: Parallel) -> nn.Module:
     """The module to call in the place of `objective`, so that all processes train it together.
 
     All start from the first one's weights. With "fsdp", which takes PyTorch 2.6, the objective itself is
@@ -133,7 +133,7 @@ def _frozen_scalars(objective: nn.Module) -> set[nn.Parameter]:
 
 
 @contextmanager
-def gradient_exchange(module: nn.Module, wanted: bool) -> Iterator[None]:
+def gradient_sync(module: nn.Module, wanted: bool) -> Iterator[None]:
     """Forward and backward passes inside the block exchange gradients between processes only if wanted.
 
     So that of several batches that make one step, only the last pays for it.
@@ -147,7 +147,7 @@ def gradient_exchange(module: nn.Module, wanted: bool) -> Iterator[None]:
 
 
 @contextmanager
-def gathered(module: nn.Module) -> Iterator[None]:
+def unsharded(module: nn.Module) -> Iterator[None]:
     """Inside the block, a module that is spread in slices can be used otherwise than by its forward."""
     sharded: Any = module
     if hasattr(module, "unshard"):  # what `fully_shard` makes of a module
@@ -159,7 +159,7 @@ def gathered(module: nn.Module) -> Iterator[None]:
             sharded.reshard()
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A tensor, put together on every process if each has a slice of it. All processes must call this."""
     return _as_sliced(tensor).full_tensor() if is_sliced(tensor) else tensor.detach()
 

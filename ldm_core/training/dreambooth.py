@@ -6,10 +6,10 @@ Ruiz et al. 2023, equation 2: x is a picture of the subject with the caption c =
 the model itself drew, before it learned anything, for the class's c_pr = "a dog" (section 3.3). Each term has
 a timestep and noise of its own. CompVis has no counterpart.
 
-    before = class_pictures(model, "a dog", "class", 100)
-    subject = Captioned(ImageFolder("dog", 512, captions=False), "a sks dog")
+    before = class_images(model, "a dog", "class", 100)
+    subject = CaptionedDataset(ImageFolder("dog", 512, captions=False), "a sks dog")
     objective = PriorPreservation(DiffusionObjective(model, condition_dropout=0))     # or of a LoRA
-    Trainer(objective, WithPrior(subject, before), "runs/dog", settings).run()
+    Trainer(objective, PriorDataset(subject, before), "runs/dog", settings).run()
 """
 
 from __future__ import annotations
@@ -17,18 +17,20 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ldm_core.checkpoint.writer import write_bytes, write_then_move
 from ldm_core.model import LatentDiffusion
 from ldm_core.sampler import Sampler
+from ldm_core.training.dataset import ENDINGS, CaptionedDataset, Dataset, Sample, collate
 from ldm_core.training.image_folder import ImageFolder
-from ldm_core.training.objective import Batch, Metrics, Objective, Streams
-from ldm_core.training.samples import ENDINGS, Captioned, Sample, Samples, collate
+from ldm_core.training.objective import Batch, Metrics, Objective
 
 NOTE = "class.json"  # in a folder of class pictures: the prompt that they were drawn for
 
@@ -36,7 +38,7 @@ NOTE = "class.json"  # in a folder of class pictures: the prompt that they were 
 class PriorPreservation(Objective):
     """The loss of another objective, plus `weight` times its loss on the class's pictures: equation 2.
 
-    Batches are those of `WithPrior`. weight: lambda, 1 in the paper.
+    Batches are those of `PriorDataset`. weight: lambda, 1 in the paper.
     """
 
     def __init__(self, objective: Objective, weight: float = 1.0) -> None:
@@ -45,9 +47,9 @@ class PriorPreservation(Objective):
             raise ValueError(f"weight must be 0 or a positive number, not {weight}")
         self.objective, self.weight = objective, weight
 
-    def loss(self, batch: Batch, streams: Streams, step: int) -> tuple[Tensor, Metrics]:
-        subject, metrics = self.objective.loss(batch, streams, step)
-        prior, _ = self.objective.loss(collate(batch["prior"]), streams, step)
+    def loss(self, batch: Batch, generators: Sequence[torch.Generator], step: int) -> tuple[Tensor, Metrics]:
+        subject, metrics = self.objective.loss(batch, generators, step)
+        prior, _ = self.objective.loss(collate(batch["prior"]), generators, step)
         return subject + self.weight * prior, {
             **metrics,
             "subject": subject.detach(),
@@ -61,12 +63,12 @@ class PriorPreservation(Objective):
         return self.objective.parameter_groups()
 
 
-class WithPrior:
+class PriorDataset:
     """Pictures of a subject, each beside one of its class; of the fewer ones, each comes more than once."""
 
-    def __init__(self, subject: Samples, prior: Samples) -> None:
-        for what, samples in (("of the subject", subject), ("of its class", prior)):
-            if len(samples) == 0:
+    def __init__(self, subject: Dataset, prior: Dataset) -> None:
+        for what, dataset in (("of the subject", subject), ("of its class", prior)):
+            if len(dataset) == 0:
                 raise ValueError(f"expected at least one picture {what}, got none")
         self.subject, self.prior = subject, prior
 
@@ -85,7 +87,7 @@ class WithPrior:
         return self.subject.text(index % len(self.subject))
 
 
-def class_pictures(
+def class_images(
     model: LatentDiffusion,
     prompt: str,
     folder: str | Path,
@@ -95,7 +97,7 @@ def class_pictures(
     guidance_scale: float = 4.0,
     seed: int = 0,
     batch_size: int = 8,
-) -> Captioned:
+) -> CaptionedDataset:
     """`count` pictures or more of a class in a folder, captioned `prompt`; the model draws what is missing.
 
     To be called before the model learns. Pictures that are in the folder count, whoever made them. Picture k
@@ -121,7 +123,7 @@ def class_pictures(
         )
         for image, (_, path) in zip(images, part):
             write_then_move(path, partial(image.save, format="PNG"))
-    return Captioned(ImageFolder(folder, model.config.image_size, captions=False), prompt)
+    return CaptionedDataset(ImageFolder(folder, model.config.image_size, captions=False), prompt)
 
 
 def _note(path: Path, prompt: str) -> None:

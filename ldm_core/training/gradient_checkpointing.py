@@ -19,10 +19,10 @@ from ldm_core.unet.network import TransformerBlock
 BLOCKS = (ResBlock, AttentionBlock, TransformerBlock, ResidualAttentionBlock)  # what a network is made of
 
 
-def checkpoint_gradients(module: nn.Module, blocks: tuple[type[nn.Module], ...] = BLOCKS) -> int:
+def enable_gradient_checkpointing(module: nn.Module, blocks: tuple[type[nn.Module], ...] = BLOCKS) -> int:
     """Make every block below `module` recompute itself in the backward pass; returns how many there are.
 
-    Losses and gradients stay what they were. `remove_checkpoints` undoes it.
+    Losses and gradients stay what they were. `disable_gradient_checkpointing` undoes it.
     """
     found = [block for block in module.modules() if isinstance(block, blocks)]
     for block in found:
@@ -33,8 +33,8 @@ def checkpoint_gradients(module: nn.Module, blocks: tuple[type[nn.Module], ...] 
     return len(found)
 
 
-def remove_checkpoints(module: nn.Module) -> None:
-    """Undo `checkpoint_gradients`."""
+def disable_gradient_checkpointing(module: nn.Module) -> None:
+    """Undo `enable_gradient_checkpointing`."""
     for block in module.modules():
         if "forward" in vars(block):
             del block.forward

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from ldm_core.support.json_text import parse_json
 from ldm_core.support.printable import few
-from ldm_core.training.samples import ENDINGS, Sample, decode_picture
+from ldm_core.training.dataset import ENDINGS, Sample, decode_picture
 
 Row = tuple[str, tuple[str, ...]]  # a file's name and its captions
 

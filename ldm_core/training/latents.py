@@ -18,7 +18,7 @@ from torch import Tensor
 from ldm_core.autoencoder.kl import AutoencoderKL
 from ldm_core.checkpoint.writer import write_bytes, write_then_move
 from ldm_core.support.atomic_files import exclusive
-from ldm_core.training.samples import BadSample, Readable, Sample, Samples, digest
+from ldm_core.training.dataset import BadSample, Dataset, Sample, SkipUnreadable, digest
 
 
 def fingerprint(autoencoder: AutoencoderKL) -> str:
@@ -36,12 +36,12 @@ class CachedLatents:
     """
 
     def __init__(
-        self, samples: Samples, autoencoder: AutoencoderKL, path: str | Path, *, batch_size: int = 16
+        self, dataset: Dataset, autoencoder: AutoencoderKL, path: str | Path, *, batch_size: int = 16
     ) -> None:
-        self.samples, self.path = samples, Path(path)
+        self.dataset, self.path = dataset, Path(path)
         if self.path.suffix != ".npy":
             raise ValueError(f"{self.path}: expected a name that ends in .npy")
-        self.facts = {"autoencoder": fingerprint(autoencoder), "samples": samples.fingerprint}
+        self.facts = {"autoencoder": fingerprint(autoencoder), "samples": dataset.fingerprint}
         if self._stale():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # Of several processes that want the same latents, the first computes them, and the others wait.
@@ -63,7 +63,7 @@ class CachedLatents:
         return hashlib.sha256(repr(self.facts).encode()).hexdigest()
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.dataset)
 
     def __getitem__(self, index: int) -> Sample:
         if str(index) in self._bad:
@@ -72,7 +72,7 @@ class CachedLatents:
         return {"mean": mean, "logvar": logvar, "text": self.text(index)}
 
     def text(self, index: int) -> tuple[str, ...]:
-        return self.samples.text(index)
+        return self.dataset.text(index)
 
     def _stale(self) -> str:
         """Why what is on disk cannot be used; "" if it can."""
@@ -96,7 +96,7 @@ class CachedLatents:
     def _write(self, autoencoder: AutoencoderKL, batch_size: int) -> None:
         """The numbers first, the note last: with a note there, the numbers are whole."""
         self._note.unlink(missing_ok=True)
-        height, width = Readable(self.samples)[0]["image"].shape[1:]
+        height, width = SkipUnreadable(self.dataset)[0]["image"].shape[1:]
         f = autoencoder.config.downsampling
         row = (2, autoencoder.config.embed_dim, height // f, width // f)
         header = {"descr": "<f4", "fortran_order": False, "shape": (len(self), *row)}
@@ -126,7 +126,7 @@ class CachedLatents:
         good = {}
         for index in indices:
             try:
-                good[index] = self.samples[index]["image"]
+                good[index] = self.dataset[index]["image"]
             except BadSample as error:
                 bad[str(index)] = str(error)
         return good

@@ -125,7 +125,7 @@ def _tensorboard(folder: Path, step: int) -> Any:
     return SummaryWriter(str(folder), purge_step=step + 1)
 
 
-def sample_sheet(
+def sample_grid(
     model: LatentDiffusion,
     prompts: Sequence[str],
     *,
@@ -142,7 +142,7 @@ def sample_sheet(
 
 
 @torch.no_grad()
-def reconstruction_sheet(autoencoder: Autoencoder, images: Tensor) -> Image:
+def reconstruction_grid(autoencoder: Autoencoder, images: Tensor) -> Image:
     """Pictures (B, 3, H, W) in [-1, 1] above what the autoencoder makes of them."""
     decoded = autoencoder.decode(autoencoder.encode(images).mode())
     pictures = [tensor_to_pil((x + 1) / 2) for x in (images, decoded)]

@@ -1,6 +1,6 @@
 """The loop: take samples, average their losses' gradients, step, keep the average of the weights, save.
 
-    trainer = Trainer(objective, samples, "runs/first", TrainingSettings(steps=10_000, batch_size=64))
+    trainer = Trainer(objective, dataset, "runs/first", TrainingSettings(steps=10_000, batch_size=64))
     trainer.run()        # and again after it was cut off: it goes on where the last saved state was
 
 What it needs to know of a task is in the objective; what a run was, is in its folder: `state.safetensors`,
@@ -24,17 +24,17 @@ from torch.utils.data import DataLoader
 
 from ldm_core.support.atomic_files import exclusive
 from ldm_core.support.printable import shown
-from ldm_core.training.distributed import Parallel, World, gathered, gradient_exchange, spread, whole
+from ldm_core.training.data_order import ResumableBatchSampler, noise_generators
+from ldm_core.training.dataset import Dataset, SkipUnreadable, collate
+from ldm_core.training.distributed import Parallel, World, full_tensor, gradient_sync, parallelize, unsharded
 from ldm_core.training.ema import WeightAverage
-from ldm_core.training.gradient_checkpointing import checkpoint_gradients
+from ldm_core.training.gradient_checkpointing import enable_gradient_checkpointing
 from ldm_core.training.learning_rate import warmup_cosine
 from ldm_core.training.logs import RunLog
-from ldm_core.training.muon import Muon, kernels
+from ldm_core.training.muon import Muon, matrix_weights
 from ldm_core.training.objective import Objective
-from ldm_core.training.order import Order, noise_streams
-from ldm_core.training.samples import Readable, Samples, collate
-from ldm_core.training.signals import caught_signals, leave_by, leave_signals_to_the_run
-from ldm_core.training.state import Trained, load_state, save_state
+from ldm_core.training.signals import catch_signals, exit_by_signal, ignore_signals
+from ldm_core.training.state import TrainingState, load_state, save_state
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -110,7 +110,7 @@ class TrainingSettings:
 class Trainer:
     """Trains an objective's networks, in place and where they are.
 
-    samples: the data, see `ldm_core.training.samples`. folder: where the run is kept, one for all processes;
+    dataset: see `ldm_core.training.dataset`. folder: where the run is kept, one for all processes;
         a state that is in it is taken up by `run`.
     world, parallel: this process among several, from `distributed.join()`, and how they share the work.
     picture: draws what the networks make of something; called with the averaged weights, by every process.
@@ -122,7 +122,7 @@ class Trainer:
     def __init__(
         self,
         objective: Objective,
-        samples: Samples,
+        dataset: Dataset,
         folder: str | Path,
         settings: TrainingSettings,
         *,
@@ -138,25 +138,25 @@ class Trainer:
                 f"batch_size {settings.batch_size} is not a multiple of {turns}, "
                 f"{settings.accumulate} passes in each of {self.world.size} processes"
             )
-        if len(samples) == 0:
+        if len(dataset) == 0:
             raise ValueError("expected at least one sample to train on, got none")
-        self.objective, self.samples, self.folder = objective, samples, Path(folder)
+        self.objective, self.dataset, self.folder = objective, dataset, Path(folder)
         self.settings, self.quiet, self.picture = settings, quiet, picture
         # Of a data set of files it takes a look at every one.
-        self._fingerprint = getattr(samples, "fingerprint", None) if self.world.is_first else None
+        self._fingerprint = getattr(dataset, "fingerprint", None) if self.world.is_first else None
         self.step = self.position = 0
         self._saved = -1  # the step whose state is on disk
         if settings.gradient_checkpointing:
             for network in objective.networks():
-                checkpoint_gradients(network)
-        self._module = spread(objective, self.world, parallel)
+                enable_gradient_checkpointing(network)
+        self._module = parallelize(objective, self.world, parallel)
         self._groups = objective.parameter_groups()
         if not any(group["params"] for group in self._groups):
             raise ValueError("the objective has no parameters to train")
         self._optimizer = self._new_optimizer(parallel)
         decay = settings.ema_decay
         self._average = None if decay is None else WeightAverage(objective, decay)
-        self._trained = Trained(objective, self._optimizer, self._average)
+        self._trained = TrainingState(objective, self._optimizer, self._average)
         self._seen: set[str] = set()  # messages of samples that were skipped
 
     @property
@@ -174,7 +174,7 @@ class Trainer:
             return torch.optim.AdamW(self._groups, **common)
         if parallel == "fsdp" and self.world.size > 1:
             raise ValueError("muon wants whole kernels, of which fsdp gives each process a slice: use ddp")
-        return Muon(self._groups, kernels(self.objective), **common)
+        return Muon(self._groups, matrix_weights(self.objective), **common)
 
     def run(self) -> None:
         """Train up to `settings.steps`, from the state in the folder if there is one, and save.
@@ -213,7 +213,7 @@ class Trainer:
         batches = iter(self._loader())
         stopping = False
         try:
-            with caught_signals() as caught:
+            with catch_signals() as caught:
                 while self.step < self.settings.steps and not stopping:
                     stopping = self._advance(batches, log, caught)
                     if self.step % self.settings.save_every == 0:
@@ -224,7 +224,7 @@ class Trainer:
             if log is not None:
                 log.close()
         if stopping or caught:
-            leave_by(caught)
+            exit_by_signal(caught)
 
     def save(self) -> None:
         """Write the state, unless it is that of the step that was written last."""
@@ -232,7 +232,7 @@ class Trainer:
             progress = {
                 "step": self.step,
                 "position": self.position,
-                "length": len(self.samples),
+                "length": len(self.dataset),
                 "data": self._fingerprint,
                 "settings": asdict(self.settings),
             }
@@ -257,7 +257,7 @@ class Trainer:
         progress = load_state(self.state_path, self._trained, self._require_same_optimizer)
         self.step, self.position = progress["step"], progress["position"]
         self._saved = self.step
-        now = asdict(self.settings) | {"samples": len(self.samples), "betas": list(self.settings.betas)}
+        now = asdict(self.settings) | {"samples": len(self.dataset), "betas": list(self.settings.betas)}
         then = progress["settings"] | {"samples": progress["length"]}
         changes = [
             f"{name} {now[name]}, where it was {shown(then[name])}"
@@ -277,8 +277,8 @@ class Trainer:
 
     def _loader(self) -> Iterator[dict[str, Any]]:
         settings = self.settings
-        order = Order(
-            len(self.samples),
+        order = ResumableBatchSampler(
+            len(self.dataset),
             settings.seed,
             settings.batch_size // settings.accumulate // self.world.size,
             position=self.position,
@@ -286,16 +286,16 @@ class Trainer:
             size=self.world.size,
         )
         loader: DataLoader[dict[str, Any]] = DataLoader(
-            Readable(self.samples),  # type: ignore[arg-type]
+            SkipUnreadable(self.dataset),  # type: ignore[arg-type]
             batch_sampler=order,
             num_workers=settings.workers,
             collate_fn=collate,
-            worker_init_fn=leave_signals_to_the_run,
+            worker_init_fn=ignore_signals,
             generator=torch.Generator(),  # else it would draw from the global one
         )
         turns = count(self.position, order.batch_size * order.size)
         for batch, position in zip(loader, turns):
-            yield batch | {"streams": noise_streams(settings.seed, order.positions(position))}
+            yield batch | {"generators": noise_generators(settings.seed, order.positions(position))}
 
     def _advance(self, batches: Iterator[dict[str, Any]], log: RunLog | None, caught: list[int]) -> bool:
         """One step, logged; returns whether to stop after it, which all processes do at the same one."""
@@ -323,7 +323,7 @@ class Trainer:
             if due:
                 log.numbers(self.step, metrics | {"learning_rate": settings.learning_rate * rate})
         if self.picture is not None and self.step % settings.picture_every == 0:
-            with self.averaged(), gathered(self.objective), torch.no_grad():
+            with self.averaged(), unsharded(self.objective), torch.no_grad():
                 image = self.picture()
             if log is not None:
                 log.picture(self.step, image)
@@ -335,11 +335,11 @@ class Trainer:
         sums: dict[str, Tensor | float] = {}
         for k in range(passes):
             batch = next(batches)
-            streams = batch.pop("streams")
+            generators = batch.pop("generators")
             self._report(batch.pop("skipped"))
-            with gradient_exchange(self._module, wanted=k == passes - 1):
+            with gradient_sync(self._module, wanted=k == passes - 1):
                 with self._autocast():
-                    loss, metrics = self._module(batch, streams, self.step)
+                    loss, metrics = self._module(batch, generators, self.step)
                 (loss / passes).backward()
             for name, value in {"loss": loss.detach(), **metrics}.items():
                 sums[name] = sums.get(name, 0.0) + value
@@ -366,7 +366,9 @@ class Trainer:
             for group in self._groups
             if group["params"]
         ]
-        return max((float(whole(norm)) for norm in norms), key=lambda n: n if math.isfinite(n) else math.inf)
+        return max(
+            (float(full_tensor(norm)) for norm in norms), key=lambda n: n if math.isfinite(n) else math.inf
+        )
 
     def _require_finite(self, metrics: dict[str, float]) -> None:
         wrong = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]

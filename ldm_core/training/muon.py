@@ -24,7 +24,7 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 TURNS = 5
 
 
-def orthogonalized(matrix: Tensor) -> Tensor:
+def orthogonalize(matrix: Tensor) -> Tensor:
     """U V^T of a matrix (rows, columns) U S V^T, roughly: its singular values are 0.7 to 1.2, and zero of
     zeros."""
     a, b, c = QUINTIC
@@ -41,7 +41,7 @@ def orthogonalized(matrix: Tensor) -> Tensor:
     return x if wide is matrix else x.T
 
 
-def kernels(module: nn.Module) -> Iterator[Tensor]:
+def matrix_weights(module: nn.Module) -> Iterator[Tensor]:
     """The weights of a module that are matrices: of its linear layers and convolutions."""
     for part in module.modules():
         if isinstance(part, (nn.Linear, nn.Conv1d, nn.Conv2d)):
@@ -57,14 +57,14 @@ class Muon(torch.optim.Optimizer):
     def __init__(
         self,
         groups: Iterable[dict[str, Any]],
-        kernels: Iterable[Tensor],
+        matrix_weights: Iterable[Tensor],
         *,
         lr: float,
         momentum: float = 0.9,
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.01,
     ) -> None:
-        self._kernels = {id(p) for p in kernels}
+        self._matrix_weights = {id(p) for p in matrix_weights}
         settings = {"lr": lr, "momentum": momentum, "betas": betas, "weight_decay": weight_decay}
         super().__init__(groups, settings)
 
@@ -76,7 +76,7 @@ class Muon(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                if id(p) in self._kernels:
+                if id(p) in self._matrix_weights:
                     change = self._muon(p, p.grad, group)
                 else:
                     change = self._adam(p, p.grad, group)
@@ -84,7 +84,7 @@ class Muon(torch.optim.Optimizer):
 
     def moments(self, p: Tensor) -> set[str]:
         """The names of the state that is kept for a parameter after its first step."""
-        return {"momentum"} if id(p) in self._kernels else {"step", "exp_avg", "exp_avg_sq"}
+        return {"momentum"} if id(p) in self._matrix_weights else {"step", "exp_avg", "exp_avg_sq"}
 
     def _muon(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
         state, beta = self.state[p], group["momentum"]
@@ -92,7 +92,7 @@ class Muon(torch.optim.Optimizer):
             state["momentum"] = torch.zeros_like(p)
         state["momentum"].lerp_(gradient, 1 - beta)
         matrix = gradient.lerp(state["momentum"], beta).flatten(1)
-        return (0.2 * max(matrix.shape) ** 0.5 * orthogonalized(matrix)).reshape(p.shape)
+        return (0.2 * max(matrix.shape) ** 0.5 * orthogonalize(matrix)).reshape(p.shape)
 
     def _adam(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
         state, (beta1, beta2) = self.state[p], group["betas"]

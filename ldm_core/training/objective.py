@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 Batch = Mapping[str, Any]  # "image" (B, 3, H, W) in [-1, 1], "text": B tuples of captions, …
-Streams = Sequence[torch.Generator]  # one random stream per sample of the batch
 Metrics = dict[str, Tensor]  # scalars; the same names at every step
 
 
@@ -24,16 +23,18 @@ class Objective(nn.Module, ABC):
     """A loss and the parameters that it trains."""
 
     @abstractmethod
-    def loss(self, batch: Batch, streams: Streams, step: int) -> tuple[Tensor, Metrics]:
+    def loss(self, batch: Batch, generators: Sequence[torch.Generator], step: int) -> tuple[Tensor, Metrics]:
         """(what is minimised, what is logged besides): means over the batch's samples, float32 scalars.
 
-        All that is random comes from `streams`, sample k's from the k-th, so that a sample's noise depends
+        All that is random comes from `generators`, sample k's from the k-th, so that a sample's noise depends
         neither on the batch that it is in nor on how many processes there are. step: 0, 1, … of the run.
         """
 
-    def forward(self, batch: Batch, streams: Streams, step: int) -> tuple[Tensor, Metrics]:
+    def forward(
+        self, batch: Batch, generators: Sequence[torch.Generator], step: int
+    ) -> tuple[Tensor, Metrics]:
         # What wraps a module to spread it over processes watches its forward.
-        return self.loss(batch, streams, step)
+        return self.loss(batch, generators, step)
 
     def networks(self) -> list[nn.Module]:
         """What gradients pass through: the networks that learn, and others that are out of sight."""
@@ -57,6 +58,6 @@ def require_float32(network: nn.Module, name: str) -> None:
         )
 
 
-def uniform(streams: Streams) -> Tensor:
+def uniform(generators: Sequence[torch.Generator]) -> Tensor:
     """A number in [0, 1) from each stream, (B,), float32 on the CPU."""
-    return torch.cat([torch.rand(1, generator=stream) for stream in streams])
+    return torch.cat([torch.rand(1, generator=stream) for stream in generators])

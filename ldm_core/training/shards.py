@@ -21,7 +21,7 @@ from typing import Any
 from ldm_core.support.json_text import parse_json
 from ldm_core.support.printable import printable, shown, shown_error
 from ldm_core.support.regular_file import open_regular
-from ldm_core.training.samples import ENDINGS, BadSample, Sample, decode_picture
+from ldm_core.training.dataset import ENDINGS, BadSample, Sample, decode_picture
 
 CAPTIONS = (".txt", ".json")
 

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 
 @contextmanager
-def caught_signals() -> Iterator[list[int]]:
+def catch_signals() -> Iterator[list[int]]:
     """A list that SIGINT or SIGTERM is put into when it comes; a second one acts as it would have."""
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -32,7 +32,7 @@ def caught_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def leave_signals_to_the_run(worker: int) -> None:
+def ignore_signals(worker: int) -> None:
     """For processes that read data: Ctrl-C in a terminal, and a cluster's SIGTERM, reach them as well. They
     go on until the run, which needs them for the step at hand, ends them.
     """
@@ -40,7 +40,7 @@ def leave_signals_to_the_run(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def leave_by(caught: list[int]) -> NoReturn:
+def exit_by_signal(caught: list[int]) -> NoReturn:
     """End as the signal would have ended the program; as SIGTERM does, where another process was sent one."""
     if caught and caught[0] == signal.SIGINT:
         raise KeyboardInterrupt

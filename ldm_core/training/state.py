@@ -23,7 +23,7 @@ from ldm_core.checkpoint.writer import Pending, is_sliced, write_safetensors, wr
 from ldm_core.support.json_text import parse_json
 from ldm_core.support.limits import is_whole
 from ldm_core.support.printable import few
-from ldm_core.training.distributed import World, assign, whole
+from ldm_core.training.distributed import World, assign, full_tensor
 from ldm_core.training.ema import WeightAverage
 from ldm_core.training.muon import Muon
 
@@ -32,7 +32,7 @@ PROGRESS = {"step", "position", "length", "settings"}  # what there must be in i
 
 
 @dataclass
-class Trained:
+class TrainingState:
     """What a run changes."""
 
     module: nn.Module
@@ -54,7 +54,7 @@ class Trained:
         return tensors
 
 
-def save_state(path: Path, trained: Trained, progress: Mapping[str, Any], world: World) -> None:
+def save_state(path: Path, trained: TrainingState, progress: Mapping[str, Any], world: World) -> None:
     """Write the state; every process must call it, and the first one writes.
 
     Raises CheckpointError where it cannot be written, on a full disk for one; the file that was there is then
@@ -62,7 +62,7 @@ def save_state(path: Path, trained: Trained, progress: Mapping[str, Any], world:
     """
     pending: dict[str, Pending] = {}
     for name, tensor in trained.tensors().items():
-        sliced, tensor = is_sliced(tensor), whole(tensor)
+        sliced, tensor = is_sliced(tensor), full_tensor(tensor)
         if world.is_first:
             if sliced:
                 tensor = tensor.cpu()  # on a GPU there is no room for all of them whole
@@ -72,7 +72,9 @@ def save_state(path: Path, trained: Trained, progress: Mapping[str, Any], world:
         write_then_move(path, lambda target: write_safetensors(pending, metadata, target))
 
 
-def load_state(path: Path, trained: Trained, accept: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
+def load_state(
+    path: Path, trained: TrainingState, accept: Callable[[Mapping[str, Any]], None]
+) -> dict[str, Any]:
     """Put everything back in place, and return the progress that was saved with it.
 
     accept: is shown the progress before anything changes, and raises an error where it is of no use.
@@ -122,7 +124,7 @@ def _progress(text: Any) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def load_weights(path: str | Path, module: nn.Module, *, averaged: bool = True) -> None:
+def load_weights(module: nn.Module, path: str | Path, *, averaged: bool = True) -> None:
     """Give a module, as it was trained, the weights of a saved state, or their average: to use or save it.
 
     Raises CheckpointError, and changes nothing, where the state's tensors are not the module's.
@@ -155,7 +157,7 @@ def _fits(tensor: Tensor, place: Tensor) -> bool:
     return tensor.shape == place.shape and torch.can_cast(tensor.dtype, place.dtype)
 
 
-def _compare(path: Path, trained: Trained, saved: Mapping[str, Tensor]) -> None:
+def _compare(path: Path, trained: TrainingState, saved: Mapping[str, Tensor]) -> None:
     parameters = trained.parameters()
     wanted = {n: tuple(t.shape) for n, t in trained.tensors().items() if not n.startswith("optimizer.")}
     found = {n: tuple(t.shape) for n, t in saved.items() if not n.startswith("optimizer.")}

@@ -8,8 +8,8 @@ as those of a word that says coarsely what is in the pictures (section 4). The a
 `EmbeddingManager` of `ldm/modules/embedding_manager.py`; `ldm_core.adapters.textual_inversion` applies what
 is saved.
 
-    word = LearnedWord(model, "<my-dog>", "dog", vectors=2)
-    pictures = Captioned(ImageFolder("dog", 512, captions=False), fill(PHOTOS, "<my-dog>"))
+    word = TrainableEmbedding(model, "<my-dog>", "dog", vectors=2)
+    pictures = CaptionedDataset(ImageFolder("dog", 512, captions=False), fill_templates(PHOTOS, "<my-dog>"))
     objective = DiffusionObjective(model, adapter=word, condition_dropout=0)
 """
 
@@ -44,7 +44,7 @@ PHOTOS = (
 STYLES = ("a painting in the style of {}", "a rendering in the style of {}", "a picture in the style of {}")
 
 
-def fill(templates: Sequence[str], word: str) -> tuple[str, ...]:
+def fill_templates(templates: Sequence[str], word: str) -> tuple[str, ...]:
     """The sentences with the word in the place of "{}". Raises ValueError for one that has no such place."""
     bare = [template for template in templates if "{}" not in template]
     if bare:
@@ -52,7 +52,7 @@ def fill(templates: Sequence[str], word: str) -> tuple[str, ...]:
     return tuple(template.replace("{}", word) for template in templates)
 
 
-class LearnedWord(nn.Module):
+class TrainableEmbedding(nn.Module):
     """A word of a model whose vectors (n, width) are this module's one parameter, in float32.
 
     name: what prompts call it, as in `apply_textual_inversion`. initial: a word that the model knows, or

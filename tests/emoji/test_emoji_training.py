@@ -204,17 +204,17 @@ def test_worn_pictures_are_the_same_but_for_faults() -> None:
     rows, columns = torch.meshgrid(torch.linspace(0, 1, 32), torch.linspace(0, 1, 32), indexing="ij")
     images = torch.stack([rows, columns, rows * columns]).expand(2, 3, 32, 32)
 
-    def streams(*seeds: int) -> list[torch.Generator]:
+    def generators(*seeds: int) -> list[torch.Generator]:
         return [torch.Generator().manual_seed(seed) for seed in seeds]
 
-    first = worn(images, streams(0, 1))
+    first = worn(images, generators(0, 1))
     assert first.shape == images.shape
     assert first.min() >= 0
     assert first.max() <= 1
     assert 0.005 < (first - images).abs().mean() < 0.2
     assert not torch.equal(first[0], first[1])
     # A picture's faults are its own stream's, whatever batch it is in.
-    torch.testing.assert_close(worn(images, streams(1, 0)), first.flip(0))
+    torch.testing.assert_close(worn(images, generators(1, 0)), first.flip(0))
 
 
 def test_a_linear_autoencoder_is_the_best_of_its_size(tmp_path: Path) -> None:

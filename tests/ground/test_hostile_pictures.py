@@ -19,7 +19,7 @@ from support.training_runs import run as train
 from ldm_core.images import MAX_PIXELS, image_to_tensor, mask_to_tensor, open_picture
 from ldm_core.recipe.png import SIGNATURE
 from ldm_core.training import BadSample, ImageFolder
-from ldm_core.training.samples import decode_picture
+from ldm_core.training.dataset import decode_picture
 
 EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
 %%BoundingBox: 0 0 8 8

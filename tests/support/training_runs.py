@@ -16,16 +16,16 @@ from torch import Tensor, nn
 
 from ldm_core import build
 from ldm_core.noise import randn
-from ldm_core.training import DiffusionObjective, Objective, TensorSamples, Trainer, TrainingSettings
+from ldm_core.training import DiffusionObjective, Objective, TensorDataset, Trainer, TrainingSettings
 from ldm_core.training.logs import read_table
 
 Rows = list[dict[str, float]]
 FORK = multiprocessing.get_context("fork")  # imports of half a second each would be most of a test
 
 
-def pictures(count: int = 20, size: int = 8, seed: int = 0) -> TensorSamples:
+def pictures(count: int = 20, size: int = 8, seed: int = 0) -> TensorDataset:
     images = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-    return TensorSamples(images, [f"picture {i}" for i in range(count)])
+    return TensorDataset(images, [f"picture {i}" for i in range(count)])
 
 
 class Denoise(Objective):
@@ -41,9 +41,9 @@ class Denoise(Objective):
             parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
         self.fails = fails
 
-    def loss(self, batch: Any, streams: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Any, generators: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         images = batch["image"]
-        noisy = images + randn(images.shape, streams)
+        noisy = images + randn(images.shape, generators)
         loss = (self.layers(noisy) - images).square().mean()
         if self.fails is not None:
             loss = loss + self.fails(step)
@@ -109,7 +109,7 @@ def free_port() -> int:
 
 
 def in_processes(size: int, target: Callable[..., None], *arguments: Any) -> list[int]:
-    """Run `target` in so many processes that can `join()`, as torchrun starts them; their exit codes.
+    """Run `target` in `size` processes with torchrun's environment variables; returns their exit codes.
 
     Once more if one never comes to an end: a fork of a process with threads may hang in its first moments.
     """

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from support.clip_reference import open_clip_module
 from support.tiny_clip import tiny_clip
 
-from ldm_core.training import ContrastiveObjective, TensorSamples, Trainer, TrainingSettings
+from ldm_core.training import ContrastiveObjective, TensorDataset, Trainer, TrainingSettings
 from ldm_core.training.contrastive import MAX_LOG_SCALE, clamp_log_scale_, contrastive_loss, gather_rows
 
 
@@ -123,7 +123,7 @@ from torch.nn.parallel import DistributedDataParallel
 import ldm_core
 from ldm_core.clip.config import CLIPConfig
 from ldm_core.config import ImageEncoderConfig, TextEncoderConfig
-from ldm_core.training import ContrastiveObjective, TensorSamples, Trainer, TrainingSettings
+from ldm_core.training import ContrastiveObjective, TensorDataset, Trainer, TrainingSettings
 from ldm_core.training.contrastive import contrastive_loss
 
 rank, port, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
@@ -203,7 +203,7 @@ def test_two_processes_train_as_one_with_the_whole_batch(tmp_path: Path) -> None
     assert losses[-1] != pytest.approx(losses[0], abs=0.1), "weights that did not move would prove nothing"
 
 
-def streams(count: int) -> list[torch.Generator]:
+def generators(count: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(k) for k in range(count)]
 
 
@@ -211,7 +211,7 @@ def test_a_clip_learns_which_text_goes_with_which_picture(tmp_path: Path) -> Non
     colours = torch.randn(8, 3, 1, 1, generator=torch.Generator().manual_seed(1)).clamp(-1, 1)
     numbers = ("zero", "one", "two", "three", "four", "five", "six", "seven")
     names = [(number, f"a {number}") for number in numbers]
-    samples = TensorSamples(colours.expand(8, 3, 16, 16), names)
+    samples = TensorDataset(colours.expand(8, 3, 16, 16), names)
     clip = tiny_clip()
     chance = clip.zero_shot(samples.images / 2 + 0.5, [name for name, _ in names], ["a {}"])
     settings = TrainingSettings(60, batch_size=8, learning_rate=1e-3, ema_decay=None)
@@ -231,7 +231,7 @@ def test_what_the_objective_computes() -> None:
         seen.append(drawn_from)
         return pictures / 2
 
-    random = streams(3)
+    random = generators(3)
     loss, metrics = ContrastiveObjective(clip, augment=halved).loss(batch, random, 0)
     expected = contrastive_loss(
         clip.encode_image((images / 2 + 0.5) / 2),
@@ -244,10 +244,10 @@ def test_what_the_objective_computes() -> None:
     assert metrics["found"] == (best == torch.arange(3)).float().mean()
     with torch.no_grad():
         clip.logit_scale.fill_(9)
-    ContrastiveObjective(clip).loss(batch, streams(3), 0)
+    ContrastiveObjective(clip).loss(batch, generators(3), 0)
     assert clip.logit_scale.item() == pytest.approx(MAX_LOG_SCALE)
 
     with pytest.raises(ValueError, match="a caption for each picture, got none for number 1"):
-        ContrastiveObjective(clip).loss(batch | {"text": [("red",), (), ("blue",)]}, streams(3), 0)
+        ContrastiveObjective(clip).loss(batch | {"text": [("red",), (), ("blue",)]}, generators(3), 0)
     with pytest.raises(ValueError, match="float32"):
         ContrastiveObjective(tiny_clip().half())

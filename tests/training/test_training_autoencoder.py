@@ -9,12 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.configs import TINY
-from support.training_batches import batch, streams
+from support.training_batches import batch, generators
 from support.training_runs import pictures, run
 from torch import Tensor, nn
 
 from ldm_core.autoencoder import AutoencoderKL
-from ldm_core.training import AutoencoderObjective, AutoencoderWeights, PatchDiscriminator, start_posterior
+from ldm_core.training import AutoencoderLossWeights, AutoencoderObjective, PatchDiscriminator, init_logvar
 from ldm_core.training.autoencoder_loss import multiscale_gradient_loss
 from ldm_core.training.discriminator import hinge_loss
 
@@ -28,18 +28,18 @@ def autoencoder() -> AutoencoderKL:
 
 
 def test_terms_are_the_papers(autoencoder: AutoencoderKL) -> None:
-    weights = AutoencoderWeights(perceptual=0.5, kl=0.01, l1_start=10)
+    weights = AutoencoderLossWeights(perceptual=0.5, kl=0.01, l1_start=10)
     objective, data = AutoencoderObjective(autoencoder, weights=weights), batch()
     images = data["image"]
     with torch.no_grad():
         posterior = autoencoder.encode(images)
-        decoded = autoencoder.decode(posterior.sample(streams()))
+        decoded = autoencoder.decode(posterior.sample(generators()))
         kl = torch.distributions.kl_divergence(
             torch.distributions.Normal(posterior.mean, posterior.std), torch.distributions.Normal(0.0, 1.0)
         )
         rest = 0.5 * multiscale_gradient_loss(images, decoded) + 0.01 * kl.sum() / images.numel()
         for step, error in ((9, F.mse_loss(decoded, images)), (10, F.l1_loss(decoded, images))):
-            loss, metrics = objective(data, streams(), step)
+            loss, metrics = objective(data, generators(), step)
             assert float(loss) == pytest.approx(float(error + rest), rel=1e-5)
             assert float(metrics["mse"]) == pytest.approx(float(F.mse_loss(decoded, images)), rel=1e-5)
 
@@ -71,7 +71,7 @@ def test_features_of_a_frozen_network_are_compared_by_direction(autoencoder: Aut
     expected = [(2 - 2 * F.cosine_similarity(x, y, dim=1)).mean() for x, y in zip(features(a), features(b))]
     assert float(objective.perceptual(a, b)) == pytest.approx(float(sum(expected) / 2), rel=1e-4)
     assert float(objective.perceptual(a, a)) == 0
-    objective(batch(), streams(), 0)[0].backward()
+    objective(batch(), generators(), 0)[0].backward()
     assert all(p.grad is None for p in features.parameters())
     assert not any("first" in name for name, _ in objective.named_parameters())
 
@@ -122,20 +122,20 @@ def test_players_learn_from_their_own_terms_alone(autoencoder: AutoencoderKL) ->
     """One backward pass gives each the gradients that CompVis's two passes give."""
     torch.manual_seed(1)
     discriminator = PatchDiscriminator(channels=8, layers=2)
-    weights = AutoencoderWeights(adversarial=0.5, adversarial_start=3, perceptual=1.0)
+    weights = AutoencoderLossWeights(adversarial=0.5, adversarial_start=3, perceptual=1.0)
     objective, data = (
         AutoencoderObjective(autoencoder, discriminator=discriminator, weights=weights),
         batch(4, 32),
     )
-    _, metrics = objective(data, streams(4), 3)
-    objective(data, streams(4), 3)[0].backward()
+    _, metrics = objective(data, generators(4), 3)
+    objective(data, generators(4), 3)[0].backward()
     got = {name: p.grad.clone() for name, p in objective.named_parameters()}  # type: ignore[union-attr]
     objective.zero_grad()
 
     # CompVis's: optimizer 0 with the discriminator as it is, and optimizer 1 on a detached reconstruction
     images, last = data["image"], autoencoder.decoder.conv_out.weight
     posterior = autoencoder.encode(images)
-    decoded = autoencoder.decode(posterior.sample(streams(4)))
+    decoded = autoencoder.decode(posterior.sample(generators(4)))
     nll = F.l1_loss(decoded, images) + multiscale_gradient_loss(images, decoded)
     generator = -discriminator(decoded).mean()
     norms = [torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (nll, generator)]
@@ -158,12 +158,12 @@ def test_bfloat16_gives_nearly_the_same_terms(autoencoder: AutoencoderKL) -> Non
     objective = AutoencoderObjective(
         autoencoder,
         discriminator=PatchDiscriminator(channels=8, layers=2),
-        weights=AutoencoderWeights(adversarial_start=0),
+        weights=AutoencoderLossWeights(adversarial_start=0),
     )
     data = batch(4, 32)
-    wanted = objective(data, streams(4), 0)[1]
+    wanted = objective(data, generators(4), 0)[1]
     with torch.autocast("cpu", torch.bfloat16):
-        loss, got = objective(data, streams(4), 0)
+        loss, got = objective(data, generators(4), 0)
     loss.backward()
     for name, value in got.items():
         assert value.dtype == torch.float32
@@ -180,18 +180,18 @@ def test_the_discriminator_waits_for_its_start(autoencoder: AutoencoderKL) -> No
     torch.manual_seed(1)
     discriminator = PatchDiscriminator(channels=8, layers=2)
     objective = AutoencoderObjective(
-        autoencoder, discriminator=discriminator, weights=AutoencoderWeights(adversarial_start=5)
+        autoencoder, discriminator=discriminator, weights=AutoencoderLossWeights(adversarial_start=5)
     )
     alone = AutoencoderObjective(autoencoder)
     data = batch(2, 32)
     for step in (0, 4):
-        loss, metrics = objective(data, streams(), step)
-        assert float(loss.detach()) == float(alone(data, streams(), step)[0].detach())
+        loss, metrics = objective(data, generators(), step)
+        assert float(loss.detach()) == float(alone(data, generators(), step)[0].detach())
         assert metrics["adaptive_weight"] == 0
     loss.backward()
     assert all(p.grad is not None and not p.grad.any() for p in discriminator.parameters())
     objective.zero_grad()
-    loss, metrics = objective(data, streams(), 5)
+    loss, metrics = objective(data, generators(), 5)
     loss.backward()
     assert metrics["adaptive_weight"] > 0
     kernels = [p for p in discriminator.parameters() if p.ndim == 4]  # of a bias, both halves may cancel
@@ -199,7 +199,7 @@ def test_the_discriminator_waits_for_its_start(autoencoder: AutoencoderKL) -> No
     assert len(objective.parameter_groups()) == 2
     with pytest.raises(ValueError, match="the discriminator cannot look at pictures of 16x16 pixels"):
         AutoencoderObjective(autoencoder, discriminator=PatchDiscriminator(layers=3))(
-            batch(2, 16), streams(), 0
+            batch(2, 16), generators(), 0
         )
 
 
@@ -207,7 +207,7 @@ def test_a_waiting_discriminator_starts_as_if_it_were_new(autoencoder: Autoencod
     """Zero gradients would advance Adam's count of steps, so that its first real ones would be too large."""
     discriminator = PatchDiscriminator(channels=8, layers=1)
     start = {name: p.detach().clone() for name, p in discriminator.named_parameters()}
-    weights = AutoencoderWeights(adversarial_start=3)
+    weights = AutoencoderLossWeights(adversarial_start=3)
     objective = AutoencoderObjective(autoencoder, discriminator=discriminator, weights=weights)
     options: dict[str, Any] = {"samples": pictures(8, 16), "batch_size": 2, "warmup": 0, "weight_decay": 0.1}
     run(tmp_path, objective, steps=3, **options)
@@ -220,7 +220,7 @@ def test_a_waiting_discriminator_starts_as_if_it_were_new(autoencoder: Autoencod
 
 
 def test_a_posterior_starts_narrow(autoencoder: AutoencoderKL) -> None:
-    start_posterior(autoencoder)
+    init_logvar(autoencoder)
     with torch.no_grad():
         posterior = autoencoder.encode(batch()["image"])
     assert float(posterior.logvar.mean()) == pytest.approx(-6, abs=0.5)

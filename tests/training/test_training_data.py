@@ -23,9 +23,9 @@ from support.training_pictures import (
 )
 from support.training_runs import losses, rows, run
 
-from ldm_core.training import BadSample, ImageFolder, TensorSamples
-from ldm_core.training import samples as training_samples
-from ldm_core.training.samples import Readable
+from ldm_core.training import BadSample, ImageFolder, TensorDataset
+from ldm_core.training import dataset as training_dataset
+from ldm_core.training.dataset import SkipUnreadable
 
 
 def metadata(folder: Path, *rows: dict[str, Any], ending: str = "jsonl") -> None:
@@ -45,9 +45,9 @@ def test_an_error_without_words_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     def lack(_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(training_samples, "open_picture", lack)
+    monkeypatch.setattr(training_dataset, "open_picture", lack)
     with pytest.raises(BadSample, match=r"cannot be read as a picture \(MemoryError\)"):
-        training_samples.decode_picture(b"", "a.png", 8)
+        training_dataset.decode_picture(b"", "a.png", 8)
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv"])
@@ -257,7 +257,7 @@ def test_bad_pictures_are_reported_once_and_skipped(tmp_path: Path) -> None:
 
 
 def test_the_next_good_sample_takes_the_place_of_a_bad_one() -> None:
-    class Some(TensorSamples):
+    class Some(TensorDataset):
         bad: tuple[int, ...] = (1, 2, 5)
 
         def __getitem__(self, index: int) -> Any:
@@ -266,9 +266,9 @@ def test_the_next_good_sample_takes_the_place_of_a_bad_one() -> None:
             return {"image": index}
 
     samples = Some(torch.zeros(6, 3, 2, 2))
-    readable = Readable(samples)
+    readable = SkipUnreadable(samples)
     assert [readable[i]["image"] for i in range(6)] == [0, 3, 3, 3, 4, 0]
     assert readable[1]["skipped"] == ("number 1", "number 2")
     samples.bad = tuple(range(6))
     with pytest.raises(ValueError, match="none of the 6 samples can be read, such as number 0"):
-        Readable(samples)[0]
+        SkipUnreadable(samples)[0]

@@ -17,12 +17,12 @@ from support.training_runs import Denoise, diffusion, in_processes, losses, pict
 
 from ldm_core.checkpoint import CheckpointError, read
 from ldm_core.training import (
+    AutoencoderLossWeights,
     AutoencoderObjective,
-    AutoencoderWeights,
     PatchDiscriminator,
-    join,
-    leave,
+    init_distributed,
     load_weights,
+    shutdown_distributed,
 )
 
 # The mean of a batch is a mean of two means, and gradients are summed in another order; measured: 3e-7.
@@ -35,7 +35,7 @@ def autoencoder(adversarial_start: int) -> AutoencoderObjective:
     from ldm_core.autoencoder import AutoencoderKL
 
     torch.manual_seed(0)
-    weights = AutoencoderWeights(adversarial_start=adversarial_start)
+    weights = AutoencoderLossWeights(adversarial_start=adversarial_start)
     discriminator = PatchDiscriminator(channels=8, layers=1)
     for i, layer in enumerate(discriminator):
         if isinstance(layer, torch.nn.BatchNorm2d):
@@ -69,13 +69,13 @@ def projecting() -> Any:
 
 
 def adapter(kind: str) -> Any:
-    from ldm_core.training import DiffusionObjective, LearnedWord, TrainableLora
+    from ldm_core.training import DiffusionObjective, TrainableEmbedding, TrainableLora
 
     model = diffusion().model
     if kind == "lora":
         return DiffusionObjective(model, adapter=TrainableLora(model, 2, parts=("unet", "text_encoder")))
     # A word that the captions of `pictures` have.
-    return DiffusionObjective(model, adapter=LearnedWord(model, "picture", "dog"), condition_dropout=0)
+    return DiffusionObjective(model, adapter=TrainableEmbedding(model, "picture", "dog"), condition_dropout=0)
 
 
 def small_clip() -> Any:
@@ -97,11 +97,11 @@ OPTIONS: dict[str, Any] = {
 
 def train(name: str, folder: Path, **options: Any) -> None:
     """In one of several processes, or alone."""
-    world = join()
+    world = init_distributed()
     size = 8 if name == "small" else 16
     options["steps"] = OPTIONS["steps"] if name == "small" else 3
     run(folder, OBJECTIVES[name](), world=world, samples=pictures(size=size), **OPTIONS | options)
-    leave()
+    shutdown_distributed()
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_what_fsdp_cannot_do_is_said(tmp_path: Path) -> None:
     """Saving an adapter, of which each process has slices, and training CLIP's temperature."""
 
     def sliced() -> None:
-        world, word = join(), adapter("word")
+        world, word = init_distributed(), adapter("word")
         run(tmp_path / "word", word, world=world, parallel="fsdp", samples=pictures(size=16), steps=1)
         with pytest.raises(
             CheckpointError, match=r"the word is sliced over several processes, .*load_weights"
@@ -151,7 +151,7 @@ def test_what_fsdp_cannot_do_is_said(tmp_path: Path) -> None:
             word.adapter.save(tmp_path / f"{world.rank}.safetensors")
         with pytest.raises(ValueError, match=r"fsdp cannot slice clip\..*logit_scale, which is one number"):
             run(tmp_path / "clip", small_clip(), world=world, parallel="fsdp", samples=pictures(size=16))
-        leave()
+        shutdown_distributed()
 
     assert in_processes(2, sliced) == [0, 0]
     assert not list(tmp_path.glob("*.safetensors"))
@@ -167,11 +167,11 @@ def test_a_state_is_taken_up_by_any_number_of_processes(tmp_path: Path, parallel
         from support import training_runs
 
         cut = training_runs.Denoise(fails=lambda step: float("nan") if step == 4 else 0.0)
-        world = join()
+        world = init_distributed()
         try:
             run(mixed, cut, world=world, **OPTIONS | rest)
         finally:
-            leave()
+            shutdown_distributed()
 
     assert in_processes(2, half) == [1, 1], "both stop at the loss that is no number"
     assert len(losses(mixed)) == 4
@@ -182,7 +182,7 @@ def test_a_state_is_taken_up_by_any_number_of_processes(tmp_path: Path, parallel
 @pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_pictures_are_drawn_by_all_and_kept_by_the_first(tmp_path: Path, parallel: str) -> None:
     def draw() -> None:
-        world, objective = join(), Denoise()
+        world, objective = init_distributed(), Denoise()
 
         def picture() -> Image.Image:
             made = objective.layers(torch.ones(1, 3, 4, 4))  # not by the objective's forward
@@ -190,13 +190,13 @@ def test_pictures_are_drawn_by_all_and_kept_by_the_first(tmp_path: Path, paralle
             return Image.new("RGB", (4, 4), "red")
 
         run(tmp_path / "run", objective, world=world, picture=picture, picture_every=4, parallel=parallel)
-        leave()
+        shutdown_distributed()
 
     assert in_processes(2, draw) == [0, 0]
     assert (tmp_path / "0.txt").read_text() == (tmp_path / "1.txt").read_text()
     assert len(list((tmp_path / "run" / "samples").iterdir())) == 3
     objective = Denoise()
-    load_weights(tmp_path / "run" / "state.safetensors", objective)
+    load_weights(objective, tmp_path / "run" / "state.safetensors")
     made = objective.layers(torch.ones(1, 3, 4, 4)).mean()
     assert (tmp_path / "0.txt").read_text() == f"{float(made.detach()):.5f}"
 
@@ -206,7 +206,7 @@ def test_processes_without_a_common_folder_are_told(tmp_path: Path) -> None:
 
     def apart() -> None:
         rank = os.environ["RANK"]
-        world = join()
+        world = init_distributed()
         try:
             run(tmp_path / rank, world=world, **OPTIONS)
         except RuntimeError as error:
@@ -224,7 +224,7 @@ sys.path.insert(0, {tests!r})
 from support.training_runs import Denoise, run
 from ldm_core.training import join
 
-world = join()
+world = init_distributed()
 
 def die(step):
     if world.rank == 1 and step == 4:
@@ -240,7 +240,7 @@ def test_a_signal_to_one_stops_all_at_the_same_step(tmp_path: Path) -> None:
     run(alone)
 
     def train_until_told() -> None:
-        world = join()
+        world = init_distributed()
 
         def tell(step: int) -> float:
             if world.rank == 1 and step == 4:
@@ -257,7 +257,7 @@ def test_a_signal_to_one_stops_all_at_the_same_step(tmp_path: Path) -> None:
 
 def test_the_others_end_when_one_dies(tmp_path: Path) -> None:
     def train_until_death() -> None:
-        world = join()
+        world = init_distributed()
 
         def die(step: int) -> float:
             if world.rank == 1 and step == 4:

@@ -18,17 +18,17 @@ from ldm_core import checkpoint
 from ldm_core.model import LatentDiffusion
 from ldm_core.training import (
     CachedLatents,
-    Captioned,
+    CaptionedDataset,
     DiffusionObjective,
+    PriorDataset,
     PriorPreservation,
-    TensorSamples,
+    TensorDataset,
     TrainableLora,
-    WithPrior,
-    class_pictures,
+    class_images,
 )
+from ldm_core.training.data_order import noise_generators
+from ldm_core.training.dataset import collate
 from ldm_core.training.dreambooth import NOTE
-from ldm_core.training.order import noise_streams
-from ldm_core.training.samples import collate
 
 FEW = {"steps": 3, "batch_size": 2, "save_every": 3}
 
@@ -38,17 +38,17 @@ def model() -> LatentDiffusion:
     return random_model(TINY["sd1"])
 
 
-def samples(subjects: int = 3, prior: int = 5) -> WithPrior:
-    return WithPrior(
-        Captioned(pictures(subjects, 16, seed=1), "a sks dog"),
-        Captioned(pictures(prior, 16, seed=2), "a dog"),
+def samples(subjects: int = 3, prior: int = 5) -> PriorDataset:
+    return PriorDataset(
+        CaptionedDataset(pictures(subjects, 16, seed=1), "a sks dog"),
+        CaptionedDataset(pictures(prior, 16, seed=2), "a dog"),
     )
 
 
 def draw(
     folder: Path, model: LatentDiffusion, count: int, prompt: str = "a dog", **options: Any
-) -> Captioned:
-    return class_pictures(model, prompt, folder, count, steps=1, batch_size=2, **options)
+) -> CaptionedDataset:
+    return class_images(model, prompt, folder, count, steps=1, batch_size=2, **options)
 
 
 # --- the loss ---
@@ -56,16 +56,16 @@ def draw(
 
 @pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
 def test_the_loss_is_the_subjects_and_the_weighted_priors(weight: float) -> None:
-    """Both terms by the objective itself, the second with what is left of the same streams."""
+    """Both terms by the objective itself, the second with what is left of the same generators."""
     inner = diffusion()
     objective = PriorPreservation(inner, weight)
     data = samples(4, 4)
     batch = collate([data[i] for i in range(4)])
-    loss, metrics = objective(batch, noise_streams(0, range(4)), 0)
+    loss, metrics = objective(batch, noise_generators(0, range(4)), 0)
 
-    streams = noise_streams(0, range(4))
-    subject, _ = inner(collate([data.subject[i] for i in range(4)]), streams, 0)
-    prior, _ = inner(collate([data.prior[i] for i in range(4)]), streams, 0)
+    generators = noise_generators(0, range(4))
+    subject, _ = inner(collate([data.subject[i] for i in range(4)]), generators, 0)
+    prior, _ = inner(collate([data.prior[i] for i in range(4)]), generators, 0)
     torch.testing.assert_close(loss, subject + weight * prior, rtol=1e-6, atol=0)
     torch.testing.assert_close(metrics["subject"], subject.detach(), rtol=0, atol=0)
     torch.testing.assert_close(metrics["prior"], prior.detach(), rtol=0, atol=0)
@@ -79,21 +79,21 @@ def test_the_gradient_is_diffusers() -> None:
     calls: list[Any] = []
     handle = model.unet.register_forward_pre_hook(lambda module, args: calls.append(args))
     data = samples(2, 2)
-    streams = noise_streams(3, range(2))
-    loss, _ = objective(collate([data[i] for i in range(2)]), streams, 0)
+    generators = noise_generators(3, range(2))
+    loss, _ = objective(collate([data[i] for i in range(2)]), generators, 0)
     loss.backward()
     ours = [p.grad.clone() for p in model.unet.parameters()]
     handle.remove()
 
-    # The noise of both calls again, from the same streams, in the order of the objective.
-    streams = noise_streams(3, range(2))
+    # The noise of both calls again, from the same generators, in the order of the objective.
+    generators = noise_generators(3, range(2))
     noise = []
     for _ in range(2):
-        for stream in streams:
+        for stream in generators:
             torch.rand(3, generator=stream)
-        latents = [torch.randn(1, 4, 8, 8, generator=stream) for stream in streams]  # of the posterior
+        latents = [torch.randn(1, 4, 8, 8, generator=stream) for stream in generators]  # of the posterior
         assert len(latents) == 2
-        noise += [torch.randn(1, 4, 8, 8, generator=stream) for stream in streams]
+        noise += [torch.randn(1, 4, 8, 8, generator=stream) for stream in generators]
     model.unet.zero_grad()
     x, t, context = (torch.cat(parts) for parts in zip(*calls))
     predicted = model.unet(x, t, context.detach())
@@ -110,7 +110,7 @@ def test_without_weight_the_prior_teaches_nothing() -> None:
     for kind in (lambda d: PriorPreservation(d, 0.0), lambda d: d):
         inner = diffusion()
         batch = collate([data[i] for i in range(4)])
-        kind(inner)(batch, noise_streams(0, range(4)), 0)[0].backward()
+        kind(inner)(batch, noise_generators(0, range(4)), 0)[0].backward()
         gradients.append([p.grad for p in inner.parameters()])
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
@@ -131,11 +131,11 @@ def test_it_trains_weights_or_an_adapter(tmp_path: Path, adapter: bool) -> None:
 
 def test_latents_of_both_can_be_computed_before(tmp_path: Path, model: LatentDiffusion) -> None:
     both = samples(2, 3)
-    data = WithPrior(
+    data = PriorDataset(
         CachedLatents(both.subject, model.autoencoder, tmp_path / "a.npy"),  # type: ignore[arg-type]
         CachedLatents(both.prior, model.autoencoder, tmp_path / "b.npy"),  # type: ignore[arg-type]
     )
-    loss, _ = PriorPreservation(diffusion())(collate([data[0], data[2]]), noise_streams(0, range(2)), 0)
+    loss, _ = PriorPreservation(diffusion())(collate([data[0], data[2]]), noise_generators(0, range(2)), 0)
     assert bool(loss.isfinite())
 
 
@@ -153,11 +153,11 @@ def test_each_picture_stands_beside_one_of_its_class() -> None:
 
 
 def test_no_pictures_are_refused() -> None:
-    none, some = TensorSamples(torch.zeros(0, 3, 16, 16)), pictures(2, 16)
+    none, some = TensorDataset(torch.zeros(0, 3, 16, 16)), pictures(2, 16)
     with pytest.raises(ValueError, match="at least one picture of the subject"):
-        WithPrior(none, some)
+        PriorDataset(none, some)
     with pytest.raises(ValueError, match="at least one picture of its class"):
-        WithPrior(some, none)
+        PriorDataset(some, none)
 
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
@@ -223,7 +223,7 @@ def test_full_fine_tuning_trains_both_networks_and_what_is_saved_draws_the_same(
     model = random_model(TINY["sd1"])
     before = {part: [p.detach().clone() for p in m.parameters()] for part, m in model.modules.items()}
     objective = DiffusionObjective(model, condition_dropout=0.0, train_text_encoder=True)
-    run(tmp_path / "run", objective, samples=Captioned(pictures(4, 16), "a sks dog"), **FEW)
+    run(tmp_path / "run", objective, samples=CaptionedDataset(pictures(4, 16), "a sks dog"), **FEW)
     changed = {
         part: [not torch.equal(p, old) for p, old in zip(m.parameters(), before[part])]
         for part, m in model.modules.items()

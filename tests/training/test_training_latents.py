@@ -23,9 +23,9 @@ from support.training_runs import pictures
 
 from ldm_core.autoencoder import AutoencoderKL
 from ldm_core.checkpoint import CheckpointError
-from ldm_core.training import BadSample, CachedLatents, ImageFolder, TensorSamples
+from ldm_core.training import BadSample, CachedLatents, ImageFolder, TensorDataset
+from ldm_core.training.data_order import ResumableBatchSampler, noise_generators
 from ldm_core.training.latents import fingerprint
-from ldm_core.training.order import Order, noise_streams
 
 # --- order ---
 
@@ -42,26 +42,29 @@ def test_every_epoch_has_every_sample_once_however_it_is_shared(
     length: int, batch: int, size: int, seed: int, start: int
 ) -> None:
     turns = 3 * length // (batch * size) + start + 2
-    alone = Order(length, seed, batch * size)
+    alone = ResumableBatchSampler(length, seed, batch * size)
     everything = [index for _, indices in zip(range(turns), alone) for index in indices]
     for epoch in range(len(everything) // length):
         assert sorted(everything[epoch * length : (epoch + 1) * length]) == list(range(length))
     position = start * batch * size
-    ranks = [iter(Order(length, seed, batch, position=position, rank=r, size=size)) for r in range(size)]
+    ranks = [
+        iter(ResumableBatchSampler(length, seed, batch, position=position, rank=r, size=size))
+        for r in range(size)
+    ]
     shared = [index for _ in range(turns - start) for rank in ranks for index in next(rank)]
     assert shared == everything[position:]
 
 
 def test_orders_and_noise_depend_on_seed_epoch_and_position() -> None:
-    order = Order(100, 1, 1)
+    order = ResumableBatchSampler(100, 1, 1)
     first, second = ([order.index(100 * epoch + k) for k in range(100)] for epoch in (0, 1))
     assert first != second
-    assert first != [Order(100, 2, 1).index(k) for k in range(100)]
+    assert first != [ResumableBatchSampler(100, 2, 1).index(k) for k in range(100)]
     draws = {
-        float(torch.rand((), generator=stream)) for s in (0, 1) for stream in noise_streams(s, range(500))
+        float(torch.rand((), generator=stream)) for s in (0, 1) for stream in noise_generators(s, range(500))
     }
     assert len(draws) > 990
-    again = noise_streams(1, [7])[0]
+    again = noise_generators(1, [7])[0]
     assert float(torch.rand((), generator=again)) in draws
 
 
@@ -156,7 +159,7 @@ def test_a_full_disk_leaves_no_half_cache(
 
 def test_tensors_and_captions_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match=r"expected images \(n, 3, H, W\) and n captions"):
-        TensorSamples(torch.zeros(2, 3, 4, 4), ["one"])
+        TensorDataset(torch.zeros(2, 3, 4, 4), ["one"])
 
 
 def test_of_two_processes_one_computes_the_latents(

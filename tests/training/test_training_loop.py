@@ -17,10 +17,10 @@ from support.whole_runs import (
 from torch import nn
 
 from ldm_core.checkpoint import CheckpointError, read
-from ldm_core.training import TensorSamples, WeightAverage, load_weights
+from ldm_core.training import TensorDataset, WeightAverage, load_weights
+from ldm_core.training.data_order import ResumableBatchSampler, noise_generators
+from ldm_core.training.dataset import Sample
 from ldm_core.training.learning_rate import warmup_cosine
-from ldm_core.training.order import Order, noise_streams
-from ldm_core.training.samples import Sample
 
 # --- what a step is ---
 
@@ -28,7 +28,7 @@ from ldm_core.training.samples import Sample
 def test_the_numbers_are_those_of_a_loop_written_out_by_hand(whole: Path) -> None:
     objective, data = Denoise(), pictures()
     optimizer = torch.optim.AdamW(objective.parameters(), lr=0.01, weight_decay=0.01)
-    order = Order(len(data), seed=5, batch_size=6)
+    order = ResumableBatchSampler(len(data), seed=5, batch_size=6)
     average = torch.optim.swa_utils.AveragedModel(
         objective, avg_fn=lambda kept, new, n: kept + (1 - min(0.9, (1 + n) / (10 + n))) * (new - kept)
     )
@@ -38,7 +38,7 @@ def test_the_numbers_are_those_of_a_loop_written_out_by_hand(whole: Path) -> Non
         images = torch.stack([data.images[order.index(6 * step + k)] for k in range(6)])
         factor = (step + 1) / 3 if step < 3 else (1 + math.cos(math.pi * (step - 3) / 9)) / 2
         optimizer.param_groups[0]["lr"] = 0.01 * factor
-        loss, _ = objective({"image": images}, noise_streams(5, range(6 * step, 6 * step + 6)), step)
+        loss, _ = objective({"image": images}, noise_generators(5, range(6 * step, 6 * step + 6)), step)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
@@ -70,7 +70,7 @@ def test_processes_that_read_ahead_change_nothing(whole: Path, tmp_path: Path) -
 def test_processes_that_read_data_may_be_forked_after_work_in_two_threads(tmp_path: Path) -> None:
     """OpenMP's threads do not survive a fork, and a process that waits for them hangs."""
 
-    class Computed(TensorSamples):
+    class Computed(TensorDataset):
         def __getitem__(self, index: int) -> Sample:
             blurred = torch.nn.functional.avg_pool2d(torch.ones(8, 3, 256, 256), 3).mean()
             return super().__getitem__(index) | {"blurred": float(blurred)}
@@ -101,7 +101,10 @@ def test_gradient_checkpointing_changes_no_bit(tmp_path: Path, precision: Any) -
 
 
 def test_gradient_checkpointing_holds_less_and_comes_off() -> None:
-    from ldm_core.training.gradient_checkpointing import checkpoint_gradients, remove_checkpoints
+    from ldm_core.training.gradient_checkpointing import (
+        disable_gradient_checkpointing,
+        enable_gradient_checkpointing,
+    )
 
     objective = diffusion()
 
@@ -116,13 +119,13 @@ def test_gradient_checkpointing_holds_less_and_comes_off() -> None:
 
         batch = {"image": pictures(2, 16).images, "text": [("a",), ("b",)]}
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            objective(batch, noise_streams(0, range(2)), 0)
+            objective(batch, noise_generators(0, range(2)), 0)
         return total
 
     before = kept()
-    assert checkpoint_gradients(objective) > 8
+    assert enable_gradient_checkpointing(objective) > 8
     assert kept() < before / 2
-    remove_checkpoints(objective)
+    disable_gradient_checkpointing(objective)
     assert kept() == before
 
 
@@ -186,10 +189,10 @@ def test_weights_are_taken_from_a_saved_state(whole: Path) -> None:
     tensors = read(whole / "state.safetensors").tensors
     for averaged, kind in ((True, "average"), (False, "weight")):
         objective = Denoise()
-        load_weights(whole / "state.safetensors", objective, averaged=averaged)
+        load_weights(objective, whole / "state.safetensors", averaged=averaged)
         assert all(torch.equal(p, tensors[f"{kind}.{name}"]) for name, p in objective.named_parameters())
     for other in (Denoise(width=16), nn.Linear(2, 2)):
         before = [p.detach().clone() for p in other.parameters()]
         with pytest.raises(CheckpointError, match=r"not the weights of this module, which differ in average"):
-            load_weights(whole / "state.safetensors", other)
+            load_weights(other, whole / "state.safetensors")
         assert all(torch.equal(p, kept) for p, kept in zip(other.parameters(), before))

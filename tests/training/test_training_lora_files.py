@@ -31,9 +31,9 @@ from ldm_core.adapters.lora_writer import write_lora
 from ldm_core.config import SD1, SD2_BASE
 from ldm_core.model import LatentDiffusion
 from ldm_core.training import DiffusionObjective, TrainableLora
+from ldm_core.training.data_order import noise_generators
+from ldm_core.training.dataset import collate
 from ldm_core.training.lora import CONVOLUTIONS, PROJECTIONS
-from ldm_core.training.order import noise_streams
-from ldm_core.training.samples import collate
 
 # --- names and shapes ---
 
@@ -129,10 +129,10 @@ def test_a_run_that_is_cut_off_goes_on_to_the_bit(tmp_path: Path) -> None:
         pass
 
     class Fails(DiffusionObjective):
-        def loss(self, batch: Any, streams: Any, step: int) -> Any:
+        def loss(self, batch: Any, generators: Any, step: int) -> Any:
             if step == 2:
                 raise CutOff
-            return super().loss(batch, streams, step)
+            return super().loss(batch, generators, step)
 
     whole, lora = trained(tmp_path / "whole", **SHORT)
     model = random_model(TINY)
@@ -172,7 +172,7 @@ def test_bfloat16_weights_have_factors_in_float32() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         model = random_model(KINDS["sd1"], dtype=dtype)
         lora = TrainableLora(model, rank=2, parts=BOTH)
-        loss, _ = DiffusionObjective(model, adapter=lora)(batch, noise_streams(0, range(4)), 0)
+        loss, _ = DiffusionObjective(model, adapter=lora)(batch, noise_generators(0, range(4)), 0)
         loss.backward()
         assert loss.dtype == torch.float32
         assert model.dtype == dtype

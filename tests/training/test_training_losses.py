@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.configs import TINY
-from support.training_batches import batch, streams
+from support.training_batches import batch, generators
 from support.training_runs import diffusion
 from torch import Tensor, nn
 
@@ -18,8 +18,8 @@ from ldm_core.config import NoiseScheduleConfig
 from ldm_core.noise import randn
 from ldm_core.noise_schedule import NoiseSchedule, zero_terminal_snr
 from ldm_core.training import DiffusionObjective
+from ldm_core.training.data_order import noise_generators
 from ldm_core.training.diffusion_loss import Target, min_snr_weight
-from ldm_core.training.order import noise_streams
 
 SCHEDULE = NoiseSchedule()
 
@@ -110,7 +110,7 @@ def test_the_loss_is_zero_for_who_knows_and_the_weight_for_who_errs_by_one(
     for error in (0.0, 1.0):
         oracle = Oracle(z0, model.noise_schedule, target, error)
         objective = DiffusionObjective(dataclasses.replace(model, unet=oracle), min_snr_gamma=gamma)
-        loss, metrics = objective(data, streams(64), 0)
+        loss, metrics = objective(data, generators(64), 0)
         weights = torch.ones(1000, dtype=torch.float64)
         if gamma is not None:
             weights = min_snr_weight(model.noise_schedule.alphas_cumprod, gamma, target)
@@ -129,9 +129,9 @@ def test_the_loss_of_eps_is_diffusers() -> None:
 
     objective = diffusion(condition_dropout=0.0)
     model, data = objective.model, batch(3)
-    loss, _ = objective(data, streams(3), 0)
+    loss, _ = objective(data, generators(3), 0)
 
-    again = streams(3)
+    again = generators(3)
     t = torch.tensor([int(torch.rand(1, generator=stream).item() * 1000) for stream in again])
     captions = [text[0] for text in data["text"]]
     for stream in again:
@@ -149,20 +149,20 @@ def test_the_loss_of_eps_is_diffusers() -> None:
 
 def test_a_sample_meets_the_same_noise_in_any_batch() -> None:
     objective, data = diffusion(), batch(4)
-    whole, _ = objective(data, streams(4), 0)
+    whole, _ = objective(data, generators(4), 0)
     parts = []
     for k in range(4):
         one = {"image": data["image"][k : k + 1], "text": data["text"][k : k + 1]}
-        parts.append(objective(one, streams(4)[k : k + 1], 0)[0])
+        parts.append(objective(one, generators(4)[k : k + 1], 0)[0])
     torch.testing.assert_close(whole, torch.stack(parts).mean(), rtol=1e-5, atol=0)
 
 
 def test_captions_are_dropped_and_chosen_in_their_shares() -> None:
     objective = diffusion(condition_dropout=0.25)
-    chosen = objective._captions([("one", "two", "three")] * 4000, noise_streams(1, range(4000)))
+    chosen = objective._captions([("one", "two", "three")] * 4000, noise_generators(1, range(4000)))
     shares = {text: chosen.count(text) / 4000 for text in ("", "one", "two", "three")}
     assert shares == pytest.approx(dict.fromkeys(shares, 0.25), abs=0.03)
-    assert objective._captions([()], streams(1)) == [""]
+    assert objective._captions([()], generators(1)) == [""]
 
 
 def test_cached_latents_give_the_loss_of_pictures() -> None:
@@ -170,7 +170,7 @@ def test_cached_latents_give_the_loss_of_pictures() -> None:
     posterior = objective.model.autoencoder.encode(data["image"])
     cached = {"mean": posterior.mean.detach(), "logvar": posterior.logvar.detach(), "text": data["text"]}
     with torch.no_grad():
-        a, b = (objective(each, streams(), 0)[0] for each in (data, cached))
+        a, b = (objective(each, generators(), 0)[0] for each in (data, cached))
     torch.testing.assert_close(a, b, rtol=1e-6, atol=0)
 
 
@@ -181,7 +181,7 @@ def test_what_learns_gets_gradients_and_nothing_else(kind: str, jointly: bool) -
     torch.manual_seed(0)
     model = build(TINY[kind])
     objective = DiffusionObjective(model, train_text_encoder=jointly, condition_dropout=0.0)
-    objective(batch(), streams(), 0)[0].backward()
+    objective(batch(), generators(), 0)[0].backward()
     assert all((p.grad is not None) == p.requires_grad for p in objective.parameters())
     assert all(p.grad is not None for p in model.unet.parameters())
     assert all(p.grad is None for p in model.autoencoder.parameters())
@@ -214,5 +214,5 @@ def test_models_that_do_not_fit_are_refused() -> None:
         UserWarning, match="trains the prediction of v, but the model is sampled, and saved, as one of"
     ):
         objective = DiffusionObjective(ends_in_noise, target="v", min_snr_gamma=5.0)
-    loss, _ = objective(batch(), streams(), 0)
+    loss, _ = objective(batch(), generators(), 0)
     assert bool(loss.isfinite())

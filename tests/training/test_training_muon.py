@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ldm_core.checkpoint import read
 from ldm_core.training import Trainer, TrainingError
 from ldm_core.training.distributed import World
-from ldm_core.training.muon import Muon, kernels, orthogonalized
+from ldm_core.training.muon import Muon, matrix_weights, orthogonalize
 
 SIZES = st.integers(1, 24)
 
@@ -31,7 +31,7 @@ def test_directions_are_kept_and_their_lengths_made_alike(rows: int, columns: in
     n = min(rows, columns)
     u, v = (torch.linalg.qr(normal(side, n, seed=seed))[0] for side in (rows, columns))
     strengths = torch.linspace(1.0, 0.05, n, dtype=torch.float64)
-    x = orthogonalized(u @ strengths.diag() @ v.T)
+    x = orthogonalize(u @ strengths.diag() @ v.T)
     inside = u.T @ x @ v  # diagonal where the singular vectors are those of what came in
     torch.testing.assert_close(inside, inside.diag().diag(), rtol=0, atol=1e-9)
     assert inside.diag().min() > 0.6
@@ -40,12 +40,12 @@ def test_directions_are_kept_and_their_lengths_made_alike(rows: int, columns: in
 
 
 def test_a_gradient_of_zeros_moves_nothing() -> None:
-    assert orthogonalized(torch.zeros(3, 5)).equal(torch.zeros(3, 5))
+    assert orthogonalize(torch.zeros(3, 5)).equal(torch.zeros(3, 5))
 
 
 def test_kernels_are_those_of_linear_layers_and_convolutions() -> None:
     module = nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 2), nn.LayerNorm(2), nn.Conv2d(2, 2, 3))
-    assert [tuple(weight.shape) for weight in kernels(module)] == [(2, 3), (2, 2, 3, 3)]
+    assert [tuple(weight.shape) for weight in matrix_weights(module)] == [(2, 3), (2, 2, 3, 3)]
 
 
 def train(layer: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 5) -> None:
@@ -62,7 +62,7 @@ def test_a_kernel_moves_as_pytorchs_muon_moves_it() -> None:
     start, theirs = ours.weight.detach().clone(), nn.Linear(12, 5, bias=False)
     theirs.load_state_dict(ours.state_dict())
     shared = {"lr": 0.01, "weight_decay": 0.1, "momentum": 0.9}
-    train(ours, Muon([{"params": [ours.weight]}], kernels(ours), **shared))
+    train(ours, Muon([{"params": [ours.weight]}], matrix_weights(ours), **shared))
     train(theirs, torch.optim.Muon(theirs.parameters(), adjust_lr_fn="match_rms_adamw", **shared))
     moved = (theirs.weight - start).abs().max()
     torch.testing.assert_close(ours.weight, theirs.weight, rtol=0, atol=0.03 * moved.item())
@@ -110,11 +110,11 @@ def test_a_run_goes_on_with_its_own_optimizer_alone(tmp_path: Path) -> None:
 
 
 def test_slices_of_kernels_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ldm_core.training.loop.spread", lambda objective, world, parallel: objective)
+    monkeypatch.setattr("ldm_core.training.loop.parallelize", lambda objective, world, parallel: objective)
     with pytest.raises(ValueError, match="muon wants whole kernels"):
         Trainer(
             Denoise(),
-            samples=[0],  # type: ignore[arg-type]
+            dataset=[0],  # type: ignore[arg-type]
             folder=tmp_path,
             settings=settings(optimizer="muon"),
             world=World(size=2),

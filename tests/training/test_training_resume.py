@@ -215,8 +215,8 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, value: float) ->
 
 def test_a_gradient_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
     class Root(Denoise):
-        def loss(self, batch: Any, streams: Any, step: int) -> Any:
-            loss, metrics = super().loss(batch, streams, step)
+        def loss(self, batch: Any, generators: Any, step: int) -> Any:
+            loss, metrics = super().loss(batch, generators, step)
             return loss + (self.layers[0].weight * 0).abs().sum().sqrt(), metrics
 
     with pytest.raises(TrainingError, match=r"step 1 .*gradient is nan.*of step 0"):
@@ -320,13 +320,13 @@ def test_channels_last_and_bfloat16_resume_exactly(tmp_path: Path) -> None:
 
 
 def test_sheets_show_prompts_and_reconstructions() -> None:
-    from ldm_core.training import reconstruction_sheet, sample_sheet
+    from ldm_core.training import reconstruction_grid, sample_grid
 
     model = diffusion().model
-    sheet = sample_sheet(model, ["one", "two", "three"], steps=1, columns=2)
+    sheet = sample_grid(model, ["one", "two", "three"], steps=1, columns=2)
     assert sheet.width > 2 * 128
     assert sheet.height > 2 * 128
-    both = reconstruction_sheet(model.autoencoder, pictures(3, 16).images)
+    both = reconstruction_grid(model.autoencoder, pictures(3, 16).images)
     assert both.width > 3 * 128
     assert both.height > 2 * 128
 

@@ -17,7 +17,7 @@ from support.training_pictures import COLOURS, png, quietly
 from torch.utils.data import DataLoader
 
 from ldm_core.training import BadSample, TarShards
-from ldm_core.training.samples import Readable, collate
+from ldm_core.training.dataset import SkipUnreadable, collate
 
 # --- shards ---
 
@@ -54,7 +54,7 @@ def test_shards_are_read_as_webdataset_reads_and_writes_them(tmp_path: Path) -> 
         torch.testing.assert_close(samples[i]["image"], sample["png"] * 2 - 1)
         text = sample["txt"] if "txt" in sample else sample["json"]["text"]
         assert samples[i]["text"] == (text,) == samples.text(i)
-    loaded = DataLoader(Readable(samples), batch_size=3, num_workers=2, collate_fn=collate)  # type: ignore[arg-type]
+    loaded = DataLoader(SkipUnreadable(samples), batch_size=3, num_workers=2, collate_fn=collate)  # type: ignore[arg-type]
     assert torch.cat([batch["image"] for batch in loaded]).shape == (6, 3, 8, 8)
 
 

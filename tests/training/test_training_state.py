@@ -18,13 +18,13 @@ from ldm_core.checkpoint import CheckpointError
 from ldm_core.training.distributed import World
 from ldm_core.training.ema import WeightAverage
 from ldm_core.training.muon import Muon
-from ldm_core.training.state import KEY, Trained, load_state, load_weights, save_state
+from ldm_core.training.state import KEY, TrainingState, load_state, load_weights, save_state
 
 PROGRESS = {"step": 1, "position": 4, "length": 20, "data": "abc", "settings": {"steps": 3}}
 NAMES = ("weight", "bias")
 
 
-def trained(optimizer: str = "adamw") -> Trained:
+def trained(optimizer: str = "adamw") -> TrainingState:
     """A small module after one step."""
     torch.manual_seed(0)
     module = nn.Linear(2, 3)
@@ -32,18 +32,18 @@ def trained(optimizer: str = "adamw") -> Trained:
     used = torch.optim.AdamW(module.parameters(), lr=0.1)
     if optimizer == "muon":
         used = Muon([{"params": list(module.parameters())}], [module.weight], lr=0.1)
-    result = Trained(module, used, WeightAverage(module))
+    result = TrainingState(module, used, WeightAverage(module))
     step(result)
     return result
 
 
-def step(state: Trained) -> None:
+def step(state: TrainingState) -> None:
     state.module(torch.ones(1, 2)).square().sum().backward()
     state.optimizer.step()
     state.optimizer.zero_grad()
 
 
-def everything(state: Trained) -> dict[str, Tensor]:
+def everything(state: TrainingState) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in state.tensors().items()}
 
 
@@ -119,7 +119,7 @@ def test_each_tensor_must_fit(tmp_path: Path, edit: str, optimizer: str) -> None
         assert not assert_loaded_or_refused(path, optimizer), name
         if name.startswith("weight."):
             with pytest.raises(CheckpointError, match="not the weights of this module"):
-                load_weights(path, trained().module, averaged=False)
+                load_weights(trained().module, path, averaged=False)
 
 
 @pytest.mark.parametrize(

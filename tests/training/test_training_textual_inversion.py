@@ -17,7 +17,7 @@ from torch import Tensor
 import ldm_core
 from ldm_core.adapters.textual_inversion import apply_textual_inversion
 from ldm_core.model import LatentDiffusion
-from ldm_core.training import Captioned, DiffusionObjective, LearnedWord, fill
+from ldm_core.training import CaptionedDataset, DiffusionObjective, TrainableEmbedding, fill_templates
 from ldm_core.training.textual_inversion import PHOTOS, STYLES
 
 WORD = "<my-dog>"
@@ -29,10 +29,10 @@ def model() -> LatentDiffusion:
     return random_model(TINY["sd1"])
 
 
-def learn(folder: Path, model: LatentDiffusion, *, vectors: int = 2, **options: Any) -> LearnedWord:
-    word = LearnedWord(model, WORD, "dog", vectors=vectors)
+def learn(folder: Path, model: LatentDiffusion, *, vectors: int = 2, **options: Any) -> TrainableEmbedding:
+    word = TrainableEmbedding(model, WORD, "dog", vectors=vectors)
     objective = DiffusionObjective(model, adapter=word, condition_dropout=0.0)
-    samples = Captioned(pictures(6, 16), fill(PHOTOS, WORD))
+    samples = CaptionedDataset(pictures(6, 16), fill_templates(PHOTOS, WORD))
     run(folder, objective, samples=samples, **FEW | options)
     return word
 
@@ -44,7 +44,7 @@ def drawn(model: LatentDiffusion, prompt: str = f"a photo of {WORD}") -> Tensor:
 
 def test_it_begins_as_the_word_that_it_is_told(model: LatentDiffusion) -> None:
     """In the same place of the same sentence, the encoder cannot tell the two apart."""
-    word = LearnedWord(model, WORD, "dog")
+    word = TrainableEmbedding(model, WORD, "dog")
     (token,) = model.tokenizer.encode("dog")  # type: ignore[attr-defined]
     assert torch.equal(word.vectors[0], model.text_encoder.token_embedding.weight[token])  # type: ignore[attr-defined]
     contexts = [model.text_encoder(model.tokenizer([f"a {name} in a garden"])) for name in (WORD, "dog")]
@@ -56,16 +56,16 @@ def test_vectors_begin_as_the_initial_words_tokens_in_turn(model: LatentDiffusio
     table = model.text_encoder.token_embedding.weight  # type: ignore[attr-defined]
     tokens = model.tokenizer.encode("polar bear")  # type: ignore[attr-defined]
     assert len(tokens) == 2
-    word = LearnedWord(model, WORD, "polar bear", vectors=3)
+    word = TrainableEmbedding(model, WORD, "polar bear", vectors=3)
     assert torch.equal(word.vectors, table[[tokens[0], tokens[1], tokens[0]]])
-    other = LearnedWord(model, "<other>", WORD, vectors=3)  # a learned word is a word, too
+    other = TrainableEmbedding(model, "<other>", WORD, vectors=3)  # a learned word is a word, too
     assert torch.equal(other.vectors, word.vectors)
     assert other.vectors is not word.vectors
 
 
 def test_the_gradient_is_that_of_a_row_of_the_whole_table(model: LatentDiffusion) -> None:
     """transformers' encoder with the table learning, and the word's own row in it."""
-    word = LearnedWord(model, WORD, "dog")
+    word = TrainableEmbedding(model, WORD, "dog")
     theirs = reference_text_encoder(random_model(TINY["sd1"]))
     tokenizer = transformers_tokenizer()
     prompt = "a photo of a {} on a table"
@@ -125,11 +125,11 @@ def test_a_run_that_has_ended_is_there_for_another_word(tmp_path: Path) -> None:
 
 
 def test_templates() -> None:
-    assert fill(("a {} photo", "{} and {}"), "x y") == ("a x y photo", "x y and x y")
-    assert fill(("{a} {}",), "b") == ("{a} b",)
+    assert fill_templates(("a {} photo", "{} and {}"), "x y") == ("a x y photo", "x y and x y")
+    assert fill_templates(("{a} {}",), "b") == ("{a} b",)
     assert all("{}" in text for text in PHOTOS + STYLES)
     with pytest.raises(ValueError, match=r"expected \{\} in each template .*got 'a photo'"):
-        fill(("a {}", "a photo"), "x")
+        fill_templates(("a {}", "a photo"), "x")
 
 
 @pytest.mark.parametrize(
@@ -148,10 +148,10 @@ def test_templates() -> None:
 def test_bad_words_are_refused_and_leave_the_model_alone(
     model: LatentDiffusion, name: str, initial: str, vectors: Any, message: str
 ) -> None:
-    LearnedWord(model, "<known>", "cat")
+    TrainableEmbedding(model, "<known>", "cat")
     words = model.tokenizer.added_words  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match=message):
-        LearnedWord(model, name, initial, vectors)
+        TrainableEmbedding(model, name, initial, vectors)
     assert model.tokenizer.added_words == words  # type: ignore[attr-defined]
     assert len(model.text_encoder.token_embedding._forward_hooks) == 1  # type: ignore[attr-defined]
 
@@ -160,11 +160,11 @@ def test_a_tokenizer_without_words_of_its_own_is_refused(model: LatentDiffusion)
     tokenizer = model.tokenizer
     model.tokenizer = lambda text: tokenizer(text)
     with pytest.raises(ValueError, match="words can be added to a CLIPTokenizer"):
-        LearnedWord(model, WORD, "dog")
+        TrainableEmbedding(model, WORD, "dog")
 
 
 def test_files_that_cannot_be_written_are_refused(tmp_path: Path, model: LatentDiffusion) -> None:
-    word = LearnedWord(model, WORD, "dog")
+    word = TrainableEmbedding(model, WORD, "dog")
     with pytest.raises(ValueError, match=r"ends in \.safetensors"):
         word.save(tmp_path / "x.pt")
     with pytest.raises(ValueError, match="names must be 'diffusers' or 'kohya', not 'webui'"):

@@ -13,7 +13,7 @@ from scipy.linalg import sqrtm
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from ldm_core.training.measures import (
+from ldm_core.training.metrics import (
     cosine_similarity,
     frechet_distance,
     nearest_neighbours,

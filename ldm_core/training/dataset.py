@@ -2,7 +2,7 @@
 
 A sample is a dictionary: "image" (3, H, W) in [-1, 1] and "text", a tuple of captions of which training draws
 one, or whatever else an objective asks for. A damaged picture among a million must not end a run, so a
-data set raises `BadSample` for it, and `Readable` reports it and takes the next one.
+data set raises `BadSample` for it, and `SkipUnreadable` reports it and takes the next one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class BadSample(ValueError):
     """A sample that cannot be read; the message names it and says why."""
 
 
-class Samples(Protocol):
+class Dataset(Protocol):
     """A data set: `len(samples)`, and `samples[index]`, which raises BadSample where it is damaged.
 
     text          a sample's captions alone, which may be none
@@ -66,19 +66,19 @@ def decode_picture(source: Path | bytes, name: str, size: int) -> Tensor:
         raise BadSample(f"{name}: cannot be read as a picture ({shown_error(error)})") from error
 
 
-class Readable:
-    """Samples of which none is bad: the place of a bad one is taken by the next good one.
+class SkipUnreadable:
+    """Replaces each unreadable sample with the next readable one.
 
-    What takes its place depends on the data alone, so that every process and every repeated run sees the
-    same. A sample's "skipped" has the messages of the bad ones before it.
+    The replacement depends on the data alone, so every process and every repeated run gets the same one.
+    sample["skipped"] holds the error messages of the samples that it replaces.
     """
 
-    def __init__(self, samples: Samples) -> None:
-        self.samples = samples
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
         self._bad: dict[int, str] = {}
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.dataset)
 
     def __getitem__(self, index: int) -> Sample:
         skipped: list[str] = []
@@ -86,7 +86,7 @@ class Readable:
             place = (index + k) % len(self)
             if place not in self._bad:
                 try:
-                    return self.samples[place] | {"skipped": tuple(skipped)}
+                    return self.dataset[place] | {"skipped": tuple(skipped)}
                 except BadSample as error:
                     self._bad[place] = str(error)
             skipped.append(self._bad[place])
@@ -102,29 +102,29 @@ def collate(samples: list[Sample]) -> dict[str, Any]:
     }
 
 
-class Captioned:
-    """The pictures of another data set, each with these captions: `Captioned(samples, "a sks dog")`."""
+class CaptionedDataset:
+    """Replaces the captions of another dataset: `CaptionedDataset(dataset, "a sks dog")`."""
 
-    def __init__(self, samples: Samples, texts: str | Sequence[str]) -> None:
-        self.samples = samples
+    def __init__(self, dataset: Dataset, texts: str | Sequence[str]) -> None:
+        self.dataset = dataset
         self.texts = (texts,) if isinstance(texts, str) else tuple(texts)
 
     @property
     def fingerprint(self) -> str:
-        return self.samples.fingerprint
+        return self.dataset.fingerprint
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.dataset)
 
     def __getitem__(self, index: int) -> Sample:
-        return self.samples[index] | {"text": self.texts}
+        return self.dataset[index] | {"text": self.texts}
 
     def text(self, index: int) -> tuple[str, ...]:
         return self.texts
 
 
-class TensorSamples:
-    """Samples that are in memory: images (n, 3, H, W) in [-1, 1], and a caption or several for each."""
+class TensorDataset:
+    """A dataset in memory: images (n, 3, H, W) in [-1, 1], with one or more captions each."""
 
     def __init__(self, images: Tensor, texts: list[str] | list[tuple[str, ...]] | None = None) -> None:
         if images.ndim != 4 or (texts is not None and len(texts) != len(images)):

@@ -17,24 +17,24 @@ from torch.utils.data import Sampler
 _ORDER, _NOISE = 0, 1  # so that an epoch's and a position's numbers have nothing to do with one another
 
 
-def epoch_order(seed: int, epoch: int, length: int) -> Sequence[int]:
+def epoch_permutation(seed: int, epoch: int, length: int) -> Sequence[int]:
     """The permutation of 0..length-1 of an epoch."""
     generator = _generator(seed, _ORDER, epoch)
     return torch.randperm(length, generator=generator).numpy()  # type: ignore[return-value]
 
 
-def noise_streams(seed: int, positions: Sequence[int]) -> list[torch.Generator]:
+def noise_generators(seed: int, positions: Sequence[int]) -> list[torch.Generator]:
     """The random stream of each position of a run."""
     return [_generator(seed, _NOISE, position) for position in positions]
 
 
 def _generator(*numbers: int) -> torch.Generator:
-    # Seeds that are near one another must give streams that are not; PyTorch's generator takes 32 bits.
+    # Seeds that are near one another must give generators that are not; PyTorch's generator takes 32 bits.
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     return torch.Generator("cpu").manual_seed(seed)
 
 
-class Order(Sampler[list[int]]):
+class ResumableBatchSampler(Sampler[list[int]]):
     """The batches of data indices that one process takes, from a position on, without end.
 
     length: of the data. batch_size: of this process, in one forward pass. rank of size: which process of how
@@ -46,7 +46,7 @@ class Order(Sampler[list[int]]):
     ) -> None:
         self.batch_size, self.position, self.rank, self.size = batch_size, position, rank, size
         self.length, self.seed = length, seed
-        self._epoch = lru_cache(maxsize=2)(lambda epoch: epoch_order(seed, epoch, length))
+        self._epoch = lru_cache(maxsize=2)(lambda epoch: epoch_permutation(seed, epoch, length))
 
     def index(self, position: int) -> int:
         """The data's index at a position of the run."""

@@ -31,7 +31,7 @@ from ldm_core.config import SD1, LatentDiffusionConfig
 from ldm_core.images import tensor_to_pil
 from ldm_core.noise_schedule import NoiseSchedule
 from ldm_core.unet import UNet
-from ldm_core.watch.grid import grid
+from ldm_core.watch import make_grid
 
 HERE = Path(__file__).parent
 PROMPTS = ["panda", "fire", "red apple", "grinning cat", "soccer ball", "tiger face", "pizza", "sunflower"]
@@ -219,7 +219,7 @@ def write_table(page: Path, rows: str) -> None:
 def sheet(model: LatentDiffusion, latents: dict[str, Tensor], prompts: Sequence[str] = PROMPTS) -> Any:
     rows = [tensor_to_pil((model.decode_latent(z) / 2 + 0.5).clamp(0, 1)) for z in latents.values()]
     title = f"The same noise, with and without (bundled model, {STEPS} steps, guidance {SCALE:g})"
-    return grid(rows, title=title, rows=list(latents), labels=[prompts], tile=96)
+    return make_grid(rows, title=title, rows=list(latents), labels=[prompts], tile=96)
 
 
 def main() -> None:

@@ -18,8 +18,8 @@ from torch import Tensor
 import ldm_core
 from ldm_core.images import tensor_to_pil
 from ldm_core.tokenizer import CLIPTokenizer
+from ldm_core.watch import make_grid
 from ldm_core.watch.attention_maps import AttentionMaps
-from ldm_core.watch.grid import grid
 
 
 def relative_weights(maps: AttentionMaps, tokens: int, side: int) -> Tensor:
@@ -64,7 +64,8 @@ def main() -> None:
     weights = relative_weights(maps, len(words), side)
     heat = weights / weights.abs().max().clamp(min=1e-9)
     pictures = torch.stack([images[0], *(overlay(images[0], one) for one in heat)])
-    grid([tensor_to_pil(pictures)], title=args.prompt, labels=[["the picture", *words]]).save(args.output)
+    labels = [["the picture", *words]]
+    make_grid([tensor_to_pil(pictures)], title=args.prompt, labels=labels).save(args.output)
     print(f"saved {args.output}; the strongest preference is by a factor of {weights.max().exp():.1f}")
 
 

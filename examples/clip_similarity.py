@@ -14,7 +14,7 @@ import torch
 import ldm_core
 from ldm_core.clip import CLIPConfig
 from ldm_core.config import ImageEncoderConfig, TextEncoderConfig
-from ldm_core.watch.grid import grid
+from ldm_core.watch import make_grid
 
 UNTRAINED = CLIPConfig(
     ImageEncoderConfig(image_size=64, patch_size=8, width=128, layers=4, heads=4, projection_dim=64),
@@ -56,7 +56,7 @@ def main() -> None:
         best = row.topk(min(2, len(args.texts)))
         words = [f"{args.texts[i]} {p:.0%}" for i, p in zip(best.indices.tolist(), best.values.tolist())]
         labels.append("\n".join(words))
-    grid([pictures], title=title, labels=[labels]).save(args.output)
+    make_grid([pictures], title=title, labels=[labels]).save(args.output)
     print(f"saved {args.output}")
 
 

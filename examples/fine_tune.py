@@ -24,7 +24,7 @@ import ldm_core
 from ldm_core import checkpoint, training
 from ldm_core.images import image_to_tensor, tensor_to_pil
 from ldm_core.training.lora import ATTENTION, FEED_FORWARD, PROJECTIONS
-from ldm_core.watch.grid import grid
+from ldm_core.watch import make_grid
 
 SEEN = ["grinning face", "red apple", "cat face", "fire", "panda", "rocket", "dog face", "heart"]
 SEEN += ["frog", "lion", "pizza", "cookie", "rabbit face", "strawberry", "bird", "angry face"]
@@ -129,7 +129,7 @@ def main(name: str, method: Method, args: argparse.Namespace, folder: Path) -> N
     rows = [tensor_to_pil((pictures.images[: len(method.prompts)] + 1) / 2)]
     for model in (ldm_core.load(), learned):
         rows.append(ldm_core.Sampler(model).txt2img(method.prompts, seed=args.seed, **draw))
-    grid(rows, rows=["learned from", "before", "after"], labels=[[], method.prompts, []]).save(args.output)
+    make_grid(rows, rows=["trained on", "before", "after"], labels=[[], method.prompts, []]).save(args.output)
     print(f"saved {args.output}")
 
 

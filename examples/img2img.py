@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 import ldm_core
 from ldm_core.images import open_picture
-from ldm_core.watch.grid import grid
+from ldm_core.watch import make_grid
 
 
 def sketch(size: int) -> Image.Image:
@@ -51,7 +51,7 @@ def main() -> None:
         for strength in args.strengths
     ]
     labels = ["the picture given", *(f"strength {strength}" for strength in args.strengths)]
-    grid([[image, *results]], title=args.prompt, labels=[labels]).save(args.output)
+    make_grid([[image, *results]], title=args.prompt, labels=[labels]).save(args.output)
     print(f"saved {args.output}")
 
 

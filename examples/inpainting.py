@@ -11,7 +11,7 @@ import argparse
 from PIL import Image
 
 import ldm_core
-from ldm_core.watch.grid import grid
+from ldm_core.watch import make_grid
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
     )
     labels = [f"{args.first}\nbefore", "mask\nwhite is repainted"]
     labels += [f"{args.prompt}\nseed {seed}" for seed in args.seeds]
-    grid([[image, mask, *repainted]], labels=[labels]).save(args.output)
+    make_grid([[image, mask, *repainted]], labels=[labels]).save(args.output)
     print(f"saved {args.output}")
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 import ldm_core
 from ldm_core.guidance import ClassifierFreeGuidance, Network
 from ldm_core.noise import generators, randn
-from ldm_core.watch.grid import grid
+from ldm_core.watch import make_grid
 
 
 def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
@@ -66,7 +66,7 @@ def main() -> None:
 
     names = (f"{first}\nseed {args.seeds[0]} to {args.seeds[1]}", f"{first}\nto {second}")
     labels = [f"{float(weight):.2f}" for weight in weights]
-    grid([by_noise, by_prompt], rows=names, labels=[labels]).save(args.output)
+    make_grid([by_noise, by_prompt], rows=names, labels=[labels]).save(args.output)
     print(f"saved {args.output}")
 
 

@@ -19,9 +19,7 @@ from torch import Tensor
 import ldm_core
 from ldm_core.images import tensor_to_pil
 from ldm_core.noise import randn
-from ldm_core.watch.grid import grid
-from ldm_core.watch.preview import LatentPreview, fit_linear, fit_preview
-from ldm_core.watch.strip import model_decode
+from ldm_core.watch import LatentPreview, fit_linear, fit_preview, make_grid, model_decode
 
 OTHERS = ["grinning cat", "fire", "angry face", "panda", "dog face", "pizza", "hamburger", "tiger face"]
 PROMPTS = ["red apple", "frog", "lion", "hot dog", "cookie", "lemon", "owl", "rocket"]
@@ -71,7 +69,7 @@ def main() -> None:
     slow, fast = seconds(lambda: decode(latents[:1]), 5), seconds(lambda: preview(latents[:1]), 50)
     print(f"decode {slow * 1e3:.1f} ms, preview {fast * 1e3:.3f} ms: {slow / fast:.0f} times cheaper")
     pictures = [tensor_to_pil(decoded[::2]), preview.to_pil(latents[::2])]
-    grid(pictures, rows=("decoder", "preview"), labels=[PROMPTS]).save(args.output)
+    make_grid(pictures, rows=("decoder", "preview"), labels=[PROMPTS]).save(args.output)
     print(f"saved {args.output}")
 
 

@@ -16,7 +16,7 @@ import ldm_core
 from ldm_core.noise_schedule import NoiseSchedule, Predict
 from ldm_core.schedulers import Step, spaced_pairs
 from ldm_core.testing import check_scheduler
-from ldm_core.watch.grid import grid
+from ldm_core.watch import make_grid
 
 History = tuple[Tensor, float] | None
 
@@ -59,7 +59,7 @@ def main() -> None:
         options = {"guidance_scale": args.guidance, "seed": args.seed}
         rows.append([sampler.txt2img(args.prompt, steps=n, **options)[0] for n in args.steps])
         labels.append([f"{type(scheduler).__name__}\n{n} steps" for n in args.steps])
-    grid(rows, title=args.prompt, labels=labels).save(args.output)
+    make_grid(rows, title=args.prompt, labels=labels).save(args.output)
     print(f"saved {args.output}")
 
 

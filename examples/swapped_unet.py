@@ -19,7 +19,7 @@ import ldm_core
 from ldm_core.images import tensor_to_pil
 from ldm_core.protocols import NoisePredictor
 from ldm_core.testing import check_unet
-from ldm_core.watch.grid import grid
+from ldm_core.watch import make_grid
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def main() -> None:
     images = [ldm_core.Sampler(replace(model, unet=unet)).txt2img(args.prompt, **options) for unet in pairs]
     errors = [float((image - images[0]).square().mean().sqrt()) for image in images]
     labels = [f"{name}\nrms difference {error:.3f}" for name, error in zip(names, errors)]
-    grid([tensor_to_pil(torch.cat(images))], title=args.prompt, labels=[labels]).save(args.output)
+    make_grid([tensor_to_pil(torch.cat(images))], title=args.prompt, labels=[labels]).save(args.output)
     print(f"saved {args.output}")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 
 import ldm_core
-from ldm_core.watch.grid import grid
+from ldm_core.watch import make_grid
 
 COLUMNS = 4
 
@@ -34,7 +34,7 @@ def main() -> None:
         labels = [f"{prompt}\nseed {seed}" for prompt, seed in zip(args.prompt, seeds)]
         starts = range(0, len(images), args.columns)
         rows = [images[i : i + args.columns] for i in starts]
-        grid(rows, labels=[labels[i : i + args.columns] for i in starts]).save(args.output)
+        make_grid(rows, labels=[labels[i : i + args.columns] for i in starts]).save(args.output)
     print(f"saved {args.output}")
 
 

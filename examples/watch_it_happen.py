@@ -9,8 +9,7 @@ from __future__ import annotations
 import argparse
 
 import ldm_core
-from ldm_core.watch.preview import fit_preview
-from ldm_core.watch.strip import record
+from ldm_core.watch import fit_preview, record_steps
 
 
 def main() -> None:
@@ -26,7 +25,7 @@ def main() -> None:
     args = parser.parse_args()
 
     model = ldm_core.load()
-    recorder = record(
+    recorder = record_steps(
         ldm_core.Sampler(model),
         args.prompt,
         decode=fit_preview(model) if args.preview else None,

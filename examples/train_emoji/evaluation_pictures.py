@@ -18,8 +18,7 @@ from torch import Tensor
 import ldm_core
 from ldm_core.images import open_picture, to_rgb
 from ldm_core.noise import generators, randn
-from ldm_core.watch.grid import grid
-from ldm_core.watch.strip import record
+from ldm_core.watch import make_grid, record_steps
 
 # What people ask an emoji model for: faces, animals, food, activities and objects.
 PROMPTS = (
@@ -48,9 +47,9 @@ def draw_sheets(
         return sampler.txt2img(list(PROMPTS), seed=seed, **options)
 
     sheets = {
-        "prompts.png": lambda: grid(list(batches(pictures(), 8)), labels=list(batches(PROMPTS, 8))),
+        "prompts.png": lambda: make_grid(list(batches(pictures(), 8)), labels=list(batches(PROMPTS, 8))),
         "quiz.png": lambda: quiz_sheet(pictures(), out / "quiz.txt", seed),
-        "strip.png": lambda: record(sampler, INTERPOLATED, seed=seed, **options).strip(),
+        "strip.png": lambda: record_steps(sampler, INTERPOLATED, seed=seed, **options).strip(),
         "interpolation.png": lambda: interpolation_sheet(sampler, seed, options),
         "guidance-steps.png": lambda: guidance_sheet(sampler, seed, steps),
     }
@@ -70,7 +69,7 @@ def quiz_sheet(pictures: Sequence[Image.Image], answers: Path, seed: int) -> Ima
     numbers = [str(k + 1) for k in range(len(order))]
     lines = [f"{number} {PROMPTS[place]}\n" for number, place in zip(numbers, order)]
     write_whole(answers, "".join(lines).encode())
-    return grid(list(batches([pictures[place] for place in order], 8)), labels=list(batches(numbers, 8)))
+    return make_grid(list(batches([pictures[place] for place in order], 8)), labels=list(batches(numbers, 8)))
 
 
 def interpolation_sheet(
@@ -86,7 +85,7 @@ def interpolation_sheet(
         [(torch.sin((1 - w) * angle) * a + torch.sin(w * angle) * b) / torch.sin(angle) for w in weights]
     )
     pictures = sampler.txt2img(INTERPOLATED, noise=noise, num_images=count, **options)
-    return grid([pictures], title=INTERPOLATED, labels=[[f"{w:.2f}" for w in weights]])
+    return make_grid([pictures], title=INTERPOLATED, labels=[[f"{w:.2f}" for w in weights]])
 
 
 def guidance_sheet(sampler: ldm_core.Sampler, seed: int, most: int) -> Image.Image:
@@ -98,7 +97,7 @@ def guidance_sheet(sampler: ldm_core.Sampler, seed: int, most: int) -> Image.Ima
         for scale in scales
     ]
     names = [f"guidance {scale:g}" for scale in scales]
-    return grid(rows, title=SHOWN_AT_ALL_GUIDANCES, rows=names, labels=[[f"{n} steps" for n in counts]])
+    return make_grid(rows, title=SHOWN_AT_ALL_GUIDANCES, rows=names, labels=[[f"{n} steps" for n in counts]])
 
 
 def neighbour_sheets(
@@ -129,7 +128,7 @@ def neighbour_sheets(
                 ]
             )
         path = out / f"{name}-{number}.png"
-        save(grid(rows, title="drawn, and the nearest training picture", labels=labels, tile=TILE), path)
+        save(make_grid(rows, title="drawn, and the nearest training picture", labels=labels, tile=TILE), path)
         paths.append(path)
     return paths
 

@@ -124,7 +124,7 @@ class DiffusionObjective(Objective):
         loss = (self._weight[t].to(errors) * errors).mean()
         return loss, {"error": errors.detach().mean()}
 
-    def _condition(self, batch: Batch, generators: Generators) -> Condition:
+    def _condition(self, batch: Batch, generators: Sequence[torch.Generator]) -> Condition:
         """The batch's Condition, with gradients if a conditioner's network or an adapter learns."""
         inputs: Any = None
         if "text" in batch and isinstance(self.model.conditioner, TextConditioner):

@@ -23,7 +23,7 @@ from ldm_core.images import tensor_to_pil
 from ldm_core.model import LatentDiffusion
 from ldm_core.protocols import Autoencoder
 from ldm_core.sampler import Sampler
-from ldm_core.watch.grid import grid
+from ldm_core.watch.grid import make_grid
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -138,7 +138,7 @@ def sample_grid(
     images = Sampler(model).txt2img(list(prompts), steps=steps, guidance_scale=guidance_scale, seed=seed)
     starts = range(0, len(images), columns)
     rows = [images[i : i + columns] for i in starts]
-    return grid(rows, labels=[[str(p) for p in prompts[i : i + columns]] for i in starts])
+    return make_grid(rows, labels=[[str(p) for p in prompts[i : i + columns]] for i in starts])
 
 
 @torch.no_grad()
@@ -146,4 +146,4 @@ def reconstruction_grid(autoencoder: Autoencoder, images: Tensor) -> Image:
     """Pictures (B, 3, H, W) in [-1, 1] above what the autoencoder makes of them."""
     decoded = autoencoder.decode(autoencoder.encode(images).mode())
     pictures = [tensor_to_pil((x + 1) / 2) for x in (images, decoded)]
-    return grid(pictures, rows=["picture", "decoded"])
+    return make_grid(pictures, rows=["picture", "decoded"])

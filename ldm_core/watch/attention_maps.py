@@ -1,11 +1,11 @@
-"""Looking inside: collect the attention weights that a model computes while it runs.
+"""Collects the attention weights that a model computes while it runs.
 
     with record_attention(model, where="attn2") as maps:
         sampler.txt2img("a cat", steps=10)
     maps["unet.mid.attention.blocks.0.attn2"][0]     # (B, heads, N, M), first call
 
-The maps of `attn2` say where in the picture each token of the prompt acts (Hertz et al. 2022,
-"Prompt-to-Prompt", arXiv:2208.01626, section 3).
+The maps of `attn2`, the cross-attention, show where in the image each token of the prompt acts (Hertz et al.
+2022, "Prompt-to-Prompt", arXiv:2208.01626, section 3).
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ AttentionMaps = dict[str, list[Tensor]]
 
 @contextmanager
 def record_attention(model: Any, where: str | Callable[[str], bool] = "attn2") -> Iterator[AttentionMaps]:
-    """Collect the weights of the layers whose dotted name contains `where`, or for which it is true.
+    """Collect the attention weights of the layers that match `where`.
 
-    Yields {layer name: one (B, heads, N, M) tensor per call, on the CPU}, which fills with the calls of this
-    thread while the block runs. At the end the layers compute as before, also after an error, and in whatever
-    order several blocks end. A name that matches no layer is a ValueError.
+    where: a substring of the layer's dotted name, or a function from the name to a bool.
+
+    Yields {layer name: [(B, heads, N, M), …]} with one tensor per call, on the CPU. Only calls from the thread
+    that opened the block are recorded. On exit, also after an error, the layers are restored; nested blocks
+    may exit in any order. Raises ValueError if no layer matches.
     """
     matches = (lambda name: where in name) if isinstance(where, str) else where
     chosen = {name: layer for name, layer in attention_layers(model) if matches(name)}
@@ -48,7 +50,7 @@ def record_attention(model: Any, where: str | Callable[[str], bool] = "attn2") -
 
 
 class _Recorder:
-    """An attention function that records its weights, in one thread, and then calls the layer's own."""
+    """An attention function that records its weights in one thread and then calls the original function."""
 
     def __init__(self, attention: AttentionFunction, maps: list[Tensor]) -> None:
         self.attention = attention
@@ -62,8 +64,8 @@ class _Recorder:
         return self.attention(q, k, v, causal=causal)
 
     def remove_from(self, layer: MultiHeadAttention) -> None:
-        """Take this recorder out of the layer's chain of recorders, wherever in it it is."""
-        self._maps = None  # a function that somebody put around it since keeps calling it
+        """Remove this recorder from the layer's chain of nested recorders."""
+        self._maps = None  # a function that wraps this recorder may still call it
         outer: MultiHeadAttention | _Recorder = layer
         while isinstance(outer.attention, _Recorder):
             if outer.attention is self:

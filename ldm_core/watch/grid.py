@@ -1,7 +1,6 @@
-"""Pictures side by side, with a title, words beside the rows and words above the pictures.
+"""A grid of images with a title, row labels and image labels.
 
-What strips, animations and the examples show their pictures with. It needs no font files: the letters
-are those that Pillow carries, Latin ones, and a box stands for any other.
+Text is drawn in Pillow's built-in Latin font; any other letter is drawn as a box.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ if TYPE_CHECKING:
     Font = FreeTypeFont | ImageFont
 
 PAPER, INK, FAINT, EDGE = "#ffffff", "#1c1c1e", "#76767c", "#e3e3e6"
-MARGIN, GAP = 20, 8  # pixels around the whole, and between neighbours
-TITLE_SIZE, TEXT_SIZE, LINE = 20, 13, 17  # heights of letters, and from one line of labels to the next
-SMALLEST, LARGEST = 128, 256  # pixels that a picture's longer side is brought between
-LONGEST = 400  # letters of a line of words that are looked at; no sheet has room for more
+MARGIN, GAP = 20, 8  # pixels around the grid, and between images
+TITLE_SIZE, TEXT_SIZE, LINE = 20, 13, 17  # font sizes, and the line height of labels, in pixels
+SMALLEST, LARGEST = 128, 256  # default range of an image's longer side, in pixels
+LONGEST = 400  # letters after which a line is cut before it is measured
 
 
-def grid(
+def make_grid(
     pictures: Sequence[Sequence[Image]],
     *,
     title: str = "",
@@ -31,13 +30,16 @@ def grid(
     labels: Sequence[Sequence[str]] = (),
     tile: int | None = None,
 ) -> Image:
-    """Draw rows of pictures on white.
+    """Draw rows of images on a white background.
 
-    pictures: one sequence per row; rows may differ in length. title: one line above all.
-    rows: words to the left of each row. labels: for each row the words above its pictures; both may be
-        shorter than the rows, and a line break in them starts a second, fainter line.
-    tile: pixels of a picture's longer side; by default its own, but at least 128 and at most 256.
-    Words that find no room end in "…". Raises ValueError if there is no picture, or no positive tile.
+    pictures: one sequence per row; rows may differ in length.
+    title: one line above the grid.
+    rows: a label to the left of each row; may be shorter than `pictures`.
+    labels: for each row, a label above each image; may be shorter than `pictures`. A second line is drawn
+        in grey.
+    tile: the longer side of an image in pixels; by default its own, clamped to 128..256.
+
+    Text that does not fit is cut and ends in "…". Raises ValueError if there is no image or `tile` < 1.
     """
     from PIL import Image as PIL
     from PIL import ImageDraw, ImageFont
@@ -79,7 +81,7 @@ def grid(
 
 
 def stack(sheets: Sequence[Image]) -> Image:
-    """Sheets one below the other, flush left on white. Raises ValueError if there is none."""
+    """Stack images vertically, left-aligned, on a white background. Raises ValueError if there is none."""
     from PIL import Image as PIL
 
     if not sheets:

@@ -1,11 +1,10 @@
-"""Seeing a latent without the decoder: a linear map from latent channels to colours, fitted per model.
+"""Previews of latents without the decoder: a linear map from latent channels to RGB, fitted per model.
 
-An autoencoder of the KL kind keeps the layout of a picture, and much of what its channels hold is colour.
-One matrix of 3 x (C + 1) numbers, found by least squares, therefore shows every step of a sampling at
-almost no cost, at the latent's resolution.
+Latents keep the spatial layout of the image, and their channels encode mostly colour. A 3 x (C + 1) matrix,
+fitted by least squares, therefore gives a preview at the latent's resolution at almost no cost.
 
-`fit_preview` needs no data: it draws pictures, sends them through the autoencoder, and regresses the
-decoded picture, averaged over the area of each latent pixel, on the latent. CompVis has no counterpart.
+`fit_preview` needs no data: it draws synthetic images, encodes and decodes them, and regresses the decoded
+image, averaged over the area of each latent pixel, on the latent. CompVis has no counterpart.
 """
 
 from __future__ import annotations
@@ -26,16 +25,16 @@ if TYPE_CHECKING:
 
 Upscale = Literal["nearest", "bicubic"]
 
-LATENT_SIZE = 16  # latent pixels along an edge of the pictures that are drawn for the fit
-CHUNK = 8  # pictures at a time through the autoencoder
-NOISE = 0.3  # the largest standard deviation of what is added to the latents, which have about 1
+LATENT_SIZE = 16  # height and width, in latent pixels, of the synthetic images
+CHUNK = 8  # images per autoencoder batch
+NOISE = 0.3  # largest standard deviation of the noise added to the latents, whose own is about 1
 
 
 @dataclass(frozen=True, eq=False)
 class LatentPreview:
     """rgb = weight @ latent + bias, for every latent pixel.
 
-    weight: (3, C). bias: (3,). factor: pixels along an edge of a latent pixel.
+    weight: (3, C). bias: (3,). factor: the image's size divided by the latent's.
     """
 
     weight: Tensor
@@ -43,10 +42,10 @@ class LatentPreview:
     factor: int
 
     def __call__(self, latent: Tensor, *, upscale: Upscale | None = None) -> Tensor:
-        """Scaled latents (B, C, h, w) to pictures in [0, 1]: (B, 3, h, w), float32, on the latent's device.
+        """Scaled latents (B, C, h, w) to images (B, 3, h, w) in [0, 1], float32, on the latent's device.
 
-        upscale: "nearest" or "bicubic" enlarges them to the size that the decoder would give,
-        (B, 3, h * factor, w * factor). Raises ValueError for latents of another shape.
+        upscale: "nearest" or "bicubic" enlarges the images to the decoder's size, (B, 3, h * factor,
+        w * factor). Raises ValueError for latents of another shape or another `upscale`.
         """
         channels = self.weight.shape[1]
         if latent.ndim != 4 or latent.shape[1] != channels:
@@ -60,16 +59,17 @@ class LatentPreview:
         return rgb.clamp(0, 1)
 
     def to_pil(self, latent: Tensor, *, upscale: Upscale | None = "nearest") -> list[Image]:
-        """Scaled latents (B, C, h, w) to one PIL image each; arguments as of a call."""
+        """Scaled latents (B, C, h, w) to one PIL image each. upscale: as in `__call__`."""
         return tensor_to_pil(self(latent, upscale=upscale))
 
 
 def fit_linear(latents: Tensor, images: Tensor) -> LatentPreview:
-    """The least-squares preview of pictures that are known.
+    """Fit a preview to latents and their images by least squares.
 
-    latents: scaled, (B, C, h, w). images: what they decode to, (B, 3, h * factor, w * factor), where
-        0 is black and 1 white; values beyond, as decoders give them, need not be cut off.
-    Raises ValueError if the sizes do not belong together.
+    latents: scaled, (B, C, h, w).
+    images: the decoded images, (B, 3, h * factor, w * factor), 0 for black and 1 for white; values outside
+        [0, 1] need not be clamped.
+    Raises ValueError if the shapes do not match.
     """
     if latents.ndim != 4 or latents.numel() == 0:
         raise ValueError(f"expected latents of (B, C, h, w), got {tuple(latents.shape)}")
@@ -84,18 +84,20 @@ def fit_linear(latents: Tensor, images: Tensor) -> LatentPreview:
     x = latents.cpu().double().movedim(1, -1).reshape(-1, c)  # (B, C, h, w) -> (B * h * w, C)
     y = targets.movedim(1, -1).reshape(-1, 3)
     ones = torch.ones(len(x), 1, dtype=torch.float64)
-    # gelsd, as PyTorch's default driver is wrong where channels depend on one another (seen in torch 2.13)
+    # PyTorch's default driver gives wrong solutions for linearly dependent channels (torch 2.13).
     solution = torch.linalg.lstsq(torch.cat([x, ones], dim=1), y, driver="gelsd").solution  # (C + 1, 3)
     return LatentPreview(weight=solution[:c].T.float(), bias=solution[c].float(), factor=factor)
 
 
 @torch.no_grad()
 def fit_preview(model: LatentDiffusion, seed: int = 0, *, pictures: int = 48) -> LatentPreview:
-    """Fit a preview to any model, with no data: half colour fields, half shapes on plain backgrounds.
+    """Fit a preview to a model without data, on synthetic images: colour fields and shapes, half each.
 
-    The latents are made a little noisy, as those of a sampling are: a fit to clean ones shows finished
-    pictures no better, and the first half of the way worse than plain grey would. The target is what the
-    decoder makes of such a latent. The same seed gives the same preview.
+    A little noise is added to the latents, and the targets are the decoded noisy latents: a fit to clean
+    latents is no better on finished images, and worse than plain grey in the first half of sampling.
+
+    seed: of the synthetic images and the noise. pictures: how many images to draw.
+    Raises ValueError if `pictures` < 1.
     """
     if pictures < 1:
         raise ValueError(f"pictures must be positive, not {pictures}")
@@ -110,20 +112,20 @@ def fit_preview(model: LatentDiffusion, seed: int = 0, *, pictures: int = 48) ->
 
 
 def draw_pictures(count: int, size: int, generator: torch.Generator) -> Tensor:
-    """Synthetic pictures (count, 3, size, size) in [0, 1], smooth and hard-edged ones by turns."""
+    """Synthetic images (count, 3, size, size) in [0, 1]: colour fields and shapes alternate."""
     draw = (_colour_field, _shapes)
     return torch.stack([draw[i % 2](size, generator) for i in range(count)])
 
 
 def _colour_field(size: int, generator: torch.Generator) -> Tensor:
-    """Random colours at the corners of 2 x 2 to 8 x 8 points, and smooth transitions between them."""
+    """A random image of 2 x 2 to 8 x 8 pixels, enlarged bicubically."""
     points = int(torch.randint(2, 9, (), generator=generator))
     colours = torch.rand(1, 3, points, points, generator=generator)
     return F.interpolate(colours, size=(size, size), mode="bicubic", align_corners=True)[0].clamp(0, 1)
 
 
 def _shapes(size: int, generator: torch.Generator) -> Tensor:
-    """Four discs and rectangles of plain colours, one over another, on a plain background."""
+    """Four overlapping discs and rectangles of plain colours on a plain background."""
     axis = torch.linspace(0, 1, size)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     picture = torch.rand(3, 1, 1, generator=generator).expand(3, size, size)

@@ -1,8 +1,7 @@
-"""The walk from noise to a picture, drawn as a strip of pictures or as an animation.
+"""The steps of a sampling run as a strip of images or as an animation.
 
-Two pictures belong to a step: the latent as the step leaves it, still noisy, and the picture that the
-network expected at that step to arrive at (the x0 of DDIM's equation 12, arXiv:2010.02502). Seen one above
-the other they show what sampling is: the guess sharpens while the noise goes.
+Each step gives two images: the noisy latent after the step, and the step's prediction of the final image (the
+predicted x0 of DDIM, arXiv:2010.02502, equation 12).
 
     recorder = Recorder(model)
     sampler.txt2img("a cat", on_step=recorder)
@@ -28,7 +27,7 @@ from ldm_core.model import LatentDiffusion
 from ldm_core.sampler import Sampler, SamplerStep
 from ldm_core.support.atomic_files import write_whole
 from ldm_core.tasks import Prompt
-from ldm_core.watch.grid import grid, stack
+from ldm_core.watch.grid import make_grid, stack
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -39,12 +38,13 @@ ANIMATIONS = (".gif", ".webp")
 
 
 class Recorder:
-    """An `on_step` that keeps every step, and draws them afterwards.
+    """An `on_step` callback that records every step, to draw them afterwards.
 
-    decode: scaled latents (B, C, h, w) to pictures (B, 3, H, W) in [0, 1]; the model's decoder by default.
-        A `LatentPreview` is one too, and spares the decoder altogether.
-    captions: one for each picture of the batch, to stand above its strip.
-    A new run (step 0) begins a new record. The latents are kept on the CPU.
+    decode: from scaled latents (B, C, h, w) to images (B, 3, H, W) in [0, 1]; by default the model's decoder.
+        A `LatentPreview` is much faster.
+    captions: one per image of the batch, drawn above its strip.
+
+    Step 0 of another run discards the recorded steps. Latents are kept on the CPU.
     """
 
     def __init__(
@@ -55,15 +55,15 @@ class Recorder:
         self.steps: list[SamplerStep] = []
 
     def __call__(self, step: SamplerStep) -> None:
-        """Keep a step; returns None, so the walk goes on as it would have."""
+        """Record a step. Returns None, so that the latent stays as it is."""
         if step.index == 0:
             self.steps = []
         self.steps.append(replace(step, latent=_kept(step.latent), x0=_kept(step.x0)))
 
     def chosen(self, count: int) -> list[SamplerStep]:
-        """`count` steps at even distances, the first and the last among them; all, if there are fewer.
+        """`count` evenly spaced steps, including the first and the last; all of them if there are fewer.
 
-        Raises ValueError if nothing has been recorded, or if count is not positive.
+        Raises ValueError if nothing has been recorded or `count` < 1.
         """
         if not self.steps:
             raise ValueError("no step has been recorded: pass the recorder as on_step first")
@@ -76,18 +76,18 @@ class Recorder:
         return [self.steps[round(i * last / max(count - 1, 1))] for i in range(count)]
 
     def strip(self, columns: int = 8, *, tile: int | None = None) -> Image:
-        """Noisy latents above predicted pictures, `columns` steps from left to right; a pair of rows for
-        each picture of the batch.
+        """Draw `columns` steps from left to right: for each image of the batch, a row of noisy latents and a
+        row of predicted images.
 
-        tile: pixels of a picture's longer side in the strip; by default 128 to 256, after the picture.
+        tile: the longer side of an image in pixels; by default its own, clamped to 128..256.
         """
         steps = self.chosen(columns)
-        latents = [self._pictures(step.latent) for step in steps]  # by step, then by picture of the batch
+        latents = [self._pictures(step.latent) for step in steps]  # by step, then by image of the batch
         guesses = [self._pictures(step.x0) for step in steps]
         heads = [f"step {step.index + 1}\nt = {round(step.t, 1)}" for step in steps]
         return stack(
             [
-                grid(
+                make_grid(
                     [[pictures[k] for pictures in latents], [pictures[k] for pictures in guesses]],
                     title=caption,
                     rows=("noisy latent\nafter the step", "prediction\nof the result"),
@@ -107,10 +107,11 @@ class Recorder:
         milliseconds: int = 120,
         hold: int = 2000,
     ) -> None:
-        """Save the steps as an animation that repeats: `.gif` or `.webp`, by the path's ending.
+        """Save the steps as a looping animation.
 
-        frames: at most so many steps, chosen evenly. milliseconds: how long each is shown; hold: how long
-        the last. Raises ValueError for another ending, before anything is decoded.
+        path: ends in `.gif` or `.webp`. frames: how many steps to show, evenly spaced. tile: as in `strip`.
+        milliseconds: duration of a frame. hold: duration of the last frame in milliseconds.
+        Raises ValueError for another file extension, before anything is decoded.
         """
         ending = Path(path).suffix.lower()
         if ending not in ANIMATIONS:
@@ -124,7 +125,7 @@ class Recorder:
             duration=[milliseconds] * (len(shown) - 1) + [hold],
             loop=0,
         )
-        write_whole(Path(os.path.realpath(path)), save)  # what a link points to
+        write_whole(Path(os.path.realpath(path)), save)  # replaces the file that a link points to
 
     def _frame(self, step: SamplerStep, tile: int | None) -> Image:
         latents, guesses = self._pictures(step.latent), self._pictures(step.x0)
@@ -134,14 +135,14 @@ class Recorder:
         )
         return stack(
             [
-                grid([[latents[k], guesses[k]]], title=caption, labels=(heads,), tile=tile)
+                make_grid([[latents[k], guesses[k]]], title=caption, labels=(heads,), tile=tile)
                 for k, caption in enumerate(self._captions())
             ]
         )
 
     @torch.no_grad()
     def _pictures(self, latent: Tensor) -> list[Image]:
-        """One at a time: a decoder's memory is for pictures, not for the batch that was sampled."""
+        """Images of latents, decoded one by one so that the decoder needs the memory of a single image."""
         return tensor_to_pil(torch.cat([self.decode(one) for one in latent.split(1)]))
 
     def _captions(self) -> tuple[str, ...]:
@@ -152,12 +153,14 @@ class Recorder:
 
 
 def model_decode(model: LatentDiffusion) -> Decode:
-    """The model's decoder in the form that a `Recorder` calls: to pictures in [0, 1] on the CPU."""
+    """The model's decoder as `Recorder` calls it: scaled latents to images in [0, 1], float32, on the CPU."""
     return lambda latent: (model.decode_latent(latent).float().cpu() / 2 + 0.5).clamp(0, 1)
 
 
-def record(sampler: Sampler, prompt: Prompt, *, decode: Decode | None = None, **options: Any) -> Recorder:
-    """Sample for the record: `sampler.steps(prompt, **options)` to the end, with prompts for captions."""
+def record_steps(
+    sampler: Sampler, prompt: Prompt, *, decode: Decode | None = None, **options: Any
+) -> Recorder:
+    """Run `sampler.steps(prompt, **options)` and record every step, with the prompts as captions."""
     repeats = options.get("num_images", 1)
     captions = [one for one in as_prompts(prompt) for _ in range(repeats)]
     recorder = Recorder(sampler.model, decode, captions)

@@ -13,9 +13,9 @@ from PIL import Image
 import ldm_core
 from ldm_core.images import tensor_to_pil
 from ldm_core.sampler import SamplerStep
-from ldm_core.watch.grid import GAP, LARGEST, MARGIN, SMALLEST, grid, stack
+from ldm_core.watch.grid import GAP, LARGEST, MARGIN, SMALLEST, make_grid, stack
 from ldm_core.watch.preview import LatentPreview
-from ldm_core.watch.strip import Recorder, model_decode, record
+from ldm_core.watch.strip import Recorder, model_decode, record_steps
 
 STEPS, TILE = 5, 64  # the pictures are drawn with 64 x 64 pixels: a strip of tile 64 does not scale them
 OPTIONS: dict[str, Any] = {"steps": STEPS, "guidance_scale": 4.0, "height": TILE, "width": TILE, "seed": 3}
@@ -23,7 +23,7 @@ OPTIONS: dict[str, Any] = {"steps": STEPS, "guidance_scale": 4.0, "height": TILE
 
 @pytest.fixture(scope="module")
 def recorded(bundled: ldm_core.LatentDiffusion) -> Recorder:
-    return record(ldm_core.Sampler(bundled), ["fire", "panda"], **OPTIONS)
+    return record_steps(ldm_core.Sampler(bundled), ["fire", "panda"], **OPTIONS)
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_record_is_the_sampling_of_the_same_options(
     latent = ldm_core.Sampler(bundled).txt2img(["fire", "panda"], output="latent", **OPTIONS)
     assert torch.equal(recorded.steps[-1].latent, latent)
     assert recorded.captions == ("fire", "panda")
-    several = record(ldm_core.Sampler(bundled), "fire", steps=1, guidance_scale=1.0, num_images=2)
+    several = record_steps(ldm_core.Sampler(bundled), "fire", steps=1, guidance_scale=1.0, num_images=2)
     assert several.captions == ("fire", "fire")
 
 
@@ -152,7 +152,7 @@ def test_animations_show_every_step_and_stay_at_the_last(
     assert durations == [50] * 5 + [900]
     step = made_up(6)[-1]
     shown = [preview.to_pil(x, upscale=None)[0] for x in (step.latent, step.x0)]
-    still = grid([shown], labels=[["two\nlines", ""]])
+    still = make_grid([shown], labels=[["two\nlines", ""]])
     assert last.shape == pixels(still).shape
     below = MARGIN + 40  # the labels are above; WebP is lossy and GIF has 256 colours, so not equal
     assert np.abs(last[below:] - pixels(still)[below:]).mean() < 12
@@ -190,13 +190,13 @@ def test_bad_input_is_named(
 
 def test_a_grid_has_room_for_its_pictures_and_words() -> None:
     red, blue = Image.new("RGB", (TILE, TILE), "red"), Image.new("RGB", (TILE, TILE), "blue")
-    plain = grid([[red, blue], [blue]], tile=TILE)
+    plain = make_grid([[red, blue], [blue]], tile=TILE)
     assert plain.size == (2 * MARGIN + 2 * TILE + GAP, 2 * MARGIN + 2 * TILE + GAP)
     assert plain.getpixel((MARGIN, MARGIN)) == (255, 0, 0)
     assert plain.getpixel((plain.width - MARGIN - 1, MARGIN)) == (0, 0, 255)
     assert plain.getpixel((MARGIN, plain.height - MARGIN - 1)) == (0, 0, 255)
     assert plain.getpixel((plain.width - MARGIN - 1, plain.height - MARGIN - 1)) == (255, 255, 255)
-    worded = grid(
+    worded = make_grid(
         [[red, blue], [blue]], title="title", rows=("row",), labels=(("one", "two\nthree"),), tile=TILE
     )
     assert worded.width > plain.width
@@ -218,13 +218,13 @@ def test_a_grid_has_room_for_its_pictures_and_words() -> None:
 def test_pictures_keep_their_proportions(
     size: tuple[int, int], tile: int | None, expected: tuple[int, int]
 ) -> None:
-    sheet = grid([[Image.new("RGB", size, "red")]], tile=tile)
+    sheet = make_grid([[Image.new("RGB", size, "red")]], tile=tile)
     assert sheet.size == (expected[0] + 2 * MARGIN, expected[1] + 2 * MARGIN)
 
 
 def test_words_without_room_are_cut_and_not_drawn_over_a_neighbour() -> None:
     white = Image.new("RGB", (TILE, TILE), "white")
-    sheet = grid([[white, white]], labels=[["a very long label that cannot fit", ""]], tile=TILE)
+    sheet = make_grid([[white, white]], labels=[["a very long label that cannot fit", ""]], tile=TILE)
     assert (pixels(sheet)[: MARGIN + 16, : MARGIN + TILE] < 128).any()
     assert (pixels(sheet)[: MARGIN + 16, MARGIN + TILE + GAP :] == 255).all()
 
@@ -232,7 +232,7 @@ def test_words_without_room_are_cut_and_not_drawn_over_a_neighbour() -> None:
 @pytest.mark.parametrize("title", ["two\nlines\r\n", "猫 🐱 \u202e\ud800 \0", "x" * 100_000, " "])
 def test_any_prompt_can_be_a_title(title: str) -> None:
     picture = Image.new("RGB", (TILE, TILE), "red")
-    sheet = grid([[picture, picture]], title=title, tile=TILE)
+    sheet = make_grid([[picture, picture]], title=title, tile=TILE)
     assert sheet.width == 2 * MARGIN + 2 * TILE + GAP
     assert (pixels(sheet)[:, sheet.width - MARGIN + 1 :] == 255).all(), (
         "only an edge of one pixel is in the margin"
@@ -250,8 +250,8 @@ def test_one_step_is_an_animation_of_one_frame(preview: LatentPreview, tmp_path:
 
 def test_nothing_to_draw_is_named() -> None:
     with pytest.raises(ValueError, match="at least one picture"):
-        grid([[]])
+        make_grid([[]])
     with pytest.raises(ValueError, match="at least one sheet"):
         stack([])
     with pytest.raises(ValueError, match="positive number of pixels, not 0"):
-        grid([[Image.new("RGB", (8, 8))]], tile=0)
+        make_grid([[Image.new("RGB", (8, 8))]], tile=0)

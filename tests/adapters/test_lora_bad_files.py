@@ -24,10 +24,6 @@ from support.adapter_files import (
     write,
 )
 from support.damage import EDITS, Edit, damaged
-from support.lora_pairs import (
-    pair,  # noqa: F401
-    sd1,  # noqa: F401
-)
 from torch import Tensor
 
 from ldm_core import build
@@ -41,10 +37,10 @@ from ldm_core.model import LatentDiffusion
 
 
 @pytest.fixture
-def small(sd1: Pair) -> dict[str, Tensor]:
+def small(small_sd1: Pair) -> dict[str, Tensor]:
     """A good file of a few layers."""
     adapter = make(
-        {name: shape for name, shape in layers(sd1.unet, KOHYA_UNET).items() if "mid_block" in name}
+        {name: shape for name, shape in layers(small_sd1.unet, KOHYA_UNET).items() if "mid_block" in name}
     )
     return kohya(adapter)
 
@@ -115,39 +111,46 @@ BAD: dict[str, tuple[str, Tensor | None, tuple[str, ...]]] = {
 
 @pytest.mark.parametrize("what", BAD)
 def test_bad_files_are_refused_by_the_names_of_their_keys(
-    sd1: Pair, small: Tensors, tmp_path: Path, what: str
+    small_sd1: Pair, small: Tensors, tmp_path: Path, what: str
 ) -> None:
     key, value, words = BAD[what]
     refused(
-        sd1.model, write(tmp_path / "bad.safetensors", spoilt(small, key, value)), "bad.safetensors", *words
+        small_sd1.model,
+        write(tmp_path / "bad.safetensors", spoilt(small, key, value)),
+        "bad.safetensors",
+        *words,
     )
 
 
-def test_rank_0_is_refused(sd1: Pair, tmp_path: Path) -> None:
+def test_rank_0_is_refused(small_sd1: Pair, tmp_path: Path) -> None:
     tensors = {f"{K}.lora_down.weight": torch.ones(0, 64), f"{K}.lora_up.weight": torch.ones(128, 0)}
-    refused(sd1.model, write(tmp_path / "x.safetensors", tensors), "its rank is 0")
+    refused(small_sd1.model, write(tmp_path / "x.safetensors", tensors), "its rank is 0")
 
 
-def test_several_problems_are_told_at_once(sd1: Pair, small: Tensors, tmp_path: Path) -> None:
+def test_several_problems_are_told_at_once(small_sd1: Pair, small: Tensors, tmp_path: Path) -> None:
     bad = spoilt(small, f"{K}.lora_up.weight", None) | {"x.y": torch.ones(1)}
     bad[f"{MID}proj_in.lora_up.weight"] = torch.full((128, 4), math.inf)
     path = write(tmp_path / "x.safetensors", bad)
-    refused(sd1.model, path, "without lora_up", "1 tensor(s) that no linear", "x.y", "not finite")
+    refused(small_sd1.model, path, "without lora_up", "1 tensor(s) that no linear", "x.y", "not finite")
 
 
 WIDTH = "{} was made for {} of width {}; this model's is 64"
 
 
-def test_an_adapter_for_models_of_another_width_says_so(sd1: Pair, tmp_path: Path) -> None:
+def test_an_adapter_for_models_of_another_width_says_so(small_sd1: Pair, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     for maker in (lora, loha, lokr):
-        unet = {name: maker((128, 96), generator) for name in layers(sd1.unet, ("attn2.to_k", "attn2.to_v"))}
+        unet = {
+            name: maker((128, 96), generator) for name in layers(small_sd1.unet, ("attn2.to_k", "attn2.to_v"))
+        }
         path = write(tmp_path / "x.safetensors", kohya(unet))
-        refused(sd1.model, path, WIDTH.format("x.safetensors", "a U-Net with a context", 96))
-        text = {name: maker((96, 96), generator) for name in layers(sd1.text_encoder, ("q_proj", "fc1"))}
+        refused(small_sd1.model, path, WIDTH.format("x.safetensors", "a U-Net with a context", 96))
+        text = {
+            name: maker((96, 96), generator) for name in layers(small_sd1.text_encoder, ("q_proj", "fc1"))
+        }
         text |= {f"encoder.layers.{i}.mlp.fc1": maker((384, 96), generator) for i in range(24)}
         path = write(tmp_path / "y.safetensors", kohya({}, text))
-        refused(sd1.model, path, WIDTH.format("y.safetensors", "a text encoder", 96))
+        refused(small_sd1.model, path, WIDTH.format("y.safetensors", "a text encoder", 96))
 
 
 def test_sd2s_adapter_on_sd1_names_both_families(tmp_path: Path) -> None:
@@ -156,28 +159,28 @@ def test_sd2s_adapter_on_sd1_names_both_families(tmp_path: Path) -> None:
     refused(build(SD1, device="meta"), path, "of width 1024 (as SD2); this model's is 768 (as SD1)")
 
 
-def test_one_layer_of_another_width_is_a_wrong_layer(sd1: Pair, small: Tensors, tmp_path: Path) -> None:
+def test_one_layer_of_another_width_is_a_wrong_layer(small_sd1: Pair, small: Tensors, tmp_path: Path) -> None:
     bad = spoilt(small, f"{K}.lora_down.weight", torch.ones(4, 96))
     refused(
-        sd1.model,
+        small_sd1.model,
         write(tmp_path / "x.safetensors", bad),
         f"{K}",
         "for a layer of 96 inputs, and this one has 64",
     )
 
 
-def test_layers_of_other_models_are_unknown(pair: Pair, tmp_path: Path) -> None:
+def test_layers_of_other_models_are_unknown(small_pair: Pair, tmp_path: Path) -> None:
     """A deeper text encoder than the model's, and a norm, which no adapter of these kinds changes."""
     generator = torch.Generator().manual_seed(0)
     text = {f"encoder.layers.{i}.mlp.fc1": lora((256, 64), generator) for i in (0, 3)}
     path = write(tmp_path / "x.safetensors", kohya({}, text))
-    refused(pair.model, path, "2 tensor(s) that no linear", "encoder_layers_3_mlp_fc1")
+    refused(small_pair.model, path, "2 tensor(s) that no linear", "encoder_layers_3_mlp_fc1")
     path = write(tmp_path / "y.safetensors", kohya({"conv_norm_out": {"diff": torch.ones(32)}}))
-    refused(pair.model, path, "lora_unet_conv_norm_out.diff")
+    refused(small_pair.model, path, "lora_unet_conv_norm_out.diff")
 
 
-def test_files_that_are_no_adapters_say_what_they_are(sd1: Pair, tmp_path: Path) -> None:
-    model = sd1.model
+def test_files_that_are_no_adapters_say_what_they_are(small_sd1: Pair, tmp_path: Path) -> None:
+    model = small_sd1.model
     whole = write(tmp_path / "model.safetensors", {k: v.clone() for k, v in file_tensors(model).items()})
     refused(model, whole, "model.safetensors is no adapter of a kind known here", "cond_stage_model.")
     embedding = write(tmp_path / "cat.safetensors", {"emb_params": torch.ones(1, 64)})
@@ -217,25 +220,29 @@ BAD_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("what", BAD_SETTINGS)
-def test_bad_settings_of_peft_are_refused(sd1: Pair, tmp_path: Path, what: str) -> None:
+def test_bad_settings_of_peft_are_refused(small_sd1: Pair, tmp_path: Path, what: str) -> None:
     changes, words = BAD_SETTINGS[what]
-    refused(sd1.model, peft_file(tmp_path, **changes), words)
+    refused(small_sd1.model, peft_file(tmp_path, **changes), words)
 
 
-def test_peft_needs_its_settings(sd1: Pair, tmp_path: Path) -> None:
-    apply_lora(sd1.model, peft_file(tmp_path) / "adapter_model.safetensors").remove()
+def test_peft_needs_its_settings(small_sd1: Pair, tmp_path: Path) -> None:
+    apply_lora(small_sd1.model, peft_file(tmp_path) / "adapter_model.safetensors").remove()
     (tmp_path / "adapter_config.json").write_text("{")
-    refused(sd1.model, tmp_path, "adapter_config.json", "not valid JSON")
+    refused(small_sd1.model, tmp_path, "adapter_config.json", "not valid JSON")
     (tmp_path / "adapter_config.json").unlink()
-    refused(sd1.model, tmp_path, "PEFT keeps an adapter's alpha in adapter_config.json, which is not beside")
+    refused(
+        small_sd1.model, tmp_path, "PEFT keeps an adapter's alpha in adapter_config.json, which is not beside"
+    )
 
 
 @pytest.mark.parametrize(
     "text", ["{", "[1]", "[" * 100_000, '{"unet.r": 1}', '{"unet.r": {}, "unet.x": 1e999}']
 )
-def test_bad_metadata_of_diffusers_is_refused(sd1: Pair, small: Tensors, tmp_path: Path, text: str) -> None:
+def test_bad_metadata_of_diffusers_is_refused(
+    small_sd1: Pair, small: Tensors, tmp_path: Path, text: str
+) -> None:
     path = write(tmp_path / "x.safetensors", small, {"lora_adapter_metadata": text})
-    refused(sd1.model, path, "x.safetensors: lora_adapter_metadata")
+    refused(small_sd1.model, path, "x.safetensors: lora_adapter_metadata")
 
 
 # --- damage ---
@@ -292,7 +299,7 @@ def applied_or_refused(model: LatentDiffusion, path: Path) -> None:
 
 @QUICK
 @given(spoilers=st.lists(SPOILERS, min_size=1, max_size=3))
-def test_spoilt_tensors_are_applied_or_refused(sd1: Pair, tmp_path: Path, spoilers: list[Any]) -> None:
+def test_spoilt_tensors_are_applied_or_refused(small_sd1: Pair, tmp_path: Path, spoilers: list[Any]) -> None:
     tensors = dict(FEW)
     for key, value in spoilers:
         if value is None:
@@ -304,14 +311,14 @@ def test_spoilt_tensors_are_applied_or_refused(sd1: Pair, tmp_path: Path, spoile
         else:
             tensors[key] = torch.ones(value[0]).to(value[1])
     torch.save(tensors, tmp_path / "x.pt")
-    applied_or_refused(sd1.model, tmp_path / "x.pt")
+    applied_or_refused(small_sd1.model, tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 @QUICK
 @given(edits=EDITS)
 def test_damaged_files_are_applied_or_refused(
-    sd1: Pair, tmp_path: Path, suffix: str, edits: list[Edit]
+    small_sd1: Pair, tmp_path: Path, suffix: str, edits: list[Edit]
 ) -> None:
     whole = tmp_path / f"whole{suffix}"
     if not whole.exists():
@@ -319,10 +326,10 @@ def test_damaged_files_are_applied_or_refused(
     path = tmp_path / f"damaged{suffix}"
     path.unlink(missing_ok=True)
     path.write_bytes(damaged(whole.read_bytes(), edits))
-    applied_or_refused(sd1.model, path)
+    applied_or_refused(small_sd1.model, path)
 
 
-def test_the_good_file_of_the_damaged_ones_is_good(sd1: Pair, tmp_path: Path) -> None:
-    adapter = apply_lora(sd1.model, write(tmp_path / "x.safetensors", FEW))
+def test_the_good_file_of_the_damaged_ones_is_good(small_sd1: Pair, tmp_path: Path) -> None:
+    adapter = apply_lora(small_sd1.model, write(tmp_path / "x.safetensors", FEW))
     assert len(adapter.layers) == 5
     adapter.remove()

@@ -34,10 +34,6 @@ from support.adapter_files import (
     merged_weights,
     write,
 )
-from support.lora_pairs import (
-    pair,  # noqa: F401
-    sd1,  # noqa: F401
-)
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -54,25 +50,25 @@ def tiny() -> Pair:
     return Pair(TINY)
 
 
-def check(pair: Pair, path: Path, expected: tuple[Tensor, Tensor]) -> None:
+def check(small_pair: Pair, path: Path, expected: tuple[Tensor, Tensor]) -> None:
     """The adapter changes the outputs much, and to those expected."""
-    adapter = apply_lora(pair.model, path)
+    adapter = apply_lora(small_pair.model, path)
     try:
-        outputs = pair.ours()
-        assert largest_error(outputs, pair.before) > 0.01
+        outputs = small_pair.ours()
+        assert largest_error(outputs, small_pair.before) > 0.01
         assert largest_error(outputs, expected) < TOLERANCE
     finally:
         adapter.remove()
 
 
-def loaded_by_diffusers(pair: Pair, path: Path) -> tuple[Tensor, Tensor]:
-    unet, text_encoder = pair.copies()
+def loaded_by_diffusers(small_pair: Pair, path: Path) -> tuple[Tensor, Tensor]:
+    unet, text_encoder = small_pair.copies()
     state, alphas, metadata = DiffusersLoader.lora_state_dict(
         str(path.parent), weight_name=path.name, unet_config=unet.config, return_lora_metadata=True
     )
     DiffusersLoader.load_lora_into_unet(state, alphas, unet, metadata=metadata)
     DiffusersLoader.load_lora_into_text_encoder(state, alphas, text_encoder, metadata=metadata)
-    return pair.theirs(unet, text_encoder)
+    return small_pair.theirs(unet, text_encoder)
 
 
 def with_alpha(adapter: dict[str, Tensors], alpha: float | None) -> dict[str, Tensors]:
@@ -84,12 +80,12 @@ def with_alpha(adapter: dict[str, Tensors], alpha: float | None) -> dict[str, Te
 # --- against the loaders of diffusers and PEFT ---
 
 
-def test_kohya_with_convolutions(pair: Pair, tmp_path: Path) -> None:
+def test_kohya_with_convolutions(small_pair: Pair, tmp_path: Path) -> None:
     """With one alpha: diffusers gives a file's attention layers the commonest one, whatever their own."""
-    unet = with_alpha(make(layers(pair.unet, KOHYA_UNET + CONVOLUTIONS)), 2.0)
-    text = with_alpha(make(layers(pair.text_encoder, KOHYA_TEXT), seed=1), 3.0)
+    unet = with_alpha(make(layers(small_pair.unet, KOHYA_UNET + CONVOLUTIONS)), 2.0)
+    text = with_alpha(make(layers(small_pair.text_encoder, KOHYA_TEXT), seed=1), 3.0)
     path = write(tmp_path / "kohya.safetensors", kohya(unet, text))
-    check(pair, path, loaded_by_diffusers(pair, path))
+    check(small_pair, path, loaded_by_diffusers(small_pair, path))
 
 
 def without_suffix(name: str) -> str:
@@ -121,29 +117,29 @@ def renamed(adapter: dict[str, Tensors], named: Callable[[str], str], half: str)
 
 
 @pytest.mark.parametrize(("names", "suffix"), [("processors", ".safetensors"), ("lora.down", ".bin")])
-def test_diffusers_old(pair: Pair, tmp_path: Path, names: str, suffix: str) -> None:
+def test_diffusers_old(small_pair: Pair, tmp_path: Path, names: str, suffix: str) -> None:
     unet_name, unet_half, text_name, text_half = OLD[names]
-    tensors = renamed(make(layers(pair.unet, ATTENTION)), unet_name, unet_half)
-    text = make(layers(pair.text_encoder, ("q_proj", "k_proj", "v_proj", "out_proj")), seed=1)
+    tensors = renamed(make(layers(small_pair.unet, ATTENTION)), unet_name, unet_half)
+    text = make(layers(small_pair.text_encoder, ("q_proj", "k_proj", "v_proj", "out_proj")), seed=1)
     tensors |= renamed(text, text_name, text_half)
-    expected = loaded_by_diffusers(pair, write(tmp_path / "x.safetensors", tensors))
+    expected = loaded_by_diffusers(small_pair, write(tmp_path / "x.safetensors", tensors))
     if suffix == ".bin":
         torch.save(tensors, tmp_path / "x.bin")
-    check(pair, tmp_path / f"x{suffix}", expected)
+    check(small_pair, tmp_path / f"x{suffix}", expected)
 
 
-def test_diffusers_old_without_its_networks_name(sd1: Pair, tmp_path: Path) -> None:
-    adapter = with_alpha(make(layers(sd1.unet, ATTENTION)), None)
+def test_diffusers_old_without_its_networks_name(small_sd1: Pair, tmp_path: Path) -> None:
+    adapter = with_alpha(make(layers(small_sd1.unet, ATTENTION)), None)
     tensors = renamed(adapter, lambda layer: processor(layer).removeprefix("unet."), ".{}")
     assert (
         "down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_out_lora.down.weight" in tensors
     )
-    check(sd1, write(tmp_path / "x.safetensors", tensors), sd1.merged(adapter))
+    check(small_sd1, write(tmp_path / "x.safetensors", tensors), small_sd1.merged(adapter))
 
 
-def test_diffusers_new(pair: Pair, tmp_path: Path) -> None:
+def test_diffusers_new(small_pair: Pair, tmp_path: Path) -> None:
     """Written by diffusers, with the ranks and alphas of single layers in its metadata."""
-    unet, text_encoder = pair.copies()
+    unet, text_encoder = small_pair.copies()
     torch.manual_seed(0)
     pattern = {"^mid_block.attentions.0.proj_in": 2}
     unet.add_adapter(
@@ -166,17 +162,17 @@ def test_diffusers_new(pair: Pair, tmp_path: Path) -> None:
         unet_lora_adapter_metadata=unet.peft_config["default"].to_dict(),
         text_encoder_lora_adapter_metadata=text_encoder.peft_config["default"].to_dict(),
     )
-    check(pair, tmp_path / "pytorch_lora_weights.safetensors", pair.theirs(unet, text_encoder))
+    check(small_pair, tmp_path / "pytorch_lora_weights.safetensors", small_pair.theirs(unet, text_encoder))
 
 
-def test_diffusers_new_of_one_network_and_without_metadata(sd1: Pair, tmp_path: Path) -> None:
-    unet, text_encoder = sd1.copies()
+def test_diffusers_new_of_one_network_and_without_metadata(small_sd1: Pair, tmp_path: Path) -> None:
+    unet, text_encoder = small_sd1.copies()
     torch.manual_seed(0)
     unet.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=["to_q"], init_lora_weights=False))
     unet.save_lora_adapter(tmp_path / "with")
     write(tmp_path / "without.safetensors", get_peft_model_state_dict(unet))
     for path in (tmp_path / "with", tmp_path / "without.safetensors"):
-        check(sd1, path, sd1.theirs(unet, text_encoder))
+        check(small_sd1, path, small_sd1.theirs(unet, text_encoder))
 
 
 EVERYWHERE = [*ATTENTION, "proj_in", "conv1", "conv_shortcut"]
@@ -224,14 +220,14 @@ def test_peft_writes_the_folder_and_computes_the_outputs(tiny: Pair, tmp_path: P
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")
-def test_peft_of_a_text_encoder(pair: Pair, tmp_path: Path) -> None:
-    unet, text_encoder = pair.copies()
+def test_peft_of_a_text_encoder(small_pair: Pair, tmp_path: Path) -> None:
+    unet, text_encoder = small_pair.copies()
     torch.manual_seed(0)
     config = LoraConfig(r=2, lora_alpha=3, target_modules=["k_proj", "fc2"], init_lora_weights=False)
     adapted = get_peft_model(text_encoder, config)
     adapted.save_pretrained(tmp_path)
-    expected = pair.theirs(unet, adapted)
-    check(pair, tmp_path, expected)
+    expected = small_pair.theirs(unet, adapted)
+    check(small_pair, tmp_path, expected)
     # As transformers before version 5 named them, and with the adapter's own name.
     file = tmp_path / "adapter_model.safetensors"
     tensors = {
@@ -239,7 +235,7 @@ def test_peft_of_a_text_encoder(pair: Pair, tmp_path: Path) -> None:
         for name, x in get_peft_model_state_dict(adapted).items()
     }
     assert "base_model.model.text_model.encoder.layers.0.mlp.fc2.lora_A.default.weight" in tensors
-    check(pair, write(file, tensors), expected)
+    check(small_pair, write(file, tensors), expected)
 
 
 # --- against the formulas ---
@@ -268,11 +264,11 @@ def test_lycoris(tiny: Pair, tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("dotted", [False, True])
-def test_the_unets_original_names(pair: Pair, tmp_path: Path, dotted: bool) -> None:
+def test_the_unets_original_names(small_pair: Pair, tmp_path: Path, dotted: bool) -> None:
     """Each change is added to CompVis's own tensor, which diffusers' converter takes to its network."""
     prefix = "model.diffusion_model."
     tensors = {
-        key: value.clone() for key, value in file_tensors(pair.model).items() if key.startswith(prefix)
+        key: value.clone() for key, value in file_tensors(small_pair.model).items() if key.startswith(prefix)
     }
     holder = nn.Module()  # modules of these names
     shapes = {}
@@ -288,43 +284,43 @@ def test_the_unets_original_names(pair: Pair, tmp_path: Path, dotted: bool) -> N
             shapes[name] = tuple(value.shape)
     adapter = make(shapes)
     tensors |= {f"{prefix}{name}": value for name, value in merged_weights(holder, adapter).items()}
-    unet, text_encoder = pair.copies()
+    unet, text_encoder = small_pair.copies()
     unet.load_state_dict(convert_ldm_unet_checkpoint(tensors, dict(unet.config)))
     names = "diffusion_model.{}".format if dotted else kohya_unet
     path = write(tmp_path / "x.safetensors", flat(adapter, names))
-    check(pair, path, pair.theirs(unet, text_encoder))
+    check(small_pair, path, small_pair.theirs(unet, text_encoder))
 
 
-def test_absent_alphas_are_the_ranks_and_others_count(sd1: Pair, tmp_path: Path) -> None:
-    adapter = make(layers(sd1.unet, KOHYA_UNET))
+def test_absent_alphas_are_the_ranks_and_others_count(small_sd1: Pair, tmp_path: Path) -> None:
+    adapter = make(layers(small_sd1.unet, KOHYA_UNET))
     for alpha in (None, 1.0):
         path = write(tmp_path / f"{alpha}.safetensors", kohya(with_alpha(adapter, alpha)))
-        check(sd1, path, sd1.merged(with_alpha(adapter, alpha or 4.0)))
+        check(small_sd1, path, small_sd1.merged(with_alpha(adapter, alpha or 4.0)))
 
 
-def test_alphas_of_a_pickle_may_be_plain_numbers(sd1: Pair, tmp_path: Path) -> None:
-    adapter = make(layers(sd1.unet, KOHYA_UNET))
+def test_alphas_of_a_pickle_may_be_plain_numbers(small_sd1: Pair, tmp_path: Path) -> None:
+    adapter = make(layers(small_sd1.unet, KOHYA_UNET))
     tensors: dict[str, Any] = kohya(adapter)
     tensors = {key: float(x) if key.endswith(".alpha") else x for key, x in tensors.items()}
     torch.save(tensors, tmp_path / "x.pt")
-    check(sd1, tmp_path / "x.pt", sd1.merged(adapter))
+    check(small_sd1, tmp_path / "x.pt", small_sd1.merged(adapter))
 
 
 @pytest.mark.parametrize("names", ["lora_te1_text_model_{}", "lora_te_{}"])
-def test_other_names_of_the_text_encoder(sd1: Pair, tmp_path: Path, names: str) -> None:
+def test_other_names_of_the_text_encoder(small_sd1: Pair, tmp_path: Path, names: str) -> None:
     """Those beside SDXL's second encoder, and those of a kohya-ss or LyCORIS with transformers 5."""
-    adapter = make(layers(sd1.text_encoder, KOHYA_TEXT))
+    adapter = make(layers(small_sd1.text_encoder, KOHYA_TEXT))
     tensors = flat(adapter, lambda name: names.format(name.replace(".", "_")))
-    check(sd1, write(tmp_path / "x.safetensors", tensors), sd1.merged({}, adapter))
+    check(small_sd1, write(tmp_path / "x.safetensors", tensors), small_sd1.merged({}, adapter))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float64])
-def test_files_of_any_floating_type(sd1: Pair, tmp_path: Path, dtype: torch.dtype) -> None:
+def test_files_of_any_floating_type(small_sd1: Pair, tmp_path: Path, dtype: torch.dtype) -> None:
     """The values are those that the file holds, rounded as they are."""
-    adapter = make(layers(sd1.unet, KOHYA_UNET))
+    adapter = make(layers(small_sd1.unet, KOHYA_UNET))
     stored = {name: {k: x.to(dtype) for k, x in tensors.items()} for name, tensors in adapter.items()}
     wide = {name: {k: x.float() for k, x in tensors.items()} for name, tensors in stored.items()}
-    check(sd1, write(tmp_path / "x.safetensors", kohya(stored)), sd1.merged(wide))
+    check(small_sd1, write(tmp_path / "x.safetensors", kohya(stored)), small_sd1.merged(wide))
 
 
 # --- at full size ---

@@ -31,15 +31,7 @@ from support.adapter_files import (
     same_bits,
     write,
 )
-from support.lora_models import (
-    TOLERANCE,
-    Adapters,
-    _nothing_is_left_behind,  # noqa: F401
-    adapters,  # noqa: F401
-    pair,  # noqa: F401
-    paths,  # noqa: F401
-    whole_change,
-)
+from support.lora_models import TOLERANCE, Adapters, whole_change
 from support.reference import relative_error
 
 import ldm_core

@@ -17,17 +17,13 @@ from support.embedding_files import (
     PROMPT,
     VOCABULARY,
     Snapshot,
-    add,  # noqa: F401
     diffusers_script,
     draw,
     encoded,
     kohya,
-    model,  # noqa: F401
-    untouched,  # noqa: F401
     web_ui,
 )
 from support.reference import random_model, reference_text_encoder, relative_error
-from support.transformers_tokenizer import transformers_tokenizer  # noqa: F401
 from torch import Tensor, nn
 
 import ldm_core

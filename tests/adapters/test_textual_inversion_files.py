@@ -10,18 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.embedding_files import (
-    VOCABULARY,
-    Snapshot,
-    add,  # noqa: F401
-    diffusers_script,
-    draw,
-    encoded,
-    kohya,
-    model,  # noqa: F401
-    untouched,  # noqa: F401
-    web_ui,
-)
+from support.embedding_files import VOCABULARY, Snapshot, diffusers_script, draw, encoded, kohya, web_ui
 from torch import Tensor, nn
 
 import ldm_core

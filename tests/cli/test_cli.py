@@ -15,18 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
-from support.cli_runs import (
-    ROOT,
-    SMALL,
-    Draw,
-    Run,
-    draw,  # noqa: F401
-    mask,
-    one_thread,  # noqa: F401
-    photo,
-    pixels,
-    run,  # noqa: F401
-)
+from support.cli_runs import ROOT, SMALL, Draw, Run, mask, photo, pixels
 
 import ldm_core
 from ldm_core import cli

@@ -14,17 +14,7 @@ import torch
 from PIL import Image, PngImagePlugin
 from safetensors.torch import save
 from support.checkpoint_files import safetensors_bytes, torch_zip
-from support.cli_runs import (
-    SMALL,
-    Draw,
-    Run,
-    bundled_tensors,
-    draw,  # noqa: F401
-    mask,
-    one_thread,  # noqa: F401
-    photo,
-    run,  # noqa: F401
-)
+from support.cli_runs import SMALL, Draw, Run, bundled_tensors, mask, photo
 
 import ldm_core
 from ldm_core.cli import models_to_draw

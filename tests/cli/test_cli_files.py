@@ -11,12 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from support.checkpoint_files import largest_file
-from support.cli_runs import (
-    SMALL,
-    Run,
-    one_thread,  # noqa: F401
-    run,  # noqa: F401
-)
+from support.cli_runs import SMALL, Run
 from support.configs import TINY
 from support.kills import die, killed
 from support.recipes import PICTURE, RECIPE

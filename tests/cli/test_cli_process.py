@@ -16,17 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from support.cli_runs import (
-    COMMAND,
-    ROOT,
-    SMALL,
-    Result,
-    Run,
-    draw,  # noqa: F401
-    one_thread,  # noqa: F401
-    pixels,
-    run,  # noqa: F401
-)
+from support.cli_runs import COMMAND, ROOT, SMALL, Result, Run, pixels
 from support.configs import TINY
 
 import ldm_core

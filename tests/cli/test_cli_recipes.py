@@ -14,19 +14,7 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 from safetensors.torch import save
-from support.cli_runs import (
-    SMALL,
-    Draw,
-    Result,
-    Run,
-    bundled_tensors,
-    draw,  # noqa: F401
-    mask,
-    one_thread,  # noqa: F401
-    photo,
-    pixels,
-    run,  # noqa: F401
-)
+from support.cli_runs import SMALL, Draw, Result, Run, bundled_tensors, mask, photo, pixels
 
 from ldm_core.cli import models_to_draw
 from ldm_core.loading.load import bundled_model

@@ -15,13 +15,7 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
-from support.cli_runs import (
-    SMALL,
-    Run,
-    bundled_tensors,
-    one_thread,  # noqa: F401
-    run,  # noqa: F401
-)
+from support.cli_runs import SMALL, Run, bundled_tensors
 
 from ldm_core.cli.output import print_path
 from ldm_core.recipe import Recipe, SourceFile, to_json

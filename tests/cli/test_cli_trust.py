@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from support.cli_runs import Draw, Result, Run, draw, mask, one_thread, photo, run  # noqa: F401
+from support.cli_runs import Draw, Result, Run, photo
 
 import ldm_core
 from ldm_core.cli import models_to_draw

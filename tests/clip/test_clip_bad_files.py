@@ -11,15 +11,7 @@ import safetensors.torch
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.clip_checkpoints import (
-    CONFIG,
-    EXACT,
-    Tensors,
-    changed,
-    clip,  # noqa: F401
-    json_file,
-    write,
-)
+from support.clip_checkpoints import CONFIG, EXACT, Tensors, changed, json_file, write
 from support.clip_reference import (
     open_clip_arguments,
     openai_tensors,

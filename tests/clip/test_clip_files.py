@@ -12,14 +12,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from support.clip_checkpoints import (
-    CONFIG,
-    EXACT,
-    Tensors,
-    clip,  # noqa: F401
-    json_file,
-    write,
-)
+from support.clip_checkpoints import CONFIG, EXACT, Tensors, json_file, write
 from support.clip_reference import (
     PROMPTS,
     SMALL,

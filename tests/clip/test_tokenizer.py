@@ -17,7 +17,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.tokenizer_texts import ANY_CHARACTER, PIECES, SCRIPT_TEXT, SCRIPTS, TOKENIZER, many
-from support.transformers_tokenizer import transformers_tokenizer  # noqa: F401
 
 from ldm_core.clip import bpe
 from ldm_core.clip.bpe import END_OF_TEXT, merge, vocabulary

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from support.cli_runs import Draw, Run, draw, one_thread, run  # noqa: F401
+from support.cli_runs import Draw, Run
 from support.training_pictures import png
 from support.training_runs import losses
 from support.training_runs import run as train

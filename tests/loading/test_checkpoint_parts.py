@@ -18,12 +18,7 @@ from support.wild_files import (
     only,
     trained,
 )
-from support.wild_models import (
-    original,
-    sd1,  # noqa: F401
-    sd2,  # noqa: F401
-    write,
-)
+from support.wild_models import original, write
 from torch import Tensor
 
 import ldm_core

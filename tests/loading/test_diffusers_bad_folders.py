@@ -13,12 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.configs import TINY
-from support.diffusers_pipelines import (
-    Models,
-    from_settings,
-    models,  # noqa: F401
-    theirs,  # noqa: F401
-)
+from support.diffusers_pipelines import Models, from_settings
 from support.reference import (
     random_model,
     relative_error,

@@ -13,14 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.configs import TINY
-from support.diffusers_pipelines import (
-    Models,
-    from_settings,
-    models,  # noqa: F401
-    theirs,  # noqa: F401
-    used,
-    write_theirs,
-)
+from support.diffusers_pipelines import Models, from_settings, used, write_theirs
 from support.reference import (
     random_model,
     reference_unet,

@@ -12,10 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.configs import SMALL
 from support.reference import random_model
-from support.small_checkpoints import (
-    small,  # noqa: F401
-    tensors_of,
-)
+from support.small_checkpoints import tensors_of
 from support.weights import same_weights
 
 import ldm_core

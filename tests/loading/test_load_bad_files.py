@@ -10,10 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.small_checkpoints import (
-    small,  # noqa: F401
-    tensors_of,
-)
+from support.small_checkpoints import tensors_of
 
 import ldm_core
 from ldm_core import checkpoint

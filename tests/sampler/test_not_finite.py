@@ -9,11 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.cli_runs import (
-    Run,
-    one_thread,  # noqa: F401
-    run,  # noqa: F401
-)
+from support.cli_runs import Run
 from support.configs import TINY
 from support.recipes import RECIPE
 from torch import Tensor

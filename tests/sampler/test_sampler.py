@@ -11,11 +11,7 @@ import torch
 from PIL import Image
 from support.configs import SMALL
 from support.reference import random_model
-from support.sampler_inputs import (
-    SIZE,
-    counting,
-    picture,  # noqa: F401
-)
+from support.sampler_inputs import SIZE, counting
 from torch import Tensor
 
 import ldm_core

@@ -9,10 +9,7 @@ import torch
 from PIL import Image
 from support.configs import SMALL
 from support.reference import random_model
-from support.sampler_inputs import (
-    counting,
-    picture,  # noqa: F401
-)
+from support.sampler_inputs import counting
 
 from ldm_core import Sampler
 from ldm_core.model import LatentDiffusion

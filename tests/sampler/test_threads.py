@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.accelerated_networks import CONTEXT, X, draw, unet  # noqa: F401
+from support.accelerated_networks import CONTEXT, X, draw
 from torch import Tensor, nn
 
 from ldm_core import DeepCache, merge_tokens, record_attention

@@ -33,8 +33,8 @@ def unet() -> UNet:
 X, CONTEXT = draw(2, 4, 16, 16), draw(2, 5, 64, seed=1)
 
 
-@pytest.fixture(autouse=True)
-def _no_gradients() -> Iterator[None]:
+@pytest.fixture
+def no_gradients() -> Iterator[None]:
     with torch.no_grad():
         yield
 

@@ -10,10 +10,10 @@ from support.configs import SMALL
 
 
 @pytest.fixture(scope="module", params=["sd1", "sd2"])
-def pair(request: pytest.FixtureRequest) -> Pair:
+def small_pair(request: pytest.FixtureRequest) -> Pair:
     return Pair(SMALL[request.param])
 
 
 @pytest.fixture(scope="module")
-def sd1() -> Pair:
+def small_sd1() -> Pair:
     return Pair(SMALL["sd1"])

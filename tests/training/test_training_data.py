@@ -15,12 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from support.training_pictures import (
-    COLOURS,
-    folder,  # noqa: F401
-    png,
-    quietly,
-)
+from support.training_pictures import COLOURS, png, quietly
 from support.training_runs import losses, rows, run
 
 from ldm_core.training import BadSample, ImageFolder, TensorDataset

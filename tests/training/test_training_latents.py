@@ -14,11 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.configs import TINY
-from support.training_pictures import (
-    folder,  # noqa: F401
-    png,
-    quietly,
-)
+from support.training_pictures import png, quietly
 from support.training_runs import pictures
 
 from ldm_core.autoencoder import AutoencoderKL

@@ -10,10 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from support.training_runs import Denoise, diffusion, losses, pictures, run
-from support.whole_runs import (
-    same_state,
-    whole,  # noqa: F401
-)
+from support.whole_runs import same_state
 from torch import nn
 
 from ldm_core.checkpoint import CheckpointError, read

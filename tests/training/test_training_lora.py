@@ -14,13 +14,7 @@ from peft import LoraConfig, PeftModel
 from support.adapter_files import Pair, largest_error, same_bits
 from support.configs import TINY as KINDS
 from support.reference import random_model, relative_error
-from support.trained_loras import (
-    BOTH,
-    NAMINGS,
-    _nothing_is_left_behind,  # noqa: F401
-    pair,  # noqa: F401
-    sd1,  # noqa: F401
-)
+from support.trained_loras import BOTH, NAMINGS
 from torch import Tensor
 
 from ldm_core.adapters.lora import adaptable_layers, apply_lora

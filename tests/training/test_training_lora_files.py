@@ -17,12 +17,7 @@ from safetensors import safe_open
 from support.adapter_files import TINY, Pair
 from support.configs import TINY as KINDS
 from support.reference import random_model
-from support.trained_loras import (
-    BOTH,
-    NAMINGS,
-    _nothing_is_left_behind,  # noqa: F401
-    sd1,  # noqa: F401
-)
+from support.trained_loras import BOTH, NAMINGS
 from support.training_runs import losses, pictures, run
 from torch import nn
 

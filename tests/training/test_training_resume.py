@@ -26,10 +26,7 @@ from support.training_runs import (
     started,
     wait_for_rows,
 )
-from support.whole_runs import (
-    same_state,
-    whole,  # noqa: F401
-)
+from support.whole_runs import same_state
 from torch import nn
 
 from ldm_core.checkpoint import CheckpointError, read

@@ -11,15 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.accelerated_networks import (
-    CONTEXT,
-    X,
-    _no_gradients,  # noqa: F401
-    draw,
-    small,  # noqa: F401
-    small_unet,
-    unet,  # noqa: F401
-)
+from support.accelerated_networks import CONTEXT, X, draw, small_unet
 from support.configs import TINY
 from support.contracts import UNET, told
 from torch import Tensor, nn
@@ -38,6 +30,7 @@ from ldm_core.testing import check_unet
 from ldm_core.unet import UNet
 
 DOCS = Path(__file__).parents[2] / "docs"
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 # --- DeepCache ------------------------------------------------------------------------------------------

@@ -9,14 +9,7 @@ from pathlib import Path
 import pytest
 import tomesd
 import torch
-from support.accelerated_networks import (
-    CONTEXT,
-    X,
-    _no_gradients,  # noqa: F401
-    draw,
-    small_unet,
-    unet,  # noqa: F401
-)
+from support.accelerated_networks import CONTEXT, X, draw, small_unet
 from support.configs import SMALL, TINY
 from torch import Tensor, nn
 
@@ -24,6 +17,8 @@ import ldm_core
 from ldm_core import LatentDiffusion, build, merge_tokens
 from ldm_core.unet import UNet
 from ldm_core.unet.token_merging import match
+
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 # --- the matching ---------------------------------------------------------------------------------------
 

@@ -3,10 +3,15 @@
 A map is a fully expanded table {file key: Entry}. An entry names the parameters that one file tensor
 holds and the invertible change of shape between them. The way back is derived from the same table, so
 the two cannot disagree. Whatever is left over or missing is an error that names the keys.
+
+The table comes from a template: pairs of a pattern of our parameters' names and of the file's keys. `expand`
+applies it to the names that a network's own parameters have, so that no template repeats which of the
+blocks has a shortcut or attention.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,9 +22,6 @@ from ldm_core.errors import CheckpointError
 from ldm_core.support.printable import printable
 
 NAMES_SHOWN = 8
-
-WEIGHT, BIAS = ("weight",), ("bias",)
-BOTH = WEIGHT + BIAS
 
 
 @dataclass(frozen=True)
@@ -83,24 +85,56 @@ def prefixed(key_map: KeyMap, file_prefix: str, parameter_prefix: str) -> KeyMap
     }
 
 
-# Leaf modules within a block: (name in the file, name here, which tensors, transform of the weight).
-Leaf = tuple[str, str, tuple[str, ...], Transform]
+# A row's right side: the name in the file; that and the transform; or None for what such files do not hold.
+There = str | tuple[str, Transform] | None
+Template = Mapping[str, There]
 
 
-def leaves(table: list[Leaf], file_prefix: str, parameter_prefix: str) -> KeyMap:
-    """Expand a table of leaf modules. A transform changes the weight; biases are always the same."""
-    return {
-        f"{file_prefix}{there}.{tensor}": Entry(
-            (f"{parameter_prefix}{here}.{tensor}",), transform if tensor == "weight" else SAME
-        )
-        for there, here, tensors, transform in table
-        for tensor in tensors
-    }
+def same(*names: str) -> dict[str, There]:
+    """Rows for what has one name in both places."""
+    return {name: name for name in names}
 
 
-def module(there: str, here: str, transform: Transform = SAME) -> KeyMap:
-    """A module of one weight and one bias."""
-    return leaves([(there, here, BOTH, transform)], "", "")
+def within(here: str, there: str, rows: Template) -> dict[str, There]:
+    """The rows of a module's inside behind the prefixes of the module: `within("mid.res1.", …, RES)`."""
+    template: dict[str, There] = {}
+    for inner, row in rows.items():
+        name, transform = row if isinstance(row, tuple) else (row, SAME)
+        template[here + inner] = None if name is None else (there + name, transform)
+    return template
+
+
+def expand(
+    template: Template, parameters: Iterable[str], numbers: Callable[..., Mapping[str, int]] = dict
+) -> KeyMap:
+    """The map of a network, from a template and the names of the network's parameters.
+
+    A row is a pair of names, (here, in the file), such as `blocks.{i}.norm1` and
+    `encoder.layers.{i}.layer_norm1`. It is about one parameter or, without the last word, about a module's
+    weight and bias, of which its transform changes the weight only. Where the file counts otherwise,
+    `numbers` gives the numbers of the right side from those of the left, `numbers(i=3) -> {"n": 7}`.
+    Parameters that a file keeps in one tensor have one name there, and lie in it in the network's order.
+    """
+    rows = {_BRACES.sub(".{}", here): (_BRACES.findall(here), there) for here, there in template.items()}
+    key_map: KeyMap = {}
+    for parameter in parameters:
+        pattern, values = _NUMBER.sub(".{}", parameter), map(int, _NUMBER.findall(parameter))
+        module, _, tensor = pattern.rpartition(".")
+        whole = pattern in rows
+        letters, there = rows[pattern if whole else module]
+        if there is None:
+            continue
+        name, transform = there if isinstance(there, tuple) else (there, SAME)
+        key = name.format_map(numbers(**dict(zip(letters, values, strict=True))))
+        if not whole:
+            key, transform = f"{key}.{tensor}", transform if tensor == "weight" else SAME
+        together = key_map[key].parameters if key in key_map else ()
+        key_map[key] = Entry((*together, parameter), transform)
+    return key_map
+
+
+_NUMBER = re.compile(r"\.(\d+)(?=\.|$)")
+_BRACES = re.compile(r"\.\{(\w+)\}(?=\.|$)")
 
 
 def to_parameters(

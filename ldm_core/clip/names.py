@@ -1,10 +1,14 @@
-"""A whole CLIP under the two sets of names that files have, as key maps made from configurations.
+"""The names that files have for CLIP's parameters, as templates over the networks' own names.
+
+The text encoder:
+
+transformers    `CLIPTextModel`: SD1's checkpoints, every diffusers folder, and most files of one part
+open_clip       SD2's checkpoints; queries, keys and values are stored as one tensor
+
+A whole CLIP, whose parameters are named `image_encoder.…` and `text_encoder.…`:
 
 openai          OpenAI's own files and open_clip's: `visual.transformer.resblocks.0.attn.in_proj_weight`
 transformers    `CLIPModel`: `vision_model.encoder.layers.0.self_attn.q_proj.weight`
-
-Parameters are named `image_encoder.…` and `text_encoder.…`. The text encoder's blocks are `text_names`'s, and
-the image encoder's are the same blocks under other prefixes.
 """
 
 from __future__ import annotations
@@ -12,47 +16,95 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ldm_core.checkpoint.key_map import SAME, TRANSPOSED, Entry, KeyMap, leaves, module, prefixed
+from ldm_core.checkpoint.key_map import FUSED_QKV, TRANSPOSED, KeyMap, Template, expand, same, within
 from ldm_core.clip.config import ImageEncoderConfig, TextEncoderConfig
 from ldm_core.clip.extras import CLIP_OPENAI_EXTRAS, CLIP_TRANSFORMERS_EXTRAS
-from ldm_core.clip.text_names import TRANSFORMERS_BLOCK, open_clip_block, open_clip_map, transformers_map
+from ldm_core.clip.image_encoder import CLIPImageEncoder
+from ldm_core.clip.text_encoder import CLIPTextEncoder
+from ldm_core.nn.placement import parameter_names
 
-IMAGE, TEXT = "image_encoder.", "text_encoder."
+TRANSFORMERS_BLOCK: Template = {
+    "norm1": "layer_norm1",
+    "attn.to_q": "self_attn.q_proj",
+    "attn.to_k": "self_attn.k_proj",
+    "attn.to_v": "self_attn.v_proj",
+    "attn.to_out": "self_attn.out_proj",
+    "norm2": "layer_norm2",
+    "fc1": "mlp.fc1",
+    "fc2": "mlp.fc2",
+}
+TRANSFORMERS_TEXT: Template = {
+    "token_embedding": "embeddings.token_embedding",
+    "position_embedding": "embeddings.position_embedding",
+    **within("blocks.{i}.", "encoder.layers.{i}.", TRANSFORMERS_BLOCK),
+    "final_norm": "final_layer_norm",
+    "text_projection": None,
+    "logit_scale": None,
+}
+TRANSFORMERS_CLIP: Template = {
+    "image_encoder.class_embedding": "vision_model.embeddings.class_embedding",
+    "image_encoder.patch_embedding": "vision_model.embeddings.patch_embedding",
+    "image_encoder.position_embedding": "vision_model.embeddings.position_embedding.weight",
+    "image_encoder.pre_norm": "vision_model.pre_layrnorm",  # spelled so there
+    **within("image_encoder.blocks.{i}.", "vision_model.encoder.layers.{i}.", TRANSFORMERS_BLOCK),
+    "image_encoder.final_norm": "vision_model.post_layernorm",
+    "image_encoder.projection": ("visual_projection.weight", TRANSPOSED),
+    **within("text_encoder.", "text_model.", TRANSFORMERS_TEXT),
+    "text_encoder.text_projection": ("text_projection.weight", TRANSPOSED),
+    "text_encoder.logit_scale": "logit_scale",
+}
+
+OPEN_CLIP_BLOCK: Template = {
+    "norm1": "ln_1",
+    **{f"attn.to_{x}.weight": ("attn.in_proj_weight", FUSED_QKV) for x in "qkv"},
+    **{f"attn.to_{x}.bias": ("attn.in_proj_bias", FUSED_QKV) for x in "qkv"},
+    "attn.to_out": "attn.out_proj",
+    "norm2": "ln_2",
+    "fc1": "mlp.c_fc",
+    "fc2": "mlp.c_proj",
+}
+OPEN_CLIP_TEXT: Template = {
+    "token_embedding": "token_embedding",
+    "position_embedding.weight": "positional_embedding",
+    **within("blocks.{i}.", "transformer.resblocks.{i}.", OPEN_CLIP_BLOCK),
+    "final_norm": "ln_final",
+    **same("text_projection", "logit_scale"),
+}
+OPENAI_CLIP: Template = {
+    "image_encoder.class_embedding": "visual.class_embedding",
+    "image_encoder.patch_embedding": "visual.conv1",
+    "image_encoder.position_embedding": "visual.positional_embedding",
+    "image_encoder.pre_norm": "visual.ln_pre",
+    **within("image_encoder.blocks.{i}.", "visual.transformer.resblocks.{i}.", OPEN_CLIP_BLOCK),
+    "image_encoder.final_norm": "visual.ln_post",
+    "image_encoder.projection": "visual.proj",
+    **within("text_encoder.", "", OPEN_CLIP_TEXT),
+}
+
+
+def transformers_map(config: TextEncoderConfig) -> KeyMap:
+    """The names of transformers' `CLIPTextModel`, after its `text_model.`; it has no projection."""
+    return expand(TRANSFORMERS_TEXT, parameter_names(CLIPTextEncoder, config))
+
+
+def open_clip_map(config: TextEncoderConfig) -> KeyMap:
+    """The names of open_clip's text tower; with its projection, if the configuration has one."""
+    return expand(OPEN_CLIP_TEXT, parameter_names(CLIPTextEncoder, config))
 
 
 def openai_map(image: ImageEncoderConfig, text: TextEncoderConfig) -> KeyMap:
     """The names of OpenAI's and open_clip's `CLIP`; the text encoder has no prefix in them."""
-    visual = {
-        "class_embedding": Entry(("class_embedding",)),
-        "positional_embedding": Entry(("position_embedding",)),
-        "proj": Entry(("projection",)),
-        "conv1.weight": Entry(("patch_embedding.weight",)),
-        **module("ln_pre", "pre_norm"),
-        **module("ln_post", "final_norm"),
-    }
-    for i in range(image.layers):
-        visual |= open_clip_block(f"transformer.resblocks.{i}.", f"blocks.{i}.")
-    return {**prefixed(visual, "visual.", IMAGE), **prefixed(open_clip_map(text), "", TEXT)}
+    return expand(OPENAI_CLIP, _clip_names(image, text))
 
 
 def transformers_clip_map(image: ImageEncoderConfig, text: TextEncoderConfig) -> KeyMap:
     """The names of transformers' `CLIPModel`, which stores both projections as linear layers."""
-    vision = {
-        "embeddings.class_embedding": Entry(("class_embedding",)),
-        "embeddings.patch_embedding.weight": Entry(("patch_embedding.weight",)),
-        "embeddings.position_embedding.weight": Entry(("position_embedding",)),
-        **module("pre_layrnorm", "pre_norm"),  # spelled so there
-        **module("post_layernorm", "final_norm"),
-    }
-    for i in range(image.layers):
-        vision |= leaves(TRANSFORMERS_BLOCK, f"encoder.layers.{i}.", f"blocks.{i}.")
-    return {
-        **prefixed(vision, "vision_model.", IMAGE),
-        **prefixed(transformers_map(text), "text_model.", TEXT),
-        "visual_projection.weight": Entry((f"{IMAGE}projection",), TRANSPOSED),
-        "text_projection.weight": Entry((f"{TEXT}text_projection",), TRANSPOSED),
-        "logit_scale": Entry((f"{TEXT}logit_scale",), SAME),
-    }
+    return expand(TRANSFORMERS_CLIP, _clip_names(image, text))
+
+
+def _clip_names(image: ImageEncoderConfig, text: TextEncoderConfig) -> list[str]:
+    encoders = {"image_encoder": (CLIPImageEncoder, image), "text_encoder": (CLIPTextEncoder, text)}
+    return [f"{part}.{name}" for part, encoder in encoders.items() for name in parameter_names(*encoder)]
 
 
 @dataclass(frozen=True)

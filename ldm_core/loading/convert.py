@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ldm_core.checkpoint.writer import WRITERS, Pending
-from ldm_core.clip.text_names import transformers_map
+from ldm_core.clip.names import transformers_map
 from ldm_core.config import LatentDiffusionConfig
 from ldm_core.errors import CheckpointError
 from ldm_core.loading.diffusers_folder import stored_text_encoder

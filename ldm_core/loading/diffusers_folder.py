@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from ldm_core.autoencoder.names import diffusers_map as autoencoder_map
 from ldm_core.checkpoint import folder
 from ldm_core.checkpoint.key_map import KeyMap, prefixed
 from ldm_core.clip.bpe import read_merges, vocabulary
 from ldm_core.clip.config import TextEncoderConfig
+from ldm_core.clip.names import transformers_map
 from ldm_core.clip.settings import PAD_TOKENS
-from ldm_core.clip.text_names import transformers_map
 from ldm_core.config import LatentDiffusionConfig
 from ldm_core.errors import ConfigError
 from ldm_core.loading import diffusers_config as names
-from ldm_core.loading.diffusers_names import autoencoder_map, unet_map
+from ldm_core.unet.names import diffusers_map as unet_map
 
 _FROM_TEXT = "StableDiffusionPipeline"
 # Of a U-Net that sees more than its latents, by how many channels it sees.

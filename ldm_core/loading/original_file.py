@@ -11,12 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ldm_core.autoencoder.names import compvis_map as autoencoder_map
 from ldm_core.checkpoint.key_map import KeyMap, prefixed
 from ldm_core.clip.config import TextEncoderConfig
-from ldm_core.clip.text_names import open_clip_map, transformers_map
+from ldm_core.clip.names import open_clip_map, transformers_map
 from ldm_core.config import LatentDiffusionConfig
-from ldm_core.loading.compvis_names import autoencoder_map, unet_map
 from ldm_core.loading.parts import AUTOENCODER, OPEN_CLIP, TEXT_ENCODER, UNET
+from ldm_core.unet.names import compvis_map as unet_map
 
 
 def model_map(config: LatentDiffusionConfig) -> KeyMap:

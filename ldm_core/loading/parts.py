@@ -17,13 +17,13 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from ldm_core.autoencoder import names as autoencoder_names
 from ldm_core.checkpoint.key_map import KeyMap, prefixed
 from ldm_core.checkpoint.reader import Checkpoint
-from ldm_core.clip import text_names
+from ldm_core.clip import names as clip_names
 from ldm_core.clip.extras import OPEN_CLIP_EXTRAS, TRANSFORMERS_EXTRAS
-from ldm_core.loading import compvis_names as compvis
-from ldm_core.loading import diffusers_names
 from ldm_core.loading.ignored import AUTOENCODER_EXTRAS, IGNORED, IGNORED_PREFIXES
+from ldm_core.unet import names as unet_names
 
 Part = Literal["text_encoder", "unet", "autoencoder"]
 PARTS: tuple[Part, ...] = ("text_encoder", "unet", "autoencoder")
@@ -77,7 +77,7 @@ LAYOUTS = (
         "transformers",
         "encoder.layers.",
         tuple(product(_TEXT_BASES, _TRANSFORMERS_INNER)),
-        text_names.transformers_map,
+        clip_names.transformers_map,
         TRANSFORMERS_EXTRAS,
     ),
     Layout(
@@ -85,30 +85,34 @@ LAYOUTS = (
         "open_clip",
         "transformer.resblocks.",
         tuple(product(_TEXT_BASES, ("model.", ""))),
-        text_names.open_clip_map,
+        clip_names.open_clip_map,
         OPEN_CLIP_EXTRAS,
     ),
     Layout(
-        "unet", "compvis", "input_blocks.", _alone(UNET, "diffusion_model.", "unet.", ""), compvis.unet_map
+        "unet",
+        "compvis",
+        "input_blocks.",
+        _alone(UNET, "diffusion_model.", "unet.", ""),
+        unet_names.compvis_map,
     ),
-    Layout("unet", "diffusers", "down_blocks.", _alone("unet.", UNET, ""), diffusers_names.unet_map),
+    Layout("unet", "diffusers", "down_blocks.", _alone("unet.", UNET, ""), unet_names.diffusers_map),
     Layout(
         "autoencoder",
         "compvis",
         "decoder.up.",
         _alone(AUTOENCODER, "vae.", ""),
-        compvis.autoencoder_map,
+        autoencoder_names.compvis_map,
         AUTOENCODER_EXTRAS,
-        compvis.original_name,
+        autoencoder_names.original_name,
     ),
     Layout(
         "autoencoder",
         "diffusers",
         "decoder.up_blocks.",
         _alone("vae.", AUTOENCODER, ""),
-        diffusers_names.autoencoder_map,
+        autoencoder_names.diffusers_map,
         AUTOENCODER_EXTRAS,
-        diffusers_names.modern_name,
+        autoencoder_names.modern_name,
     ),
 )
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -25,6 +26,13 @@ class SkipInitialisation(TorchFunctionMode):
         if getattr(func, "__name__", "") in self.FILLS:
             return args[0] if args else (kwargs or {})["tensor"]
         return func(*args, **(kwargs or {}))
+
+
+@lru_cache(maxsize=16)
+def parameter_names(network: Callable[[Any], nn.Module], config: Any) -> tuple[str, ...]:
+    """The names of the parameters that a network of this configuration has, in its order."""
+    with SkipInitialisation(), torch.device("meta"):
+        return tuple(name for name, _ in network(config).named_parameters())
 
 
 def fill(network: nn.Module, parameters: dict[str, Tensor], device: Any, dtype: torch.dtype) -> None:

@@ -15,17 +15,27 @@ from torch import Tensor
 
 from ldm_core import build
 from ldm_core.autoencoder import AutoencoderKL
+from ldm_core.autoencoder.names import compvis_map as autoencoder_map
 from ldm_core.checkpoint import CheckpointError
-from ldm_core.checkpoint.key_map import CONV_1X1, FUSED_QKV, SAME, to_file, to_parameters
+from ldm_core.checkpoint.key_map import (
+    CONV_1X1,
+    FUSED_QKV,
+    SAME,
+    Entry,
+    expand,
+    to_file,
+    to_parameters,
+    within,
+)
 from ldm_core.checkpoint.reader import Checkpoint
-from ldm_core.config import PRESETS, AutoencoderConfig, LatentDiffusionConfig
-from ldm_core.loading.compvis_names import autoencoder_map
+from ldm_core.config import PRESETS, AutoencoderConfig, LatentDiffusionConfig, UNetConfig
 from ldm_core.loading.compvis_yaml import from_yaml
 from ldm_core.loading.match import blank, differences, matching_presets
 from ldm_core.loading.original_file import model_map
-from ldm_core.loading.parts import PARTS, ema_key, find_parts, ignored
+from ldm_core.loading.parts import LAYOUTS, PARTS, ema_key, find_parts, ignored
 from ldm_core.loading.save import file_tensors
 from ldm_core.loading.shapes import prove_all
+from ldm_core.loading.weights import blank_network
 from ldm_core.model import LatentDiffusion
 
 PUBLISHED = {
@@ -98,6 +108,59 @@ def test_a_map_and_its_inverse_give_back_every_value(kind: str) -> None:
     back = to_parameters(key_map, to_file(key_map, parameters), shapes_of(model), source=kind)
     assert back.keys() == parameters.keys()
     assert all(torch.equal(back[name], parameters[name]) for name in parameters)
+
+
+@given(
+    st.lists(st.sampled_from([1, 2]), min_size=1, max_size=3), st.integers(1, 2), st.sets(st.integers(0, 2))
+)
+@settings(max_examples=5, deadline=None)
+def test_a_parameter_of_any_network_has_one_place_in_every_layout(
+    widths: list[int], blocks: int, attends: set[int]
+) -> None:
+    """Levels without attention or resampling, and widths that change or do not, number blocks differently."""
+    unet = UNetConfig(
+        model_channels=32,
+        channel_mult=tuple(widths),
+        num_res_blocks=blocks,
+        attention_resolutions=tuple(2**i for i in attends),
+        context_dim=8,
+        adm_in_channels=8,
+    )
+    autoencoder = AutoencoderConfig(
+        ch=32,
+        ch_mult=tuple(widths),
+        num_res_blocks=blocks,
+        attn_resolutions=tuple(256 // 2**i for i in attends),
+    )
+    for part, config in (("unet", unet), ("autoencoder", autoencoder)):
+        names = dict(blank_network(part, config).named_parameters()).keys()
+        for layout in LAYOUTS:
+            if layout.part == part:
+                entries = layout.key_map(config).values()
+                assert sorted(p for entry in entries for p in entry.parameters) == sorted(names)
+                assert all(len(entry.parameters) == 1 for entry in entries)
+
+
+def test_a_template_renames_renumbers_and_joins() -> None:
+    template = {
+        "blocks.{i}.norm": "layers.{n}.ln",
+        **within("blocks.{i}.", "layers.{n}.", {f"{x}.weight": ("qk_weight", FUSED_QKV) for x in "qk"}),
+        "proj": ("proj", CONV_1X1),
+        "scale": "log_scale",
+        "head.weight": None,
+    }
+    parameters = ["blocks.2.norm.weight", "blocks.2.norm.bias", "blocks.2.q.weight", "blocks.2.k.weight"]
+    parameters += ["proj.weight", "proj.bias", "scale", "head.weight"]
+    assert expand(template, parameters, lambda i=0: {"n": 7 - i}) == {
+        "layers.5.ln.weight": Entry(("blocks.2.norm.weight",)),
+        "layers.5.ln.bias": Entry(("blocks.2.norm.bias",)),
+        "layers.5.qk_weight": Entry(("blocks.2.q.weight", "blocks.2.k.weight"), FUSED_QKV),
+        "proj.weight": Entry(("proj.weight",), CONV_1X1),
+        "proj.bias": Entry(("proj.bias",)),
+        "log_scale": Entry(("scale",)),
+    }
+    with pytest.raises(KeyError, match="gate"):
+        expand(template, ["blocks.0.gate.weight"])
 
 
 @given(st.integers(1, 4), st.integers(1, 5))

@@ -1,0 +1,119 @@
+"""The names that files have for the U-Net's parameters, as templates over the network's own names.
+
+compvis     `UNetModel` of `ldm.modules.diffusionmodules.openaimodel`. Its blocks are numbered across levels:
+            input_blocks.0 is the first convolution, then come each level's blocks and its downsampling. A
+            block is a list: 0 the residual block, 1 the transformer if there is one, and last, at the end of
+            a level on the way up, the upsampling.
+diffusers   `UNet2DConditionModel`. Its blocks are grouped by level as they are here, so names differ and
+            numbers do not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ldm_core.checkpoint.key_map import CONV_1X1, SAME, KeyMap, Template, expand, same, within
+from ldm_core.nn.placement import parameter_names
+from ldm_core.unet.config import UNetConfig
+from ldm_core.unet.network import UNet
+
+COMPVIS_RES: Template = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "skip": "skip_connection",
+}
+DIFFUSERS_RES: Template = {
+    **same("norm1", "conv1", "norm2", "conv2"),
+    "time_proj": "time_emb_proj",
+    "skip": "conv_shortcut",
+}
+TRANSFORMER_BLOCK: Template = {
+    **same("norm1", "norm2", "norm3"),
+    **same("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn2.to_q", "attn2.to_k", "attn2.to_v"),
+    "attn1.to_out": "attn1.to_out.0",
+    "attn2.to_out": "attn2.to_out.0",
+    "ff.proj_in": "ff.net.0.proj",
+    "ff.proj_out": "ff.net.2",
+}
+
+
+def _transformer(config: UNetConfig) -> Template:
+    """A spatial transformer; diffusers kept CompVis's names within it."""
+    projection = SAME if config.use_linear_in_transformer else CONV_1X1
+    return {
+        "norm": "norm",
+        "proj_in": ("proj_in", projection),
+        "proj_out": ("proj_out", projection),
+        **within("blocks.{k}.", "transformer_blocks.{k}.", TRANSFORMER_BLOCK),
+    }
+
+
+def compvis_map(config: UNetConfig) -> KeyMap:
+    """The key map of CompVis's names."""
+    transformer = _transformer(config)
+    block = within("res.", "0.", COMPVIS_RES) | within("attention.", "1.", transformer)
+    template: Template = {
+        "time_embed.linear1": "time_embed.0",
+        "time_embed.linear2": "time_embed.2",
+        "label_emb": "label_emb",
+        "label_emb.linear1": "label_emb.0.0",
+        "label_emb.linear2": "label_emb.0.2",
+        "conv_in": "input_blocks.0.0",
+        **within("down.{l}.blocks.{i}.", "input_blocks.{down}.", block),
+        "down.{l}.resample.conv": "input_blocks.{downsampling}.0.op",
+        **within("mid.res1.", "middle_block.0.", COMPVIS_RES),
+        **within("mid.attention.", "middle_block.1.", transformer),
+        **within("mid.res2.", "middle_block.2.", COMPVIS_RES),
+        **within("up.{l}.blocks.{i}.", "output_blocks.{up}.", block),
+        "up.{l}.resample.conv": "output_blocks.{upsampling}.{last}.conv",
+        "norm_out": "out.0",
+        "conv_out": "out.2",
+    }
+    coarsest, blocks = len(config.channel_mult) - 1, config.num_res_blocks
+
+    def numbers(l: int = 0, i: int = 0, k: int = 0) -> dict[str, int]:  # noqa: E741
+        return {
+            "down": 1 + l * (blocks + 1) + i,
+            "downsampling": (l + 1) * (blocks + 1),
+            "up": l * (blocks + 1) + i,
+            "upsampling": l * (blocks + 1) + blocks,
+            "last": 2 if coarsest - l in config.attention_levels else 1,
+            "k": k,
+        }
+
+    return expand(template, _names(config), numbers)
+
+
+def diffusers_map(config: UNetConfig) -> KeyMap:
+    """The key map of diffusers' names."""
+    transformer = _transformer(config)
+    level: Template = {
+        **within("blocks.{i}.res.", "resnets.{i}.", DIFFUSERS_RES),
+        **within("blocks.{i}.attention.", "attentions.{i}.", transformer),
+    }
+    template: Template = {
+        "time_embed.linear1": "time_embedding.linear_1",
+        "time_embed.linear2": "time_embedding.linear_2",
+        "label_emb": "class_embedding",
+        "label_emb.linear1": "class_embedding.linear_1",
+        "label_emb.linear2": "class_embedding.linear_2",
+        "conv_in": "conv_in",
+        **within("down.{l}.", "down_blocks.{l}.", level),
+        "down.{l}.resample.conv": "down_blocks.{l}.downsamplers.0.conv",
+        **within("mid.res1.", "mid_block.resnets.0.", DIFFUSERS_RES),
+        **within("mid.attention.", "mid_block.attentions.0.", transformer),
+        **within("mid.res2.", "mid_block.resnets.1.", DIFFUSERS_RES),
+        **within("up.{l}.", "up_blocks.{l}.", level),
+        "up.{l}.resample.conv": "up_blocks.{l}.upsamplers.0.conv",
+        "norm_out": "conv_norm_out",
+        "conv_out": "conv_out",
+    }
+    return expand(template, _names(config))
+
+
+def _names(config: UNetConfig) -> tuple[str, ...]:
+    """The parameters' names. Heads change none, so that configurations that differ in them share one list."""
+    return parameter_names(UNet, replace(config, num_heads=1, num_head_channels=None))

@@ -128,8 +128,8 @@ def load(
 
 
 def load_part(
-    part: Part,
     path: str | Path,
+    part: Part,
     *,
     device: Any = "cpu",
     dtype: torch.dtype | Literal["auto"] | None = None,

@@ -251,7 +251,7 @@ def test_its_text_encoder_conditions_a_unet(tmp_path: Path) -> None:
     model = ldm_core.config.LatentDiffusionConfig(
         text_encoder=text, unet=ldm_core.config.UNetConfig(context_dim=48)
     )
-    encoder = ldm_core.load_part("text_encoder", tmp_path / "clip.safetensors", config=model)
+    encoder = ldm_core.load_part(tmp_path / "clip.safetensors", "text_encoder", config=model)
     tokens = clip.tokenizer(PROMPTS)
     with torch.no_grad():
         assert torch.equal(encoder(tokens), clip.text_encoder(tokens))

@@ -62,7 +62,7 @@ def test_a_part_alone_takes_the_place_of_a_models(
     loaded = ldm_core.load(whole, config=model.config, **{part: alone})  # type: ignore[arg-type]
     assert same_weights(loaded, replace(model, **{part: getattr(other, part)}))
     assert not inspect(alone).unknown
-    network = load_part(part, alone, config=model.config)  # type: ignore[arg-type]
+    network = load_part(alone, part, config=model.config)  # type: ignore[arg-type]
     assert all(
         torch.equal(a, b)
         for a, b in zip(network.state_dict().values(), other.modules[part].state_dict().values(), strict=True)
@@ -76,7 +76,7 @@ def test_an_autoencoder_of_another_structure_may_come_in(sd1: LatentDiffusion, t
     loaded = ldm_core.load(whole, config=sd1.config, autoencoder=vae)
     assert loaded.config.autoencoder.ch == 64
     assert torch.equal(loaded.autoencoder.quant_conv.weight, other.autoencoder.quant_conv.weight)
-    assert load_part("autoencoder", vae).config.ch == 64  # type: ignore[union-attr]
+    assert load_part(vae, "autoencoder").config.ch == 64  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_the_wrong_part_is_named(sd1: LatentDiffusion, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"vae.safetensors was given as the U-Net, but holds none"):
         ldm_core.load(whole, config=sd1.config, unet=vae)
     with pytest.raises(CheckpointError, match="the part must be one of"):
-        load_part("vae", vae)  # type: ignore[arg-type]
+        load_part(vae, "vae")  # type: ignore[arg-type]
 
 
 def test_a_part_of_another_size_is_refused(

@@ -218,7 +218,7 @@ def test_a_part_whose_weights_are_not_there_is_missing(models: Models, tmp_path:
     with pytest.raises(CheckpointError, match=r"holds no U-Net.*unet=FILE"):
         ldm_core.load(folder)
     assert same_weights(ldm_core.load(folder, unet=tmp_path / "whole.safetensors"), model)
-    vae = load_part("autoencoder", folder).state_dict()
+    vae = load_part(folder, "autoencoder").state_dict()
     assert torch.equal(vae["quant_conv.weight"], model.autoencoder.quant_conv.weight)
 
 
@@ -236,7 +236,7 @@ def test_the_text_encoder_of_a_folder_of_a_whole_clip(models: Models, tmp_path: 
     config = CLIPConfig(text_config=sizes, vision_config={**image, "image_size": 32, "patch_size": 8})
     theirs = CLIPModel(config)
     theirs.save_pretrained(tmp_path / "clip")
-    ours = load_part("text_encoder", tmp_path / "clip")
+    ours = load_part(tmp_path / "clip", "text_encoder")
     assert (ours.config.layers, ours.config.heads) == (text.layers, text.heads)
     tokens = models["sd1"].tokenizer(["a cat"])
     with torch.no_grad():

@@ -90,13 +90,13 @@ def test_the_old_names_of_the_autoencoders_attention(theirs: Path, models: Model
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
 def test_a_part_from_a_folder(part: str, theirs: Path, models: Models) -> None:
     ours = {"vae": "autoencoder"}.get(part, part)
-    network = load_part(ours, theirs / part, config=models["sd1"].config)  # type: ignore[arg-type]
+    network = load_part(theirs / part, ours, config=models["sd1"].config)  # type: ignore[arg-type]
     for (name, a), b in zip(
         network.state_dict().items(), models["sd1"].modules[ours].state_dict().values(), strict=True
     ):
         assert torch.equal(a, b), name
     if part == "unet":
-        alone: Any = load_part("unet", theirs / "unet")
+        alone: Any = load_part(theirs / "unet", "unet")
         assert alone.config == used(models["sd1"].config).unet
 
 

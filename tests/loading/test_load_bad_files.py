@@ -95,7 +95,7 @@ def test_without_a_map_the_file_may_change_afterwards(tmp_path: Path, bundled: L
     path = tmp_path / "model.safetensors"
     checkpoint.save(bundled, path)
     model = ldm_core.load(path, mmap=False)
-    autoencoder = ldm_core.load_part("autoencoder", path, mmap=False)
+    autoencoder = ldm_core.load_part(path, "autoencoder", mmap=False)
     size = path.stat().st_size
     with open(path, "r+b") as file:
         file.write(b"\xff" * size)
@@ -108,6 +108,6 @@ def test_without_a_map_the_file_may_change_afterwards(tmp_path: Path, bundled: L
 
 @pytest.mark.parametrize("device", ["bogus", "", "cpu:x", 1.5, None, ["cpu"]])
 def test_an_unknown_device_is_named(device: Any) -> None:
-    for load in (ldm_core.load, partial(ldm_core.load_part, "unet", bundled_model())):
+    for load in (ldm_core.load, partial(ldm_core.load_part, bundled_model(), "unet")):
         with pytest.raises(ValueError, match=rf"^device {re.escape(repr(device))} cannot be used: "):
             load(device=device)

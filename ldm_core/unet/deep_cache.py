@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm_core.nn.kept_context import KeptContext
-from ldm_core.unet.network import Context, UNet
 from ldm_core.nn.transforms import transforming
+from ldm_core.unet.network import Context, UNet
 
 # A cosine of noisy latents. One step apart it is 0.99 (DDIM in 25 steps) to 0.37 (ancestral Euler in 5);
 # between pictures of other noise it is 0, give or take 0.03 at 16 x 16 latents and less at larger ones.

@@ -12,9 +12,6 @@ from support.cli_runs import (
     SMALL,
     Draw,
     Run,
-    draw,  # noqa: F401
-    one_thread,  # noqa: F401
-    run,  # noqa: F401
 )
 
 from ldm_core.cli import files

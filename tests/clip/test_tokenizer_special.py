@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.tiny_clip import tiny_clip
 from support.tokenizer_texts import ANY_CHARACTER, TOKENIZER, many
-from support.transformers_tokenizer import transformers_tokenizer  # noqa: F401
 
 from ldm_core.clip.bpe import END_OF_TEXT, START_OF_TEXT
 from ldm_core.clip.tokenizer import SPELLED, CLIPTokenizer, clean

@@ -49,7 +49,7 @@ def test_rows_are_chosen_and_joined_alike_in_every_field() -> None:
 
 def test_to_casts_what_is_real_and_keeps_labels() -> None:
     half = whole().to(dtype=torch.float16)
-    assert half.context is not None and half.context.dtype == half.concat.dtype == torch.float16
+    assert half.context.dtype == half.concat.dtype == torch.float16
     assert half.vector.dtype == torch.int64
 
 

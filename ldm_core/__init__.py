@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ldm_core.attention import set_attention
     from ldm_core.checkpoint import CheckpointError
     from ldm_core.clip import CLIP
+    from ldm_core.condition import Condition
     from ldm_core.guidance import ClassifierFreeGuidance
     from ldm_core.loading.convert import convert, merge_checkpoints
     from ldm_core.loading.doctor import inspect
@@ -44,6 +45,7 @@ __all__ = [
     "PNDM",
     "CheckpointError",
     "ClassifierFreeGuidance",
+    "Condition",
     "DPMSolverMultistep",
     "DeepCache",
     "Euler",
@@ -56,7 +58,6 @@ __all__ = [
     "apply_lora",
     "apply_textual_inversion",
     "build",
-    "config",
     "convert",
     "inspect",
     "load",
@@ -70,12 +71,36 @@ __all__ = [
     "set_convolution",
 ]
 
+# The modules that are public; `import ldm_core` is enough for them.
+_MODULES = (
+    "adapters",
+    "attention",
+    "autoencoder",
+    "checkpoint",
+    "clip",
+    "conditioners",
+    "config",
+    "guidance",
+    "kernels",
+    "noise_schedule",
+    "protocols",
+    "recipe",
+    "schedulers",
+    "testing",
+    "text_encoder",
+    "tokenizer",
+    "training",
+    "unet",
+    "watch",
+)
+
 # Where each name is defined. It is imported when it is first used, since torch takes seconds, in which the
 # command line must be able to answer to Ctrl-C.
 _DEFINED_IN = {
     "CLIP": "clip",
     "CheckpointError": "errors",
     "ClassifierFreeGuidance": "guidance",
+    "Condition": "condition",
     "DDIM": "schedulers",
     "DDPM": "schedulers",
     "DPMSolverMultistep": "schedulers",
@@ -87,7 +112,7 @@ _DEFINED_IN = {
     "LatentDiffusion": "model",
     "PNDM": "schedulers",
     "Sampler": "sampler",
-    "SamplerStep": "sampler",
+    "SamplerStep": "tasks",
     "UniPC": "schedulers",
     "apply_lora": "adapters.lora",
     "apply_textual_inversion": "adapters.textual_inversion",
@@ -119,4 +144,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*__all__, *_MODULES})

@@ -100,7 +100,6 @@ class Start:
         return torch.where(self.mask == 0, self.image, blend)
 
 
-@torch.no_grad()
 def prepare(
     model: LatentDiffusion,
     scheduler: Scheduler,

@@ -77,7 +77,9 @@ class Sampler(Tasks):
         gradients: let gradients flow from a step's latent to `noise`, `latent`, contexts and weights.
         """
         request = Request(**with_conditions(inputs, **options))
-        return self._run(self._prepare(request), on_step, gradients)
+        with torch.set_grad_enabled(gradients):
+            start = self._prepare(request)
+        return self._run(start, on_step, gradients)
 
     def _run(
         self, start: Start, on_step: OnStep | None = None, gradients: bool = False
@@ -100,6 +102,10 @@ class Sampler(Tasks):
         """The network as a function of x and t alone: conditioned, guided, in chunks of the batch size."""
 
         def network(x: Tensor, t: float, condition: Condition) -> Tensor:
+            if condition.rows not in (None, len(x)):
+                raise ValueError(
+                    f"expected one row of the condition per row of x, got {condition.rows} for {len(x)}"
+                )
             chunk = self.batch_size or len(x)
             parts = [slice(i, i + chunk) for i in range(0, len(x), chunk)]
             return torch.cat([self._evaluate(x[part], t, condition[part]) for part in parts])
@@ -136,7 +142,8 @@ class Sampler(Tasks):
     def _draw(self, request: Request, on_step: OnStep | None, output: Output, progress: bool) -> Any:
         if output not in ("pil", "tensor", "latent"):
             raise ValueError(f"output must be 'pil', 'tensor' or 'latent', not {output!r}")
-        start = self._prepare(request)
+        with torch.no_grad():
+            start = self._prepare(request)
         if on_step is None:
             start = self._with_kept_context(start)
         latent, finite = start.latent, FiniteCheck()

@@ -30,8 +30,8 @@ def record_attention(model: Any, where: str | Callable[[str], bool] = "attn2") -
     where: a substring of the layer's dotted name, or a function from the name to a bool.
 
     Yields {layer name: [(B, heads, N, M), …]} with one tensor per call, on the CPU. Only calls from the
-    thread that opened the block are recorded. On exit, also after an error, the layers are restored; nested blocks
-    may exit in any order. Raises ValueError if no layer matches.
+    thread that opened the block are recorded. On exit, also after an error, the layers are restored; nested
+    blocks may exit in any order. Raises ValueError if no layer matches.
     """
     matches = (lambda name: where in name) if isinstance(where, str) else where
     chosen = {name: layer for name, layer in attention_layers(model) if matches(name)}

@@ -27,12 +27,15 @@ from support.reference import random_model
 from ldm_core.adapters.embedding_file import read_embedding
 from ldm_core.adapters.peft_settings import parse_settings
 from ldm_core.checkpoint import CheckpointError, save
+from ldm_core.checkpoint.reader import Checkpoint
 from ldm_core.clip import CLIPConfig
 from ldm_core.clip.open_clip_settings import open_clip_parts
 from ldm_core.clip.tokenizer import CLIPTokenizer
 from ldm_core.config import SD1, ConfigError, UNetConfig
 from ldm_core.loading.compvis_yaml import from_yaml, read_yaml
-from ldm_core.loading.parts import TEXT_ENCODER
+from ldm_core.loading.parts import TEXT_ENCODER, find_parts
+from ldm_core.loading.shapes import prove_all
+from ldm_core.unet import UNet
 
 YAML: dict[str, Any] = {
     "linear_start": 0.00085,
@@ -216,3 +219,22 @@ def test_names_that_describe_a_large_network(name: str, tmp_path: Path) -> None:
     save_file({**load_file(path), **NAMES[name]}, path)
     refused(lambda: ldm_core.load(path))
     examined(path)
+
+
+def test_a_few_names_of_a_large_network_are_refused_before_it_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """267 tensors prove 1,279 transformer blocks, which have 51,190 tensors and take seconds to build."""
+    shapes = {"input_blocks.0.0.weight": (32, 4, 3, 3), "out.2.weight": (4, 32, 3, 3)}
+    shapes["middle_block.1.proj_in.weight"] = (32, 32, 1, 1)
+    shapes["middle_block.1.transformer_blocks.0.attn2.to_k.weight"] = (32, 8)
+    shapes |= {f"middle_block.1.transformer_blocks.{i}.x": (1,) for i in range(255)}
+    for i in range(1, 5):
+        shapes[f"input_blocks.{i}.0.out_layers.3.weight"] = (32, 32, 3, 3)
+        shapes[f"input_blocks.{i}.1.transformer_blocks.0.attn1.to_k.weight"] = (32, 32)
+    tensors = {
+        f"model.diffusion_model.{key}": torch.empty(shape, device="meta") for key, shape in shapes.items()
+    }
+    parts = find_parts(Checkpoint(tmp_path / "x.ckpt", "pickle", tensors, {}))
+    monkeypatch.setattr(UNet, "__init__", lambda *args: pytest.fail("the network is built"))
+    assert "only 267 of at least 51,090 tensors" in refused(lambda: prove_all(parts))

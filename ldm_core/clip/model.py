@@ -24,7 +24,7 @@ from ldm_core.clip.preprocessing import preprocess
 from ldm_core.clip.text_encoder import CLIPTextEncoder
 from ldm_core.clip.tokenizer import CLIPTokenizer
 from ldm_core.images import ImageInput
-from ldm_core.nn.placement import SkipInitialisation, check_dtype, choose_dtype, fill
+from ldm_core.nn.placement import blank, check_dtype, choose_dtype, fill
 
 TEMPLATES = ("a photo of a {}.",)  # section 3.1.4
 
@@ -68,8 +68,7 @@ class CLIP(nn.Module):
         check_dtype(dtype)
         source = find_clip(path)
         resolved = resolve_config(source, config)
-        with SkipInitialisation(), torch.device("meta"):
-            model = cls(resolved).eval()
+        model = blank(cls, resolved)
         shapes = {name: value.shape for name, value in model.state_dict().items()}
         parameters = parameters_of(source, resolved, shapes)
         fill(model, parameters, device, choose_dtype(dtype, device, parameters.values()))

@@ -26,7 +26,7 @@ from ldm_core.loading.families import other_family
 from ldm_core.loading.parts import PARTS, Part, PartSource, ema_key, find_parts, has_ema, leftovers
 from ldm_core.loading.resolve import resolve_config, resolve_part
 from ldm_core.loading.stored_schedule import check_schedule
-from ldm_core.nn.placement import SkipInitialisation
+from ldm_core.nn.placement import blank
 from ldm_core.unet.network import UNet
 
 UNUSED = "that no network of the model takes"
@@ -67,14 +67,12 @@ def build_networks(config: LatentDiffusionConfig, device: Any = "cpu") -> dict[P
 
 def blank_networks(config: LatentDiffusionConfig) -> dict[Part, nn.Module]:
     """The three networks on the meta device, in a moment."""
-    with SkipInitialisation():
-        return build_networks(config, "meta")
+    return {part: blank_network(part, getattr(config, part)) for part in PARTS}
 
 
 def blank_network(part: Part, config: Any) -> nn.Module:
     """One of them."""
-    with SkipInitialisation(), torch.device("meta"):
-        return _NETWORKS[part](config).eval()
+    return blank(_NETWORKS[part], config)
 
 
 def open_weights(

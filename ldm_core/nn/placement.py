@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from torch.overrides import TorchFunctionMode
 
 from ldm_core.nn.cpu import multiplies_bfloat16
 from ldm_core.support.printable import shown_error
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class SkipInitialisation(TorchFunctionMode):
@@ -28,11 +30,23 @@ class SkipInitialisation(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@lru_cache(maxsize=16)
-def parameter_names(network: Callable[[Any], nn.Module], config: Any) -> tuple[str, ...]:
-    """The names of the parameters that a network of this configuration has, in its order."""
+def blank(network: Callable[[Any], Network], config: Any) -> Network:
+    """A network of this configuration on the meta device, without values, in evaluation mode."""
     with SkipInitialisation(), torch.device("meta"):
-        return tuple(name for name, _ in network(config).named_parameters())
+        built = network(config).eval()
+    _names_of(network, config)[:] = (name for name, _ in built.named_parameters())
+    return built
+
+
+def parameter_names(network: Callable[[Any], nn.Module], config: Any) -> list[str]:
+    """The names of the parameters that a network of this configuration has, in its order."""
+    names = _names_of(network, config)
+    return list(names) if names else [name for name, _ in blank(network, config).named_parameters()]
+
+
+@lru_cache(maxsize=16)
+def _names_of(network: Callable[[Any], nn.Module], config: Any) -> list[str]:
+    return []  # until `blank` fills it: whoever wants the names has mostly just built the network
 
 
 def fill(network: nn.Module, parameters: dict[str, Tensor], device: Any, dtype: torch.dtype) -> None:

@@ -10,8 +10,6 @@ diffusers   `UNet2DConditionModel`. Its blocks are grouped by level as they are 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ldm_core.checkpoint.key_map import CONV_1X1, SAME, KeyMap, Template, expand, same, within
 from ldm_core.nn.placement import parameter_names
 from ldm_core.unet.config import UNetConfig
@@ -84,7 +82,7 @@ def compvis_map(config: UNetConfig) -> KeyMap:
             "k": k,
         }
 
-    return expand(template, _names(config), numbers)
+    return expand(template, parameter_names(UNet, config), numbers)
 
 
 def diffusers_map(config: UNetConfig) -> KeyMap:
@@ -111,9 +109,4 @@ def diffusers_map(config: UNetConfig) -> KeyMap:
         "norm_out": "conv_norm_out",
         "conv_out": "conv_out",
     }
-    return expand(template, _names(config))
-
-
-def _names(config: UNetConfig) -> tuple[str, ...]:
-    """The parameters' names. Heads change none, so that configurations that differ in them share one list."""
-    return parameter_names(UNet, replace(config, num_heads=1, num_head_channels=None))
+    return expand(template, parameter_names(UNet, config))

@@ -1,0 +1,45 @@
+"""What the shapes of an autoencoder's tensors prove, in CompVis's and in diffusers' names: all of it.
+
+The training resolution only says at which levels attention lies; here it is 1 at the coarsest level.
+"""
+
+from __future__ import annotations
+
+from ldm_core.autoencoder.config import AutoencoderConfig
+from ldm_core.checkpoint.shapes import Shapes, children
+from ldm_core.support.limits import MAX_LEVELS
+
+
+def _autoencoder(shapes: Shapes, level_name: str, block: str, attention: str) -> AutoencoderConfig:
+    ch, in_channels = shapes["encoder.conv_in.weight"][:2]
+    levels = children(shapes, f"encoder.{level_name}.", MAX_LEVELS)
+    top = levels[-1]
+    prefixes = [f"encoder.{level_name}.{i}." for i in levels]
+    return AutoencoderConfig(
+        embed_dim=shapes["post_quant_conv.weight"][1],
+        z_channels=shapes["decoder.conv_in.weight"][1],
+        resolution=2**top,
+        in_channels=in_channels,
+        out_ch=shapes["decoder.conv_out.weight"][0],
+        ch=ch,
+        ch_mult=tuple(shapes[f"{prefix}{block}.0.conv2.weight"][0] // ch for prefix in prefixes),
+        num_res_blocks=len(children(shapes, f"{prefixes[0]}{block}.")),
+        attn_resolutions=tuple(
+            2 ** (top - i) for i, prefix in zip(levels, prefixes) if f"{prefix}{attention}.weight" in shapes
+        ),
+    )
+
+
+def compvis_config(shapes: Shapes) -> AutoencoderConfig:
+    """From CompVis's names. Raises KeyError, ValueError or ZeroDivisionError for what is no autoencoder."""
+    return _autoencoder(shapes, "down", "block", "attn.0.norm")
+
+
+def diffusers_config(shapes: Shapes) -> AutoencoderConfig:
+    """From diffusers' names, with the same errors."""
+    return _autoencoder(shapes, "down_blocks", "resnets", "attentions.0.group_norm")
+
+
+def fewest_tensors(config: AutoencoderConfig) -> int:
+    """How many tensors the blocks of such an autoencoder have at least, on both sides."""
+    return 8 * len(config.ch_mult) * (2 * config.num_res_blocks + 1)

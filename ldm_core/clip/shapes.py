@@ -1,0 +1,45 @@
+"""What the shapes of a text encoder's tensors prove, in transformers' and in open_clip's names.
+
+Shapes prove its sizes, but not the number of heads, the gelu, and which layer and padding a model uses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ldm_core.checkpoint.shapes import Shapes, children
+from ldm_core.clip.config import TextEncoderConfig
+
+# What no shape proves, as `detect.blank` sets it.
+_BLANK_TEXT = TextEncoderConfig(heads=1, activation="gelu", clip_skip=0, pad_token_id=0)
+
+
+def transformers_config(shapes: Shapes) -> TextEncoderConfig:
+    """From transformers' names. Raises KeyError or ValueError where no text encoder has them."""
+    vocab_size, width = shapes["embeddings.token_embedding.weight"]
+    return replace(
+        _BLANK_TEXT,
+        vocab_size=vocab_size,
+        context_length=shapes["embeddings.position_embedding.weight"][0],
+        width=width,
+        layers=len(children(shapes, "encoder.layers.")),
+    )
+
+
+def open_clip_config(shapes: Shapes) -> TextEncoderConfig:
+    """From open_clip's names, with the same errors."""
+    vocab_size, width = shapes["token_embedding.weight"]
+    projection = shapes.get("text_projection")
+    return replace(
+        _BLANK_TEXT,
+        vocab_size=vocab_size,
+        context_length=shapes["positional_embedding"][0],
+        width=width,
+        layers=len(children(shapes, "transformer.resblocks.")),
+        projection_dim=None if projection is None else projection[1],
+    )
+
+
+def fewest_tensors(config: TextEncoderConfig) -> int:
+    """How many tensors the blocks of such a text encoder have in either of the layouts."""
+    return 12 * config.layers

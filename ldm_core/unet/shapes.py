@@ -1,0 +1,110 @@
+"""What the shapes of a U-Net's tensors prove, in CompVis's and in diffusers' names.
+
+Shapes prove widths, depths and where attention sits, but not the number of heads, which is 1 here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ldm_core.checkpoint.shapes import Shapes, children
+from ldm_core.support.limits import MAX_BLOCKS, MAX_LEVELS
+from ldm_core.unet.config import UNetConfig
+
+
+@dataclass
+class _Levels:
+    """The residual blocks of a U-Net's way down, gathered level by level."""
+
+    context_dim: int
+    widths: list[int]
+    blocks: list[int]
+    attends: list[int]
+    context_only: list[int]  # levels whose first attention reads the context, which shows in its shape
+
+    def start_level(self) -> None:
+        self.blocks.append(0)
+
+    def add_block(self, width: int, self_attention: tuple[int, ...] | None) -> None:
+        level = len(self.blocks) - 1
+        if self.blocks[level] == 0:
+            self.widths.append(width)
+        self.blocks[level] += 1
+        if self_attention is not None and level not in self.attends:
+            self.attends.append(level)
+            if self_attention[1] == self.context_dim != width:
+                self.context_only.append(level)
+
+    def config(self, shapes: Shapes, names: Mapping[str, str]) -> UNetConfig:
+        """`names` are this layout's names of the tensors that say the rest."""
+        model_channels, in_channels = shapes[names["conv_in"]][:2]
+        table, vector = shapes.get(names["table"]), shapes.get(names["vector"])
+        return UNetConfig(
+            in_channels=in_channels,
+            out_channels=shapes[names["conv_out"]][0],
+            model_channels=model_channels,
+            channel_mult=tuple(width // model_channels for width in self.widths),
+            num_res_blocks=self.blocks[0],
+            attention_resolutions=tuple(2**level for level in self.attends),
+            num_heads=1,
+            transformer_depth=len(children(shapes, names["transformer"] + "transformer_blocks.")),
+            context_dim=self.context_dim,
+            use_linear_in_transformer=len(shapes[names["transformer"] + "proj_in.weight"]) == 2,
+            disable_self_attentions=tuple(
+                level in self.context_only for level in range(len(self.widths)) if self.context_only
+            ),
+            num_classes=None if table is None else table[0],
+            adm_in_channels=None if vector is None else vector[1],
+        )
+
+
+_QUERY_OF = "transformer_blocks.0.attn1.to_k.weight"
+
+
+def _context_dim(shapes: Shapes, transformer: str) -> int:
+    return shapes[f"{transformer}transformer_blocks.0.attn2.to_k.weight"][1]
+
+
+def compvis_config(shapes: Shapes) -> UNetConfig:
+    """From CompVis's names. Raises KeyError, ValueError or ZeroDivisionError where no U-Net has them."""
+    names = {
+        "conv_in": "input_blocks.0.0.weight",
+        "conv_out": "out.2.weight",
+        "transformer": "middle_block.1.",
+        "table": "label_emb.weight",
+        "vector": "label_emb.0.0.weight",
+    }
+    levels = _Levels(_context_dim(shapes, names["transformer"]), [], [0], [], [])
+    for i in children(shapes, "input_blocks.", MAX_BLOCKS)[1:]:
+        block = f"input_blocks.{i}."
+        if f"{block}0.op.weight" in shapes:
+            levels.start_level()
+        else:
+            levels.add_block(shapes[f"{block}0.out_layers.3.weight"][0], shapes.get(f"{block}1.{_QUERY_OF}"))
+    return levels.config(shapes, names)
+
+
+def diffusers_config(shapes: Shapes) -> UNetConfig:
+    """From diffusers' names. Raises KeyError, ValueError or ZeroDivisionError where no U-Net has them."""
+    names = {
+        "conv_in": "conv_in.weight",
+        "conv_out": "conv_out.weight",
+        "transformer": "mid_block.attentions.0.",
+        "table": "class_embedding.weight",
+        "vector": "class_embedding.linear_1.weight",
+    }
+    levels = _Levels(_context_dim(shapes, names["transformer"]), [], [], [], [])
+    for level in children(shapes, "down_blocks.", MAX_LEVELS):
+        levels.start_level()
+        for i in children(shapes, f"down_blocks.{level}.resnets."):
+            width = shapes[f"down_blocks.{level}.resnets.{i}.conv2.weight"][0]
+            levels.add_block(width, shapes.get(f"down_blocks.{level}.attentions.{i}.{_QUERY_OF}"))
+    return levels.config(shapes, names)
+
+
+def fewest_tensors(config: UNetConfig) -> int:
+    """How many tensors the blocks of such a U-Net have at least: shortcuts and resampling come on top."""
+    blocks = 2 * config.num_res_blocks + 1  # of a level, on the way down and up
+    transformers = 1 + len(config.attention_levels) * blocks
+    return 10 * len(config.channel_mult) * blocks + 20 * config.transformer_depth * transformers

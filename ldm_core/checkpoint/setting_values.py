@@ -5,7 +5,7 @@ Any other value raises an error that names the setting and, in `reading`, the fi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -104,3 +104,13 @@ def one_of(file: str, name: str, value: Any, table: Mapping[str, Any]) -> Any:
     if not isinstance(value, str) or value not in table:
         raise CheckpointError(f"{file}: {name} is {shown(value)}; expected one of {', '.join(table)}")
     return table[value]
+
+
+def level_widths(part: str, channels: int, multiples: Sequence[int]) -> list[int]:
+    """Each level's channels. diffusers has no other number for what comes before the first level."""
+    if multiples[0] != 1:
+        raise ConfigError(
+            f"its {part}s are as wide before their first level as in it, "
+            f"and this one has {channels} channels before, {channels * multiples[0]} in it"
+        )
+    return [channels * multiple for multiple in multiples]

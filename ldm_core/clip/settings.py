@@ -1,4 +1,7 @@
-"""What transformers' settings files say of CLIP: `config.json` of its classes, and the tokenizer's files."""
+"""What transformers' settings files say of CLIP: `config.json` of its classes, and the tokenizer's files.
+
+And the way back, for a text encoder in a diffusers folder.
+"""
 
 from __future__ import annotations
 
@@ -84,3 +87,46 @@ def _pad_token_id(folder: Mapping[str, Settings], activation: Any) -> int:
         if text is not None:
             return int(one_of(file, "pad_token", text, PAD_TOKENS))
     return EXCLAMATION_MARK if activation == "gelu" else END_OF_TEXT
+
+
+def text_encoder_settings(text: TextEncoderConfig) -> dict[str, Any]:
+    """A text encoder's `config.json`, as diffusers' folders have it."""
+    return {
+        "architectures": ["CLIPTextModel"],
+        "attention_dropout": 0.0,
+        "bos_token_id": 0,
+        "dropout": 0.0,
+        "eos_token_id": 2,
+        "hidden_act": text.activation,
+        "hidden_size": text.width,
+        "intermediate_size": 4 * text.width,
+        "layer_norm_eps": 1e-5,
+        "max_position_embeddings": text.context_length,
+        "model_type": "clip_text_model",
+        "num_attention_heads": text.heads,
+        "num_hidden_layers": text.layers,
+        "pad_token_id": 1,
+        "projection_dim": text.width,
+        "vocab_size": text.vocab_size,
+    }
+
+
+def tokenizer_settings(text: TextEncoderConfig) -> dict[str, dict[str, Any]]:
+    """The settings of its tokenizer, by file."""
+    spelled = {number: token for token, number in PAD_TOKENS.items()}
+    tokens = {
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|endoftext|>",
+        "pad_token": spelled[text.pad_token_id],
+        "unk_token": "<|endoftext|>",
+    }
+    return {
+        SPECIAL_TOKENS: tokens,
+        TOKENIZER: {
+            **tokens,
+            "add_prefix_space": False,
+            "do_lower_case": True,
+            "model_max_length": text.context_length,
+            "tokenizer_class": "CLIPTokenizer",
+        },
+    }

@@ -1,0 +1,81 @@
+"""What diffusers' `config.json` says of an autoencoder, and the way back.
+
+A setting that changes a network is in the list below; a value that no network here has is refused by name,
+and so is a setting that is missing and has no default in diffusers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ldm_core.autoencoder.config import AutoencoderConfig
+from ldm_core.checkpoint.folder import AUTOENCODER
+from ldm_core.checkpoint.setting_values import (
+    Settings,
+    block_kinds,
+    block_widths,
+    check_activation,
+    check_fixed,
+    level_widths,
+    multiple,
+    one_number,
+    reading,
+    whole,
+)
+from ldm_core.errors import ConfigError
+from ldm_core.support.printable import shown
+
+# Settings that change a network, with the one value (or the absence) that the networks here have.
+_FIXED = {
+    "latents_mean": None,
+    "latents_std": None,
+    "mid_block_add_attention": True,
+    "norm_num_groups": 32,
+    "shift_factor": None,
+    "use_post_quant_conv": True,
+    "use_quant_conv": True,
+}
+
+
+def autoencoder_config(settings: Settings) -> AutoencoderConfig:
+    """`AutoencoderKL`'s settings. Raises CheckpointError naming what is missing or unknown here."""
+    check_fixed(AUTOENCODER, settings, _FIXED)
+    check_activation(AUTOENCODER, settings)
+    with reading(AUTOENCODER):
+        widths, types = block_widths(settings), block_kinds(settings, "down_block_types")
+        up = block_kinds(settings, "up_block_types")
+        mirrored = [kind.replace("UpDecoder", "DownEncoder") for kind in reversed(up)]
+        if types != mirrored or not set(types) <= {"DownEncoderBlock2D", "AttnDownEncoderBlock2D"}:
+            raise ConfigError(f"blocks {shown(types)} and {shown(up)} are not known here")
+        attends = [level for level, kind in enumerate(types) if kind.startswith("Attn")]
+        latent_channels = whole(settings, "latent_channels")
+        resolution = AutoencoderConfig.resolution
+        return AutoencoderConfig(
+            embed_dim=latent_channels,
+            z_channels=latent_channels,
+            in_channels=whole(settings, "in_channels", 3),
+            out_ch=whole(settings, "out_channels", 3),
+            ch=widths[0],
+            ch_mult=tuple(multiple(width, widths[0]) for width in widths),
+            num_res_blocks=one_number("layers_per_block", settings["layers_per_block"]),
+            attn_resolutions=tuple(resolution // 2**level for level in attends),
+        )
+
+
+def autoencoder_settings(config: AutoencoderConfig, image_size: int, latent_scale: float) -> dict[str, Any]:
+    """The way back. image_size: the pixels of a side; latent_scale: what its latents are multiplied by."""
+    attends = [config.has_attention(level) for level in range(len(config.ch_mult))]
+    return {
+        "_class_name": "AutoencoderKL",
+        "act_fn": "silu",
+        "block_out_channels": level_widths("autoencoder", config.ch, config.ch_mult),
+        "down_block_types": ["AttnDownEncoderBlock2D" if a else "DownEncoderBlock2D" for a in attends],
+        "in_channels": config.in_channels,
+        "latent_channels": config.embed_dim,
+        "layers_per_block": config.num_res_blocks,
+        "norm_num_groups": 32,
+        "out_channels": config.out_ch,
+        "sample_size": image_size,
+        "scaling_factor": latent_scale,
+        "up_block_types": ["AttnUpDecoderBlock2D" if a else "UpDecoderBlock2D" for a in reversed(attends)],
+    }

@@ -70,7 +70,8 @@ def compvis_map(config: UNetConfig) -> KeyMap:
         "norm_out": "out.0",
         "conv_out": "out.2",
     }
-    coarsest, blocks = len(config.channel_mult) - 1, config.num_res_blocks
+    blocks, attends = config.num_res_blocks, config.attention_levels
+    coarsest = len(config.channel_mult) - 1  # the level of up.0
 
     def numbers(l: int = 0, i: int = 0, k: int = 0) -> dict[str, int]:  # noqa: E741
         return {
@@ -78,7 +79,7 @@ def compvis_map(config: UNetConfig) -> KeyMap:
             "downsampling": (l + 1) * (blocks + 1),
             "up": l * (blocks + 1) + i,
             "upsampling": l * (blocks + 1) + blocks,
-            "last": 2 if coarsest - l in config.attention_levels else 1,
+            "last": 2 if coarsest - l in attends else 1,
             "k": k,
         }
 

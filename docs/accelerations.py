@@ -26,7 +26,16 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import ldm_core
-from ldm_core import DDIM, ClassifierFreeGuidance, DeepCache, LatentDiffusion, Sampler, build, merge_tokens
+from ldm_core import (
+    DDIM,
+    ClassifierFreeGuidance,
+    Condition,
+    DeepCache,
+    LatentDiffusion,
+    Sampler,
+    build,
+    merge_tokens,
+)
 from ldm_core.config import SD1, LatentDiffusionConfig
 from ldm_core.images import tensor_to_pil
 from ldm_core.noise_schedule import NoiseSchedule
@@ -104,13 +113,13 @@ def rows_of(kind: Acceleration, schedule: NoiseSchedule) -> list[int]:
     """How many rows the U-Net gets at each step of a run for one picture."""
     rows: list[int] = []
 
-    def network(x: Tensor, t: float, context: Tensor) -> Tensor:
+    def network(x: Tensor, t: float, condition: Condition) -> Tensor:
         rows.append(len(x))
         return x
 
     for t, _ in DDIM().timesteps(schedule, STEPS):
         x, progress = torch.zeros(1, 1, 1, 1), 1 - (t + 1) / len(schedule)
-        kind.guidance(network, x, t, x, x, SCALE, progress)
+        kind.guidance(network, x, t, Condition(), Condition(), SCALE, progress)
     return rows
 
 

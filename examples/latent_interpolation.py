@@ -2,7 +2,7 @@
 
 First row: one prompt, and initial noise on the arc between two draws. The arc, not the line: a mixture of
 two Gaussian draws has less noise in it than either, and the model was trained with the full amount.
-Second row: one noise, and contexts on the line between two prompts, mixed in a guidance of our own.
+Second row: one noise, and contexts on the line between those of two prompts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 import ldm_core
-from ldm_core.guidance import ClassifierFreeGuidance, Network
 from ldm_core.noise import generators, randn
 from ldm_core.watch import make_grid
 
@@ -22,20 +21,6 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     """The point at `weight` (0..1) of the way along the arc from a to b, as long as its ends."""
     angle = torch.arccos((a * b).sum() / (a.norm() * b.norm()))
     return (torch.sin((1 - weight) * angle) * a + torch.sin(weight * angle) * b) / torch.sin(angle)
-
-
-class MixedPrompts:
-    """Guidance whose prompt moves towards another context, image by image: weights (B,) from 0 to 1."""
-
-    def __init__(self, other: Tensor, weights: Tensor) -> None:
-        self.other, self.weights = other, weights[:, None, None]
-        self.guidance = ClassifierFreeGuidance()
-
-    def __call__(
-        self, network: Network, x: Tensor, t: int, cond: Tensor, uncond: Tensor, scale: float, progress: float
-    ) -> Tensor:
-        mixed = torch.lerp(cond, self.other, self.weights)  # (B, N, width)
-        return self.guidance(network, x, t, mixed, uncond, scale, progress)
 
 
 def main() -> None:
@@ -53,16 +38,16 @@ def main() -> None:
     size = model.config.image_size // model.config.autoencoder.downsampling
     a, b = randn((2, model.config.unet.out_channels, size, size), generators(args.seeds))
     weights = torch.linspace(0, 1, args.count)
-    options = {"steps": args.steps, "guidance_scale": args.guidance, "num_images": args.count}
+    options = {"steps": args.steps, "guidance_scale": args.guidance}
+
+    sampler = ldm_core.Sampler(model)
 
     noises = torch.stack([slerp(a, b, float(weight)) for weight in weights])
-    by_noise = ldm_core.Sampler(model).txt2img(first, noise=noises, **options)
-    with torch.no_grad():
-        other = model.text_encoder(model.tokenizer([second]))
-    same = a.expand(args.count, -1, -1, -1)
-    by_prompt = ldm_core.Sampler(model, guidance=MixedPrompts(other, weights)).txt2img(
-        first, noise=same, **options
-    )
+    by_noise = sampler.txt2img(first, noise=noises, num_images=args.count, **options)
+
+    contexts = [model.condition(prompt).context for prompt in (first, second)]  # (1, N, width)
+    mixed = torch.lerp(*contexts, weights[:, None, None])  # (B, N, width)
+    by_prompt = sampler.txt2img(context=mixed, noise=a.expand(args.count, -1, -1, -1), **options)
 
     names = (f"{first}\nseed {args.seeds[0]} to {args.seeds[1]}", f"{first}\nto {second}")
     labels = [f"{float(weight):.2f}" for weight in weights]

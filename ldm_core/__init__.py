@@ -4,7 +4,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ldm_core import config
     from ldm_core.adapters.lora import apply_lora
     from ldm_core.adapters.textual_inversion import apply_textual_inversion
     from ldm_core.attention import set_attention

@@ -13,8 +13,6 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from ldm_core.support.printable import shown
-
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
@@ -39,7 +37,7 @@ def image_seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
             raise ValueError(f"expected one seed per image ({count}), got {len(seeds)}")
     for s in seeds:
         if not isinstance(s, Integral) or isinstance(s, bool) or not 0 <= s < 2**63:
-            raise ValueError(f"a seed must be an int in 0..2**63-1, not {shown(s)}")
+            raise ValueError(f"a seed must be an int in 0..2**63-1, not {s!r}")
     return [int(s) for s in seeds]
 
 

@@ -18,12 +18,12 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from torch import Tensor, nn
+from torch.nn import Linear
 
 from ldm_core.kernels import triton_attention
 from ldm_core.kernels.requirements import require_triton
 from ldm_core.nn.attention_backends import auto_attention, chunked_attention, math_attention, sdpa_attention
 from ldm_core.nn.kept_context import KeptContext
-from ldm_core.nn.linear import Linear
 from ldm_core.support.modules import named_modules
 
 

@@ -14,6 +14,7 @@ from numbers import Real
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import Linear
 
 from ldm_core.attention import MultiHeadAttention
 from ldm_core.nn.blocks import (
@@ -29,7 +30,6 @@ from ldm_core.nn.blocks import (
     timestep_embedding,
 )
 from ldm_core.nn.kept_context import KeptContext
-from ldm_core.nn.linear import Linear
 from ldm_core.unet.config import UNetConfig
 
 Context = Tensor | KeptContext | None  # (B, M, context_dim); None in a U-Net without cross-attention

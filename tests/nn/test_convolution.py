@@ -15,7 +15,7 @@ from support.reference import random_model
 from torch import Tensor, nn
 
 import ldm_core
-from ldm_core.nn import convolution, linear, winograd
+from ldm_core.nn import convolution, winograd
 from ldm_core.nn.convolution import Conv3x3, PreparedWinograd, convolutions, set_convolution
 from ldm_core.nn.winograd import transform_weight, winograd_conv2d
 
@@ -196,21 +196,6 @@ def test_a_fused_adapter_is_seen_through_kept_weights(tmp_path: Path) -> None:
     assert (layer(x) - plain).abs().max() > 0.1
     adapter.remove()
     assert torch.equal(layer(x), plain)
-
-
-@pytest.mark.parametrize("shape", [(2, 600, 24), (1500, 24), (3, 20, 24)])
-def test_a_linear_layer_is_the_same_as_a_convolution(shape: tuple[int, ...]) -> None:
-    torch.manual_seed(0)
-    layer = linear.Linear(24, 40)
-    x = torch.randn(shape)
-    expected = F.linear(x.double(), layer.weight.double(), layer.bias.double())
-    for out in (layer(x), linear.as_convolution(x, layer)):
-        assert out.shape == expected.shape
-        assert out.is_contiguous()
-        assert (out - expected).abs().max() < 2e-6
-    with torch.enable_grad():
-        layer(x).sum().backward()
-    assert layer.weight.grad is not None
 
 
 @pytest.mark.parametrize(("side", "transposed"), [(4, True), (40, False)])

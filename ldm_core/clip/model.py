@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +51,7 @@ class CLIP(nn.Module):
         cls,
         path: str | Path,
         *,
-        device: Any = "cpu",
+        device: torch.device | str = "cpu",
         dtype: torch.dtype | Literal["auto"] | None = None,
         config: str | CLIPConfig | None = None,
     ) -> CLIP:

@@ -49,7 +49,9 @@ def _names_of(network: Callable[[Any], nn.Module], config: Any) -> list[str]:
     return []  # until `blank` fills it: whoever wants the names has mostly just built the network
 
 
-def fill(network: nn.Module, parameters: dict[str, Tensor], device: Any, dtype: torch.dtype) -> None:
+def fill(
+    network: nn.Module, parameters: dict[str, Tensor], device: torch.device | str, dtype: torch.dtype
+) -> None:
     """Give a network its weights, without gradients; each is taken out of `parameters` as it is placed."""
     state = {name: _placed(parameters.pop(name), device, dtype) for name in list(parameters)}
     network.load_state_dict(state, strict=True, assign=True)
@@ -63,7 +65,7 @@ def check_dtype(dtype: torch.dtype | str | None) -> None:
         raise ValueError(f"dtype must be a floating-point type of torch or 'auto', not {dtype!r}")
 
 
-def check_device(device: Any) -> None:
+def check_device(device: torch.device | str) -> None:
     """Raise ValueError for a device that torch does not know, or that this machine does not have."""
     try:
         torch.empty(0, device=torch.device(device))
@@ -73,7 +75,7 @@ def check_device(device: Any) -> None:
 
 
 def choose_dtype(
-    dtype: torch.dtype | Literal["auto"] | None, device: Any, tensors: Iterable[Tensor]
+    dtype: torch.dtype | Literal["auto"] | None, device: torch.device | str, tensors: Iterable[Tensor]
 ) -> torch.dtype:
     """The type that is asked for, or the one that suits the device and the file's tensors."""
     if isinstance(dtype, torch.dtype):
@@ -83,7 +85,7 @@ def choose_dtype(
     return _usual_dtype(device, tensors)
 
 
-def _usual_dtype(device: Any, tensors: Iterable[Tensor]) -> torch.dtype:
+def _usual_dtype(device: torch.device | str, tensors: Iterable[Tensor]) -> torch.dtype:
     """Float32 on a CPU; elsewhere the type of most of the weights, or float16 for float8's."""
     if torch.device(device).type == "cpu":
         return torch.float32
@@ -95,7 +97,7 @@ def _usual_dtype(device: Any, tensors: Iterable[Tensor]) -> torch.dtype:
     return dtype if dtype.itemsize > 1 else torch.float16
 
 
-def _placed(tensor: Tensor, device: Any, dtype: torch.dtype) -> Tensor:
+def _placed(tensor: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
     """A weight where and as it is wanted; without a move or a cast, the mapped file's own bytes.
 
     Convolutions of 16-bit types go by channels-last kernels only: without, PyTorch takes a fallback that

@@ -1,11 +1,11 @@
-"""Compiles every tile of the attention kernels for each chip, and writes the table of docs/attention.md.
+"""Compile every tile of the attention kernels for each chip, and write docs/attention-table.md.
 
-python docs/attention_table.py                    all of it, a quarter of an hour on two cores
-python docs/attention_table.py --check            the same, but only compares the page with it
-python docs/attention_table.py --check --quick    a few rows
+python docs/attention_table.py                    all tiles; a quarter of an hour on two cores
+python docs/attention_table.py --check            compile all tiles and compare them with the page
+python docs/attention_table.py --check --quick    compile and compare a few tiles
 
-No GPU is needed: Triton compiles to PTX, and NVIDIA's assembler, which it brings, says how many registers a
-thread takes and how many bytes it had to spill to memory.
+No GPU is needed: Triton compiles to PTX, and NVIDIA's assembler, which Triton includes, reports the registers
+per thread and the bytes spilled to memory.
 """
 
 from __future__ import annotations
@@ -31,17 +31,23 @@ from ldm_core.kernels.flash_backward import flash_backward_keys, flash_backward_
 from ldm_core.kernels.flash_forward import flash_forward
 from ldm_core.kernels.tiles import Tile, backward_tiles, forward_tile, split
 
-PAGE = Path(__file__).with_name("attention.md")
-BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
+PAGE = Path(__file__).with_name("attention-table.md")
 SIZES = (32, 40, 48, 64, 72, 80, 96, 128, 160, 512)
 VERSION = f"Compiled by Triton {triton.__version__}:"
+INTRO = """# The tiles of the attention kernels
+
+`python docs/attention_table.py` compiles every tile of [`tiles.py`](../ldm_core/kernels/tiles.py) and writes
+this page; [attention.md](attention.md) explains the kernels. Registers are per thread, of at most 255. Each
+number is the larger of causal and not causal. float32 has no tensor-core instruction of full precision, so it
+multiplies by `fma`.
+"""
 HEAD = (
     "| kernel | D | type | chip | queries x keys | warps | stages | registers | spilled bytes | shared "
     "| multiplies by |\n"
 )
 CHIPS = (80, 89, 90, 120)
-# What one program may use, in KiB (CUDA C++ programming guide, technical specifications). sm_80 has 163, but
-# its tiles are also those of sm_86, 89 and 120, which have 99.
+# The shared memory of one program in KiB (CUDA C++ programming guide, technical specifications). sm_80 has
+# 163, but its tiles are also used on sm_86, 89 and 120, which have 99.
 SHARED_KIB = {80: 99, 89: 99, 90: 227, 120: 99}
 KERNELS: dict[str, Any] = {
     "forward": flash_forward,
@@ -59,7 +65,7 @@ QUICK = [
 
 @dataclass(frozen=True)
 class Row:
-    """What the compiler made of one tile; the worse of causal and not."""
+    """The compiler's figures for one tile, the larger of causal and not causal."""
 
     kernel: str
     size: int
@@ -99,7 +105,7 @@ def signature(function: Any, constants: dict[str, Any], kind: str) -> tuple[dict
 
 
 def compiled(kernel: str, size: int, kind: str, chip: int, causal: bool) -> tuple[int, int, int, str]:
-    """(registers a thread, bytes spilled, bytes of shared memory, the instruction that multiplies)."""
+    """(registers per thread, bytes spilled, bytes of shared memory, multiplication instruction)."""
     tile, (wide, rest) = tile_of(kernel, size, kind, chip), split(size)
     constants = {"D": size, "WIDE": wide, "REST": rest, "UNIT": 8, "CAUSAL": causal}
     constants |= {"BLOCK_Q": tile.queries, "BLOCK_K": tile.keys}
@@ -133,7 +139,7 @@ def row(kernel: str, size: int, kind: str, chip: int) -> Row:
 
 
 def wrong_with(row: Row) -> Iterator[str]:
-    """What would make a tile slow or impossible on its chip."""
+    """The reasons why a tile would be slow or impossible on its chip."""
     if row.spilled:
         yield f"{row.spilled} bytes spilled"
     if row.shared > SHARED_KIB[row.chip] * 1024:
@@ -143,7 +149,7 @@ def wrong_with(row: Row) -> Iterator[str]:
 
 
 def configurations() -> Iterator[tuple[str, int, str, int]]:
-    """bfloat16 takes float16's tiles, and float32's are one for all chips: these on two chips are enough."""
+    """All tiles. Two chips suffice for bfloat16 (float16's tiles) and for float32 (one tile for all chips)."""
     for kernel in KERNELS:
         for kind, chips in (("fp16", CHIPS), ("bf16", (80, 90)), ("fp32", (80, 90))):
             for chip in chips:
@@ -164,14 +170,13 @@ def main() -> None:
             print(result, flush=True)
             rows.append(result)
     wrong = [f"{result}: {reason}" for result in rows for reason in wrong_with(result)]
-    page = PAGE.read_text(encoding="utf-8")
     if args.check or args.quick:
+        page = PAGE.read_text(encoding="utf-8")
         if VERSION in page:  # another version of the compiler gives other numbers
             wrong += [f"not in {PAGE.name}: {result}" for result in rows if str(result) not in page]
     else:
-        table = f"{VERSION}\n\n" + HEAD + "|---" * 11 + "|\n" + "".join(f"{result}\n" for result in rows)
-        before, rest = page.split(BEGIN)
-        PAGE.write_text(before + BEGIN + table + END + rest.split(END)[1], encoding="utf-8")
+        table = HEAD + "|---" * 11 + "|\n" + "".join(f"{result}\n" for result in rows)
+        PAGE.write_text(f"{INTRO}\n{VERSION}\n\n{table}", encoding="utf-8")
     sys.exit("\n".join(wrong) or 0)
 
 

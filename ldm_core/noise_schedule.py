@@ -1,16 +1,16 @@
-"""The forward process: how much signal and how much noise is left at each of the T training steps.
+"""The forward process: the amounts of signal and noise at each of the T training timesteps.
 
     q(x_t | x_0) = N(a_t x_0, s_t^2 I),   a_t = sqrt(alphas_cumprod[t]),   s_t = sqrt(1 - alphas_cumprod[t])
 
-(Ho et al. 2020, arXiv:2006.11239, equation 4). A network predicts eps (the noise), or
-v = a_t eps - s_t x_0 (Salimans and Ho 2022, arXiv:2202.00512, appendix D); with x_t and t either one,
-or x_0, gives the others. CompVis keeps these tables as buffers of `DDPM.register_schedule`.
+(Ho et al. 2020, arXiv:2006.11239, equation 4). A network predicts eps (the noise), x_0, or
+v = a_t eps - s_t x_0 (Salimans and Ho 2022, arXiv:2202.00512, appendix D). Given x_t and t, each of the three
+determines the other two. CompVis keeps these tables as buffers of `DDPM.register_schedule`.
 
-All tables are float64 on the CPU, and a coefficient is a Python float, so that using one never waits
-for a device and never rounds to the latents' dtype.
+All tables are float64 on the CPU, and a coefficient is a Python float, so that using it never synchronises
+with a device and never rounds to the dtype of the latents.
 
-A timestep is an index into the tables, or a float between two of them, where log(s_t / a_t) is linear
-(as in k-diffusion's `DiscreteSchedule`): levels that a solver chooses by their noise lie there.
+A timestep is an index into the tables, or a float between two indices, where log(s_t / a_t) is interpolated
+linearly (as in k-diffusion's `DiscreteSchedule`). Solvers that choose noise levels use such timesteps.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ PredictionType = Literal["eps", "v", "x0"]
 
 @dataclass(frozen=True)
 class NoiseScheduleConfig:
-    """The forward process. CompVis calls `scaled_linear` "linear": it is linear in sqrt(beta).
+    """The forward process. CompVis's "linear" schedule is `scaled_linear` here: it is linear in sqrt(beta).
 
-    zero_terminal_snr: the betas are then changed so that nothing of the image is left at the last timestep
+    zero_terminal_snr: change the betas so that the last timestep is pure noise
         (`ldm_core.noise_schedule.zero_terminal_snr`), for models that predict v or x0.
     """
 
@@ -70,9 +70,9 @@ class NoiseScheduleConfig:
 def make_betas(beta_schedule: BetaSchedule, timesteps: int, start: float, end: float) -> Tensor:
     """The variance beta_t that each step of the forward process adds, float64 (T,).
 
-    `scaled_linear` is linear in sqrt(beta); CompVis's configurations call it "linear", and call the
-    plain one "sqrt_linear". `cosine` is Nichol and Dhariwal 2021 (arXiv:2102.09672), equation 17, and
-    ignores `start` and `end`. `sqrt` is the square root of the linear one.
+    `scaled_linear` is linear in sqrt(beta); CompVis's configurations call it "linear", and call `linear`
+    "sqrt_linear". `cosine` is equation 17 of Nichol and Dhariwal 2021 (arXiv:2102.09672) and ignores `start`
+    and `end`. `sqrt` is the square root of the linear schedule.
     """
     if beta_schedule == "scaled_linear":
         return torch.linspace(start**0.5, end**0.5, timesteps, dtype=torch.float64) ** 2
@@ -91,11 +91,11 @@ def make_betas(beta_schedule: BetaSchedule, timesteps: int, start: float, end: f
 
 
 def zero_terminal_snr(betas: Tensor) -> Tensor:
-    """Betas (T,) changed so that nothing of the image is left at the last timestep: float64 (T,).
+    """Change betas (T,) so that the last timestep is pure noise: float64 (T,).
 
-    Shifts sqrt(alphas_cumprod) so that its last value is 0, and stretches it so that its first stays as it
-    was (Lin et al. 2023, arXiv:2305.08891, algorithm 1). There, eps says nothing of x_0: the network has to
-    predict v. Raises ValueError where the last step already adds no noise beyond the first.
+    Shifts sqrt(alphas_cumprod) so that its last value is 0, and rescales it so that its first value is
+    unchanged (Lin et al. 2023, arXiv:2305.08891, algorithm 1). In pure noise eps does not determine x_0, so
+    the network has to predict v. Raises ValueError if the last timestep has no more noise than the first.
     """
     roots = torch.cumprod(1 - betas.to("cpu", torch.float64), dim=0).sqrt()  # sqrt(alphas_cumprod)
     first, last = roots[0].clone(), roots[-1].clone()
@@ -113,7 +113,7 @@ def betas_of(config: NoiseScheduleConfig) -> Tensor:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the network says about x_t, in both of the forms that update rules use: shapes as x_t."""
+    """The network's prediction for x_t in the two forms that update rules use, each of x_t's shape."""
 
     x0: Tensor
     eps: Tensor
@@ -126,9 +126,9 @@ class NoiseSchedule:
     """
 
     def __init__(self, config: NoiseScheduleConfig | None = None, *, betas: Tensor | None = None) -> None:
-        """From a configuration (SD1's by default), or from a table of betas of one's own.
+        """Build the tables from a configuration (by default SD1's) or from a table of betas.
 
-        betas: (T,), each in (0, 1]; ValueError names the first that is not.
+        betas: (T,), each in (0, 1]. Raises ValueError that names the first value outside this range.
         """
         if betas is None:
             betas = betas_of(config or NoiseScheduleConfig())
@@ -176,11 +176,11 @@ class NoiseSchedule:
     def timestep(self, sigma: float) -> float:
         """The timestep whose s / a is sigma, a float in 0..T-1; the inverse of `alpha_cumprod`.
 
-        Raises ValueError for a sigma that is not between the table's two ends.
+        Raises ValueError for a sigma outside the range of the table.
         """
         log_sigma = math.log(sigma) if sigma > 0 else -math.inf  # a Python float, also for a NumPy number
         first, last = float(self.log_sigmas[0]), float(self.log_sigmas[-1])
-        # An end that was computed as exp(log(sigma)) may lie a rounding outside.
+        # An end of the range that was computed as exp(log(sigma)) may lie outside by a rounding error.
         if not first - 1e-12 <= log_sigma <= last + 1e-12:
             raise ValueError(
                 f"sigma {sigma} is outside the table, which has {math.exp(first):.6g} to {math.exp(last):.6g}"
@@ -226,7 +226,7 @@ class NoiseSchedule:
         return a, s
 
     def x0_from_eps(self, x: Tensor, eps: Tensor, t: float) -> Tensor:
-        """x_0 = (x_t - s_t eps) / a_t. ValueError where a_t is 0: pure noise says nothing of x_0."""
+        """x_0 = (x_t - s_t eps) / a_t. Raises ValueError if a_t is 0, where eps does not determine x_0."""
         a, s = self.signal_and_noise(t)
         if a == 0:
             raise ValueError(
@@ -236,7 +236,7 @@ class NoiseSchedule:
         return (x - s * eps) / a
 
     def eps_from_x0(self, x: Tensor, x0: Tensor, t: float) -> Tensor:
-        """eps = (x_t - a_t x_0) / s_t. ValueError at t = -1, where s_t is 0 and there is no noise."""
+        """eps = (x_t - a_t x_0) / s_t. Raises ValueError at t = -1, where s_t is 0 and there is no noise."""
         a, s = self.signal_and_noise(t)
         if s == 0:
             raise ValueError(f"x0 does not determine eps at timestep {t}, where there is no noise")
@@ -248,7 +248,7 @@ class NoiseSchedule:
         return (a * eps - s * x0).to(x0.dtype)
 
     def x0_from_v(self, x: Tensor, v: Tensor, t: float) -> Tensor:
-        """x_0 = a_t x_t - s_t v; defined everywhere, also where a_t is 0."""
+        """x_0 = a_t x_t - s_t v, which is defined for every t, including a_t = 0."""
         a, s = self.signal_and_noise(t)
         return a * x - s * v
 
@@ -258,7 +258,7 @@ class NoiseSchedule:
         return s * x + a * v
 
     def interpret(self, x: Tensor, output: Tensor, t: float, prediction: PredictionType) -> Prediction:
-        """Read a network's output as (x_0, eps). ValueError unless it has x's shape."""
+        """Convert a network's output to (x_0, eps). Raises ValueError if it does not have x's shape."""
         if output.shape != x.shape:
             raise ValueError(
                 f"the network's output must have x's shape {tuple(x.shape)}, got {tuple(output.shape)}"
@@ -273,7 +273,7 @@ class NoiseSchedule:
 
 
 class Predict(Protocol):
-    """What a scheduler sees of the network: `predict(x, t)`, and the schedule it was trained on."""
+    """The interface of the network for a scheduler: `predict(x, t)`, and the noise schedule of the model."""
 
     @property
     def schedule(self) -> NoiseSchedule: ...
@@ -283,7 +283,7 @@ class Predict(Protocol):
 
 @dataclass(frozen=True)
 class Denoiser:
-    """Makes a `Predict` of any function (x, t) -> network output, shapes as x."""
+    """A `Predict` from any function (x, t) -> network output of x's shape."""
 
     function: Callable[[Tensor, float], Tensor]
     schedule: NoiseSchedule

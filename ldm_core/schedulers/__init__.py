@@ -1,9 +1,9 @@
-"""Sampling algorithms, one per file: how to walk from noise back to an image.
+"""Sampling algorithms, one per file: from noise back to an image.
 
-`base` says what a scheduler is, `spacing` and `sigma_spacing` which timesteps it visits. `ddim`, `pndm` and
-`ddpm` step from timestep to timestep; `dpm_solver`, `unipc`, `euler`, `euler_ancestral`, `heun` and `lms`
-from noise level to noise level, in the terms of `level`. They know `ldm_core.noise_schedule` and nothing else
-of the package.
+`base` defines the interface of a scheduler, `spacing` and `sigma_spacing` the timesteps that it visits.
+`ddim`, `pndm` and `ddpm` are written in terms of timesteps; `dpm_solver`, `unipc`, `euler`,
+`euler_ancestral`, `heun` and `lms` in terms of noise levels (`level`). Schedulers depend on
+`ldm_core.noise_schedule` only.
 """
 
 from ldm_core.schedulers.base import Scheduler, Step

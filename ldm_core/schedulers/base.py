@@ -1,7 +1,7 @@
-"""What every scheduler is: a list of timesteps and a pure step.
+"""The interface of a scheduler: a list of timesteps and a pure step function.
 
-A scheduler holds settings and no state. Whatever a multistep method remembers goes in and comes out as
-`history`, so a step can be replayed, and one scheduler can serve many trajectories at once.
+A scheduler holds settings and no state. What a multistep method has to remember is passed in and returned as
+`history`, so a step can be replayed, and one scheduler can serve many trajectories at the same time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ldm_core.noise_schedule import NoiseSchedule, Predict
 
 @dataclass(frozen=True)
 class Step:
-    """The outcome of one step: `x` at t_prev, the `x0` that was predicted, and what the next step needs."""
+    """The result of one step: `x` at t_prev, the predicted `x0`, and the `history` for the next step."""
 
     x: Tensor
     x0: Tensor
@@ -25,7 +25,7 @@ class Step:
 
 @runtime_checkable
 class Scheduler(Protocol):
-    """The seam: anything with these two methods can drive the sampler."""
+    """The interface that the sampler uses: any object with these two methods is a scheduler."""
 
     def timesteps(self, schedule: NoiseSchedule, n: int) -> list[tuple[float, float]]:
         """n pairs (t, t_prev), noisiest first; t_prev is the next pair's t, and -1 at the end.
@@ -39,16 +39,16 @@ class Scheduler(Protocol):
     ) -> Step:
         """From x_t (B, C, h, w) to x_{t_prev}.
 
-        `predict(x, t)` gives the guided `Prediction` and may be called more than once;
-        `predict.schedule` has the tables. `history` is None at the first step, then the last step's.
-        `noise` is a standard normal draw of x's shape and dtype, which a deterministic scheduler ignores.
-        No argument is modified, and equal arguments give equal bits.
+        `predict(x, t)` returns the guided `Prediction` and may be called more than once;
+        `predict.schedule` is the noise schedule. `history` is None at the first step, and afterwards the
+        `history` of the previous step. `noise` is a standard normal draw of x's shape and dtype, which a
+        deterministic scheduler ignores. No argument is modified, and equal arguments give equal bits.
         """
         ...
 
 
 def require_noise(noise: Tensor | None, x: Tensor) -> Tensor:
-    """The noise of a step that adds some. Raises ValueError where it is missing or not of x's shape."""
+    """Return `noise`. Raises ValueError if it is None or does not have x's shape."""
     if noise is None:
         raise ValueError("this step adds noise: pass a standard normal draw of x's shape, not None")
     if noise.shape != x.shape:
@@ -57,7 +57,7 @@ def require_noise(noise: Tensor | None, x: Tensor) -> Tensor:
 
 
 def last_alpha_cumprod(schedule: NoiseSchedule, t_prev: float, set_alpha_to_one: bool) -> float:
-    """alphas_cumprod at t_prev, where the end of the run (-1) is 1 or, as in CompVis, alphas_cumprod[0]."""
+    """alphas_cumprod at t_prev; at the end of the run (-1), 1 or, as in CompVis, alphas_cumprod[0]."""
     if t_prev == -1 and not set_alpha_to_one:
         return schedule.alpha_cumprod(0)
     return schedule.alpha_cumprod(t_prev)

@@ -25,7 +25,7 @@ from ldm_core.schedulers.spacing import Spacing, TimestepSpaced
 def ddim_sigma(alpha: float, alpha_prev: float, eta: float) -> float:
     """Standard deviation of the noise that a step adds (equation 16); 0 for eta = 0.
 
-    Raises ValueError where eta > 0 and the step does not go towards less noise.
+    Raises ValueError if eta > 0 and the step does not go towards less noise.
     """
     if eta == 0:
         return 0.0
@@ -48,14 +48,14 @@ def ddim_update(
     eta: float = 0.0,
     noise: Tensor | None = None,
 ) -> Tensor:
-    """x_{t_prev} of the same shape, from what was predicted at t (equation 12).
+    """x_{t_prev} from the x_0 and eps predicted at t, of the same shape (equation 12).
 
-    With eta = 0, t_prev may also be larger than t: that is DDIM inversion. `noise` is needed where
-    sigma > 0; ValueError says so where it is missing.
+    With eta = 0, t_prev may also be larger than t, which is DDIM inversion. Raises ValueError if sigma > 0
+    and `noise` is missing.
     """
     alpha_prev = last_alpha_cumprod(schedule, t_prev, set_alpha_to_one)
     sigma = ddim_sigma(schedule.alpha_cumprod(t), alpha_prev, eta)
-    # The clamp only meets rounding: for eta <= 1 the exact value is never negative.
+    # For eta <= 1 the exact value is never negative; the clamp removes rounding errors.
     direction = math.sqrt(max(0.0, 1 - alpha_prev - sigma**2))
     x_prev = math.sqrt(alpha_prev) * x0 + direction * eps
     if sigma == 0:
@@ -65,10 +65,10 @@ def ddim_update(
 
 @dataclass(frozen=True)
 class DDIM(TimestepSpaced):
-    """One network call a step. The defaults give CompVis's `DDIMSampler` wherever n divides T.
+    """One network call per step. The defaults reproduce CompVis's `DDIMSampler` if n divides T.
 
     eta: 0 (deterministic) to 1 (ancestral). spacing, steps_offset: see `ldm_core.schedulers.spacing`.
-    set_alpha_to_one: end at the clean image, rather than at alphas_cumprod[0] as CompVis does.
+    set_alpha_to_one: end at the clean image instead of at alphas_cumprod[0], where CompVis ends.
     """
 
     eta: float = 0.0

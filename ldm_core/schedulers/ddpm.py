@@ -1,15 +1,15 @@
 """DDPM's ancestral sampling: Ho et al. 2020, "Denoising Diffusion Probabilistic Models" (arXiv:2006.11239).
 
-Each step draws from the forward process's posterior, with the predicted x_0 in the place of the true one
-(equation 7, and algorithm 2):
+Each step draws from the posterior of the forward process, with the predicted x_0 in place of the true one
+(equation 7 and algorithm 2):
 
     alpha = alphas_cumprod[t] / alphas_cumprod[t_prev],   beta = 1 - alpha
     mean  = sqrt(alphas_cumprod[t_prev]) beta / (1 - alphas_cumprod[t]) x_0
           + sqrt(alpha) (1 - alphas_cumprod[t_prev]) / (1 - alphas_cumprod[t]) x_t
 
-Over neighbouring timesteps alpha and beta are the schedule's own, and n = T is the paper's chain; over a
-longer stride they belong to the forward process that jumps from t_prev to t at once. The last step goes to
-the clean image and adds no noise. CompVis: `DDPM.q_posterior` and `p_sample`.
+Between neighbouring timesteps alpha and beta are those of the schedule, and n = T is the paper's chain. Over
+a longer stride they are those of a forward process that goes from t_prev to t in one step. The last step ends
+at the clean image and adds no noise. CompVis: `DDPM.q_posterior` and `p_sample`.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ Variance = Literal["fixed_small", "fixed_large"]
 
 @dataclass(frozen=True)
 class DDPM(TimestepSpaced):
-    """One network call a step, and fresh noise at every step but the last.
+    """One network call per step, and fresh noise at every step except the last.
 
-    variance: "fixed_small" is the posterior's own, (1 - alphas_cumprod[t_prev]) / (1 - alphas_cumprod[t])
-    beta, exact for data that is a single point; "fixed_large" is beta, exact for data ~ N(0, I) (Ho et al.,
-    section 3.2). spacing, steps_offset: see `ldm_core.schedulers.spacing`.
+    variance: "fixed_small" is the variance of the posterior, (1 - alphas_cumprod[t_prev]) /
+    (1 - alphas_cumprod[t]) beta, which is exact for data that is a single point; "fixed_large" is beta, which
+    is exact for data ~ N(0, I) (Ho et al., section 3.2). spacing, steps_offset: see
+    `ldm_core.schedulers.spacing`.
     """
 
     variance: Variance = "fixed_small"
@@ -50,7 +51,7 @@ class DDPM(TimestepSpaced):
     ) -> Step:
         """From x_t (B, C, h, w) to x_{t_prev}; see `Scheduler.step`. Keeps no history.
 
-        Raises ValueError where t_prev is not below t, and for missing noise where t_prev is not -1.
+        Raises ValueError if t_prev is not below t, and if t_prev is not -1 and noise is missing.
         """
         if t_prev >= t:
             raise ValueError(f"a DDPM step goes to an earlier timestep, got t={t} and t_prev={t_prev}")

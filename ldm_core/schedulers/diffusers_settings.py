@@ -1,7 +1,7 @@
-"""The scheduler of a diffusers folder: its `scheduler_config.json` to one of ours.
+"""The scheduler of a diffusers folder, built from its `scheduler_config.json`.
 
-What that file says of the noise schedule and of the prediction belongs to the model, and `load` reads it
-there; this is the rest. A missing setting has the default of diffusers' class, which is not always ours.
+The settings of the noise schedule and of the prediction type belong to the model, and `load` reads them; this
+module reads the others. A missing setting has the default of diffusers' class, which may differ from ours.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ldm_core.schedulers.unipc import UniPC
 
 Settings = Mapping[str, Any]
 
-# Settings that change a step, with the only value that the schedulers here have.
+# Settings that change a step, with the only value that is supported here.
 _CLIPPING = {"clip_sample": False, "thresholding": False}
 _CLIPS_BY_DEFAULT = ("DDIMScheduler", "DDPMScheduler")
 _ONLY: dict[str, Any] = {
@@ -40,7 +40,7 @@ _ONLY: dict[str, Any] = {
     "disable_corrector": [],
     "solver_p": None,
 }
-# A name for a spacing that is no spacing of timesteps, by the setting that asks for it.
+# The spacing by sigma that each setting selects.
 _BY_SIGMA = {
     "use_karras_sigmas": "karras",
     "use_exponential_sigmas": "exponential",
@@ -49,10 +49,10 @@ _BY_SIGMA = {
 
 
 def from_diffusers(settings: Settings) -> Scheduler:
-    """The scheduler that these settings describe, as in
+    """Build the scheduler that these settings describe, as in
     `from_diffusers(checkpoint.read(folder).metadata["scheduler/scheduler_config.json"])`.
 
-    Raises ValueError for a class or a setting that is not known here, naming it.
+    Raises ValueError that names a class or a setting which is not supported.
     """
     name = settings.get("_class_name")
     if not isinstance(name, str) or name not in _MAKERS:
@@ -87,7 +87,7 @@ def _by_sigma(settings: Settings) -> str | None:
 
 
 def _multistep(settings: Settings) -> dict[str, Any]:
-    """What DPM-Solver and UniPC share. They space n + 1 timesteps and leave out the last, unless trailing."""
+    """Settings of DPM-Solver and UniPC, which choose n + 1 timesteps and omit the last, unless trailing."""
     spacing = _spacing(settings, "linspace")
     skip_last = spacing["spacing"] in ("linspace", "leading")
     by_sigma = _by_sigma(settings)
@@ -103,7 +103,7 @@ def _multistep(settings: Settings) -> dict[str, Any]:
 
 
 def _sigma_method(settings: Settings) -> dict[str, Any]:
-    """What Euler, Heun and LMS share. Their spacings by sigma run between the ends of the other spacing."""
+    """Settings of Euler, Heun and LMS, whose spacings by sigma run between the ends of timestep_spacing."""
     spacing, by_sigma = _spacing(settings, "linspace"), _by_sigma(settings)
     if by_sigma is not None:
         if spacing["spacing"] != "linspace":

@@ -4,13 +4,15 @@ With lambda = log(a / s), the probability-flow ODE of the predicted x_0 has the 
 
     x_t = (s_t / s_s) x_s + s_t * integral over lambda of exp(lambda) x_0(lambda)
 
-Of x_0 only its change along lambda needs approximating. First order takes it as constant, which is DDIM.
-Second order (algorithm 2, "2M") extrapolates from this x_0 and the last one; h and h_last are the strides:
+Only the change of x_0 along lambda needs to be approximated. First order takes x_0 as constant, which is
+DDIM. Second order (algorithm 2, "2M") extrapolates from this x_0 and the previous one; h and h_last are the
+strides:
 
     D   = x_0 + (h / h_last) / 2 * (x_0 - x_0_last)
     x_t = (s_t / s_s) x_s + a_t (1 - exp(-h)) D
 
-One network call a step. x_0 is what guidance exaggerates least, hence its use for guided sampling.
+Each step calls the network once. Guidance amplifies x_0 less than eps, hence the use of x_0 for guided
+sampling.
 """
 
 from __future__ import annotations
@@ -30,16 +32,16 @@ History = tuple[float, Tensor]  # the last step's timestep and its x_0
 
 @dataclass(frozen=True)
 class DPMSolverMultistep(SolverSpaced):
-    """Deterministic, one call a step; `history` is the last step's (t, x_0).
+    """Deterministic, one network call per step; `history` is the previous step's (t, x_0).
 
-    order: 2, or 1 for DDIM. lower_order_final: end with a step of first order; where the end is the clean
-    image the last step is one anyway, for lambda is infinite there and nothing can be extrapolated to it.
+    order: 2, or 1 for DDIM. lower_order_final: make the last step first-order. A last step to the clean image
+    always is, because lambda is infinite there and cannot be extrapolated to.
     spacing, steps_offset, skip_last: see `sigma_spacing.solver_pairs`. set_alpha_to_one: end at the clean
-    image, or at alphas_cumprod[0] (with a spacing by sigma the last step then has nowhere to go).
+    image, or at alphas_cumprod[0] (with a spacing by sigma the last step then changes nothing).
 
     diffusers: `DPMSolverMultistepScheduler` with algorithm_type "dpmsolver++" and solver_type "midpoint". Its
-    lower_order_final acts below 15 steps only. It rounds Karras's timesteps for the network, and keeps the
-    sigma.
+    lower_order_final has an effect below 15 steps only. It rounds Karras's timesteps for the network but uses
+    the exact sigma.
     """
 
     order: Literal[1, 2] = 2
@@ -67,7 +69,7 @@ class DPMSolverMultistep(SolverSpaced):
         start = level_at(predict.schedule, t)
         end = level_at(predict.schedule, t_prev, self.set_alpha_to_one)
         x0 = predict(x, t).x0
-        # Pure noise has no lambda, so nothing can be extrapolated from it either.
+        # lambda is not finite in pure noise, so nothing can be extrapolated from there.
         remembered = (t, x0) if self.order == 2 and start.a > 0 else None
         is_plain = end.s == 0 or (t_prev == -1 and self.lower_order_final)
         if history is None or history[0] == t or is_plain:

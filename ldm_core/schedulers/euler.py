@@ -24,13 +24,13 @@ from ldm_core.schedulers.sigma_spacing import SolverSpaced, SolverSpacing
 
 @dataclass(frozen=True)
 class Euler(SolverSpaced):
-    """Deterministic, one call a step, no history.
+    """Deterministic, one network call per step, no history.
 
     spacing, steps_offset: see `sigma_spacing`. set_alpha_to_one: end at the clean image, or at
     alphas_cumprod[0].
 
     diffusers: `EulerDiscreteScheduler` without churn. Its "linspace" does not round timesteps, and it
-    interpolates sigma itself between the table's entries, where log sigma is interpolated here.
+    interpolates sigma between the table's entries; log sigma is interpolated here.
     """
 
     spacing: SolverSpacing = "trailing"

@@ -1,14 +1,14 @@
 """Ancestral sampling by Euler's method: k-diffusion's `sample_euler_ancestral`.
 
-Each step goes further down than it should, and comes back up with fresh noise, so that the variance is right
-(the variances are those of Ho et al. 2020, arXiv:2006.11239, in sigma = s / a):
+Each step goes to a lower noise level than its target and adds fresh noise to reach the target (the variances
+are those of Ho et al. 2020, arXiv:2006.11239, in sigma = s / a):
 
     sigma_up^2   = eta^2 sigma_prev^2 (sigma^2 - sigma_prev^2) / sigma^2
     sigma_down^2 = sigma_prev^2 - sigma_up^2
     x_prev / a_prev = x / a + (sigma_down - sigma) eps + sigma_up noise
 
-In exact arithmetic it is DDIM with the same eta. It solves a stochastic equation: with more steps it does not
-come to one picture, but to another at every number of steps.
+In exact arithmetic it equals DDIM with the same eta. It solves a stochastic differential equation: with more
+steps it does not converge to one image, and every number of steps gives a different one.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from ldm_core.schedulers.sigma_spacing import SolverSpaced, SolverSpacing
 
 @dataclass(frozen=True)
 class EulerAncestral(SolverSpaced):
-    """One call a step, and fresh noise at every step but the last, which ends at the clean image.
+    """One network call per step, and fresh noise at every step except the last, which ends without noise.
 
-    eta: 1 (all of the noise) to 0 (`Euler`). spacing, steps_offset: see `sigma_spacing`.
+    eta: from 1 (all of the noise) to 0 (`Euler`). spacing, steps_offset: see `sigma_spacing`.
     diffusers: `EulerAncestralDiscreteScheduler`, which has eta = 1.
     """
 
@@ -47,7 +47,7 @@ class EulerAncestral(SolverSpaced):
     ) -> Step:
         """From x_t (B, C, h, w) to x_{t_prev}; see `Scheduler.step`. Keeps no history.
 
-        Raises ValueError where t_prev is not below t, for missing noise, and in pure noise, where sigma is
+        Raises ValueError if t_prev is not below t, if noise is missing, and in pure noise, where sigma is
         infinite.
         """
         if t_prev >= t:

@@ -24,7 +24,7 @@ from ldm_core.schedulers.sigma_spacing import SolverSpaced, SolverSpacing
 
 @dataclass(frozen=True)
 class Heun(SolverSpaced):
-    """Deterministic, no history, 2n - 1 calls in n steps: the last leads to no timestep, and is Euler's.
+    """Deterministic, no history, 2n - 1 network calls in n steps: the last step is Euler's, with one call.
 
     spacing, steps_offset, set_alpha_to_one: as in `Euler`. diffusers: `HeunDiscreteScheduler`.
     """
@@ -38,7 +38,8 @@ class Heun(SolverSpaced):
     ) -> Step:
         """From x_t (B, C, h, w) to x_{t_prev}; see `Scheduler.step`. Ignores `noise`.
 
-        The step's x0 is the first of the two. Raises ValueError in pure noise, where sigma is infinite.
+        The `x0` of the returned step is the first prediction. Raises ValueError in pure noise, where sigma is
+        infinite.
         """
         start = level_at(predict.schedule, t)
         end = level_at(predict.schedule, t_prev, self.set_alpha_to_one)

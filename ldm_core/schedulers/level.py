@@ -21,7 +21,7 @@ from ldm_core.schedulers.base import last_alpha_cumprod
 
 @dataclass(frozen=True)
 class Level:
-    """a and s at one timestep. a = 0 is pure noise, s = 0 the clean image."""
+    """a and s at one timestep. a = 0 is pure noise; s = 0 is the clean image."""
 
     t: float
     a: float
@@ -29,7 +29,7 @@ class Level:
 
     @property
     def sigma(self) -> float:
-        """s / a. ValueError in pure noise, where it is infinite."""
+        """s / a. Raises ValueError in pure noise, where it is infinite."""
         if self.a == 0:
             raise ValueError(
                 f"sigma = s / a is infinite at timestep {self.t}, where alphas_cumprod is 0; DDIM, "
@@ -39,21 +39,21 @@ class Level:
 
     @property
     def log_snr(self) -> float:
-        """lambda = log(a / s), of a level that has both signal and noise."""
+        """lambda = log(a / s), for a level with both signal and noise."""
         return math.log(self.a) - math.log(self.s)
 
 
 def level_at(schedule: NoiseSchedule, t: float, set_alpha_to_one: bool = True) -> Level:
-    """The level of a timestep; the end of a run, -1, has no noise, or else alphas_cumprod[0]."""
+    """The level of a timestep; at the end of a run (-1), the clean image or alphas_cumprod[0]."""
     alpha_cumprod = last_alpha_cumprod(schedule, t, set_alpha_to_one)
     return Level(t, math.sqrt(alpha_cumprod), math.sqrt(1 - alpha_cumprod))
 
 
 def signal_weight(start: Level, end: Level) -> float:
-    """a_end (1 - exp(-h)) for h = lambda_end - lambda_start, also where h is infinite."""
+    """a_end (1 - exp(-h)) for h = lambda_end - lambda_start, including infinite h."""
     return end.a - start.a * (end.s / start.s)
 
 
 def along_lambda(x: Tensor, x0: Tensor, start: Level, end: Level) -> Tensor:
-    """x at `end`, exact for an x_0 that stays as predicted (Lu et al. 2022b, proposition 4.1)."""
+    """x at `end`, exact if the predicted x_0 is constant (Lu et al. 2022b, proposition 4.1)."""
     return (end.s / start.s) * x + signal_weight(start, end) * x0

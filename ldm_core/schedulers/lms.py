@@ -26,9 +26,9 @@ History = tuple[tuple[float, Tensor], ...]  # (t, eps) of the last steps, newest
 
 
 def lagrange_weights(nodes: Sequence[float], start: float, end: float) -> list[float]:
-    """The integrals from start to end of the polynomials that are 1 at one node and 0 at the others.
+    """The integrals from start to end of the Lagrange polynomials, each 1 at one node and 0 at the others.
 
-    By Gauss and Legendre's rule of two points, which is exact for up to four nodes.
+    Two-point Gauss-Legendre quadrature, which is exact for up to four nodes.
     """
     middle, half = (start + end) / 2, (end - start) / 2
     points = (middle - half / math.sqrt(3), middle + half / math.sqrt(3))
@@ -41,9 +41,9 @@ def lagrange_weights(nodes: Sequence[float], start: float, end: float) -> list[f
 
 @dataclass(frozen=True)
 class LMS(SolverSpaced):
-    """Deterministic, one call a step; `history` holds the last (t, eps), newest first, order - 1 of them.
+    """Deterministic, one network call per step; `history` holds the last order - 1 (t, eps), newest first.
 
-    order: 1 (Euler's method) to 4; the first steps have as much as there is history. spacing, steps_offset,
+    order: 1 (Euler's method) to 4; the first steps use the history there is. spacing, steps_offset,
     set_alpha_to_one: as in `Euler`. diffusers: `LMSDiscreteScheduler`.
     """
 

@@ -1,18 +1,18 @@
 """PNDM and PLMS: Liu et al. 2022, "Pseudo Numerical Methods for Diffusion Models" (arXiv:2202.09778).
 
-A pseudo numerical method replaces the straight line of a classical solver by DDIM's update (the paper's
-transfer part, equation 11) and combines several eps as the classical method would combine slopes:
+A pseudo numerical method replaces the straight line of a classical solver with DDIM's update (the paper's
+transfer part, equation 11) and combines several eps as the classical method combines slopes:
 
-    Adams-Bashforth (equation 12)   one call a step, from the eps of this step and up to three earlier ones
+    Adams-Bashforth (equation 12)   one call per step, from the eps of this step and up to three earlier ones
     Runge-Kutta     (equation 13)   four calls: at t, twice half-way, and at t_prev
     improved Euler                  two calls: at t and at t_prev
 
-The first steps have no earlier eps. With warmup="plms" the first is an improved Euler step, and the order
-of Adams-Bashforth grows from 2 to 4 (CompVis's `PLMSSampler`). With "runge_kutta" the first three are
-Runge-Kutta steps (the paper's F-PNDM).
+The first steps have no earlier eps. With warmup="plms" the first step is an improved Euler step, and the
+order of Adams-Bashforth grows from 2 to 4 (CompVis's `PLMSSampler`). With "runge_kutta" the first three steps
+are Runge-Kutta steps (the paper's F-PNDM).
 
-DDIM's update with a combined eps is accurate to second order in the step, however high the order of the
-combination (the paper's theorem; measured in tests/schedulers/test_scheduler_convergence.py).
+DDIM's update with a combined eps is second-order accurate in the step, whatever the order of the combination
+(the paper's theorem; measured in tests/schedulers/test_scheduler_convergence.py).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ldm_core.schedulers.spacing import Spacing, TimestepSpaced
 Warmup = Literal["plms", "runge_kutta"]
 History = tuple[Tensor, ...]
 
-# Weights of Adams-Bashforth for equal strides, by the number of eps at hand; the newest comes first.
+# Weights of Adams-Bashforth for equal strides, by the number of available eps, newest first.
 ADAMS_BASHFORTH: tuple[tuple[float, ...], ...] = (
     (1,),
     (3 / 2, -1 / 2),
@@ -40,7 +40,7 @@ ADAMS_BASHFORTH: tuple[tuple[float, ...], ...] = (
 
 
 def adams_bashforth(eps: History) -> Tensor:
-    """The combined eps from 1 to 4 of them, newest first; a single one is returned as it is."""
+    """Combine 1 to 4 eps, newest first. A single eps is returned unchanged."""
     weights = ADAMS_BASHFORTH[len(eps) - 1]
     return sum((w * e for w, e in zip(weights[1:], eps[1:])), start=weights[0] * eps[0])
 
@@ -49,11 +49,11 @@ def adams_bashforth(eps: History) -> Tensor:
 class PNDM(TimestepSpaced):
     """Deterministic multistep sampling; `history` holds the last eps, newest first, at most three.
 
-    warmup: "plms" (n + 1 network calls in n steps) or "runge_kutta" (n + 9, from n = 4 on; 4n - 3 below).
-    The last step leads to no further timestep where a network could be asked, so it is never a warm-up
-    step, and a run of one step is one plain DDIM step with one call.
-    spacing, steps_offset, set_alpha_to_one: as in `DDIM`. The weights suppose equal strides; a spacing that
-    rounds its timesteps, or a fraction of a step at an img2img's start, costs some accuracy, not the order.
+    warmup: "plms" (n + 1 network calls in n steps) or "runge_kutta" (n + 9 calls from n = 4 on, 4n - 3
+    below). The last step ends at -1, where the network cannot be evaluated, so it is never a warm-up step; a
+    run of one step is a plain DDIM step with one call.
+    spacing, steps_offset, set_alpha_to_one: as in `DDIM`. The weights assume equal strides. A spacing that
+    rounds its timesteps, or a fractional first step of img2img, reduces the accuracy but not the order.
     """
 
     warmup: Warmup = "plms"
@@ -77,7 +77,7 @@ class PNDM(TimestepSpaced):
     ) -> Step:
         """From x_t (B, C, h, w) to x_{t_prev}; see `Scheduler.step`. Ignores `noise`.
 
-        The step's x0 is the one that belongs to the combined eps.
+        The `x0` of the returned step corresponds to the combined eps.
         """
         past = history or ()
         eps = predict(x, t).eps
@@ -93,7 +93,7 @@ class PNDM(TimestepSpaced):
         return Step(x_prev, x0, (eps, *past)[:3])
 
     def _runge_kutta(self, predict: Predict, x: Tensor, eps: Tensor, t: float, t_prev: float) -> Tensor:
-        """Equation 13. The network knows whole timesteps only, so half-way is rounded down."""
+        """Equation 13. The half-way timestep is rounded down to a whole one, as the network expects."""
         half = (t + t_prev) // 2
 
         def eps_at(eps: Tensor, to: float) -> Tensor:
@@ -107,6 +107,6 @@ class PNDM(TimestepSpaced):
     def _transfer(
         self, schedule: NoiseSchedule, x: Tensor, eps: Tensor, t: float, t_prev: float
     ) -> tuple[Tensor, Tensor]:
-        """DDIM's update from x_t along any eps: (x_{t_prev}, x_0)."""
+        """DDIM's update from x_t with the given eps: (x_{t_prev}, x_0)."""
         x0 = schedule.x0_from_eps(x, eps, t)
         return ddim_update(schedule, x0, eps, t, t_prev, set_alpha_to_one=self.set_alpha_to_one), x0

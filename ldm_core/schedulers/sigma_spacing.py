@@ -1,13 +1,13 @@
-"""Timesteps chosen by their noise: n levels sigma = s_t / a_t from the table's noisiest to its cleanest.
+"""Timesteps chosen by noise level: n levels sigma = s_t / a_t, from the table's noisiest to its cleanest.
 
     karras          sigma^(1/7) falls linearly          Karras et al. 2022 (arXiv:2206.00364), equation 5
     exponential     log sigma falls linearly            k-diffusion's `get_sigmas_exponential`
     uniform_lambda  lambda = -log sigma rises linearly  Lu et al. 2022a (arXiv:2206.00927)
 
-The last two are one spacing under two names, as they are in diffusers. Such levels lie between the table's
-entries, so these timesteps are floats (`NoiseSchedule.timestep`), and the network is asked at the very
-timestep of the level. diffusers keeps the exact sigma too, but some of its classes round the network's
-timestep or cut off its fraction: the network is then told of a little more or less noise than there is.
+The last two are the same spacing under two names, as in diffusers. The levels lie between the table's
+entries, so these timesteps are floats (`NoiseSchedule.timestep`), and the network is evaluated at the exact
+timestep of the level. diffusers uses the exact sigma too, but some of its classes round or truncate the
+timestep that the network gets, which then indicates slightly more or less noise than x contains.
 """
 
 from __future__ import annotations
@@ -55,12 +55,11 @@ class SolverSpaced:
 def solver_pairs(
     schedule: NoiseSchedule, n: int, spacing: SolverSpacing, offset: int = 0, *, skip_last: bool = False
 ) -> Pairs:
-    """The (t, t_prev) of a whole run in any spacing, noisiest first; the last t_prev is -1.
+    """The pairs (t, t_prev) of a whole run in any spacing, noisiest first; the last t_prev is -1.
 
-    offset: of the "leading" spacing. skip_last: space n + 1 whole timesteps and leave the cleanest of them
-    out, so that the last step is as long as the others; spacings by sigma take no heed of it. Raises
-    ValueError for n outside 1..T (with skip_last, 1..T-1), and for a spacing by sigma of a table that ends in
-    pure noise.
+    offset: for the "leading" spacing. skip_last: choose n + 1 whole timesteps and omit the cleanest, so that
+    the last step is as long as the others; spacings by sigma ignore it. Raises ValueError for n outside 1..T
+    (with skip_last, 1..T-1), and for a spacing by sigma of a table that ends in pure noise.
     """
     total = len(schedule)
     if spacing in get_args(SigmaSpacing):

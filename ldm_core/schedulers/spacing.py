@@ -1,15 +1,15 @@
 """Which of the T training timesteps a sampler visits, and where img2img enters that list.
 
-Four published ways to pick n of T timesteps; each gives other pictures (docs/schedulers.md compares them):
+There are four published ways to choose n of T timesteps, which give different images (docs/schedulers.md):
 
-    leading    (0, 1, .., n-1) * (T // n) + offset     diffusers' default; what CompVis means to do
+    leading    (0, 1, .., n-1) * (T // n) + offset     diffusers' default; what CompVis intends
     trailing   round(T - (0, 1, .., n-1) * T / n) - 1   begins at T - 1, where training ends
     linspace   round(linspace(0, T - 1, n))             begins at T - 1 and ends at 0
-    compvis    range(0, T, T // n) + 1                  `make_ddim_timesteps`, which may give other than n
+    compvis    range(0, T, T // n) + 1                  `make_ddim_timesteps`, which may not give n timesteps
 
 Source of the names: Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are Flawed"
-(arXiv:2305.08891), table 2. Timesteps are indices into the tables, 0..T-1; -1 stands for the clean image.
-`sigma_spacing` has those that choose noise levels instead, which lie between the table's entries.
+(arXiv:2305.08891), table 2. Timesteps are indices into the tables, 0..T-1; -1 denotes the clean image.
+`sigma_spacing` implements the spacings by noise level, whose timesteps lie between the table's entries.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ Pairs = list[tuple[float, float]]
 
 
 def leading(total: int, n: int, offset: int = 0) -> list[int]:
-    """Multiples of total // n, plus `offset`; n of them, rising.
+    """The first n multiples of total // n, plus `offset`, in rising order.
 
-    The offset is lowered where the last timestep would leave the table: with offset 1 only at n = total.
-    The multiples may stop well short of the table's end: total 1000 and n 501 stop at 500.
+    The offset is reduced if the last timestep would lie outside the table; with offset 1 only for n = total.
+    The last multiple may be far from the end of the table: for total 1000 and n 501 it is 500.
     """
     n = whole_count(total, n)
     stride = total // n
@@ -39,24 +39,24 @@ def leading(total: int, n: int, offset: int = 0) -> list[int]:
 
 
 def trailing(total: int, n: int) -> list[int]:
-    """Counted back from the end of the table, rounding half to even; n timesteps, rising."""
+    """n timesteps counted back from the end of the table, rounded half to even, in rising order."""
     n = whole_count(total, n)
-    stride = total - (total - total / n)  # as numpy's arange rounds it, which decides ties: diffusers uses it
+    stride = total - (total - total / n)  # rounded as by numpy.arange, which decides diffusers' ties
     return [round(total - k * stride) - 1 for k in reversed(range(n))]
 
 
 def linspace(total: int, n: int) -> list[int]:
-    """From 0 to total - 1 with both ends, rounding half to even; n timesteps, rising. n = 1 gives [0]."""
+    """n timesteps from 0 to total - 1 inclusive, rounded half to even, in rising order. n = 1 gives [0]."""
     n = whole_count(total, n)
     stride = (total - 1) / max(n - 1, 1)
     return [round(k * stride) for k in range(n)]
 
 
 def compvis(total: int, n: int) -> list[int]:
-    """The original's own: every (total // n)-th timestep of the table, plus one; rising.
+    """CompVis's spacing: every (total // n)-th timestep of the table, plus one, in rising order.
 
-    Gives more than n timesteps where n does not divide total (31 for n = 30 of 1000). Raises ValueError
-    where the last one is past the table, which in the original ends in an IndexError.
+    Returns more than n timesteps if n does not divide total (31 for n = 30 of 1000). Raises ValueError if the
+    last timestep lies outside the table; the original raises an IndexError.
     """
     n = whole_count(total, n)
     levels = [t + 1 for t in range(0, total, total // n)]
@@ -69,10 +69,10 @@ def compvis(total: int, n: int) -> list[int]:
 
 
 def spaced_pairs(total: int, n: int, spacing: Spacing, offset: int = 0) -> Pairs:
-    """The (t, t_prev) of a whole sampling run, noisiest first; the last t_prev is -1.
+    """The pairs (t, t_prev) of a whole sampling run, noisiest first; the last t_prev is -1.
 
-    total: length of the noise schedule. n: sampling steps, 1..total. offset: added to every timestep of the
-    "leading" spacing; the others have none to choose. Raises ValueError for n outside its range.
+    total: length of the noise schedule. n: number of sampling steps, 1..total. offset: added to every
+    timestep of the "leading" spacing, and ignored by the others. Raises ValueError for n outside its range.
     """
     check_spacing(spacing, offset)
     if spacing == "leading":
@@ -100,12 +100,12 @@ class TimestepSpaced:
 
 
 def chained(rising: Sequence[float]) -> Pairs:
-    """Rising timesteps to the pairs (t, t_prev) of a run, noisiest first, with -1 at the end."""
+    """The pairs (t, t_prev) of a run from rising timesteps: noisiest first, ending at -1."""
     return [(t, t_prev) for t_prev, t in zip([-1, *rising[:-1]], rising)][::-1]
 
 
 def check_spacing(spacing: str, offset: int, known: Sequence[str] = get_args(Spacing)) -> None:
-    """Raises ValueError for settings that no spacing has; schedulers call it when they are made."""
+    """Raise ValueError for an unknown spacing or an invalid offset; schedulers call this when constructed."""
     if spacing not in known:
         raise ValueError(f"spacing must be one of {', '.join(known)}, not {spacing!r}")
     if not isinstance(offset, Integral) or isinstance(offset, bool) or offset < 0:
@@ -140,7 +140,7 @@ def truncate(pairs: Pairs, strength: float) -> tuple[float, Pairs]:
         return pairs[0][0], list(pairs)
     levels = [-1, *(t for t, _ in reversed(pairs))]
     u = float(strength) * len(pairs)
-    if math.isclose(u, round(u), rel_tol=1e-9):  # 0.29 * 100 is 28.999999999999996 but means 29
+    if math.isclose(u, round(u), rel_tol=1e-9):  # 0.29 * 100 is 28.999999999999996, and 29 is meant
         u = round(u)
     k = math.floor(u)
     low, high = levels[k], levels[min(k + 1, len(pairs))]
@@ -155,13 +155,13 @@ def truncate(pairs: Pairs, strength: float) -> tuple[float, Pairs]:
 
 
 def truncate_compvis(pairs: Pairs, strength: float, n: int | None = None) -> tuple[float, Pairs]:
-    """Where CompVis's `scripts/img2img.py` starts: (t_noise, the pairs to run), with its mismatch kept.
+    """Where CompVis's `scripts/img2img.py` starts: (t_noise, the pairs to run), including its mismatch.
 
     With k = int(strength * n) it noises the image to L_{k+1} (`stochastic_encode` at index k, counted from 0)
-    but denoises from L_k (`decode` of the first k), one level lower; strength * n < 1 runs no step at all.
-    n: the steps that were asked for, where the "compvis" spacing gave more; by default len(pairs).
+    but denoises from L_k (`decode` of the first k), one level lower; strength * n < 1 runs no step.
+    n: the requested number of steps, if the "compvis" spacing gave more; by default len(pairs).
 
-    Raises ValueError as `truncate`, and where there is no L_{k+1}: at strength 1, where the original ends in
+    Raises ValueError as `truncate` does, and if there is no L_{k+1}: at strength 1, where the original raises
     an index error.
     """
     _check_truncation(pairs, strength)

@@ -1,20 +1,21 @@
 """UniPC: Zhao et al. 2023, "UniPC: A Unified Predictor-Corrector Framework …" (arXiv:2302.04867).
 
-With predicted x_0's, h = lambda_t - lambda_s and B(h) = h ("bh1") or e^h - 1 ("bh2"), a step from s to t with
-x_0 known at s, and as x_0_k at points of the ratio r_k = (lambda_k - lambda_s) / h, is
+Let h = lambda_t - lambda_s and B(h) = h ("bh1") or e^h - 1 ("bh2"). With x_0 predicted at s, and x_0_k at
+other points with r_k = (lambda_k - lambda_s) / h, a step from s to t is
 
     x_t = (s_t / s_s) x_s + a_t (1 - exp(-h)) x_0 - a_t B(-h) sum_k w_k (x_0_k - x_0) / r_k
 
-where the w solve  sum_k r_k^(i-1) w_k = i! (-h) phi_(i+1)(-h) / B(-h)  for i = 1, 2, … (theorem 3.1).
+where the w_k solve  sum_k r_k^(i-1) w_k = i! (-h) phi_(i+1)(-h) / B(-h)  for i = 1, 2, … (theorem 3.1).
 
     UniP (predictor)   the points are the earlier steps
-    UniC (corrector)   one point more: t itself, r = 1, with the x_0 that the network gives there anyway
+    UniC (corrector)   one additional point: t itself, r = 1, with the x_0 that the network predicts there
 
-So the corrector costs no call: the first thing a step does is to correct the x it was given, with the very
-prediction that it then steps on with. Order p predicts to order p and corrects to order p + 1.
+The corrector needs no additional network call: a step first corrects the x that it is given, using the
+prediction at x, and then uses the same prediction for the predictor. Order p predicts to order p and corrects
+to order p + 1.
 
-The correction is written as a difference, which is added to x: the part that both updates share drops out,
-and what inpainting or a caller has changed in x between the steps stays changed.
+The correction is computed as a difference and added to x. The terms common to both updates cancel, and
+changes that inpainting or the caller made to x between the steps are preserved.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ Known = Sequence[tuple[Level, Tensor]]
 
 def phi(k: int, z: float) -> float:
     """phi_k(z) = sum over j of z^j / (j + k)!, for k >= 1."""
-    if abs(z) < 1:  # the recursion below would lose digits
+    if abs(z) < 1:  # the recursion below loses precision for small z
         return sum(z**j / math.factorial(j + k) for j in range(18))
     value = math.expm1(z) / z
     for i in range(1, k):
@@ -48,7 +49,7 @@ def phi(k: int, z: float) -> float:
 
 
 def weights(ratios: Sequence[float], h: float, solver_type: SolverType) -> list[float]:
-    """Theorem 3.1's w, one for each ratio r_k. A single one is 1/2, whatever h, which keeps the order."""
+    """The w_k of theorem 3.1. A single weight is 1/2 for any h, which preserves the order."""
     if len(ratios) < 2:
         return [0.5] * len(ratios)
     orders = range(1, len(ratios) + 1)
@@ -61,14 +62,14 @@ def weights(ratios: Sequence[float], h: float, solver_type: SolverType) -> list[
 
 @dataclass(frozen=True)
 class UniPC(SolverSpaced):
-    """Deterministic, one call a step; `history` holds the last (t, x_0), newest first, `order` of them.
+    """Deterministic, one network call per step; `history` holds the last `order` (t, x_0), newest first.
 
-    order: 1 to 3, of the predictor. solver_type: which B(h). lower_order_final: end with a step of first
-    order, as it must be anyway where the end is the clean image. spacing, steps_offset, skip_last,
-    set_alpha_to_one: as in `DPMSolverMultistep`.
+    order: of the predictor, 1 to 3. solver_type: the choice of B(h). lower_order_final: make the last step
+    first-order; a last step to the clean image always is. spacing, steps_offset, skip_last, set_alpha_to_one:
+    as in `DPMSolverMultistep`.
 
-    diffusers: `UniPCMultistepScheduler` with predict_x0. Its lower_order_final also lowers order 3 to 2 in
-    the last step but one, which a step cannot know itself to be; its corrector puts another x in x's place.
+    diffusers: `UniPCMultistepScheduler` with predict_x0. Its lower_order_final also reduces order 3 to 2 in
+    the second-to-last step, which a stateless step cannot identify; its corrector replaces x.
     """
 
     order: Literal[1, 2, 3] = 2
@@ -107,25 +108,25 @@ class UniPC(SolverSpaced):
         x_prev = along_lambda(x, x0, start, end)
         if len(known) > 1:
             x_prev = x_prev + self._prediction(known, end)
-        # Pure noise has no lambda, so nothing can be extrapolated from it.
+        # lambda is not finite in pure noise, so nothing can be extrapolated from there.
         kept = [(level.t, past_x0) for level, past_x0 in past]
         remembered = ((t, x0), *kept)[: self.order] if start.a > 0 else ()
         return Step(x_prev, x0, remembered)
 
     def _prediction(self, known: Known, end: Level) -> Tensor:
-        """UniP's part of x at `end` beyond the first order's, from the newest known level."""
+        """The higher-order terms of UniP for a step from the newest known level to `end`."""
         h, scale, ratios, slopes = self._stride(known, end)
         return combined([scale * w for w in weights(ratios, h, self.solver_type)], slopes)
 
     def _correction(self, x0: Tensor, known: Known, here: Level) -> Tensor:
-        """What UniC gives for x here beyond what UniP gave, now that the x_0 at this level is known."""
+        """The difference between UniC and UniP for x at `here`, given the x_0 predicted there."""
         h, scale, ratios, slopes = self._stride(known, here)
         before = [*weights(ratios, h, self.solver_type), 0.0]
         after = weights([*ratios, 1.0], h, self.solver_type)
         return combined([scale * (c - p) for c, p in zip(after, before)], [*slopes, x0 - known[0][1]])
 
     def _stride(self, known: Known, end: Level) -> tuple[float, float, list[float], list[Tensor]]:
-        """h, the factor -a_t B(-h), and r_k and (x_0_k - x_0) / r_k of the levels before the newest."""
+        """h, the factor -a_t B(-h), and the r_k and (x_0_k - x_0) / r_k of all levels except the newest."""
         (start, x0), *earlier = known
         h = end.log_snr - start.log_snr
         scale = signal_weight(start, end) if self.solver_type == "bh2" else end.a * h
@@ -134,5 +135,5 @@ class UniPC(SolverSpaced):
 
 
 def combined(factors: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
-    """The sum of factor * tensor, of at least one."""
+    """The sum of factor * tensor over at least one pair."""
     return sum((f * x for f, x in zip(factors[1:], tensors[1:])), start=factors[0] * tensors[0])

@@ -1,13 +1,13 @@
-"""The one door to attention: softmax(q k^T / sqrt(D)) v (Vaswani et al. 2017, arXiv:1706.03762, equation 1).
+"""Attention: softmax(q k^T / sqrt(D)) v (Vaswani et al. 2017, arXiv:1706.03762, equation 1), and its layer.
 
-Every attention layer of the package holds a function of the form `attention(q, k, v, *, causal=False)`
-and calls nothing else, so `set_attention` exchanges the computation without touching a network:
+Every attention layer of the package holds a function `attention(q, k, v, *, causal=False)` and computes its
+output with it, so that `set_attention` can change the computation without changing a network:
 
-    math      the formula as it is written; holds the whole (N, M) matrix
+    math      the formula as written; stores the whole (N, M) matrix
     sdpa      torch.nn.functional.scaled_dot_product_attention
     chunked   the formula for a block of queries at a time; bounded memory on any device
-    triton    this package's own GPU kernel, which makes no (N, M) matrix (kernels/flash_attention.py)
-    auto      the best of them for the tensors at hand
+    triton    this package's GPU kernel, which stores no (N, M) matrix (kernels/flash_attention.py)
+    auto      the fastest of them for the given tensors
 
 CompVis's counterparts are `CrossAttention` and `MemoryEfficientCrossAttention`.
 """
@@ -30,7 +30,7 @@ from ldm_core.support.modules import named_modules
 class AttentionFunction(Protocol):
     """q (B, heads, N, D), k and v (B, heads, M, D), any strides -> (B, heads, N, D) in q's dtype.
 
-    With `causal`, N must equal M, and position i sees positions 0..i.
+    With `causal`, N must equal M, and position i attends to positions 0..i.
     """
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor: ...
@@ -109,10 +109,10 @@ def attention_layers(model: Any) -> Iterator[tuple[str, MultiHeadAttention]]:
 
 
 def set_attention(model: Any, backend: str | AttentionFunction) -> None:
-    """Make every attention layer of `model` use a backend, by name, or a function of one's own.
+    """Make every attention layer of `model` use a backend, by name, or a given function.
 
-    `model` is a module or a `LatentDiffusion`. Raises ValueError for an unknown name, for a backend that
-    cannot run on this machine, or for no layer.
+    model: a module or a `LatentDiffusion`. Raises ValueError for an unknown name, for a backend that cannot
+    run on this machine, or if the model has no attention layer of this package.
     """
     if isinstance(backend, str):
         if backend not in BACKENDS:

@@ -1,4 +1,4 @@
-"""GPU kernels in Triton, beside the plain PyTorch they stand in for. Importing this imports no Triton.
+"""GPU kernels in Triton that replace plain PyTorch operations. Importing this module does not import Triton.
 
 attention              flash_attention.py     `set_attention(model, "triton")`
 SiLU(group norm)       group_norm_silu.py     `set_kernels(model, "triton")`
@@ -17,7 +17,7 @@ from ldm_core.support.modules import named_modules
 
 
 def triton_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
-    """FlashAttention in Triton, which is imported at the first call. ValueError where it cannot run."""
+    """FlashAttention in Triton, which is imported at the first call. Raises ValueError if it cannot run."""
     require_triton("attention backend 'triton'")
     from ldm_core.kernels.flash_attention import flash_attention
 
@@ -25,12 +25,11 @@ def triton_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -
 
 
 def set_kernels(model: Any, backend: str) -> None:
-    """Make `model` compute group norm with SiLU, and GEGLU, by fused kernels ("triton") or plainly ("torch").
+    """Make `model` compute group norm with SiLU, and GEGLU, by fused kernels ("triton") or PyTorch ("torch").
 
-    `model` is a module or a dataclass of them, such as `LatentDiffusion`. Each block holds the function that
-    it uses, so one model can be switched and another left alone. Attention has its own switch,
-    `set_attention`. Raises ValueError for an unknown name, where the kernels cannot run, or if `model` has no
-    such block.
+    model: a module or a dataclass of modules, such as `LatentDiffusion`. Each block holds the function that
+    it uses, so other models are not affected. For attention use `set_attention`. Raises ValueError for an
+    unknown name, if the kernels cannot run, or if `model` has no such block.
     """
     functions = _functions(backend)
     modules = [module for _, module in named_modules(model)]
@@ -42,7 +41,7 @@ def set_kernels(model: Any, backend: str) -> None:
 
 
 def _functions(backend: str) -> dict[str, Callable[..., Tensor]]:
-    """What the blocks' attributes of these names become."""
+    """The functions for the attributes of the blocks, by attribute name."""
     if backend == "torch":
         from ldm_core.nn.blocks import geglu, norm_silu
 

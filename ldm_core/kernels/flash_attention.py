@@ -1,8 +1,8 @@
-"""Attention as an operator of PyTorch: what stands between `attention(q, k, v)` and the kernels.
+"""FlashAttention as a PyTorch operator.
 
-The kernels are in `flash_forward.py` and `flash_backward.py`, with their papers. Here they become custom
-operators, `ldm_core::flash_attention` and its gradient, with shapes that are known without running them, so
-that torch.compile, tracing and export see through them.
+The kernels and their papers are in `flash_forward.py` and `flash_backward.py`. This module registers them as
+the custom operator `ldm_core::flash_attention` and its gradient, with shape functions, so that torch.compile,
+tracing and export support them.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 def flash_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
     """q (B, heads, N, D), k and v (B, heads, M, D), any strides -> (B, heads, N, D), a view of (B, N, ...).
 
-    float16, bfloat16 or float32, all three alike; D at most 512. Sums and softmax are in float32.
-    Raises ValueError for tensors that do not fit or are on no GPU.
+    All three must have the same dtype, float16, bfloat16 or float32; D is at most 512. Sums and softmax are
+    computed in float32. Raises ValueError for tensors of other shapes or dtypes, or that are not on a GPU.
     """
     _check(q, k, v, causal)
     out, _ = torch.ops.ldm_core.flash_attention(q, k, v, causal)
@@ -39,21 +39,21 @@ def _check(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> None:
         raise ValueError(f"attention: expected q (B, heads, N, D), k and v (B, heads, M, D), got {shapes}")
     if q.dtype not in DTYPES or not q.dtype == k.dtype == v.dtype:
         kinds = ", ".join(str(x.dtype) for x in (q, k, v))
-        raise ValueError(f"attention backend 'triton': float16, bfloat16 or float32 alike, got {kinds}")
+        raise ValueError(f"attention backend 'triton': float16, bfloat16 or float32 for all, got {kinds}")
     if causal and q.shape[2] != k.shape[2]:
         raise ValueError(f"causal attention: as many keys as queries, got {k.shape[2]} and {q.shape[2]}")
     if k.shape[2] == 0:
-        raise ValueError("attention: a query needs at least one key, got none")
+        raise ValueError("attention: expected at least one key, got none")
     on_device("attention backend 'triton'", q, k, v)
 
 
 def _rows(x: Tensor) -> Tensor:
-    """x itself if the kernels can read it (stride 1 along D, row offsets within 32 bits), or a copy."""
+    """x if the kernels can read it (stride 1 along D, row offsets within 32 bits), otherwise a copy."""
     return x if x.stride(-1) == 1 and x.shape[2] * x.stride(2) < 2**31 else x.contiguous()
 
 
 def _heads_last(x: Tensor) -> Tensor:
-    """Room for a result shaped like x (B, heads, N, D), such that merging the heads again moves nothing."""
+    """An empty tensor of x's shape (B, heads, N, D) whose memory order is (B, N, heads, D)."""
     b, heads, n, d = x.shape
     return x.new_empty(b, n, heads, d).transpose(1, 2)
 
@@ -63,14 +63,14 @@ def _grid(x: Tensor, block: int) -> tuple[int, int, int]:
 
 
 def _strides(*tensors: Tensor) -> tuple[int, list[int]]:
-    """A unit of 1, 2, 4 or 8 elements that divides all strides of batch, head and row, and these in units."""
+    """A unit of 1, 2, 4 or 8 elements that divides all batch, head and row strides; the strides in units."""
     strides = [stride for x in tensors for stride in x.stride()[:3]]
     unit = math.gcd(8, *strides)
     return unit, [stride // unit for stride in strides]
 
 
 def _options(tile: Tile, d: int, causal: bool, unit: int) -> dict[str, int | bool]:
-    """The compile-time arguments of every kernel here."""
+    """The compile-time arguments of all kernels."""
     wide, rest = split(d)
     return {
         "D": d, "WIDE": wide, "REST": rest, "CAUSAL": causal, "UNIT": unit,
@@ -80,7 +80,7 @@ def _options(tile: Tile, d: int, causal: bool, unit: int) -> dict[str, int | boo
 
 @torch.library.custom_op("ldm_core::flash_attention", mutates_args=())
 def _forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-    """The result and, for the gradient, log2 of each query's sum of 2^score: (B, heads, N) float32."""
+    """The result and, for the gradient, log2 of each query's sum of 2^score, (B, heads, N) float32."""
     q, k, v = _rows(q), _rows(k), _rows(v)
     n, d = q.shape[2:]
     out, lse = _forward_shapes(q, k, v, causal)

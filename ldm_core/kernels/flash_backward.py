@@ -1,12 +1,14 @@
-"""The gradient of attention: weights are computed again from q, k and one number a query, never stored.
+"""The gradient of attention, which recomputes the weights from q, k and one number per query.
 
-FlashAttention-2 (Dao 2023, arXiv:2307.08691, algorithm 2), as two kernels so that no sum needs an atomic
-addition and results repeat to the bit. With s = q k^T / sqrt(D), P = softmax(s) and dO the gradient of O:
+FlashAttention-2 (Dao 2023, arXiv:2307.08691, algorithm 2), as two kernels, so that no atomic additions are
+needed and results are bit-for-bit reproducible. With s = q k^T / sqrt(D), P = softmax(s) and dO the gradient
+of O:
 
     dV = P^T dO          dP = dO V^T          dS = P * (dP - delta),  delta = rowsum(dO * O)
     dQ = dS K / sqrt(D)  dK = dS^T Q / sqrt(D)
 
-P comes from `lse`, which the forward pass left: P = 2^(s log2 e - lse). Tiles are split along D as there.
+P is recomputed from `lse`, which the forward pass saves: P = 2^(s log2 e - lse). Tiles are split along D as
+in the forward pass.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ def walk_keys_back(
     end, m_keys, scale,
     D: tl.constexpr, WIDE: tl.constexpr, REST: tl.constexpr, BLOCK_K: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
-    """Add up what the keys 0..end give to dQ of one block of queries."""
+    """Accumulate the contribution of the keys 0..end to dQ of one block of queries."""
     for start in range(0, end, BLOCK_K):
         keys = start + tl.arange(0, BLOCK_K)
         k_wide = load_columns(k, keys, k_m, m_keys, 0, WIDE, D, True)
@@ -93,7 +95,7 @@ def walk_queries(
     q_n, o_n, keys, begin, n, scale,
     D: tl.constexpr, WIDE: tl.constexpr, REST: tl.constexpr, BLOCK_Q: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
-    """Add up what the queries begin..n give to dK and dV of one block of keys."""
+    """Accumulate the contribution of the queries begin..n to dK and dV of one block of keys."""
     for start in range(begin, n, BLOCK_Q):
         rows = start + tl.arange(0, BLOCK_Q)
         q_wide = load_columns(q, rows, q_n, n, 0, WIDE, D, True)
@@ -105,7 +107,7 @@ def walk_queries(
             o_rest = load_columns(d_out, rows, o_n, n, WIDE, REST, D, True)
             s = tl.dot(k_rest, tl.trans(q_rest), s, input_precision="ieee")
             d_p = tl.dot(v_rest, tl.trans(o_rest), d_p, input_precision="ieee")
-        # a row past the end has lse = inf, and so no weight
+        # a row past the end has lse = inf, and therefore weight 0
         row_lse = tl.load(lse + rows, mask=rows < n, other=float("inf"))
         row_delta = tl.load(delta + rows, mask=rows < n, other=0.0)
         p = tl.exp2(s * scale - row_lse[None, :])

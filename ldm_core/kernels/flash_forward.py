@@ -1,13 +1,14 @@
-"""The attention kernel: softmax(q k^T / sqrt(D)) v with no N x M matrix in memory.
+"""The attention kernel: softmax(q k^T / sqrt(D)) v without an N x M matrix in memory.
 
-FlashAttention (Dao et al. 2022, arXiv:2205.14135, algorithm 1) in the loop order of FlashAttention-2 (Dao
-2023, arXiv:2307.08691, algorithm 1): a program owns a block of queries and walks over the keys. The running
-maximum m, sum l (here `total`) and result are those of the online softmax (Milakov and Gimelshein 2018,
-arXiv:1805.02867, algorithm 3), in float32, and in powers of two: exp(x) is exp2(x log2 e), and exp2 is what
-the chip computes.
+FlashAttention (Dao et al. 2022, arXiv:2205.14135, algorithm 1) with the loop order of FlashAttention-2 (Dao
+2023, arXiv:2307.08691, algorithm 1): each program computes a block of queries and loops over the keys. The
+running maximum m, sum l (here `total`) and result are those of the online softmax (Milakov and Gimelshein
+2018, arXiv:1805.02867, algorithm 3). They are float32 and use powers of two, exp(x) = exp2(x log2 e), because
+exp2 is the hardware instruction.
 
-A tile's side must be a power of two, but heads of 40, 80 and 160 are not. Each tile along D is therefore
-held as two, a WIDE and a REST (40 = 32 + 8 of 16, 80 = 64 + 16), and a product over D is the sum of two.
+The sides of a tile must be powers of two, but head sizes of 40, 80 and 160 are not. Each tile is therefore
+split along D into a WIDE and a REST part (40 = 32 + 8 of 16, 80 = 64 + 16), and a product over D is the sum
+of both.
 Letters: B batch, N queries, M keys, D head size.
 """
 
@@ -19,7 +20,7 @@ import triton.language as tl
 
 @triton.jit
 def head_of(base, stride_b, stride_h, UNIT: tl.constexpr):
-    """Where this program's head of this program's image begins; in 64 bits, as a batch can be large."""
+    """Pointer to this program's image and head. The offset is 64-bit, because a batch can be large."""
     return base + (tl.program_id(2).to(tl.int64) * stride_b + tl.program_id(1) * stride_h) * UNIT
 
 
@@ -34,7 +35,7 @@ def load_columns(
     D: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """Columns FIRST..FIRST + WIDTH of some rows: (rows, WIDTH); zero past D, and past `length` if MASKED."""
+    """Load columns FIRST..FIRST + WIDTH: (rows, WIDTH), zero past D and, if MASKED, past `length`."""
     columns = FIRST + tl.arange(0, WIDTH)
     pointers = base + rows[:, None] * stride + columns[None, :]
     if MASKED and FIRST + WIDTH > D:
@@ -52,7 +53,7 @@ def load_columns(
 def store_columns(
     tile, base, rows, stride, length, FIRST: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr
 ):
-    """The reverse of `load_columns`, always masked: it runs once, after the loop."""
+    """The inverse of `load_columns`; always masked, since it runs only once, after the loop."""
     columns = FIRST + tl.arange(0, WIDTH)
     inside = (rows[:, None] < length) & (columns[None, :] < D)
     tl.store(base + rows[:, None] * stride + columns[None, :], tile.to(base.dtype.element_ty), mask=inside)
@@ -64,7 +65,7 @@ def walk_keys(
     D: tl.constexpr, WIDE: tl.constexpr, REST: tl.constexpr,
     BLOCK_K: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Take in the keys and values begin..end, a block at a time. Only MASKED blocks hold keys to hide."""
+    """Accumulate the keys and values begin..end, one block at a time. MASKED blocks contain hidden keys."""
     for start in range(begin, end, BLOCK_K):
         keys = start + tl.arange(0, BLOCK_K)
         k_wide = load_columns(k, keys, k_stride, m_keys, 0, WIDE, D, MASKED)
@@ -78,7 +79,7 @@ def walk_keys(
                 seen = seen & (keys[None, :] <= rows[:, None])
             scores = tl.where(seen, scores, float("-inf"))
 
-        # the largest score so far; what was summed below an older maximum shrinks by 2^(old - new)
+        # the running maximum; sums under an older maximum are rescaled by 2^(old - new)
         m_new = tl.maximum(m, tl.max(scores, axis=1) * scale)
         shrink = tl.exp2(m - m_new)
         p = tl.exp2(scores * scale - m_new[:, None])
@@ -123,7 +124,7 @@ def flash_forward(
     m = tl.full([BLOCK_Q], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_Q], tl.float32)
 
-    # whole blocks first, with no mask to compute, then what hangs over the end or the diagonal
+    # complete blocks first, which need no mask, then the blocks that cross the end or the diagonal
     end = m_keys
     whole = m_keys // BLOCK_K * BLOCK_K
     if CAUSAL:

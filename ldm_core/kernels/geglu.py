@@ -1,8 +1,8 @@
-"""GEGLU's gate, value * GELU(gate), in one pass over the projection that holds both.
+"""value * GELU(gate), the activation of GEGLU, in one pass over the projection that contains both.
 
 Shazeer 2020, "GLU variants improve transformer" (arXiv:2002.05202, equation 6), with the exact GELU of
 Hendrycks and Gimpel 2016 (arXiv:1606.08415): gate * Phi(gate), Phi the normal distribution function.
-PyTorch writes GELU(gate) to memory and reads it back; here it stays in registers.
+PyTorch writes GELU(gate) to memory and reads it again; the kernel keeps it in registers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WARPS = 4
 
 @triton.jit
 def geglu_rows(x, out, width, BLOCK: tl.constexpr):
-    """A block of one row: x (rows, 2 * width) -> out (rows, width), grid (rows, width / BLOCK)."""
+    """Compute a block of one row: x (rows, 2 * width) -> out (rows, width), grid (rows, width / BLOCK)."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width
@@ -34,9 +34,9 @@ def geglu_rows(x, out, width, BLOCK: tl.constexpr):
 
 
 def geglu(x: Tensor) -> Tensor:
-    """x (..., 2 * width), values and then gates -> (..., width). Raises ValueError for tensors on no GPU."""
+    """x (..., 2 * width), values before gates -> (..., width). Raises ValueError if x is not on a GPU."""
     if x.shape[-1] % 2:
-        raise ValueError(f"fused GEGLU: expected values and as many gates, got {x.shape[-1]} channels")
+        raise ValueError(f"fused GEGLU: expected an even number of channels, got {x.shape[-1]}")
     on_device("fused GEGLU", x)
     return torch.ops.ldm_core.geglu(x)
 
@@ -61,7 +61,7 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _gradients(ctx: Any, d_out: Tensor) -> Tensor:
-    """By the chain rule in plain PyTorch, float32: GELU'(g) = Phi(g) + g phi(g)."""
+    """The chain rule in plain PyTorch in float32: GELU'(g) = Phi(g) + g phi(g)."""
     (x,) = ctx.saved_tensors
     value, gate = x.float().chunk(2, dim=-1)
     phi = 0.5 * (1 + torch.erf(gate / math.sqrt(2)))

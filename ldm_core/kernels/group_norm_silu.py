@@ -1,12 +1,13 @@
-"""SiLU(group norm(x)) in one pass over x after the statistics: what stands before every 3x3 convolution.
+"""SiLU(group norm(x)), which precedes every 3x3 convolution, in one pass over x after the statistics.
 
-Group norm (Wu and He 2018, arXiv:1803.08494, equations 1 and 3) subtracts the mean of a group of channels
-and divides by its deviation; SiLU (Hendrycks and Gimpel 2016, arXiv:1606.08415) is z sigmoid(z). PyTorch
-reads x for the statistics, again to normalise, and a third time for SiLU; here the last two are one.
+Group norm (Wu and He 2018, arXiv:1803.08494, equations 1 and 3) subtracts the mean of a group of channels and
+divides by its standard deviation; SiLU (Hendrycks and Gimpel 2016, arXiv:1606.08415) is z sigmoid(z). PyTorch
+reads x for the statistics, for the normalisation and for SiLU; the kernel combines the last two.
 
-The statistics are taken in float32, of tiles at first, and merged by the formula of Chan, Golub and LeVeque
-(1979, "Updating formulae and a pairwise algorithm for computing sample variances", equation 2.1): a sum of
-squares less a square of sums would cancel. x may be contiguous or channels-last; the result is laid out as x.
+The statistics are computed in float32 for each tile and merged by the formula of Chan, Golub and LeVeque
+(1979, "Updating formulae and a pairwise algorithm for computing sample variances", equation 2.1), because
+subtracting the square of the sum from the sum of squares would cancel. x may be contiguous or channels-last;
+the result has the layout of x.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from ldm_core.kernels.requirements import on_device
 
-TILE = 4096  # numbers of one tile
+TILE = 4096  # elements of one tile
 WARPS = 4
 
 
@@ -35,7 +36,7 @@ def load_tile(
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """This program's (BLOCK_C, BLOCK_P) of x in float32, with its offsets and mask: grid (tile, group, B)."""
+    """This program's tile of x, (BLOCK_C, BLOCK_P) float32, its offsets and mask: grid (tile, group, B)."""
     channel = tl.arange(0, BLOCK_C)
     pixel = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     inside = (channel[:, None] < G_CHANNELS) & (pixel[None, :] < pixels)
@@ -49,7 +50,7 @@ def tile_moments(
     x, means, squares, stride_b, stride_c, stride_p, pixels,
     G_CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """A tile's mean and its sum of squared deviations, into (B, groups, tiles)."""
+    """Write a tile's mean and its sum of squared deviations to (B, groups, tiles)."""
     values, _, inside = load_tile(x, stride_b, stride_c, stride_p, pixels, G_CHANNELS, BLOCK_C, BLOCK_P)
     count = G_CHANNELS * tl.minimum(BLOCK_P, pixels - tl.program_id(0) * BLOCK_P)
     mean = tl.sum(values) / count
@@ -64,7 +65,7 @@ def normalise_tile(
     x, out, weight, bias, means, squares, mean_out, rstd_out, stride_b, stride_c, stride_p, pixels, eps,
     G_CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
-    """Merge the moments of all tiles of the group, then normalise and activate one of them."""
+    """Merge the moments of all tiles of the group, then normalise and activate one tile."""
     tiles = tl.num_programs(0)
     group = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
     tile = tl.arange(0, BLOCK_T)
@@ -92,7 +93,7 @@ def normalise_tile(
 
 
 def group_norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
-    """`F.silu(norm(x))`, x (B, C, h, w). Raises ValueError for what the kernel cannot take."""
+    """`F.silu(norm(x))` for x (B, C, h, w). Raises ValueError for another shape or a norm without weights."""
     if norm.weight is None or x.ndim != 4:
         raise ValueError(
             f"fused group norm: expected x of (B, C, h, w) and a norm with weights, got {tuple(x.shape)}"
@@ -106,7 +107,7 @@ def group_norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The result, and the mean and 1 / deviation of each group: (B, groups) float32."""
+    """The result, and the mean and 1 / standard deviation of each group, (B, groups) float32."""
     out, mean, rstd = _shapes(x, weight, bias, groups, eps)
     if out.numel() == 0:
         return out, mean, rstd
@@ -136,7 +137,7 @@ def _shapes(
 
 
 def _laid_out(x: Tensor) -> Tensor:
-    """x itself if it is contiguous or channels-last, in which pixels have one stride; or a copy."""
+    """x if it is contiguous or channels-last, where all pixels have one stride, otherwise a copy."""
     last = x.is_contiguous(memory_format=torch.channels_last)
     return x if last else x.contiguous()
 
@@ -147,7 +148,7 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _gradients(ctx: Any, d_out: Tensor, d_mean: Tensor, d_rstd: Tensor) -> tuple[Tensor | None, ...]:
-    """By the chain rule in plain PyTorch, float32: training is where memory counts less than in sampling."""
+    """The chain rule in plain PyTorch in float32; memory matters less in training than in sampling."""
     x, weight, bias, mean, rstd = ctx.saved_tensors
     grouped = (x.shape[0], mean.shape[1], -1)
     wide = x.float().reshape(grouped)

@@ -1,8 +1,7 @@
-"""Which tile a head size gets on which chip: a static table, so that nothing is tuned at run time.
+"""The tile of each head size on each chip, in static tables, so that nothing is tuned at run time.
 
-Chosen by compiling, not by measuring: of a few tiles that are usual for a size, the first, beginning with
-the large ones, that stays in the chip's registers and shared memory. docs/attention.md lists
-what the compiler says of each.
+The tiles were chosen by compilation, not by measurement: of a few common tiles for a size, the largest that
+fits in the chip's registers and shared memory. docs/attention-table.md lists the compiler's figures.
 """
 
 from __future__ import annotations
@@ -16,23 +15,23 @@ LARGEST = 512
 
 @dataclass(frozen=True)
 class Tile:
-    """A block of queries against a block of keys, and who works on it."""
+    """The size of a block of queries and a block of keys, and the launch options."""
 
     queries: int
     keys: int
     warps: int  # of 32 threads
-    stages: int  # blocks in flight: one is computed on while the others are loaded
-    registers: int | None = None  # that a thread may use, where the compiler by itself would sooner spill
+    stages: int  # pipeline depth: one block is computed while the others are loaded
+    registers: int | None = None  # limit per thread, where the compiler's default limit would spill
 
     def options(self) -> dict[str, int | bool]:
-        """What Triton's compiler is told: also to fuse multiply-adds, as not all versions do unasked."""
+        """Options of Triton's compiler. Not all versions enable fused multiply-adds by default."""
         limit = {} if self.registers is None else {"maxnreg": self.registers}
         return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True, **limit}
 
 
 Table = dict[int, Tile]  # by head size
 
-# Ampere's large chip (8.0).
+# Ampere's data-centre chip (8.0).
 FORWARD: Table = {
     32: Tile(128, 64, 4, 3),
     40: Tile(128, 32, 4, 3, registers=255),
@@ -45,8 +44,8 @@ FORWARD: Table = {
     160: Tile(128, 32, 8, 2),
     512: Tile(64, 16, 8, 1),
 }
-# Its smaller kin, Ada and consumer Blackwell (8.6, 8.9, 12.x): 99 KiB of shared memory, and an assembler that
-# spills a few tiles that it keeps in registers for 8.0.
+# Consumer Ampere, Ada and consumer Blackwell (8.6, 8.9, 12.x): 99 KiB of shared memory; the assembler spills
+# a few tiles that fit in registers for 8.0.
 FORWARD_SMALLER: Table = {
     **FORWARD,
     48: Tile(128, 32, 4, 3, registers=255),
@@ -55,7 +54,7 @@ FORWARD_SMALLER: Table = {
     160: Tile(128, 16, 8, 2),
     512: Tile(32, 16, 8, 1),
 }
-# Hopper (9.0) has 227 KiB, and multiplies 64 rows at a time straight from there.
+# Hopper (9.0): 227 KiB of shared memory, from which it multiplies 64 rows at a time.
 FORWARD_HOPPER: Table = {
     32: Tile(128, 128, 8, 3),
     40: Tile(128, 128, 8, 3),
@@ -82,7 +81,7 @@ BACKWARD_KEYS: Table = {
     160: Tile(16, 64, 8, 2),
     512: Tile(16, 16, 8, 1),
 }
-# float32 has no tensor cores that keep its 24 bits: plain multiply-adds, and twice the bytes.
+# float32: no tensor cores keep its 24 bits, so these use plain multiply-adds, and twice the bytes.
 FORWARD_32: Table = {
     64: Tile(64, 32, 8, 2),
     128: Tile(32, 32, 8, 1),
@@ -105,14 +104,14 @@ BACKWARD_KEYS_32: Table = {
 
 
 def split(d: int) -> tuple[int, int]:
-    """A head size as a power of two and the rest rounded up to one: 40 -> (32, 16), 64 -> (64, 0)."""
-    wide = max(16, 1 << (d.bit_length() - 1))  # a dot product takes 16 numbers at least
+    """A head size as a power of two and the rest, rounded up to one: 40 -> (32, 16), 64 -> (64, 0)."""
+    wide = max(16, 1 << (d.bit_length() - 1))  # a dot product needs at least 16 elements
     rest = d - wide
     return wide, max(16, 1 << (rest - 1).bit_length()) if rest > 0 else 0
 
 
 def capability(device: torch.device) -> int:
-    """80 for compute capability 8.0, and so on. The interpreter, on a CPU, takes the tiles of 80."""
+    """80 for compute capability 8.0, and so on. The interpreter, on a CPU, uses the tiles of 80."""
     if device.type != "cuda":
         return 80
     major, minor = torch.cuda.get_device_capability(device)
@@ -120,7 +119,7 @@ def capability(device: torch.device) -> int:
 
 
 def tile_for(table: Table, d: int) -> Tile:
-    """The tile of a head size, or of the next larger one listed."""
+    """The tile of the smallest listed head size that is at least d."""
     if d > LARGEST:
         raise ValueError(f"attention backend 'triton': heads of at most {LARGEST}, got {d}")
     return table[min(size for size in table if size >= d)]
@@ -139,7 +138,7 @@ def forward_tile(d: int, dtype: torch.dtype, chip: int) -> Tile:
 
 
 def backward_tiles(d: int, dtype: torch.dtype) -> tuple[Tile, Tile]:
-    """For the gradient of the queries, and for that of keys and values."""
+    """The tiles for the gradient of the queries and for the gradients of keys and values."""
     if dtype == torch.float32:
         return tile_for(BACKWARD_QUERIES_32, d), tile_for(BACKWARD_KEYS_32, d)
     return tile_for(BACKWARD_QUERIES, d), tile_for(BACKWARD_KEYS, d)

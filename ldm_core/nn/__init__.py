@@ -1,1 +1,1 @@
-"""What the networks are made of, and how a CPU computes it."""
+"""Building blocks of the networks, and their implementations for a CPU."""

@@ -1,9 +1,9 @@
-"""How attention is computed: by the formula, by PyTorch's kernels, in blocks, or by the fastest of these.
+"""The backends of attention: the formula, PyTorch's kernels, blocks of queries, and the fastest of these.
 
-    math      the formula as it is written; holds the whole (N, M) matrix
+    math      the formula as written; stores the whole (N, M) matrix
     sdpa      torch.nn.functional.scaled_dot_product_attention
     chunked   the formula for a block of queries at a time; bounded memory on any device
-    auto      the fastest of them for the tensors at hand
+    auto      the fastest of them for the given tensors
 
 Each is a function of q (B, heads, N, D), k and v (B, heads, M, D) -> (B, heads, N, D), as described by
 `ldm_core.attention.AttentionFunction`.
@@ -18,15 +18,16 @@ from torch import Tensor
 from ldm_core.nn.cpu import chunks_win_in_bfloat16, sdpa_runs_in_bfloat16
 from ldm_core.nn.transforms import forward_mode, transforming
 
-CHUNK_BYTES = 64 * 2**20  # the largest block of attention weights that "chunked" makes
-MIN_CHUNKED_KEYS = 256  # with fewer, a block is too small to pay for three calls
+CHUNK_BYTES = 64 * 2**20  # the largest block of attention weights that "chunked" allocates
+MIN_CHUNKED_KEYS = 256  # with fewer keys, three calls per block cost more than they save
 
 
 def attention_weights(q: Tensor, k: Tensor, *, causal: bool = False, first: int = 0) -> Tensor:
     """softmax(q k^T / sqrt(D)): (B, heads, N, M). `first` is the position of q's first row.
 
-    The softmax is taken in float32 at least: its sum over thousands of keys does not fit in 8 or 11 bits.
-    Float16 scores are, too: a product of large queries and keys passes float16's 65,504.
+    The softmax is computed in float32 at least, because the sum over thousands of keys needs more than 8 or
+    11 bits. float16 scores are computed in float32 too, because a product of large queries and keys can
+    exceed float16's maximum of 65,504.
     """
     dtype = q.dtype
     if dtype == torch.float16:
@@ -41,17 +42,17 @@ def attention_weights(q: Tensor, k: Tensor, *, causal: bool = False, first: int 
 
 
 def math_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
-    """The formula as it is written. Memory grows as N times M."""
+    """The formula as written. Memory is proportional to N times M."""
     return attention_weights(q, k, causal=causal) @ v
 
 
 def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
-    """PyTorch's own, which picks a fused kernel where the device has one."""
+    """PyTorch's `scaled_dot_product_attention`, which uses a fused kernel if the device has one."""
     return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
 
 
 def chunked_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
-    """A block of queries at a time: exact, since the softmax of one query needs no other query."""
+    """The formula for a block of queries at a time. Exact: the softmax of a query needs no other query."""
     batch, heads, n, _ = q.shape
     differentiable = torch.is_grad_enabled() or transforming()
     in_place = q.device.type == "cpu" and q.dtype != torch.float16 and not (causal or differentiable)
@@ -66,9 +67,9 @@ def chunked_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) 
 
 
 def _chunks_in_place(q: Tensor, k: Tensor, v: Tensor, rows: int) -> Tensor:
-    """`chunked_attention` with one block of memory for all weights: fresh memory costs a CPU page faults.
+    """`chunked_attention` with one buffer for all weights, because new memory causes page faults on a CPU.
 
-    The CPU's softmax computes in float32 whatever it reads and writes.
+    On a CPU, softmax computes in float32 for any input and output dtype.
     """
     batch, heads, n, size = q.shape
     queries, keys, values = q.flatten(0, 1), k.flatten(0, 1).mT, v.flatten(0, 1)
@@ -84,10 +85,10 @@ def _chunks_in_place(q: Tensor, k: Tensor, v: Tensor, rows: int) -> Tensor:
 
 
 def auto_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
-    """SDPA, but chunked in bfloat16 on a CPU where that is faster.
+    """SDPA, or chunked attention in bfloat16 on a CPU on which it is faster.
 
-    In float32 SDPA is the faster one (docs/performance.md). Not "triton", even where that could run: nobody
-    has measured yet which of the two is faster.
+    In float32 SDPA is faster (docs/performance.md). "triton" is never chosen, because it has not been
+    compared with SDPA on a GPU yet.
     """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         long = k.shape[-2] >= MIN_CHUNKED_KEYS and not (causal or torch.is_grad_enabled())

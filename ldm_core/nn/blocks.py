@@ -1,9 +1,9 @@
-"""What the U-Net and the autoencoder are made of: residual blocks, resampling, timestep embedding.
+"""Building blocks of the U-Net and the autoencoder: residual blocks, resampling, timestep embedding.
 
-CompVis's counterparts: `ResBlock`, `Upsample`, `Downsample` and `timestep_embedding` of
-`ldm.modules.diffusionmodules` (the U-Net's in `openaimodel`, the autoencoder's in `model`). The two
-families compute the same block; they differ in the epsilon of the norms, in whether a timestep comes in,
-and in how a strided convolution is padded.
+CompVis's counterparts are `ResBlock`, `Upsample`, `Downsample` and `timestep_embedding` of
+`ldm.modules.diffusionmodules` (in `openaimodel` for the U-Net and in `model` for the autoencoder). Both
+compute the same blocks; they differ in the epsilon of the norms, in the use of a timestep embedding, and in
+the padding of strided convolutions.
 """
 
 from __future__ import annotations
@@ -29,39 +29,41 @@ class GroupNorm(nn.GroupNorm):
 
 
 def group_norm(channels: int, eps: float) -> nn.GroupNorm:
-    """Group norm of 32 groups. PyTorch's kernels keep the statistics of 16-bit inputs in float32."""
+    """Group norm with 32 groups. PyTorch's kernels compute the statistics of 16-bit inputs in float32."""
     return GroupNorm(GROUPS, channels, eps=eps)
 
 
-# Blocks hold such functions as attributes, so that fused kernels can take their place.
+# Blocks hold these functions as attributes, so that `set_kernels` can replace them with fused kernels.
 NormSilu = Callable[[nn.GroupNorm, Tensor], Tensor]
 Geglu = Callable[[Tensor], Tensor]
 
 
 def norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
-    """SiLU(norm(x)): (B, C, h, w) -> the same."""
-    # A new map is the dearest thing here; a hook on the norm must find what the norm gave it, though.
+    """SiLU(norm(x)): (B, C, h, w) -> the same shape."""
+    # Allocating a feature map is the main cost, so SiLU works in place unless a forward hook still needs the
+    # norm's output.
     return F.silu(norm(x), inplace=not norm._forward_hooks)
 
 
 def geglu(x: Tensor) -> Tensor:
-    """value * GELU(gate) (Shazeer 2020, arXiv:2002.05202): (..., 2C), values and then gates -> (..., C)."""
+    """value * GELU(gate) (Shazeer 2020, arXiv:2002.05202): (..., 2C), values before gates -> (..., C)."""
     value, gate = x.chunk(2, dim=-1)
     return F.gelu(gate).mul_(value)
 
 
 def fastest_layout(x: Tensor) -> Tensor:
-    """The same map, on a CPU with its channels last: what tokens, Winograd's tiles and oneDNN read in order.
+    """Convert a feature map on a CPU to channels-last, the order that attention, Winograd and oneDNN read.
 
-    Convolutions hand the layout on, so a network asks for it once, at its entrance.
+    Convolutions preserve the layout, so a network converts its input only.
     """
     return channels_last(x) if x.device.type == "cpu" else x
 
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
-    """Sinusoids of t, cosines first: (B,) -> (B, dim), float32 (Vaswani et al. 2017, section 3.5).
+    """Sinusoidal embedding of t, cosines first: (B,) -> (B, dim), float32 (Vaswani et al. 2017, section 3.5).
 
-    Always float32: t up to 1,000 times a frequency needs more than the 8 or 11 bits of a half type.
+    Always in float32: the product of a t up to 1,000 and a frequency needs more than the 8 or 11 bits of a
+    half-precision type.
     """
     half = dim // 2
     exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half
@@ -70,10 +72,10 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
 
 
 class ResBlock(nn.Module):
-    """Two normalised 3x3 convolutions around a shortcut: (B, in_channels, h, w) -> (B, out_channels, h, w).
+    """Two normalised 3x3 convolutions with a shortcut: (B, in_channels, h, w) -> (B, out_channels, h, w).
 
-    With `time_channels`, forward also takes the activated timestep embedding (B, time_channels), and adds
-    a projection of it between the convolutions.
+    With `time_channels`, forward also takes the activated timestep embedding (B, time_channels) and adds its
+    projection between the convolutions.
     """
 
     def __init__(
@@ -99,7 +101,7 @@ class ResBlock(nn.Module):
 class Downsample(nn.Module):
     """A 3x3 convolution of stride 2: (B, C, h, w) -> (B, C, h/2, w/2).
 
-    The U-Net pads one pixel on each side; the autoencoder only below and on the right (`asymmetric`).
+    The U-Net pads one pixel on every side; the autoencoder pads only the bottom and the right (`asymmetric`).
     """
 
     def __init__(self, channels: int, *, asymmetric: bool = False) -> None:
@@ -112,7 +114,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour doubling and a 3x3 convolution: (B, C, h, w) -> (B, C, 2h, 2w)."""
+    """Nearest-neighbour upsampling by 2 and a 3x3 convolution: (B, C, h, w) -> (B, C, 2h, 2w)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

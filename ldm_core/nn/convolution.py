@@ -1,13 +1,13 @@
-"""The one door to 3x3 convolutions, the half of the U-Net's and nearly all of the autoencoder's arithmetic.
+"""3x3 convolutions, which are half of the U-Net's and nearly all of the autoencoder's arithmetic.
 
-Every 3x3 convolution of stride 1 holds a function of the form `convolution(x, weight, bias)` and calls
-nothing else, so `set_convolution` exchanges the computation without touching a network:
+Every 3x3 convolution of stride 1 holds a function `convolution(x, weight, bias)` and computes its output with
+it, so that `set_convolution` can change the computation without changing a network:
 
     direct     torch.nn.functional.conv2d
     winograd   a quarter of the multiplications (winograd.py); not differentiable
-    auto       winograd where it is faster, which is for large float32 maps on a CPU; else direct
+    auto       winograd where it is faster, for large float32 feature maps on a CPU; otherwise direct
 
-`ldm_core.optimize` also keeps the transformed weights, which "winograd" makes anew at every call.
+`ldm_core.optimize` also stores the transformed weights, which "winograd" computes at every call.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from ldm_core.nn.transforms import transforming
 from ldm_core.nn.winograd import TILE, transform_weight, winograd_conv2d
 from ldm_core.support.modules import named_modules
 
-# Below so many tiles of 4x4 pixels, transforming the weights anew costs more than it saves, and below so
-# many channels the tiles' transforms do: examples/benchmarks/convolution.py.
+# With fewer tiles of 4x4 pixels, transforming the weights costs more than it saves; with fewer channels,
+# transforming the tiles does (examples/benchmarks/convolution.py).
 MIN_TILES = 96
 MIN_CHANNELS = 192
 
@@ -37,18 +37,18 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 class ConvolutionFunction(Protocol):
-    """x (B, C, h, w), weight (O, C, 3, 3), bias (O,) or None -> (B, O, h, w), bordered by one zero."""
+    """x (B, C, h, w), weight (O, C, 3, 3), bias (O,) or None -> (B, O, h, w), with zero padding of 1."""
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
 
 
 def direct_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """PyTorch's own."""
+    """PyTorch's `conv2d`."""
     return F.conv2d(x, weight, bias, padding=1)
 
 
 def winograd_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Winograd's. ValueError where gradients are wanted, and for half types, which lose too much in it."""
+    """Winograd's algorithm. Raises ValueError for half types and if gradients are required."""
     if _wants_gradient(x, weight, bias) or transforming():
         raise ValueError("convolution backend 'winograd' has no gradients: use 'auto' or torch.no_grad()")
     if x.dtype not in (torch.float32, torch.float64):
@@ -58,7 +58,7 @@ def winograd_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tens
 
 
 def suits_winograd(x: Tensor, weight: Tensor, bias: Tensor | None, *, min_tiles: int = MIN_TILES) -> bool:
-    """Whether Winograd's way is the faster one, and possible, for these tensors."""
+    """Whether Winograd's algorithm can be used for these tensors and is faster."""
     batch, channels, h, w = x.shape
     return (
         x.device.type == "cpu"
@@ -71,7 +71,7 @@ def suits_winograd(x: Tensor, weight: Tensor, bias: Tensor | None, *, min_tiles:
 
 
 def auto_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Whichever is faster: large maps of many channels by Winograd's algorithm, the rest directly."""
+    """The faster of the two: Winograd's algorithm for large feature maps with many channels, else direct."""
     if suits_winograd(x, weight, bias):
         return winograd_conv2d(x, transform_weight(weight), bias)
     if _would_copy_the_weights(x, weight):
@@ -81,9 +81,9 @@ def auto_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _would_copy_the_weights(x: Tensor, weight: Tensor) -> bool:
-    """Whether PyTorch would copy the weights into the map's layout, and they are more than the map is.
+    """Whether PyTorch would copy the weights to the layout of x, and they are larger than x and the result.
 
-    It does so at every call; the other way round, the map and the result are copied.
+    PyTorch copies the weights at every call. With a contiguous x, only x and the result are copied.
     """
     channels_last = x.permute(0, 2, 3, 1).is_contiguous() and not x.is_contiguous()
     mapped = x.numel() + x.numel() // x.shape[1] * weight.shape[0]
@@ -100,7 +100,7 @@ BACKENDS: dict[str, ConvolutionFunction] = {
 
 
 class Conv3x3(nn.Conv2d):
-    """A 3x3 convolution of stride 1 that keeps the size: (B, C, h, w) -> (B, O, h, w)."""
+    """A 3x3 convolution of stride 1 and padding 1: (B, C, h, w) -> (B, O, h, w)."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 3, padding=1)
@@ -111,12 +111,12 @@ class Conv3x3(nn.Conv2d):
 
 
 class PreparedWinograd:
-    """A convolution that keeps its transformed weights: four times the weights' memory, for speed.
+    """A Winograd convolution that stores its transformed weights, which take four times the weights' memory.
 
-    They are made anew when it meets other weights, or weights that were changed in place.
+    They are computed again if it is called with other weights, or if the weights were changed in place.
     """
 
-    MIN_TILES = 4  # nothing is transformed at every call, so that small maps gain, too
+    MIN_TILES = 4  # no weights are transformed at every call, so small feature maps benefit as well
 
     def __init__(self, weight: Tensor) -> None:
         self._prepare(weight)
@@ -129,15 +129,16 @@ class PreparedWinograd:
         return winograd_conv2d(x, self._transformed, bias)
 
     def _prepare(self, weight: Tensor) -> None:
-        self._source = weight.detach()  # held, so that no other tensor can come to lie at its address
+        self._source = weight.detach()  # keeps the storage alive, so that its address is not reused
         self._transformed = transform_weight(self._source)
         self._made_of = _state_of(weight)
 
 
 def set_convolution(model: object, backend: str | ConvolutionFunction) -> None:
-    """Make every 3x3 convolution of `model` use a backend, by name, or a function of one's own.
+    """Make every 3x3 convolution of `model` use a backend, by name, or a given function.
 
-    `model` is a module or a `LatentDiffusion`. Raises ValueError for an unknown name or for no layer.
+    model: a module or a `LatentDiffusion`. Raises ValueError for an unknown name, or if the model has no 3x3
+    convolution of this package.
     """
     if isinstance(backend, str):
         if backend not in BACKENDS:
@@ -163,5 +164,5 @@ def _wants_gradient(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 def _state_of(weight: Tensor) -> tuple[int, int]:
-    """Changes when another tensor is meant, or when this one is written to."""
+    """A value that changes if the tensor is replaced or written to."""
     return weight.data_ptr(), -1 if weight.is_inference() else weight._version

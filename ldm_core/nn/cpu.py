@@ -1,4 +1,4 @@
-"""What this machine's CPU can do, which decides how some layers compute."""
+"""Capabilities of this machine's CPU, which decide how some layers are computed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 
 @cache
 def chunks_win_in_bfloat16() -> bool:
-    """Whether this CPU has AVX-512's bfloat16 instructions and no AMX.
+    """Whether this CPU has AVX-512 BF16 instructions but no AMX.
 
-    Of SDPA's time, chunks take 0.5 to 0.8 on AMD's Zen 4, which is such a CPU, and 1.6 on Intel's Sapphire
-    Rapids, which has AMX.
+    On AMD's Zen 4, which is such a CPU, chunked attention takes 0.5 to 0.8 of SDPA's time; on Intel's
+    Sapphire Rapids, which has AMX, it takes 1.6.
     """
     known = _cpu_capabilities()
     return bool(known.get("avx512_bf16") and not known.get("amx_bf16"))
@@ -36,6 +36,6 @@ def sdpa_runs_in_bfloat16() -> bool:
     """Whether SDPA's kernel runs in bfloat16 on this CPU.
 
     PyTorch 2.13 decides by the CPU whether to pack matrices for bfloat16 products, but packs them with the
-    instructions that ATEN_CPU_CAPABILITY allows. With fewer than AVX-512 it raises "pack_vnni2 is only …".
+    instructions that ATEN_CPU_CAPABILITY allows. With less than AVX-512 it raises "pack_vnni2 is only …".
     """
     return not multiplies_bfloat16() or torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")

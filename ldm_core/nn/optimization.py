@@ -1,9 +1,9 @@
-"""Speed that costs memory: `ldm_core.optimize(model)`.
+"""Faster inference for more memory: `ldm_core.optimize(model)`.
 
-What is free is the default already: blocks of attention and of the feed-forward layers that stay in the
-cache, channels last, keys and values of a prompt made once, Winograd's convolutions on large maps. What is
-left is to keep the convolutions' transformed weights, four times the size of the plain ones, so that small
-maps of many channels gain, too, where transforming at every call would cost more than it saves.
+Optimisations that cost no memory are on by default (docs/performance.md). This one stores the transformed
+weights of Winograd's convolutions, which are four times as large as the original weights. Small feature maps
+with many channels then benefit too, for which transforming the weights at every call costs more than it
+saves.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ Model = TypeVar("Model")
 
 
 def optimize(model: Model, *, extra_bytes: int | None = None) -> Model:
-    """Make `model` faster on a CPU in float32, in place, for more memory; its results change by rounding.
+    """Make `model` faster on a CPU in float32, at the cost of memory. Modifies the model and returns it.
 
-    model: a `LatentDiffusion` or a module. extra_bytes: how much memory the prepared convolutions may take,
-    None for as much as they want (SD1's U-Net: 8 GB); those of the fewest channels, which work on the
-    largest maps, come first. Changes nothing on other devices and in other types.
-    `set_convolution(model, "auto")` undoes it. Returns the model. Raises ValueError for a negative
-    `extra_bytes`, or where there are no convolutions of this package.
+    Results change by rounding errors. model: a `LatentDiffusion` or a module. extra_bytes: the memory that
+    the stored weights may take, or None for no limit (SD1's U-Net: 8 GB). The convolutions with the fewest
+    channels, which process the largest feature maps, come first. Other devices and dtypes are not changed.
+    `set_convolution(model, "auto")` reverts it. Raises ValueError for a negative `extra_bytes`, or if the
+    model has no convolution of this package.
     """
     if extra_bytes is not None and extra_bytes < 0:
         raise ValueError(f"extra_bytes must not be negative, got {extra_bytes}")

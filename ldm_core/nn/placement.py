@@ -1,4 +1,4 @@
-"""Weights into a network: built without values, each placed on a device and in a type."""
+"""Fill a network that was built without values with weights on a device and in a dtype."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class SkipInitialisation(TorchFunctionMode):
-    """Weights that a file is about to replace need no values, and drawing them takes long even on "meta"."""
+    """Skip the initialisation of weights that a file will replace; it is slow even on the "meta" device."""
 
     FILLS = ("uniform_", "normal_", "kaiming_uniform_", "fill_", "zero_")
 
@@ -52,24 +52,25 @@ def _names_of(network: Callable[[Any], nn.Module], config: Any) -> list[str]:
 def fill(
     network: nn.Module, parameters: dict[str, Tensor], device: torch.device | str, dtype: torch.dtype
 ) -> None:
-    """Give a network its weights, without gradients; each is taken out of `parameters` as it is placed."""
+    """Load `parameters` into a network, removing each from the dict once it is placed; none requires a gradient."""
     state = {name: _placed(parameters.pop(name), device, dtype) for name in list(parameters)}
     network.load_state_dict(state, strict=True, assign=True)
     network.requires_grad_(False)
 
 
 def check_dtype(dtype: torch.dtype | str | None) -> None:
-    """Raise ValueError for what is no type of weights."""
+    """Raise ValueError unless dtype is None, "auto" or a floating-point dtype."""
     floating = isinstance(dtype, torch.dtype) and dtype.is_floating_point
     if dtype not in (None, "auto") and not floating:
         raise ValueError(f"dtype must be a floating-point type of torch or 'auto', not {dtype!r}")
 
 
 def check_device(device: torch.device | str) -> None:
-    """Raise ValueError for a device that torch does not know, or that this machine does not have."""
+    """Raise ValueError for a device that PyTorch does not know or that this machine does not have."""
     try:
         torch.empty(0, device=torch.device(device))
-    # An unknown name is a RuntimeError, another type a TypeError, a torch without CUDA an AssertionError.
+    # PyTorch raises RuntimeError for an unknown name, TypeError for another type, AssertionError without
+    # CUDA.
     except (RuntimeError, TypeError, AssertionError) as error:
         raise ValueError(f"device {device!r} cannot be used: {shown_error(error)}") from error
 
@@ -77,7 +78,7 @@ def check_device(device: torch.device | str) -> None:
 def choose_dtype(
     dtype: torch.dtype | Literal["auto"] | None, device: torch.device | str, tensors: Iterable[Tensor]
 ) -> torch.dtype:
-    """The type that is asked for, or the one that suits the device and the file's tensors."""
+    """The requested dtype, or the one that suits the device and the file's tensors."""
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto" and torch.device(device).type == "cpu" and multiplies_bfloat16():
@@ -86,7 +87,7 @@ def choose_dtype(
 
 
 def _usual_dtype(device: torch.device | str, tensors: Iterable[Tensor]) -> torch.dtype:
-    """Float32 on a CPU; elsewhere the type of most of the weights, or float16 for float8's."""
+    """float32 on a CPU; otherwise the dtype of most of the weights, or float16 if that is a float8 dtype."""
     if torch.device(device).type == "cpu":
         return torch.float32
     sizes: Counter[torch.dtype] = Counter()
@@ -98,10 +99,10 @@ def _usual_dtype(device: torch.device | str, tensors: Iterable[Tensor]) -> torch
 
 
 def _placed(tensor: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
-    """A weight where and as it is wanted; without a move or a cast, the mapped file's own bytes.
+    """A weight on the device and in the dtype; if neither changes, it shares the memory-mapped file's bytes.
 
-    Convolutions of 16-bit types go by channels-last kernels only: without, PyTorch takes a fallback that
-    is many times slower on CPUs without 16-bit arithmetic, and transposes at every call elsewhere.
+    Convolution weights of 16-bit types are stored channels-last. Otherwise PyTorch uses a fallback that is
+    many times slower on CPUs without 16-bit arithmetic, and transposes at every call on other devices.
     """
     tensor = tensor.to(device, dtype)
     if tensor.ndim == 4 and dtype in (torch.float16, torch.bfloat16):

@@ -1,4 +1,4 @@
-"""The configuration of the autoencoder. Field names are CompVis's own, as in `v1-inference.yaml`."""
+"""The configuration of the autoencoder, with the field names of CompVis's `v1-inference.yaml`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ldm_core.support.limits import (
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """The KL autoencoder, CompVis's `AutoencoderKL` with its `ddconfig`."""
+    """The KL autoencoder: CompVis's `AutoencoderKL` and its `ddconfig`."""
 
     embed_dim: int = 4
     z_channels: int = 4
-    resolution: int = 256  # the training resolution; only says at which level attn_resolutions lie
+    resolution: int = 256  # the training resolution; only used to find the levels of attn_resolutions
     in_channels: int = 3
     out_ch: int = 3
     ch: int = 128
@@ -43,7 +43,7 @@ class AutoencoderConfig:
 
     @property
     def downsampling(self) -> int:
-        """f in the paper: pixels per latent row or column."""
+        """The factor f of the paper: image pixels per latent pixel along each axis."""
         return 2 ** (len(self.ch_mult) - 1)
 
     def has_attention(self, level: int) -> bool:

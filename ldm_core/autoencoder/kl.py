@@ -1,9 +1,9 @@
-"""The KL autoencoder: images to a Gaussian over latents f times smaller, and latents back to images.
+"""The KL autoencoder: images to a Gaussian over latents that are f times smaller, and latents to images.
 
-Section 3.1 and appendix G of the latent diffusion paper (arXiv:2112.10752); the Gaussian and its
-KL divergence are those of Kingma and Welling 2014 (arXiv:1312.6114, appendix B).
-CompVis's counterparts: `AutoencoderKL`, with `Encoder` and `Decoder` of `ldm.modules.diffusionmodules.model`.
-Every norm here has epsilon 1e-6.
+Section 3.1 and appendix G of the latent diffusion paper (arXiv:2112.10752); the Gaussian and its KL
+divergence follow Kingma and Welling 2014 (arXiv:1312.6114, appendix B). CompVis's counterparts are
+`AutoencoderKL` and the `Encoder` and `Decoder` of `ldm.modules.diffusionmodules.model`. All norms have
+epsilon 1e-6.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ EPS = 1e-6
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention of one head over the pixels of a feature map: (B, C, h, w) -> the same."""
+    """Single-head self-attention over the pixels of a feature map: (B, C, h, w) -> the same shape."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class AttentionBlock(nn.Module):
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution, each followed by attention if it has it, and the resampling."""
+    """The residual blocks of one resolution, each optionally followed by attention, and the resampling."""
 
     def __init__(
         self, in_channels: int, out_channels: int, blocks: int, attention: bool, resample: nn.Module | None
@@ -68,7 +68,7 @@ class Level(nn.Module):
 
 
 class Middle(nn.Sequential):
-    """The coarsest level's residual block, attention, residual block."""
+    """The middle of the network at the coarsest level: residual block, attention, residual block."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class Decoder(nn.Module):
 
 
 class AutoencoderKL(nn.Module):
-    """Encoder, decoder, and the 1x1 convolutions between them and the latent space."""
+    """The encoder, the decoder, and the 1x1 convolutions between them and the latent space."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -159,10 +159,10 @@ class AutoencoderKL(nn.Module):
         return DiagonalGaussian.from_moments(moments)
 
     def decode(self, z: Tensor) -> Tensor:
-        """z (B, embed_dim, h, w), not scaled -> images (B, 3, h*f, w*f), about [-1, 1].
+        """Unscaled latents z (B, embed_dim, h, w) -> images (B, 3, h*f, w*f), approximately in [-1, 1].
 
-        The published SD autoencoders overflow in float16 for some latents, which shows as black images;
-        those images are decoded again in float32.
+        The published SD autoencoders overflow in float16 for some latents and then give black images. Such
+        images are decoded again in float32.
         """
         if z.ndim != 4 or z.shape[1] != self.config.embed_dim:
             raise ValueError(
@@ -177,7 +177,7 @@ class AutoencoderKL(nn.Module):
         return self.decoder(self.post_quant_conv(z))
 
     def _rescue(self, out: Tensor, x: Tensor, method: Callable[[AutoencoderKL, Tensor], Tensor]) -> Tensor:
-        """The output of `method` for x, with the rows that overflowed in float16 computed in float32."""
+        """`out`, with the rows that overflowed in float16 recomputed from x in float32 by `method`."""
         if out.dtype != torch.float16:
             return out
         bad = ~out.isfinite().flatten(1).all(dim=1)

@@ -1,8 +1,8 @@
-"""Encode and decode large images tile by tile: beside the result, the memory of one tile is enough.
+"""Encode and decode large images in tiles, which needs the memory of one tile in addition to the result.
 
-Neighbouring tiles overlap and are blended with linear ramps, so that no seam shows. The result is close
-to the untiled one but not equal: group norm takes its statistics, and the middle block its attention,
-over a tile and not over the image. The overlap and the ramps are what makes the difference smooth.
+Neighbouring tiles overlap and are blended with linear ramps, so that there are no visible seams. The result
+is close to the untiled result but not equal, because group norm and the attention of the middle block see one
+tile instead of the whole image. The overlap and the ramps make this difference smooth.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from ldm_core.autoencoder.kl import AutoencoderKL
 
 
 def _starts(size: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin so that they cover `size`, each overlapping the one before by `overlap` or more."""
+    """Start positions of tiles that cover `size` and overlap by at least `overlap`."""
     if size <= tile:
         return [0]
     return [*range(0, size - tile, tile - overlap), size - tile]
 
 
 def _ramp(size: int, overlap: int, *, first: bool, last: bool) -> Tensor:
-    """Weights of a tile along one axis: 1 inside, falling linearly over the overlap at inner edges."""
+    """The weights of a tile along one axis: 1 inside, decreasing linearly over the overlap at inner edges."""
     weights = torch.ones(size, dtype=torch.float32)
     rise = (torch.arange(overlap, dtype=torch.float32) + 0.5) / max(overlap, 1)
     if not first:
@@ -40,8 +40,8 @@ def tiled(
 ) -> Tensor:
     """Apply `function` to overlapping tiles of x (B, C, h, w) and blend the results.
 
-    `scale` is how many output pixels there are to an input pixel along an axis; `tile` and `overlap` are
-    in input pixels and must give whole numbers of output pixels.
+    scale: output pixels per input pixel along each axis. tile, overlap: in input pixels; they must correspond
+    to whole numbers of output pixels. Raises ValueError otherwise.
     """
     if not 0 <= overlap < tile:
         raise ValueError(f"tiles of {tile} need an overlap in 0..{tile - 1}, got {overlap}")
@@ -90,11 +90,11 @@ def encode_tiled(
 
 
 class TiledAutoencoder(nn.Module):
-    """An autoencoder that works in tiles; small pictures, of one tile, come out as from the one inside.
+    """An autoencoder that works in tiles. Images of at most one tile give the wrapped autoencoder's result.
 
         model = dataclasses.replace(model, autoencoder=TiledAutoencoder(model.autoencoder))
 
-    tile, overlap: in latent pixels, for both directions.
+    tile, overlap: in latent pixels, for encoding and decoding.
     """
 
     def __init__(self, autoencoder: AutoencoderKL, *, tile: int = 64, overlap: int = 16) -> None:

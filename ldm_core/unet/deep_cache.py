@@ -1,14 +1,16 @@
-"""Feature caching: compute the deep part of the U-Net at some steps only.
+"""DeepCache: compute the deep part of the U-Net at some steps only, and reuse its features at the others.
 
     fast = dataclasses.replace(model, unet=DeepCache(model.unet, interval=3))
     Sampler(fast).txt2img("a cat")
 
 Ma et al. 2023, "DeepCache: Accelerating Diffusion Models for Free" (arXiv:2312.00858, section 3.2 and
-figure 4). From step to step the deep features of a U-Net hardly change. So every `interval`-th step computes
-the whole network and keeps the features that come up to the last blocks; the steps between compute the first
-blocks of the way down and the last of the way up, and take what lies between from the kept ones.
+figure 4). The deep features of a U-Net change little from step to step. Every `interval`-th step therefore
+computes the whole network and stores the features that enter the last blocks. The other steps compute only
+the first blocks of the downsampling path and the last blocks of the upsampling path, and use the stored
+features.
 
-A call says only x, t and context; of which walk it is the next step is told by them (see `DeepCache`).
+A U-Net is called with x, t and context only, so the cache has to find the sampling run that a call continues
+from these arguments (see `DeepCache`).
 """
 
 from __future__ import annotations
@@ -27,14 +29,14 @@ from ldm_core.nn.kept_context import KeptContext
 from ldm_core.nn.transforms import transforming
 from ldm_core.unet.network import Context, UNet
 
-# A cosine of noisy latents. One step apart it is 0.99 (DDIM in 25 steps) to 0.37 (ancestral Euler in 5);
-# between pictures of other noise it is 0, give or take 0.03 at 16 x 16 latents and less at larger ones.
+# A cosine between noisy latents. One step apart it is 0.99 (DDIM in 25 steps) to 0.37 (ancestral Euler in 5);
+# between images with different noise it is 0 +- 0.03 for 16 x 16 latents, and closer to 0 for larger ones.
 NEAR = 0.3
 
 
 @dataclass(frozen=True)
 class _Walk:
-    """Where a walk was at its last call, and the features of its last whole evaluation."""
+    """The state of a sampling run ("walk"): its last call, and the features of its last whole evaluation."""
 
     t: float
     age: int  # steps since that evaluation
@@ -48,21 +50,22 @@ class _Walk:
 class DeepCache(nn.Module):
     """A U-Net that reuses its deep features; fits `ldm_core.protocols.NoisePredictor`.
 
-    unet: a `UNet` of this package, which is not changed. interval: whole evaluations are at steps 0,
-    interval, 2 * interval, … of each walk; 1 is the plain U-Net. blocks: how many of the finest level's
-    blocks the other steps compute on the way down, 0..num_res_blocks, and one more on the way up; 1 is the
-    paper's default. Raises ValueError for another U-Net, and for numbers outside these ranges.
+    unet: a `UNet` of this package, which is not modified. interval: the whole network is evaluated at steps
+    0, interval, 2 * interval, … of each walk; 1 is the plain U-Net. blocks: the number of blocks of the
+    finest level that the other steps compute in the downsampling path, 0..num_res_blocks, and one more in the
+    upsampling path; 1 is the paper's default. Raises ValueError for another kind of U-Net and for numbers
+    outside these ranges.
 
-    A call is the next step of the walk whose last call had a higher t, the same context, y and shape, and
-    the nearest x: a step leaves most of x as it was, and other pictures have other noise. So the halves of
-    guidance, chunks of a batch and walks in turns are each told apart, and a result does not depend on what
-    was drawn before. A call that is nobody's next step starts a walk, and the walks that are at a lower t
-    are forgotten. What can still be mistaken is a walk that starts at little noise, as image-to-image does,
-    for one with the same prompt and a similar picture that was broken off before: `reset` forgets them all,
-    and frees the memory they take. Where the rows of t differ, and where gradients are recorded, this is the
-    plain U-Net.
+    A call continues the walk whose last call had a higher t, the same context, y and shape, and the most
+    similar x, because a step changes x little and other images have different noise. The two halves of
+    guidance, the chunks of a batch and interleaved runs are thus distinguished, and a result does not depend
+    on earlier runs. A call that continues no walk starts a new one and deletes the walks at a lower t. One
+    case is ambiguous: a run that starts at little noise, as image-to-image does, can be taken for an
+    interrupted run with the same prompt and a similar image. `reset` deletes all walks and frees their
+    memory. If the rows of t differ, if gradients are recorded, or inside a `torch.func` transform, the plain
+    U-Net is computed.
 
-    Threads may share it: each has walks of its own.
+    Threads may share an instance; each thread has its own walks.
     """
 
     takes_kept_context = True
@@ -80,7 +83,7 @@ class DeepCache(nn.Module):
         self.reset()
 
     def reset(self) -> None:
-        """Forget all walks of all threads, and the features that are kept of them."""
+        """Delete all walks of all threads and their stored features."""
         self._kept = threading.local()
 
     @property
@@ -94,12 +97,12 @@ class DeepCache(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.reset()  # a copy has kept nothing yet
+        self.reset()  # a copy starts without walks
 
     def forward(
         self, x: Tensor, t: Tensor | float, context: Context = None, y: Tensor | None = None
     ) -> Tensor:
-        """As `UNet.forward`: shapes, ranges and errors are its own."""
+        """Same arguments, shapes and errors as `UNet.forward`."""
         level = _level(t, x)
         if self.interval == 1 or level is None or torch.is_grad_enabled() or transforming():
             return self.unet(x, t, context, y)
@@ -119,7 +122,7 @@ class DeepCache(nn.Module):
         return prediction
 
     def _find(self, x: Tensor, level: float, context: Tensor | None, y: Tensor | None) -> _Walk | None:
-        """The walk that this is the next step of."""
+        """The walk that this call continues, or None."""
         nearest, cosine = None, NEAR
         for walk in self._walks:
             if walk.t > level and walk.shape == x.shape and _same(walk.context, context) and _same(walk.y, y):
@@ -129,18 +132,18 @@ class DeepCache(nn.Module):
         return nearest
 
     def _direction(self, x: Tensor) -> Tensor:
-        latent = x[:, : self.unet.config.out_channels]  # what comes after it is condition, as a mask
+        latent = x[:, : self.unet.config.out_channels]  # the other channels are a condition, such as a mask
         return F.normalize(latent.detach().flatten(1).float(), dim=1)
 
     def whole(
         self, x: Tensor, t: Tensor | float, context: Context, y: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The U-Net's prediction, and the features that the last `blocks` + 1 blocks start from."""
+        """The U-Net's prediction, and the features that enter the last `blocks` + 1 blocks."""
         features: list[Tensor] = []
         thread = threading.get_ident()
 
         def keep(module: nn.Module, args: Any, output: Tensor) -> None:
-            if threading.get_ident() == thread:  # another thread may be in the same U-Net
+            if threading.get_ident() == thread:  # another thread may be computing the same U-Net
                 features.append(output)
 
         hook = self._source().register_forward_hook(keep)
@@ -152,7 +155,7 @@ class DeepCache(nn.Module):
     def shallow(
         self, x: Tensor, t: Tensor | float, context: Context, features: Tensor, y: Tensor | None = None
     ) -> Tensor:
-        """A prediction of the first and the last blocks alone, around features of `whole`."""
+        """The prediction from the first and the last blocks only, using the features from `whole`."""
         first, emb = self.unet.enter(x, t, y)
         skips = [first]
         for block in _blocks(self.unet.down[0])[: self.blocks]:
@@ -163,7 +166,7 @@ class DeepCache(nn.Module):
         return self.unet.leave(h)
 
     def _source(self) -> nn.Module:
-        """The module whose output the last `blocks` + 1 blocks start from."""
+        """The module whose output enters the last `blocks` + 1 blocks."""
         *_, before, last = self.unet.down[-1], self.unet.mid, *self.unet.up
         return [before, *_blocks(last)][-self.blocks - 2]
 
@@ -173,7 +176,7 @@ def _blocks(level: Any) -> list[nn.Module]:
 
 
 def _level(t: Tensor | float, x: Tensor) -> float | None:
-    """t as one number; None where its rows differ, or where it is no timestep."""
+    """t as one number, or None if its rows differ or it is not a finite number."""
     if isinstance(t, Tensor):
         values = set(t.tolist()) if t.shape == x.shape[:1] else set()
         t = values.pop() if len(values) == 1 else math.nan

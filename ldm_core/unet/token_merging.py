@@ -1,14 +1,14 @@
-"""Token merging: self-attention over fewer tokens, for less arithmetic and some error.
+"""Token merging: self-attention over fewer tokens, which is faster and approximate.
 
     with merge_tokens(model, ratio=0.5):
         sampler.txt2img("a cat")
 
 Bolya and Hoffman 2023, "Token Merging for Fast Stable Diffusion" (arXiv:2303.17604). Before the
-self-attentions of the finest levels, where nearly all of the N x N products are, pixels that look alike are
-averaged; afterwards each gets a copy of its average's result. Who joins whom is the bipartite soft matching
-of Bolya et al. 2022, "Token Merging: Your ViT But Faster" (arXiv:2210.09461, section 3): one pixel of each
-2 x 2 cell is a destination, the other three are sources; every source finds its most similar destination,
-and the r = ratio * N most similar ones are merged into theirs. The authors' code is `tomesd`.
+self-attentions of the finest levels, which contain nearly all of the N x N products, similar pixels are
+averaged; afterwards each pixel gets a copy of the result of its average. The pairs are found by the bipartite
+soft matching of Bolya et al. 2022, "Token Merging: Your ViT But Faster" (arXiv:2210.09461, section 3): one
+pixel of each 2 x 2 cell is a destination and the other three are sources; every source is matched with its
+most similar destination, and the r = ratio * N most similar pairs are merged. The authors' code is `tomesd`.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from torch import Tensor, nn
 
 from ldm_core.unet.network import SpatialTransformer, TransformerBlock, UNet
 
-MOST = 0.75  # the share of sources
+MOST = 0.75  # the fraction of tokens that are sources
 
 
 @dataclass(frozen=True)
 class Merging:
-    """Which of M merged tokens each of N tokens goes to: `place` (B, N), values 0..M-1."""
+    """The index of the merged token, 0..M-1, for each of N tokens: `place` (B, N). `count` is M."""
 
     place: Tensor
     count: int
 
     def merge(self, x: Tensor) -> Tensor:
-        """(B, N, C) -> (B, M, C): the means of the tokens that go to one place."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # 16 bits lose the sum of a plain area
+        """(B, N, C) -> (B, M, C): the mean of the tokens of each place."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # a sum over a large area needs 32 bits
         total = wide.new_zeros(x.shape[0], self.count, x.shape[2])
         total = total.scatter_add(1, self.place[..., None].expand_as(x), wide)
         size = total.new_zeros(x.shape[0], self.count)
@@ -45,7 +45,7 @@ class Merging:
         return (total / size[..., None]).to(x.dtype)
 
     def unmerge(self, y: Tensor) -> Tensor:
-        """(B, M, C) -> (B, N, C): each token takes what its place holds."""
+        """(B, M, C) -> (B, N, C): copies the merged token of each place to its tokens."""
         return y.gather(1, self.place[..., None].expand(-1, -1, y.shape[2]))
 
 
@@ -54,8 +54,8 @@ def match(
 ) -> Merging:
     """The bipartite soft matching of x (B, h * w, C), by cosine similarity; size (h, w).
 
-    The destinations are the top left pixels of the cells, or drawn with the generator, alike for the whole
-    batch. Every image is matched by itself. The similarities hold 3/16 N^2 numbers.
+    The destinations are the top left pixels of the cells or, with a generator, drawn at random, and are the
+    same for the whole batch. Each image is matched separately. The similarities take 3/16 N^2 numbers.
     """
     batch, n, _ = x.shape
     target, source = _partition(*size, generator)
@@ -66,7 +66,7 @@ def match(
     order = best.argsort(dim=-1, descending=True, stable=True)
     merged, alone = order[:, :r], order[:, r:]
 
-    # The destinations come first in the merged sequence, and then the sources that stay alone.
+    # In the merged sequence, the destinations come first, followed by the sources that are not merged.
     rows = torch.arange(n - r, device=x.device)
     place_of_source = torch.empty_like(into)
     place_of_source.scatter_(1, merged, into.gather(1, merged))
@@ -78,7 +78,7 @@ def match(
 
 
 def _partition(h: int, w: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """Indices into h * w pixels: one of each 2 x 2 cell, cells that the edge cuts included; all others."""
+    """Indices into h * w pixels: one pixel of each (possibly incomplete) 2 x 2 cell, and all other pixels."""
     top, left = torch.meshgrid(torch.arange(0, h, 2), torch.arange(0, w, 2), indexing="ij")
     if generator is not None:
         down, right = torch.randint(2, (2, *top.shape), generator=generator, device=generator.device).cpu()
@@ -93,20 +93,20 @@ def _partition(h: int, w: int, generator: torch.Generator | None) -> tuple[Tenso
 def merge_tokens(
     model: Any, ratio: float = 0.5, max_downsample: int = 1, generator: torch.Generator | None = None
 ) -> Iterator[None]:
-    """Merge tokens in the self-attentions of the model's U-Net while the block runs.
+    """A context manager that merges tokens in the self-attentions of the model's U-Net.
 
-    This affects calls from the thread that runs the block; other threads may use the same model meanwhile,
-    with blocks of their own or without. A sampler that another thread calls merges nothing. Training with
-    gradient checkpointing does not go together with it on a GPU: there the backward pass computes the blocks
-    again in a thread of autograd's, without merging, and PyTorch raises an error for the other shapes.
+    Only calls from the thread that entered the context are affected; other threads may use the same model at
+    the same time, with or without a context of their own. Gradient checkpointing is not supported on a GPU:
+    the backward pass recomputes the blocks in a thread of autograd, without merging, and PyTorch raises an
+    error because the shapes differ.
 
-    model: a `LatentDiffusion`, a U-Net, or a module with one in it. ratio: in [0, 0.75], the share of tokens
-    that are merged away; 0 changes nothing. max_downsample: the coarsest level that merges, as the latents'
-    size over the level's: 1 is the finest level alone, 2 the next as well.
-    generator: draw a destination in each cell anew at every call, which the paper finds better than fixed
-    ones; what a picture is then depends on the calls before it, so that parts of a batch do not agree with
-    the whole any more.
-    Raises ValueError for a ratio outside, for no U-Net of this package, or for no such self-attention.
+    model: a `LatentDiffusion`, a U-Net, or a module that contains one. ratio: the fraction of tokens that are
+    merged away, in [0, 0.75]; 0 changes nothing. max_downsample: the coarsest level that merges, as the ratio
+    of the latents' size to the level's: 1 is the finest level only, 2 includes the next.
+    generator: draw new random destinations at every call, which the paper finds better than fixed ones. An
+    image then depends on the previous calls, and the parts of a batch differ from the whole batch.
+    Raises ValueError for a ratio outside its range, and for a model without a U-Net of this package or
+    without such a self-attention.
     """
     if not 0.0 <= ratio <= MOST:
         raise ValueError(f"ratio must be in [0, {MOST}], the share of tokens to merge away, not {ratio}")
@@ -130,7 +130,7 @@ def _unet_of(model: Any) -> UNet:
 
 
 def _transformers(unet: UNet, max_downsample: int) -> list[SpatialTransformer]:
-    """Those with self-attentions, on the levels from 1 to `max_downsample`."""
+    """The spatial transformers with self-attention on the levels from 1 to `max_downsample`."""
     levels = [*unet.down, unet.mid, *unet.up]
     depths = [min(i, len(unet.down) - 1, len(levels) - 1 - i) for i in range(len(levels))]
     found = [
@@ -150,8 +150,8 @@ def _attending(transformer: SpatialTransformer) -> list[TransformerBlock]:
 
 
 class _Hook:
-    """On a spatial transformer, whose input has the size; its blocks, whose inputs are matched; and their
-    self-attentions, whose inputs are merged and outputs unmerged. Acts in one thread."""
+    """Hooks on a spatial transformer, to read h and w; on its blocks, to match their inputs; and on their
+    self-attentions, to merge the inputs and unmerge the outputs. They act in one thread only."""
 
     def __init__(
         self, transformer: SpatialTransformer, ratio: float, generator: torch.Generator | None
@@ -184,6 +184,6 @@ class _Hook:
 
 
 def _in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """The hook, which does nothing when another thread calls the module."""
+    """The hook, restricted to calls from the current thread."""
     owner = threading.get_ident()
     return lambda *args: hook(*args) if threading.get_ident() == owner else None

@@ -149,7 +149,7 @@ def wrong_with(row: Row) -> Iterator[str]:
 
 
 def configurations() -> Iterator[tuple[str, int, str, int]]:
-    """All tiles. Two chips suffice for bfloat16 (float16's tiles) and for float32 (one tile for all chips)."""
+    """All tiles. Two chips suffice for bfloat16 (tiles of float16) and float32 (one tile for all chips)."""
     for kernel in KERNELS:
         for kind, chips in (("fp16", CHIPS), ("bf16", (80, 90)), ("fp32", (80, 90))):
             for chip in chips:

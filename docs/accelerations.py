@@ -1,12 +1,12 @@
-"""Measures what accelerations save and what they cost in error: table and sheet of accelerations.md.
+"""Measure the savings and the errors of the accelerations: the table and the figure of accelerations.md.
 
     python docs/accelerations.py
 
-The error is that of the final latents against the plain run's, the bundled model's in 25 steps of DDIM with
-guidance 4. The arithmetic is what PyTorch's counter finds in the U-Net's calls of such a run, for the bundled
-model and, without any weights, for SD1. The times are processor time on one thread, in turns with the plain
-run's: runs of the bundled model, and one block with attention of SD1's finest level, since only at that size
-merging has anything to win. Times change with the machine; nothing else does. It takes some minutes.
+The error compares the final latents with those of the plain run: the bundled model, 25 steps of DDIM,
+guidance 4. The arithmetic is PyTorch's operation count of the U-Net's calls in such a run, for the bundled
+model and, without weights, for SD1. The times are processor times of one thread, alternating with the plain
+run: runs of the bundled model, and one block with attention of SD1's finest level, because token merging has
+a gain only at that size. Only the times depend on the machine. The script takes some minutes.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-"""Draws figures/solvers.png, and writes the table of "Fewer steps" into schedulers.md.
+"""Draw figures/solvers.png, and write the table of "Fewer steps" into schedulers.md.
 
     python docs/solvers.py
 
-How far each scheduler's final latents are from the solution of the probability-flow ODE, over the number of
-network calls: the bundled model, guidance 4, three prompts with a seed each. For the solution stands DDIM in
-1,000 steps, one for each training timestep. Ancestral methods solve another, stochastic equation, and are
-left out. A solution of 1,000 steps comes first for each picture, so it takes its time. Needs matplotlib (the
-`docs` extra).
+The error of each scheduler's final latents against the solution of the probability-flow ODE, over the number
+of network calls: the bundled model, guidance 4, three prompts with one seed each. The solution is
+approximated by DDIM with 1,000 steps, one for each training timestep, which takes a while for each image.
+Ancestral methods solve a stochastic equation and are excluded. Needs matplotlib (the `docs` extra).
 """
 
 from __future__ import annotations

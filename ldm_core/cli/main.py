@@ -14,8 +14,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ldm_core.cli.output import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, one_line, tell
 from ldm_core.cli.parser import build_parser
+from ldm_core.cli.printing import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, one_line, tell
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args: argparse.Namespace | None = None
     try:
         args = build_parser().parse_args(argv)
-        from ldm_core.cli import run as commands
+        from ldm_core.cli import commands  # imports torch, which --help does not need
 
         return commands.run(args)
     except KeyboardInterrupt:

@@ -8,35 +8,23 @@ import re
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from ldm_core.cli.output import PROG
+from ldm_core.cli.defaults import (
+    BUNDLED_GUIDANCE,
+    BUNDLED_STEPS,
+    DTYPES,
+    GUIDANCE,
+    MAX_PICTURES,
+    SCHEDULERS,
+    SPACINGS,
+    STEPS,
+    STRENGTH,
+)
+from ldm_core.cli.printing import PROG
 from ldm_core.recipe.fields import MAX_CLIP_SKIP, MAX_STEPS
 from ldm_core.support.limits import MAX_SIZE
 from ldm_core.support.printable import shown
 
-SCHEDULERS = (
-    "ddim",
-    "ddpm",
-    "plms",
-    "pndm",
-    "pndm-rk",
-    "dpm++2m",
-    "dpm++2m-karras",
-    "unipc",
-    "euler",
-    "euler-a",
-    "heun",
-    "lms",
-)
-SPACINGS = ("leading", "trailing", "linspace", "compvis", "karras", "exponential", "uniform_lambda")
-DTYPES = ("float32", "float16", "bfloat16")
-MAX_PICTURES = 1_000_000  # of a prompt, or at once
-MAX_MESSAGE = 600
-
-# What is used where neither the command line nor a recipe says anything: for the bundled model what its
-# card recommends, for any other what CompVis's scripts use.
-BUNDLED_STEPS, BUNDLED_GUIDANCE = 25, 4.0
-STEPS, GUIDANCE = 50, 7.5
-STRENGTH = {"img2img": 0.75, "inpaint": 1.0}
+MAX_MESSAGE = 600  # characters of an error, which may quote an argument of any length
 
 
 class _Parser(argparse.ArgumentParser):

@@ -15,18 +15,12 @@ import torch
 
 import ldm_core
 from ldm_core import schedulers
-from ldm_core.cli import parser
-from ldm_core.cli.files import (
-    Inputs,
-    Output,
-    find_output,
-    open_inputs,
-    read_prompts,
-    uninterpreted,
-    usable_device,
-)
-from ldm_core.cli.models_to_draw import load_model
-from ldm_core.cli.recorded import recorded_path, require_trust
+from ldm_core.cli import defaults
+from ldm_core.cli.inputs import Inputs, open_inputs, read_prompts, uninterpreted
+from ldm_core.cli.model import load_model, usable_device
+from ldm_core.cli.output import Output, find_output
+from ldm_core.cli.printing import PROG
+from ldm_core.cli.recipe_files import recorded_path, require_trust
 from ldm_core.guidance import ClassifierFreeGuidance
 from ldm_core.noise import image_seeds
 from ldm_core.recipe import Recipe, read_recipe, without_paths
@@ -77,8 +71,8 @@ def prepare(args: Namespace) -> Job:
 
     model, model_fields = load_model(args, again, device)
     bundled = model_fields["model"].path is None
-    default_steps = parser.BUNDLED_STEPS if bundled else parser.STEPS
-    default_guidance = parser.BUNDLED_GUIDANCE if bundled else parser.GUIDANCE
+    default_steps = defaults.BUNDLED_STEPS if bundled else defaults.STEPS
+    default_guidance = defaults.BUNDLED_GUIDANCE if bundled else defaults.GUIDANCE
     if inputs.image is not None:
         size = inputs.image.size
     width, height = size or (model.config.image_size, model.config.image_size)
@@ -125,7 +119,7 @@ def _chosen(args: Namespace, again: Recipe | None, name: str, default: Any) -> A
 def _strength(args: Namespace, again: Recipe | None) -> float | None:
     if args.command == "txt2img":
         return None
-    strength: float = _chosen(args, again, "strength", parser.STRENGTH[args.command])
+    strength: float = _chosen(args, again, "strength", defaults.STRENGTH[args.command])
     return strength
 
 
@@ -134,7 +128,7 @@ def _recipe_to_follow(args: Namespace) -> Recipe | None:
         return None
     again = read_recipe(args.recipe)
     if _is_ours(again) and again.task != args.command:
-        raise ValueError(f"{args.recipe} was drawn by {again.task}: use {parser.PROG} {again.task} --from")
+        raise ValueError(f"{args.recipe} was drawn by {again.task}: use {PROG} {again.task} --from")
     require_trust(args, again, NEEDED[args.command])
     return again
 

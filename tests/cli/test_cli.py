@@ -19,8 +19,8 @@ from support.cli_runs import ROOT, SMALL, Draw, Run, mask, photo, pixels
 
 import ldm_core
 from ldm_core import cli
-from ldm_core.cli import models_to_draw, parser, plan
-from ldm_core.cli import run as commands
+from ldm_core.cli import draw as drawing
+from ldm_core.cli import model, parser, plan
 from ldm_core.loading.load import bundled_model
 from ldm_core.recipe import SourceFile, file_sha256, read_recipe
 
@@ -120,7 +120,7 @@ def test_a_size_fits_the_pictures_that_come_in(draw: Draw) -> None:
 def test_defaults_for_the_bundled_model_and_for_others(
     run: Run, monkeypatch: pytest.MonkeyPatch, bundled: ldm_core.LatentDiffusion
 ) -> None:
-    monkeypatch.setattr(models_to_draw, "load", lambda *_, **__: bundled)
+    monkeypatch.setattr(model, "load", lambda *_, **__: bundled)
 
     def recipe(*argv: str) -> Any:
         return plan.prepare(parser.build_parser().parse_args(["txt2img", "x", *argv])).recipes[0]
@@ -226,13 +226,13 @@ def test_numbers_go_on_after_the_highest(draw: Draw) -> None:
 
 
 def test_a_name_that_is_taken_meanwhile_is_left_alone(draw: Draw, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = commands._draw_chunk
+    drawn = drawing._draw_chunk
 
     def draw_while_another_writes(*args: Any) -> Any:
         Path("txt2img-0001.png").write_text("mine")
         return drawn(*args)
 
-    monkeypatch.setattr(commands, "_draw_chunk", draw_while_another_writes)
+    monkeypatch.setattr(drawing, "_draw_chunk", draw_while_another_writes)
     assert draw("txt2img", "fire", *SMALL) == ["txt2img-0002.png"]
     assert Path("txt2img-0001.png").read_text() == "mine"
 

@@ -17,7 +17,7 @@ from support.checkpoint_files import safetensors_bytes, torch_zip
 from support.cli_runs import SMALL, Draw, Run, bundled_tensors, mask, photo
 
 import ldm_core
-from ldm_core.cli import models_to_draw
+from ldm_core.cli import model
 from ldm_core.loading.load import bundled_model
 
 WEIGHT = "model.diffusion_model.middle_block.0.in_layers.2.bias"
@@ -117,7 +117,7 @@ def test_bad_input_ends_in_one_line(
     def load(*_: Any, **__: Any) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(models_to_draw, "load", load)
+    monkeypatch.setattr(model, "load", load)
     result = run(*shlex.split(command))
     assert (result.status, result.out, len(result.err)) == (2, [], 1)
     assert result.err[0].startswith("ldm-core: error: ")

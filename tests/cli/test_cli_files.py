@@ -18,9 +18,9 @@ from support.recipes import PICTURE, RECIPE
 
 from ldm_core import build, cli
 from ldm_core.checkpoint import read, save
-from ldm_core.cli import models
-from ldm_core.cli import run as commands
-from ldm_core.cli.files import Output, find_output
+from ldm_core.cli import convert as conversion
+from ldm_core.cli import draw as drawing
+from ldm_core.cli.output import Output, find_output
 from ldm_core.recipe import read_recipe
 
 
@@ -75,13 +75,13 @@ def test_several_runs_number_pictures_in_one_folder(tmp_path: Path) -> None:
 
 
 def test_the_one_file_that_appears_meanwhile_is_kept(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = commands._draw_chunk
+    drawn = drawing._draw_chunk
 
     def draw_while_another_writes(*args: Any) -> Any:
         Path("a.png").write_text("mine")
         return drawn(*args)
 
-    monkeypatch.setattr(commands, "_draw_chunk", draw_while_another_writes)
+    monkeypatch.setattr(drawing, "_draw_chunk", draw_while_another_writes)
     result = run("txt2img", "fire", *SMALL, "--steps", "1", "--device", "cpu", "-o", "a.png")
     assert result.status == 2
     assert result.err == ["ldm-core: error: --output a.png: the file is already there; --force overwrites it"]
@@ -103,13 +103,13 @@ def test_of_three_converts_to_one_target_one_wins(
 ) -> None:
     source, target = tmp_path / "source.safetensors", tmp_path / name
     save(build(TINY["sd1"]), source)
-    convert, barrier = models.convert, threading.Barrier(3, timeout=60)
+    convert, barrier = conversion.convert, threading.Barrier(3, timeout=60)
 
     def convert_together(*args: Any, **options: Any) -> Any:
         barrier.wait()  # all have seen that there is no such file
         return convert(*args, **options)
 
-    monkeypatch.setattr(models, "convert", convert_together)
+    monkeypatch.setattr(conversion, "convert", convert_together)
     with ThreadPoolExecutor(3) as threads:
         statuses = list(threads.map(cli.main, [["convert", str(source), str(target)]] * 3))
     assert sorted(statuses) == [0, 2, 2]
@@ -126,13 +126,13 @@ def test_merge_keeps_a_file_that_appears_meanwhile(
 ) -> None:
     source, target = tmp_path / "source.safetensors", tmp_path / "m.ckpt"
     save(build(TINY["sd1"]), source)
-    weighted_sum = models.weighted_sum
+    weighted_sum = conversion.weighted_sum
 
     def while_another_writes(*args: Any, **options: Any) -> Any:
         target.write_text("mine")
         return weighted_sum(*args, **options)
 
-    monkeypatch.setattr(models, "weighted_sum", while_another_writes)
+    monkeypatch.setattr(conversion, "weighted_sum", while_another_writes)
     assert cli.main(["merge", str(source), str(source), str(target)]) == 2
     assert "m.ckpt: the file is already there; --force overwrites it" in capsys.readouterr().err
     assert target.read_text() == "mine"

@@ -14,8 +14,7 @@ from support.cli_runs import (
     Run,
 )
 
-from ldm_core.cli import files
-from ldm_core.cli.files import read_prompts, uninterpreted
+from ldm_core.cli.inputs import MAX_PROMPTS_BYTES, read_prompts, uninterpreted
 from ldm_core.recipe import read_recipe
 
 ONE_STEP = (*SMALL, "--steps", "1", "--device", "cpu")
@@ -46,7 +45,7 @@ def test_a_file_without_prompts_is_named(run: Run, monkeypatch: pytest.MonkeyPat
 
 
 def test_prompts_have_a_size_limit(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert files.MAX_PROMPTS_BYTES == 2**24
+    assert MAX_PROMPTS_BYTES == 2**24
     with Path("prompts.txt").open("wb") as file:
         file.truncate(2**24 + 1)
     result = run("txt2img", "--prompts", "prompts.txt")

@@ -16,7 +16,7 @@ from PIL import Image, PngImagePlugin
 from safetensors.torch import save
 from support.cli_runs import SMALL, Draw, Result, Run, bundled_tensors, mask, photo, pixels
 
-from ldm_core.cli import models_to_draw
+from ldm_core.cli import model as model_loading
 from ldm_core.loading.load import bundled_model
 from ldm_core.recipe import Recipe, read_recipe, source_file, write_png
 
@@ -173,7 +173,7 @@ def test_the_type_of_the_recipe_is_used_again(run: Run, monkeypatch: pytest.Monk
         versions={"ldm_core": "0"},
     )
     write_png(Image.new("RGB", (8, 8)), "a.png", recipe)
-    monkeypatch.setattr(models_to_draw, "load", load)
+    monkeypatch.setattr(model_loading, "load", load)
     run("txt2img", "--from", "a.png")
     run("txt2img", "--from", "a.png", "--dtype", "float32")
     assert asked == [torch.bfloat16, torch.float32]

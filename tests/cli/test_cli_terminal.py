@@ -17,7 +17,7 @@ from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
 from support.cli_runs import SMALL, Run, bundled_tensors
 
-from ldm_core.cli.output import print_path
+from ldm_core.cli.printing import print_path
 from ldm_core.recipe import Recipe, SourceFile, to_json
 from ldm_core.support.printable import few, printable, shown
 

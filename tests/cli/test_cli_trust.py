@@ -13,7 +13,7 @@ from PIL import Image
 from support.cli_runs import Draw, Result, Run, photo
 
 import ldm_core
-from ldm_core.cli import models_to_draw
+from ldm_core.cli import model
 from ldm_core.loading.load import bundled_model
 from ldm_core.recipe import AdapterFile, Recipe, SourceFile, read_recipe, source_file, write_png
 
@@ -140,7 +140,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch, bundled: ldm_core.LatentDiffusion) -
         paths.append(path)
         return bundled
 
-    monkeypatch.setattr(models_to_draw, "load", load)
+    monkeypatch.setattr(model, "load", load)
     return paths
 
 

@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 import ldm_core
 from ldm_core import cli
-from ldm_core.cli import models_to_draw
+from ldm_core.cli import model
 from ldm_core.loading.load import bundled_model
 
 ROOT = Path(ldm_core.__file__).parent.parent
@@ -53,7 +53,7 @@ def run(
             return bundled
         return ldm_core.load(path, dtype=dtype, **options)
 
-    monkeypatch.setattr(models_to_draw, "load", load)
+    monkeypatch.setattr(model, "load", load)
 
     def run(*argv: str) -> Result:
         status = cli.main([str(arg) for arg in argv])

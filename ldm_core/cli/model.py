@@ -13,13 +13,23 @@ import torch
 
 from ldm_core.adapters.lora import apply_lora
 from ldm_core.adapters.textual_inversion import apply_textual_inversion
-from ldm_core.cli import parser
-from ldm_core.cli.recorded import model_path, recorded_path
+from ldm_core.cli.defaults import DTYPES
+from ldm_core.cli.recipe_files import model_path, recorded_path
 from ldm_core.config import PRESETS
 from ldm_core.loading.load import bundled_model, load
 from ldm_core.model import LatentDiffusion
 from ldm_core.recipe import AdapterFile, Recipe, SourceFile, source_file
-from ldm_core.support.printable import shown
+from ldm_core.support.printable import shown, shown_error
+
+
+def usable_device(name: str | None) -> torch.device:
+    """A device that works here; without a name, a GPU if there is one. Raises ValueError for another."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.ones(1, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name} cannot be used here: {shown_error(error)}") from None
+    return device
 
 
 def load_model(
@@ -85,9 +95,9 @@ def _dtype(args: Namespace, again: Recipe | None) -> torch.dtype | Literal["auto
     name = _chosen(args, again, "dtype")
     if name == "auto":
         return "auto"
-    if name is not None and name not in parser.DTYPES:
+    if name is not None and name not in DTYPES:
         raise ValueError(
-            f"{args.recipe}: the recipe's dtype must be one of {', '.join(parser.DTYPES)}, not {shown(name)}"
+            f"{args.recipe}: the recipe's dtype must be one of {', '.join(DTYPES)}, not {shown(name)}"
         )
     return None if name is None else getattr(torch, name)
 

@@ -1,42 +1,18 @@
-"""The commands that look at checkpoints and rewrite them, and draw nothing."""
+"""The `convert` and `merge` commands, which write models."""
 
 from __future__ import annotations
 
-import json
-import math
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ldm_core.checkpoint import inspect
-from ldm_core.cli.files import already_there
-from ldm_core.cli.output import print_lines, print_path
+from ldm_core.cli.output import already_there
+from ldm_core.cli.printing import print_path
 from ldm_core.loading.convert import add_difference, convert, weighted_sum
-from ldm_core.recipe import Recipe, read_recipe, to_json, to_parameters_text
-from ldm_core.recipe.png import SIGNATURE
-from ldm_core.support.printable import printable
-from ldm_core.support.regular_file import open_regular
-
-
-def inspect_file(args: Namespace) -> int:
-    """Tell what is in a checkpoint, or a picture's recipe. The status is 0 also for a file that is odd."""
-    if _is_png(args.file):
-        recipe = read_recipe(args.file)
-        print_lines(to_json(recipe) if args.json else to_parameters_text(_on_one_line(recipe)))
-    else:
-        report = inspect(args.file, check_values=args.check_values, verify=args.verify)
-        print_lines(json.dumps(_plain(report.to_dict()), default=str) if args.json else str(report))
-    return 0
-
-
-def _on_one_line(recipe: Recipe) -> Recipe:
-    """The recipe for people: a line break in a prompt must not look like the recipe's next line."""
-    return replace(recipe, prompt=printable(recipe.prompt), negative_prompt=printable(recipe.negative_prompt))
 
 
 def convert_file(args: Namespace) -> int:
@@ -97,22 +73,3 @@ def _new_unless_forced(target: str, force: bool) -> Iterator[None]:
         yield
     except FileExistsError:
         raise taken from None
-
-
-def _is_png(path: str) -> bool:
-    try:
-        with open_regular(path) as file:
-            return file.read(len(SIGNATURE)) == SIGNATURE
-    except OSError:
-        return False  # `inspect` says in words what is wrong with it
-
-
-def _plain(value: Any) -> Any:
-    """The value without the numbers that JSON does not have."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value

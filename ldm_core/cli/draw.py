@@ -1,15 +1,13 @@
-"""What the command line's commands do: draw pictures in chunks, each kept as soon as it is done.
+"""The drawing commands: they draw pictures in chunks and write each picture as soon as its chunk is done.
 
-Each picture has its own seed, so the chunks do not change what is drawn.
+Each picture has its own seed, so the size of the chunks does not change the pictures.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from ldm_core.cli import models
-from ldm_core.cli.output import EXIT_FAILED, EXIT_INTERRUPTED, print_path, tell
 from ldm_core.cli.plan import Job, prepare
+from ldm_core.cli.printing import EXIT_FAILED, EXIT_INTERRUPTED, print_path, tell
 from ldm_core.images import tensor_to_pil
 from ldm_core.recipe import Recipe
 from ldm_core.sampler import SamplerStep
@@ -28,36 +25,9 @@ from ldm_core.watch.strip import Recorder
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MODEL_COMMANDS = {
-    "inspect": models.inspect_file,
-    "convert": models.convert_file,
-    "merge": models.merge_files,
-}
 
-
-def run(args: Namespace) -> int:
-    """Do what the parsed command line asks; the exit status. Raises ValueError or OSError for bad input."""
-    with _warnings_in_words(getattr(args, "quiet", False)):
-        return MODEL_COMMANDS.get(args.command, _draw)(args)
-
-
-@contextmanager
-def _warnings_in_words(quiet: bool) -> Iterator[None]:
-    """Show each warning once, as one line and without a place in the code."""
-    seen: set[str] = set()
-
-    def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        if not quiet and str(message) not in seen:
-            seen.add(str(message))
-            tell(f"warning: {' '.join(str(message).split())}")
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = show
-        yield
-
-
-def _draw(args: Namespace) -> int:
+def draw(args: Namespace) -> int:
+    """Draw all pictures of a command line and return the exit status."""
     job = prepare(args)
     total, done, black = len(job.recipes), 0, 0
     try:

@@ -1,0 +1,45 @@
+"""The functions that run the commands, and how their warnings are shown."""
+
+from __future__ import annotations
+
+import warnings
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ldm_core.cli.convert import convert_file, merge_files
+from ldm_core.cli.draw import draw
+from ldm_core.cli.inspection import inspect_file
+from ldm_core.cli.printing import tell
+
+COMMANDS = {
+    "txt2img": draw,
+    "img2img": draw,
+    "inpaint": draw,
+    "inspect": inspect_file,
+    "convert": convert_file,
+    "merge": merge_files,
+}
+
+
+def run(args: Namespace) -> int:
+    """Do what the parsed command line asks; the exit status. Raises ValueError or OSError for bad input."""
+    with _warnings_in_words(getattr(args, "quiet", False)):
+        return COMMANDS[args.command](args)
+
+
+@contextmanager
+def _warnings_in_words(quiet: bool) -> Iterator[None]:
+    """Show each warning once, as one line and without a place in the code."""
+    seen: set[str] = set()
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        if not quiet and str(message) not in seen:
+            seen.add(str(message))
+            tell(f"warning: {' '.join(str(message).split())}")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = show
+        yield

@@ -1,7 +1,7 @@
-"""Pictures in and out: PIL images of any mode to tensors, and tensors to PIL images.
+"""Conversion of PIL images of any mode to tensors, and of tensors to PIL images.
 
-At its border the package takes and gives PIL images, or (B, 3, H, W) in [0, 1]; inside, the autoencoder
-works on [-1, 1], as it was trained.
+The public functions take and return PIL images or tensors (B, 3, H, W) in [0, 1]. The autoencoder works on
+tensors in [-1, 1].
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 ImageInput = Any  # a PIL image, a tensor (3, H, W) or (B, 3, H, W) in [0, 1], or a list of either
 
 
-# Pillow knows more formats. Some of their readers start other programs (EPS: Ghostscript).
+# Some of Pillow's readers for other formats start programs (EPS: Ghostscript).
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-MAX_PIXELS = 178_956_970  # 0.5 GiB as RGB. Pillow refuses more too, unless a program has changed its limit.
-MAX_BYTES = 2**31  # a generous limit
+MAX_PIXELS = 178_956_970  # 0.5 GiB as RGB. Pillow has the same limit, but a program can change it.
+MAX_BYTES = 2**31  # bytes of a file, far more than MAX_PIXELS need
 
 
 @contextmanager
 def _damage_as_value_error() -> Iterator[None]:
-    """Pillow raises anything for damaged files: OSError, SyntaxError, struct.error, IndexError …"""
+    """Convert the many errors of Pillow for damaged files (SyntaxError, struct.error, …) to ValueError."""
     try:
         yield
     except (ValueError, MemoryError):
@@ -42,12 +42,12 @@ def _damage_as_value_error() -> Iterator[None]:
 
 
 def open_picture(source: str | os.PathLike[str] | bytes) -> Image:
-    """A picture in a file, or in a file's bytes, decoded and upright; of several frames the first.
+    """Decode the first frame of a picture file, or of its bytes, and rotate it upright.
 
-    It is safe for files from strangers: only the formats in FORMATS are read, and size is checked before
-    anything is decoded. A damaged EXIF block is ignored: the picture is then as it is stored.
+    Safe for untrusted files: only the formats in FORMATS are read, and the size is checked before decoding. A
+    damaged EXIF block is ignored, so that the picture keeps its stored orientation.
     Raises OSError for a file that cannot be opened, is larger than MAX_BYTES or is not a regular file, and
-    ValueError for one that is not a picture in these formats, is damaged, or has more than MAX_PIXELS pixels.
+    ValueError for a file that has none of these formats, is damaged, or has more than MAX_PIXELS pixels.
     """
     from PIL import Image as PIL
 
@@ -60,13 +60,13 @@ def open_picture(source: str | os.PathLike[str] | bytes) -> Image:
                 return upright(image)
         except ValueError as error:
             if isinstance(error.__cause__, PIL.UnidentifiedImageError):
-                raise ValueError(f"not a picture of the formats {', '.join(FORMATS)}") from None
+                raise ValueError(f"not a picture in one of the formats {', '.join(FORMATS)}") from None
             raise
 
 
 @_damage_as_value_error()
 def upright(image: Image) -> Image:
-    """A copy of a PIL image, turned as its EXIF data says. Where that is damaged, it is ignored.
+    """A copy of a PIL image, rotated according to its EXIF data. Damaged EXIF data are ignored.
 
     Raises ValueError for a picture that cannot be decoded.
     """
@@ -75,13 +75,13 @@ def upright(image: Image) -> Image:
     image.load()
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # the pixels are fine, and Pillow raises anything for damaged EXIF data
+    except Exception:  # damaged EXIF data, for which Pillow raises many errors; the pixels are valid
         return image.copy()
 
 
 @_damage_as_value_error()
 def to_rgb(image: Image) -> Image:
-    """Any PIL image upright and as 8-bit RGB: EXIF rotation applied, transparency laid on white.
+    """Convert a PIL image to 8-bit RGB, rotated upright, with transparency composited on white.
 
     Raises ValueError for a picture that cannot be decoded.
     """
@@ -98,7 +98,7 @@ def to_rgb(image: Image) -> Image:
 
 @_damage_as_value_error()
 def to_grey(mask: Image) -> Image:
-    """The same as 8-bit grey, with transparency laid on black."""
+    """Convert a PIL image to 8-bit grey, rotated upright, with transparency composited on black."""
     from PIL import Image as PIL
 
     mask = upright(mask)
@@ -111,7 +111,7 @@ def to_grey(mask: Image) -> Image:
 
 
 def _to_8_bit(image: Image) -> Image:
-    """16- and 32-bit grey to 8 bits; PIL's own conversion clips at 255 and so turns them white."""
+    """Convert 16- and 32-bit grey to 8 bits. PIL's conversion would clip most values to white."""
     import numpy as np
     from PIL import Image as PIL
 
@@ -122,9 +122,9 @@ def _to_8_bit(image: Image) -> Image:
 
 
 def image_to_tensor(image: ImageInput) -> Tensor:
-    """One or several images of one size to (B, 3, H, W), float32 in [0, 1] on the CPU.
+    """Convert one or several images of one size to (B, 3, H, W), float32 in [0, 1] on the CPU.
 
-    Raises ValueError for other types, tensors of another shape, values outside [0, 1], several sizes, or a
+    Raises ValueError for other types, tensors of another shape, values outside [0, 1], different sizes, or a
     picture that cannot be decoded.
     """
     if isinstance(image, Tensor):
@@ -157,9 +157,10 @@ def _of_one_size(tensors: list[Tensor], what: str) -> Tensor:
 
 
 def mask_to_tensor(mask: ImageInput) -> Tensor:
-    """A mask, or several, to (B, 1, H, W), float32 in [0, 1]: white, 1, is what is repainted.
+    """Convert one or several masks to (B, 1, H, W), float32 in [0, 1]. White (1) is repainted.
 
-    A tensor may be (H, W), (1, H, W) or (B, 1, H, W) in [0, 1]; transparency in a picture counts as black.
+    A tensor may be (H, W), (1, H, W) or (B, 1, H, W) in [0, 1]. Transparent pixels of a picture count as
+    black.
     Raises ValueError as `image_to_tensor` does.
     """
     if isinstance(mask, Tensor):
@@ -183,7 +184,7 @@ def _require_pil(value: Any, what: str) -> None:
 
 
 def tensor_to_pil(images: Tensor) -> list[Image]:
-    """(B, 3, H, W) in [0, 1] to 8-bit RGB images, rounded to the nearest of the 256 levels."""
+    """Convert (B, 3, H, W) in [0, 1] to 8-bit RGB images, rounded to the nearest level."""
     from PIL import Image as PIL
 
     pixels = (images.float().clamp(0, 1) * 255).round().to(torch.uint8)

@@ -24,14 +24,14 @@ COMMANDS = {
 
 
 def run(args: Namespace) -> int:
-    """Do what the parsed command line asks; the exit status. Raises ValueError or OSError for bad input."""
-    with _warnings_in_words(getattr(args, "quiet", False)):
+    """Run the parsed command and return its exit status. Raises ValueError or OSError for bad input."""
+    with _one_line_warnings(getattr(args, "quiet", False)):
         return COMMANDS[args.command](args)
 
 
 @contextmanager
-def _warnings_in_words(quiet: bool) -> Iterator[None]:
-    """Show each warning once, as one line and without a place in the code."""
+def _one_line_warnings(quiet: bool) -> Iterator[None]:
+    """Show each warning once, on one line, without its position in the code."""
     seen: set[str] = set()
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -16,7 +16,7 @@ from ldm_core.loading.convert import add_difference, convert, weighted_sum
 
 
 def convert_file(args: Namespace) -> int:
-    """Write a checkpoint in another form, and print its path."""
+    """Write a checkpoint in another layout, format or type, and print its path."""
     with _new_unless_forced(args.target, args.force):
         convert(
             args.source,
@@ -37,7 +37,7 @@ def convert_file(args: Namespace) -> int:
 
 
 def merge_files(args: Namespace) -> int:
-    """Write a weighted sum of two models, or the first and the difference of the others; print its path."""
+    """Write (1 - alpha) A + alpha B, or A + alpha (B - C), and print its path."""
     options: dict[str, Any] = {
         "layout": args.layout,
         "dtype": _dtype(args),
@@ -54,7 +54,7 @@ def merge_files(args: Namespace) -> int:
             add_difference(a, b, c, args.target, 1.0 if args.alpha is None else args.alpha, **options)
         else:
             count = len(args.models)
-            raise ValueError(f"merge takes two models, or three for A + alpha (B - C), not {count}")
+            raise ValueError(f"merge takes two models, or three for A + alpha (B - C), got {count}")
     print_path(args.target)
     return 0
 
@@ -65,7 +65,7 @@ def _dtype(args: Namespace) -> torch.dtype | None:
 
 @contextmanager
 def _new_unless_forced(target: str, force: bool) -> Iterator[None]:
-    """Raise ValueError for a file that is there, at once, and for one that has appeared by the end."""
+    """Raise ValueError if the target exists, before the block runs or because it appeared meanwhile."""
     taken = already_there(target)
     if Path(target).is_file() and not force:
         raise taken

@@ -44,10 +44,10 @@ def draw(args: Namespace) -> int:
                     if recorder is not None:
                         _save_steps(job, recorder, k, path, recipes[k].prompt)
     except KeyboardInterrupt:
-        tell(f"interrupted; {done} of {total} pictures are done and kept")
+        tell(f"interrupted; {done} of {total} pictures are complete and kept")
         return EXIT_INTERRUPTED
     if black:
-        tell(f"error: {black} of {total} pictures could not be computed")
+        tell(f"error: {black} of {total} pictures have NaN or infinity in their latents")
         return EXIT_FAILED
     return 0
 
@@ -55,7 +55,7 @@ def draw(args: Namespace) -> int:
 def _draw_chunk(
     job: Job, recipes: Sequence[Recipe], progress: _Progress, recorder: Recorder | None
 ) -> list[Image]:
-    """The pictures of a chunk of recipes, which differ in their prompts and seeds alone."""
+    """The pictures of a chunk of recipes, which differ only in their prompts and seeds."""
 
     def on_step(step: SamplerStep) -> None:
         if recorder is not None:
@@ -84,7 +84,7 @@ def _draw_chunk(
 
 
 def _save_steps(job: Job, recorder: Recorder, k: int, picture: Path, caption: str) -> None:
-    """The k-th picture of a chunk after every step, and all its steps at a glance."""
+    """Save the k-th picture of a chunk after every step, and a strip of all its steps."""
     alone = Recorder(job.sampler.model, captions=[caption])
     for step in recorder.steps:
         alone(replace(step, latent=step.latent[k : k + 1], x0=step.x0[k : k + 1]))
@@ -95,7 +95,7 @@ def _save_steps(job: Job, recorder: Recorder, k: int, picture: Path, caption: st
 
 
 class _Progress:
-    """A bar on the terminal, one tick per step of a chunk; nothing where standard error is no terminal."""
+    """A progress bar with one tick per step of a chunk, if standard error is a terminal."""
 
     def __init__(self, pictures: int, batch_size: int, *, quiet: bool) -> None:
         self._chunks = math.ceil(pictures / batch_size)

@@ -1,4 +1,4 @@
-"""What a drawing starts from: files of prompts, and pictures with the records of their files."""
+"""Reading what a drawing starts from: prompts, and pictures with the records of their files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _WEIGHT = re.compile(r"(?<!\\)\([^()]{1,200}:\s{0,9}(?:\d{1,4}(?:\.\d{0,4})?|\.\
 
 @dataclass(frozen=True)
 class Inputs:
-    """The pictures that a drawing starts from, with the record of their files."""
+    """The pictures that a drawing starts from, with the records of their files."""
 
     image: Image | None = None
     mask: Image | None = None
@@ -33,10 +33,10 @@ class Inputs:
 
 
 def open_inputs(image: str | None, mask: str | None, size: tuple[int, int] | None) -> Inputs:
-    """Open what is there, upright. With a size (width, height), fit it: cut to its proportions, then scale.
+    """Open the image and the mask upright. With a `size` (width, height), crop them to it and scale them.
 
-    Raises OSError for a file that cannot be opened, ValueError for one that is no picture, and for a mask of
-    another size than the image.
+    Raises OSError for a file that cannot be opened, and ValueError for a file that is not a picture or a mask
+    whose size differs from the image's.
     """
     if image is None:
         return Inputs()
@@ -46,7 +46,9 @@ def open_inputs(image: str | None, mask: str | None, size: tuple[int, int] | Non
     mask_file, white = _open(mask, to_grey)
     if white.size != picture.size:
         sizes = ["×".join(map(str, one.size)) for one in (white, picture)]
-        raise ValueError(f"the mask has {sizes[0]} pixels, the image {sizes[1]}; they must be the same")
+        raise ValueError(
+            f"the mask and the image must have the same size, got {sizes[0]} and {sizes[1]} pixels"
+        )
     return Inputs(_fitted(picture, size), _fitted(white, size), image_file, mask_file)
 
 

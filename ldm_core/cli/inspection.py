@@ -1,4 +1,4 @@
-"""The `inspect` command: what a checkpoint, a folder or an adapter holds, and the recipe in a picture."""
+"""The `inspect` command, which describes checkpoints, folders, adapters and the recipes in pictures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ldm_core.support.regular_file import open_regular
 
 
 def inspect_file(args: Namespace) -> int:
-    """Tell what is in a checkpoint, or a picture's recipe. The status is 0 also for a file that is odd."""
+    """Describe a checkpoint, or a picture's recipe. The status is 0 even if the file has defects."""
     if _is_png(args.file):
         recipe = read_recipe(args.file)
         print_lines(to_json(recipe) if args.json else to_parameters_text(_on_one_line(recipe)))
@@ -28,7 +28,7 @@ def inspect_file(args: Namespace) -> int:
 
 
 def _on_one_line(recipe: Recipe) -> Recipe:
-    """The recipe for people: a line break in a prompt must not look like the recipe's next line."""
+    """The recipe with line breaks in its prompts escaped, which could imitate lines of the recipe."""
     return replace(recipe, prompt=printable(recipe.prompt), negative_prompt=printable(recipe.negative_prompt))
 
 
@@ -37,11 +37,11 @@ def _is_png(path: str) -> bool:
         with open_regular(path) as file:
             return file.read(len(SIGNATURE)) == SIGNATURE
     except OSError:
-        return False  # `inspect` says in words what is wrong with it
+        return False  # `inspect` raises a better error
 
 
 def _plain(value: Any) -> Any:
-    """The value without the numbers that JSON does not have."""
+    """The value with NaN and infinity as text, since JSON has no numbers for them."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,9 +1,13 @@
 """The command line: `python -m ldm_core` and `ldm-core`.
 
-Standard output carries nothing but the paths of the files that were written, one a line; messages go
-to standard error. Exit status: 0; 2 for bad input or a file that cannot be written, with one line that says
-what is wrong; 1 for latents with NaN or infinity, for too little memory, and where nobody reads the paths any
-more; 130 after Ctrl-C.
+Standard output contains only the paths of written files, one per line. Messages go to standard error.
+
+Exit status:
+
+    0    success
+    1    NaN or infinity in latents, too little memory, or standard output was closed by its reader
+    2    bad input, or a file that cannot be written; one line describes the error
+    130  interrupted with Ctrl-C
 """
 
 from __future__ import annotations
@@ -19,8 +23,8 @@ from ldm_core.cli.printing import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED,
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status. `--help` and `--version` end in SystemExit, as usual."""
-    for stream in (sys.stdout, sys.stderr):  # of a terminal that knows ASCII only
+    """Run one command and return its exit status. `--help` and `--version` raise SystemExit."""
+    for stream in (sys.stdout, sys.stderr):  # the terminal may support ASCII only
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     args: argparse.Namespace | None = None
@@ -33,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tell(_interrupted(args))
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Whoever read the paths has gone; Python would complain again as it flushes the pipe at exit.
+        # The reader of the pipe has gone. Python would report this again when it flushes the pipe at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except (ValueError, OSError) as error:
@@ -47,14 +51,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _interrupted(args: argparse.Namespace | None) -> str:
-    """The line that is shown after Ctrl-C; a run that has drawn pictures shows its own."""
+    """The message after Ctrl-C. `draw` has its own message for a run that has started to draw."""
     if args is not None and "target" in args:
-        return "interrupted; nothing half-written is left"
+        return "interrupted; no incomplete file is left"
     if args is not None and "prompt" in args:
         return "interrupted before the first picture was drawn"
     return "interrupted"
 
 
 def _is_memory(error: BaseException) -> bool:
-    """PyTorch's CPU allocator has no class of its own for this."""
+    """Whether memory ran out. PyTorch's CPU allocator raises a RuntimeError for this."""
     return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate" in str(error)

@@ -1,4 +1,4 @@
-"""The model that a drawing uses, with its adapters, and what the recipe says of it."""
+"""Loading the model of a drawing with its adapters, and the fields that describe it in a recipe."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ldm_core.support.printable import shown, shown_error
 
 
 def usable_device(name: str | None) -> torch.device:
-    """A device that works here; without a name, a GPU if there is one. Raises ValueError for another."""
+    """The named device, or by default a GPU if there is one. Raises ValueError for one that does not work."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.ones(1, device=device).cpu()
@@ -35,10 +35,10 @@ def usable_device(name: str | None) -> torch.device:
 def load_model(
     args: Namespace, again: Recipe | None, device: torch.device
 ) -> tuple[LatentDiffusion, dict[str, Any]]:
-    """The model, ready, and the fields of a recipe that describe it.
+    """The model with its adapters, and the fields of a recipe that describe it.
 
-    What the command line does not say comes from the recipe that is followed; adapters given on the command
-    line take the place of all that the recipe has of that kind.
+    Options that the command line lacks come from the recipe `again`. LoRAs given on the command line replace
+    all LoRAs of the recipe; the same holds for embeddings.
     """
     path = _model_path(args, again)
     autoencoder = _autoencoder_path(args, again)
@@ -65,7 +65,7 @@ def _chosen(args: Namespace, again: Recipe | None, name: str) -> Any:
 
 
 def _model_path(args: Namespace, again: Recipe | None) -> str | None:
-    """The checkpoint to load; None for the bundled one."""
+    """The checkpoint to load; None means the bundled model."""
     if args.model is not None or again is None:
         path: str | None = args.model
         return path
@@ -75,7 +75,7 @@ def _model_path(args: Namespace, again: Recipe | None) -> str | None:
 
 
 def _autoencoder_path(args: Namespace, again: Recipe | None) -> str | None:
-    """The file that takes the place of the model's own autoencoder, if any does."""
+    """The file whose autoencoder replaces the model's own, or None."""
     if args.autoencoder is not None or again is None or again.autoencoder is None:
         path: str | None = args.autoencoder
         return path
@@ -83,7 +83,7 @@ def _autoencoder_path(args: Namespace, again: Recipe | None) -> str | None:
 
 
 def _config(args: Namespace, again: Recipe | None) -> str | None:
-    """A preset's name or a configuration file, where the model's own is not to be used."""
+    """A preset's name or a configuration file that replaces the model's own configuration, or None."""
     if args.config is not None or again is None or again.config is None or again.config in PRESETS:
         config: str | None = _chosen(args, again, "config")
         return config
@@ -97,7 +97,7 @@ def _dtype(args: Namespace, again: Recipe | None) -> torch.dtype | Literal["auto
         return "auto"
     if name is not None and name not in DTYPES:
         raise ValueError(
-            f"{args.recipe}: the recipe's dtype must be one of {', '.join(DTYPES)}, not {shown(name)}"
+            f"{args.recipe}: the dtype in the recipe must be one of {', '.join(DTYPES)}, not {shown(name)}"
         )
     return None if name is None else getattr(torch, name)
 
@@ -124,7 +124,7 @@ def _apply(
 
 
 def _file_and_value(text: str) -> tuple[str, str]:
-    """FILE=VALUE in two; a file whose name has an equals sign in it is itself."""
+    """Split FILE=VALUE. The name of an existing file is not split, even if it contains "="."""
     file, equals, value = text.rpartition("=")
     return (file, value) if equals and not Path(text).exists() else (text, "")
 

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Output:
-    """A folder in which pictures are numbered, or one file. The first picture makes a folder that is missing.
+    """A folder of numbered pictures, or one file. The first picture makes a missing folder.
 
-    stem: what a numbered file's name begins with: `txt2img-0001.png`.
-    file: the one file, if it is not to be numbered. force: overwrite it.
+    stem: the beginning of a numbered file's name, such as "txt2img" in `txt2img-0001.png`.
+    file: the one file, or None to number pictures. force: whether to overwrite it.
     """
 
     folder: Path
@@ -35,14 +35,14 @@ class Output:
     _next: int = field(default=0, init=False)
 
     def save(self, image: Image, recipe: Recipe) -> Path:
-        """Write a picture under a name that is still free, and return its path.
+        """Write a picture under a free name and return its path.
 
-        Raises ValueError where the one file's name has been taken meanwhile, and OSError where nothing can be
+        Raises ValueError if the one file's name was taken meanwhile, and OSError if the picture cannot be
         written.
         """
         data = png_bytes(image, recipe)
         self.folder.mkdir(exist_ok=True)
-        # Several processes may number pictures in one folder, so the file is whole before it gets a number.
+        # Other processes may number pictures in this folder, so a complete file takes the number atomically.
         with unfinished_file(self.file or self.folder / f"{self.stem}.png") as temporary:
             temporary.write_bytes(data)
             for path in self._names():
@@ -52,13 +52,15 @@ class Output:
         raise already_there(f"--output {self.file}")
 
     def save_steps(self, picture: Path, frames: Sequence[Image], strip: Image) -> list[Path]:
-        """Write what a picture looked like after each step, numbered from 1, and the strip of them all.
+        """Write a picture's frame after each step, numbered from 1, and the strip of all frames.
 
-        They go into a folder beside the picture; its paths are returned.
+        The files go into a folder beside the picture. Returns their paths.
         """
         folder = steps_folder(picture)
         folder.mkdir(exist_ok=self.force)
-        for old in folder.glob("[0-9][0-9][0-9][0-9].png"):  # --force, and there may have been more steps
+        for old in folder.glob(
+            "[0-9][0-9][0-9][0-9].png"
+        ):  # with --force, an earlier run may have had more steps
             old.unlink()
         named = {f"{number:04d}.png": frame for number, frame in enumerate(frames, start=1)}
         named["strip.png"] = strip
@@ -67,7 +69,7 @@ class Output:
         return [folder / name for name in named]
 
     def _names(self) -> Iterator[Path]:
-        """The names that a picture may get, in this order."""
+        """The names to try for the next picture, in this order."""
         if self.file is not None:
             yield self.file
             return
@@ -81,7 +83,7 @@ class Output:
 
 
 def find_output(name: str, stem: str, *, count: int, steps: bool, force: bool) -> Output:
-    """Where `count` pictures shall go. Raises ValueError, before anything is drawn, if they cannot.
+    """The output for `count` pictures. Raises ValueError if they cannot be written there.
 
     name: an existing folder, a new folder's name that ends in a slash, or a file's name that ends in .png.
     steps: whether each picture gets a folder of its steps beside it.
@@ -91,7 +93,7 @@ def find_output(name: str, stem: str, *, count: int, steps: bool, force: bool) -
         output = Output(path, stem)
     elif name.endswith(("/", os.sep)):
         if os.path.lexists(path):
-            raise ValueError(f"--output {name}: a file of this name is already there")
+            raise ValueError(f"--output {name}: a file of this name already exists")
         _require_writable(path.parent)
         return Output(path, stem)
     elif path.suffix.lower() != ".png":
@@ -104,7 +106,9 @@ def find_output(name: str, stem: str, *, count: int, steps: bool, force: bool) -
     elif os.path.lexists(path) and not force:
         raise already_there(f"--output {path}")
     elif steps and steps_folder(path).exists() and not force:
-        raise ValueError(f"--output {name}: {steps_folder(path)} is already there; --force overwrites it")
+        raise ValueError(
+            f"--output {name}: the folder {steps_folder(path)} already exists; --force overwrites it"
+        )
     else:
         output = Output(path.parent, stem, path, force)
     _require_writable(output.folder)
@@ -112,19 +116,19 @@ def find_output(name: str, stem: str, *, count: int, steps: bool, force: bool) -
 
 
 def already_there(target: str) -> ValueError:
-    """The error for a file that is there; `target` is its path, or the option with it."""
-    return ValueError(f"{target}: the file is already there; --force overwrites it")
+    """The error for a file that already exists; `target` is its path, or the option with its path."""
+    return ValueError(f"{target}: the file already exists; --force overwrites it")
 
 
 def steps_folder(picture: Path) -> Path:
-    """Where the steps of a picture are kept: `cat-steps` for `cat.png`."""
+    """The folder for the steps of a picture: `cat-steps` for `cat.png`."""
     return picture.with_name(f"{picture.stem}-steps")
 
 
 def _require_writable(folder: Path) -> None:
-    """Permissions tell too little (a full disk, a read-only mount, the administrator), so it is tried."""
+    """Write one byte: permissions do not reveal a full disk or a read-only mount."""
     try:
-        with tempfile.TemporaryFile(dir=folder) as file:  # which no crash can leave behind
+        with tempfile.TemporaryFile(dir=folder) as file:  # no crash leaves this file behind
             file.write(b"\0")
     except OSError as error:
-        raise ValueError(f"--output: nothing can be written in {folder}: {error.strerror}") from None
+        raise ValueError(f"--output: cannot write into {folder}: {error.strerror}") from None

@@ -1,4 +1,4 @@
-"""The grammar of the command line: its commands and their options."""
+"""The command line's parser: its commands and their options."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ MAX_MESSAGE = 600  # characters of an error, which may quote an argument of any 
 
 
 class _Parser(argparse.ArgumentParser):
-    """Bad options end like any other bad input: in one line."""
+    """Raises ValueError for bad options, so that they end like other bad input, in one line."""
 
     def error(self, message: str) -> NoReturn:
-        if len(message) > MAX_MESSAGE:  # it quotes an argument
+        if len(message) > MAX_MESSAGE:  # the message quotes an argument
             message = f"{message[: MAX_MESSAGE // 2]}…{message[-MAX_MESSAGE // 2 :]}"
         raise ValueError(f"{message} (see {self.prog} --help)")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The whole grammar of the command line. A parse error is a ValueError."""
+    """The parser of all commands. It raises ValueError for a command line that it cannot parse."""
     from ldm_core import __version__
 
     parser = _Parser(prog=PROG, description="Draw pictures with latent diffusion models.", allow_abbrev=False)
@@ -47,15 +47,15 @@ def build_parser() -> argparse.ArgumentParser:
     def command(name: str, summary: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
 
-    txt2img = command("txt2img", "Draw pictures of prompts.")
+    txt2img = command("txt2img", "Draw pictures from prompts.")
     _add_what(txt2img)
-    img2img = command("img2img", "Redraw a picture after a prompt.")
+    img2img = command("img2img", "Redraw a picture according to a prompt.")
     _add_what(img2img)
     img2img.add_argument("--image", metavar="FILE", help="the picture to redraw")
-    inpaint = command("inpaint", "Repaint a part of a picture after a prompt.")
+    inpaint = command("inpaint", "Repaint a part of a picture according to a prompt.")
     _add_what(inpaint)
     inpaint.add_argument("--image", metavar="FILE", help="the picture to repaint")
-    inpaint.add_argument("--mask", metavar="FILE", help="a picture of its size: white is repainted")
+    inpaint.add_argument("--mask", metavar="FILE", help="a picture of the same size; white is repainted")
     for redraw, default in ((img2img, STRENGTH["img2img"]), (inpaint, STRENGTH["inpaint"])):
         redraw.add_argument(
             "--strength", type=_number, metavar="X", help=f"how much to change, in (0, 1] (default {default})"
@@ -65,42 +65,57 @@ def build_parser() -> argparse.ArgumentParser:
         _add_how(drawing)
         _add_where(drawing)
 
-    inspect = command("inspect", "Tell what is in a checkpoint or an adapter, or a picture's recipe.")
-    inspect.add_argument("file", metavar="FILE", help="a checkpoint or folder of one, or a .png drawn here")
-    inspect.add_argument("--json", action="store_true", help="for programs")
-    inspect.add_argument("--check-values", action="store_true", help="read every number; look for NaN")
-    inspect.add_argument("--verify", action="store_true", help="compare a zip archive with its checksums")
+    inspect = command("inspect", "Describe a checkpoint, an adapter, or a picture's recipe.")
+    inspect.add_argument(
+        "file",
+        metavar="FILE",
+        help="a checkpoint, a diffusers folder, an adapter, or a .png file with a recipe",
+    )
+    inspect.add_argument("--json", action="store_true", help="print JSON")
+    inspect.add_argument("--check-values", action="store_true", help="read all values and look for NaN")
+    inspect.add_argument("--verify", action="store_true", help="verify the checksums of a zip archive")
 
     convert = command("convert", "Write a model in another layout, file format or type.")
     convert.add_argument("source", metavar="SOURCE", help="a checkpoint or a diffusers folder")
     _add_target(convert)
-    convert.add_argument("--ema", action="store_true", help="take the averaged U-Net weights")
-    convert.add_argument("--variant", metavar="NAME", help="which files of a diffusers folder, such as fp16")
+    convert.add_argument("--ema", action="store_true", help="write the averaged (EMA) U-Net weights")
+    convert.add_argument(
+        "--variant", metavar="NAME", help="the files of a diffusers folder to read, such as fp16"
+    )
     for part in ("text-encoder", "unet", "autoencoder"):
         convert.add_argument(f"--{part}", metavar="FILE", help="take this part from another file")
 
     merge = command("merge", "Write (1 - alpha) A + alpha B, or A + alpha (B - C).")
     merge.add_argument("models", nargs="+", metavar="MODEL", help="two or three models of one architecture")
     _add_target(merge)
-    merge.add_argument("--alpha", type=_number, metavar="X", help="(default 0.5 for two models, 1 for three)")
+    merge.add_argument("--alpha", type=_number, metavar="X", help="default: 0.5 for two models, 1 for three")
     return parser
 
 
 def _add_target(parser: argparse.ArgumentParser) -> None:
-    """What a command that writes a model needs to know of it."""
+    """Options of commands that write a model."""
     parser.add_argument("target", metavar="TARGET", help=".safetensors, .ckpt, .pt, or a new folder")
-    parser.add_argument("--layout", choices=("compvis", "diffusers"), help="(default: by TARGET's ending)")
-    parser.add_argument("--dtype", choices=(*DTYPES, "float8_e4m3fn"), help="(default: as it is)")
-    parser.add_argument("--config", metavar="NAME|FILE.yaml", help="its configuration, if it must be said")
-    parser.add_argument("--prediction", choices=("eps", "v", "x0"), help="what it predicts, if not told")
-    parser.add_argument("--force", action="store_true", help="overwrite a file")
+    parser.add_argument("--layout", choices=("compvis", "diffusers"), help="default: by TARGET's ending")
+    parser.add_argument("--dtype", choices=(*DTYPES, "float8_e4m3fn"), help="default: unchanged")
+    parser.add_argument(
+        "--config", metavar="NAME|FILE.yaml", help="the model's configuration, if its files do not define it"
+    )
+    parser.add_argument(
+        "--prediction",
+        choices=("eps", "v", "x0"),
+        help="what the U-Net predicts, if its files do not define it",
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite TARGET")
 
 
 def _add_what(parser: argparse.ArgumentParser) -> None:
-    """What is to be drawn."""
+    """Options for what to draw."""
     group = parser.add_argument_group("what to draw")
     group.add_argument(
-        "prompt", nargs="*", metavar="PROMPT", help="what to draw; several give several pictures"
+        "prompt",
+        nargs="*",
+        metavar="PROMPT",
+        help="a text that describes the picture; each prompt gives a picture",
     )
     group.add_argument(
         "--prompts", metavar="FILE", help="a UTF-8 file of prompts, one per line; - for standard input"
@@ -109,18 +124,18 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
         "--negative-prompt",
         action="append",
         metavar="TEXT",
-        help="what to avoid; once for all prompts, or once for each",
+        help="what to avoid; give it once, or once per prompt",
     )
     group.add_argument(
         "--from",
         dest="recipe",
         metavar="FILE.png",
-        help="draw this picture again from the recipe inside; other options override it",
+        help="draw this picture again from its recipe; other options override the recipe",
     )
     group.add_argument(
         "--trust-paths",
         action="store_true",
-        help="let that recipe name files to read: pictures, adapters, an autoencoder, a configuration",
+        help="read the files that the recipe names: pictures, adapters, autoencoder, configuration",
     )
     group.add_argument(
         "--num", type=_whole(1, MAX_PICTURES), metavar="N", help="pictures per prompt (default 1)"
@@ -129,18 +144,24 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
         "--seed",
         type=_seeds,
         metavar="N[,N…]",
-        help="picture k has seed N + k, or the k-th of a list (default: a fresh one, kept in the recipe)",
+        help="picture k has seed N + k, or the k-th of a list (default: random; the recipe records it)",
     )
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    """With which model it is drawn."""
+    """Options for the model."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model", metavar="PATH", help="a checkpoint or diffusers folder (default: the bundled model)"
     )
-    group.add_argument("--config", metavar="NAME|FILE.yaml", help="its configuration, if it must be said")
-    group.add_argument("--prediction", choices=("eps", "v", "x0"), help="what it predicts, if not told")
+    group.add_argument(
+        "--config", metavar="NAME|FILE.yaml", help="the model's configuration, if its files do not define it"
+    )
+    group.add_argument(
+        "--prediction",
+        choices=("eps", "v", "x0"),
+        help="what the U-Net predicts, if its files do not define it",
+    )
     group.add_argument("--ema", action=argparse.BooleanOptionalAction, help="use the averaged U-Net weights")
     group.add_argument("--autoencoder", metavar="FILE", help="take the autoencoder (VAE) from this file")
     group.add_argument(
@@ -148,68 +169,72 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         dest="loras",
         action="append",
         metavar="FILE[=SCALE]",
-        help="apply a LoRA; may be given several times",
+        help="apply a LoRA; can be repeated",
     )
     group.add_argument(
         "--embedding",
         dest="embeddings",
         action="append",
         metavar="FILE[=NAME]",
-        help="a textual inversion, used in prompts by its name",
+        help="add a textual inversion, which prompts use by its name; can be repeated",
     )
-    group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 … (default: cuda if there is one)")
+    group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 … (default: cuda if available)")
     group.add_argument(
         "--dtype",
         choices=("auto", *DTYPES),
-        help="(default: float32 on a CPU, the file's own type elsewhere; auto: bfloat16 on CPUs made for it)",
+        help="default: float32 on a CPU, else the file's type; auto: bfloat16 on CPUs that support it",
     )
 
 
 def _add_how(parser: argparse.ArgumentParser) -> None:
-    """How it is drawn."""
+    """Options for the sampling."""
     group = parser.add_argument_group("how to draw")
     group.add_argument(
         "--steps",
         type=_whole(1, MAX_STEPS),
         metavar="N",
-        help=f"(default {BUNDLED_STEPS} for the bundled model, else {STEPS})",
+        help=f"sampling steps (default {BUNDLED_STEPS} for the bundled model, else {STEPS})",
     )
-    group.add_argument("--scheduler", choices=SCHEDULERS, help="(default ddim; plms and pndm are the same)")
+    group.add_argument("--scheduler", choices=SCHEDULERS, help="default: ddim; plms and pndm are the same")
     group.add_argument(
-        "--eta", type=_number, metavar="X", help="fresh noise, 0 to 1 (default: 0 for ddim, 1 for euler-a)"
+        "--eta", type=_number, metavar="X", help="added noise, 0 to 1 (default: 0 for ddim, 1 for euler-a)"
     )
-    group.add_argument("--spacing", choices=SPACINGS, help="of the timesteps (default: the scheduler's)")
+    group.add_argument(
+        "--spacing", choices=SPACINGS, help="spacing of the timesteps (default: the scheduler's)"
+    )
     group.add_argument(
         "--guidance",
         dest="guidance_scale",
         type=_number,
         metavar="X",
-        help=f"scale; 1 is none (default {BUNDLED_GUIDANCE:g} for the bundled model, else {GUIDANCE})",
+        help=f"scale; 1 means none (default {BUNDLED_GUIDANCE:g} for the bundled model, else {GUIDANCE})",
     )
-    group.add_argument("--guidance-rescale", type=_number, metavar="X", help="phi, 0 to 1 (default 0)")
+    group.add_argument(
+        "--guidance-rescale", type=_number, metavar="X", help="guidance rescale phi, 0 to 1 (default 0)"
+    )
     group.add_argument(
         "--size",
         type=_size,
         metavar="WxH",
-        help="in pixels, or one number (default: the model's, or the image's)",
+        help="size in pixels, or one number (default: the model's, or the image's)",
     )
     group.add_argument(
         "--clip-skip",
         type=_whole(0, MAX_CLIP_SKIP),
         metavar="N",
-        help="text encoder blocks to skip (default: the model's)",
+        help="final text encoder blocks to skip (default: the model's)",
     )
     group.add_argument(
         "--batch-size",
         type=_whole(1, MAX_PICTURES),
         default=1,
         metavar="N",
-        help="pictures drawn at once, and kept as they are done (default 1)",
+        help="pictures to draw at a time; each batch is saved when it is done (default 1)",
     )
 
 
 def _add_where(parser: argparse.ArgumentParser) -> None:
-    """Where the result goes."""
+    """Options for the output."""
     group = parser.add_argument_group("output")
     group.add_argument(
         "-o",
@@ -219,13 +244,11 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
         help="a file for one picture, or a folder; NEW/ makes a folder (default: the current folder)",
     )
     group.add_argument("--force", action="store_true", help="overwrite FILE.png")
+    group.add_argument("--no-paths", action="store_true", help="omit file paths from the recipe in a picture")
     group.add_argument(
-        "--no-paths", action="store_true", help="leave the paths of files out of the recipe in a picture"
+        "--show-steps", action="store_true", help="also save a folder with the picture after every step"
     )
-    group.add_argument(
-        "--show-steps", action="store_true", help="also save a folder of what it looked like after every step"
-    )
-    group.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no warnings")
+    group.add_argument("-q", "--quiet", action="store_true", help="no progress bar and no warnings")
 
 
 def _whole(low: int, high: int) -> Callable[[str], int]:
@@ -252,7 +275,7 @@ def _seeds(text: str) -> int | list[int]:
         seeds = [int(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"expected whole numbers with commas between, not {shown(text)}"
+            f"expected whole numbers separated by commas, not {shown(text)}"
         ) from None
     return seeds if "," in text else seeds[0]
 

@@ -1,6 +1,6 @@
-"""From the parsed command line to a job: everything is checked and opened, and nothing drawn yet.
+"""From the parsed command line to a job: everything is checked and opened before the drawing starts.
 
-What was not said on the command line comes from the recipe of `--from`, and after that from the defaults.
+Options that the command line lacks come from the recipe of `--from`, or else from the defaults.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ NEEDED: dict[str, tuple[str, ...]] = {"txt2img": (), "img2img": ("image",), "inp
 
 @dataclass(frozen=True)
 class Job:
-    """A whole command: what to draw with, where to put it, and one recipe per picture."""
+    """A drawing command: its sampler, one recipe per picture, its input pictures and its output."""
 
     sampler: Sampler
     recipes: Sequence[Recipe]
@@ -56,7 +56,7 @@ class Job:
 
 
 def prepare(args: Namespace) -> Job:
-    """Check and open everything, the cheap things first, so that what is wrong shows before it costs time."""
+    """Check and open everything that a drawing needs. Cheap checks come first, to fail early."""
     again = _recipe_to_follow(args)
     prompts, negatives = _texts(args, again)
     _warn_of_uninterpreted([*prompts, *negatives])
@@ -109,7 +109,7 @@ def prepare(args: Namespace) -> Job:
 
 
 def _chosen(args: Namespace, again: Recipe | None, name: str, default: Any) -> Any:
-    """An option as it was given, else from the recipe that is followed, else the default."""
+    """The value of an option: from the command line, else from the recipe, else the default."""
     for value in (getattr(args, name, None), getattr(again, name, None)):
         if value is not None:
             return value
@@ -128,7 +128,7 @@ def _recipe_to_follow(args: Namespace) -> Recipe | None:
         return None
     again = read_recipe(args.recipe)
     if _is_ours(again) and again.task != args.command:
-        raise ValueError(f"{args.recipe} was drawn by {again.task}: use {PROG} {again.task} --from")
+        raise ValueError(f"{args.recipe} was drawn with {again.task}; use {PROG} {again.task} --from")
     require_trust(args, again, NEEDED[args.command])
     return again
 
@@ -140,7 +140,7 @@ def _is_ours(recipe: Recipe) -> bool:
 def _texts(args: Namespace, again: Recipe | None) -> tuple[list[str], list[str]]:
     """The prompts, and a negative prompt for each."""
     if args.prompt and args.prompts is not None:
-        raise ValueError("give prompts, or --prompts with a file of them, but not both")
+        raise ValueError("expected prompts or --prompts FILE, not both")
     if args.prompts is not None:
         prompts = read_prompts(args.prompts)
     elif args.prompt or again is None:
@@ -148,11 +148,11 @@ def _texts(args: Namespace, again: Recipe | None) -> tuple[list[str], list[str]]
     else:
         prompts = [again.prompt]
     if not prompts:
-        raise ValueError("there is nothing to draw: give a prompt, --prompts FILE or --from FILE.png")
+        raise ValueError("there is nothing to draw; give a prompt, --prompts FILE or --from FILE.png")
     negatives = args.negative_prompt or [again.negative_prompt if again else ""]
     if len(negatives) not in (1, len(prompts)):
         raise ValueError(
-            f"{len(prompts)} prompt(s) take one --negative-prompt, or one for each, got {len(negatives)}"
+            f"expected one --negative-prompt, or {len(prompts)}, one for each prompt, got {len(negatives)}"
         )
     return prompts, negatives * (len(prompts) // len(negatives))
 
@@ -169,7 +169,7 @@ def _warn_of_uninterpreted(prompts: list[str]) -> None:
 
 
 def _pictures_per_prompt(args: Namespace, prompts: int) -> int:
-    """What --num says; without it, as many as the list of seeds is long."""
+    """The value of --num; by default, as many pictures as a list of seeds has."""
     if args.num is None and isinstance(args.seed, list):
         return max(1, len(args.seed) // prompts)
     return args.num or 1
@@ -180,7 +180,7 @@ def _scheduler(args: Namespace, again: Recipe | None) -> Any:
         scheduler = SCHEDULERS[args.scheduler or "ddim"]
     elif again.scheduler not in CLASSES:
         raise ValueError(
-            f"{args.recipe} was drawn with the sampler {shown(again.scheduler)}, which is not known here; "
+            f"{args.recipe} was drawn with the unknown sampler {shown(again.scheduler)}; "
             "choose one with --scheduler"
         )
     else:
@@ -188,16 +188,16 @@ def _scheduler(args: Namespace, again: Recipe | None) -> Any:
             scheduler = CLASSES[again.scheduler](**again.scheduler_settings)
         except (TypeError, ValueError) as error:
             reason = printable(str(error))
-            raise ValueError(f"{args.recipe}: the recipe's scheduler cannot be made: {reason}") from None
+            raise ValueError(f"{args.recipe}: invalid scheduler in the recipe: {reason}") from None
     if args.eta is not None:
         if not isinstance(scheduler, (schedulers.DDIM, schedulers.EulerAncestral)):
-            raise ValueError("--eta belongs to the ddim and euler-a schedulers alone")
+            raise ValueError("--eta is an option of the ddim and euler-a schedulers only")
         scheduler = replace(scheduler, eta=args.eta)
     return scheduler if args.spacing is None else replace(scheduler, spacing=args.spacing)
 
 
 def _inputs(args: Namespace, again: Recipe | None, size: tuple[int, int] | None) -> Inputs:
-    """The pictures that a command starts from: those given, or else the recipe's, from where they were."""
+    """The input pictures of a command: the given ones, or else those at the recipe's paths."""
     paths: dict[str, str | None] = {"image": None, "mask": None}
     for name in NEEDED[args.command]:
         recorded = getattr(again, name, None)
@@ -210,20 +210,22 @@ def _inputs(args: Namespace, again: Recipe | None, size: tuple[int, int] | None)
 
 
 def _warn_of_differences(path: str, again: Recipe, now: Recipe) -> None:
-    """Say why the picture will not be the same, if it will not."""
+    """Warn if the new picture will differ from the recipe's, with the reason."""
     if not _is_ours(again):
-        warnings.warn(f"{path} was drawn by another program: expect a similar picture at best", stacklevel=2)
+        warnings.warn(
+            f"{path} was drawn by another program; the new picture will only be similar", stacklevel=2
+        )
         return
     for name in ("model", "image", "mask"):
         then, new = getattr(again, name), getattr(now, name)
         if then is not None and new is not None and not new.same_as(then):
             warnings.warn(
                 f"{path} was drawn with the {name} {then.name!r:.300} (sha256 {then.short_hash}…), not with "
-                f"{new.name!r} ({new.short_hash}…): expect another picture",
+                f"{new.name!r} ({new.short_hash}…); the new picture will differ",
                 stacklevel=2,
             )
     if again.device is not None and again.device.split(":")[0] != str(now.device).split(":")[0]:
         warnings.warn(
-            f"{path} was drawn on {again.device!r:.80}, not on {now.device}: expect small differences",
+            f"{path} was drawn on {again.device!r:.80}, not on {now.device}; expect small differences",
             stacklevel=2,
         )

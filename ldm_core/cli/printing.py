@@ -1,8 +1,8 @@
 """Everything that the command line prints.
 
-Names of files, prompts, metadata and errors that quote them may come from a stranger. Control characters in
-them are escaped (`ldm_core.support.printable`), so that no file can drive the terminal or begin a line of its
-own.
+File names, prompts, metadata and the errors that quote them may come from an untrusted file. Their control
+characters are escaped (`ldm_core.support.printable`), so that no file can send commands to the terminal or
+forge a line of output.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from tqdm import tqdm  # writes leave its progress bars whole
+from tqdm import tqdm  # tqdm.write does not break progress bars
 
 from ldm_core.support.printable import printable
 
@@ -21,19 +21,19 @@ EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def tell(message: str) -> None:
-    """One line to people, on standard error."""
+    """Print one line of a message to standard error."""
     _write(f"{PROG}: {printable(message)}", to_people=True)
 
 
 def print_lines(text: str) -> None:
-    """A result of several lines on standard output; the line breaks in it must be the caller's own."""
+    """Print a result of several lines to standard output. Only the caller may add line breaks to it."""
     _write(printable(text, keep="\n"))
 
 
 def print_path(path: str | Path) -> None:
-    """The path of a file that was written, on standard output.
+    """Print the path of a written file to standard output.
 
-    As it is where a program reads it, which must find the file; escaped on a terminal, as `ls` does.
+    The path is escaped on a terminal, as `ls` does, and unchanged elsewhere, so that programs find the file.
     """
     if sys.stdout.isatty():
         _write(printable(str(path)))
@@ -41,19 +41,19 @@ def print_path(path: str | Path) -> None:
         tqdm.get_lock()  # as below
         with tqdm.external_write_mode(file=sys.stdout):
             sys.stdout.flush()
-            sys.stdout.buffer.write(os.fsencode(path) + b"\n")  # names are bytes, and may be no text
+            sys.stdout.buffer.write(os.fsencode(path) + b"\n")  # a name may not be valid text
     else:
         _write(str(path))
     sys.stdout.flush()
 
 
 def _write(line: str, *, to_people: bool = False) -> None:
-    tqdm.get_lock()  # tqdm makes it at its first write, and Ctrl-C while it does ends in an AttributeError
+    tqdm.get_lock()  # tqdm creates its lock at the first write; Ctrl-C during that raises AttributeError
     tqdm.write(line, file=sys.stderr if to_people else sys.stdout)
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, on one line; an operating system's error as "path: reason"."""
+    """An error's message on one line. Errors of the operating system become "path: reason"."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -1,9 +1,10 @@
 """The files that a recipe names, and which of them `--from` reads.
 
-A picture and its recipe may come from a stranger, who could name any file of this machine: a pipe that
-blocks, or a private picture, which would show in the result. A model is read from where the recipe says that
-it was, since reading a checkpoint executes nothing, unless that is on another machine, to which Windows would
-tell who the user is. That and every other file is read only if `--trust-paths` or its own option is given.
+The recipe of an untrusted picture could name any file of this machine, such as a pipe that blocks or a
+private picture, which would show in the result. `--from` reads a local model from the recorded path, since
+reading a checkpoint executes nothing. It reads a model on another machine, to which Windows would send the
+user's credentials, and every other recorded file only with `--trust-paths` or if the file's own option is
+given.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ FILES_SHOWN = 20
 
 
 def require_trust(args: Namespace, again: Recipe, pictures: Sequence[str]) -> None:
-    """Raises ValueError, with all files that would be read besides a local model, unless they are trusted.
+    """Raise ValueError, listing the recorded files that need trust, unless `--trust-paths` is given.
 
     pictures: which of "image" and "mask" the command needs.
     """
     named = [] if args.trust_paths else _files_to_trust(args, again, pictures)
     if named:
         raise ValueError(
-            f"{args.recipe} names files, which are read only with --trust-paths or if you give them: "
+            f"{args.recipe} names files that are read only with --trust-paths, or if given as options: "
             f"{few(named, FILES_SHOWN)}"
         )
 
 
 def _files_to_trust(args: Namespace, again: Recipe, pictures: Sequence[str]) -> list[str]:
-    """Each file as the option that would give it again."""
+    """The recorded files that need trust, each as a command-line option."""
     named = []
     if args.model is None and re.match(r"[\\/]{2}", again.model.path or ""):
         named.append(("--model", again.model.path))
@@ -54,16 +55,16 @@ def _files_to_trust(args: Namespace, again: Recipe, pictures: Sequence[str]) -> 
 
 
 def recorded_path(recipe: str, file: SourceFile, option: str) -> str:
-    """Where a recipe says that a file is. Raises ValueError, naming the option, if it is not there."""
+    """The recorded path of a file. Raises ValueError, naming its option, if no file is there."""
     if file.path is not None and os.path.isfile(file.path):
         return file.path
     raise _missing(recipe, file, option)
 
 
 def model_path(recipe: str, file: SourceFile) -> str:
-    """Where a recipe's model is: at the path recorded, or under its name beside the recipe's picture.
+    """The path of a recipe's model: the recorded path, or a file of the same name beside the picture.
 
-    There, only a file with the recorded checksum counts. Raises ValueError if it is in neither place.
+    The file beside the picture must have the recorded checksum. Raises ValueError if neither exists.
     """
     if file.path is not None and (os.path.isfile(file.path) or os.path.isdir(file.path)):
         return file.path
@@ -75,7 +76,7 @@ def model_path(recipe: str, file: SourceFile) -> str:
 
 
 def _missing(recipe: str, file: SourceFile, option: str) -> ValueError:
-    where = "whose path is not recorded" if file.path is None else f"which is not at {file.path!r:.300}"
+    where = "whose path is not recorded" if file.path is None else f"not found at {file.path!r:.300}"
     name = f"{file.name!r:.300}" if file.name else "an unnamed file"
     return ValueError(
         f"{recipe} was drawn with {name} "

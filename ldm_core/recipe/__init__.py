@@ -1,4 +1,4 @@
-"""A picture's recipe: all that is needed to draw it again, kept inside its PNG file."""
+"""A picture's recipe: the data that are needed to draw it again, stored in its PNG file."""
 
 from ldm_core.recipe.fields import (
     AdapterFile,

@@ -1,4 +1,4 @@
-"""What a recipe holds, and its JSON: exact, so that reading it back gives an equal recipe."""
+"""The fields of a recipe, and their JSON. Reading the JSON of a recipe gives an equal recipe."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ldm_core.support.printable import shown
 from ldm_core.support.regular_file import open_regular
 
 SCHEMA = 1
-HASH_DIGITS = 10  # how much of a file's sha256 the web UIs show as "Model hash"
+HASH_DIGITS = 10  # of a file's SHA-256, which web UIs show as "Model hash"
 HASH_BLOCK = 2**22  # bytes
 
-# Far beyond every model, and still within what the library can compute with.
+# Limits far above the needs of any model, and within the range of the library's computations.
 MAX_LETTERS = 2**15  # of a prompt, a name or a path
 MAX_STEPS, MAX_CLIP_SKIP = 100_000, 1000
 RANGES = {
@@ -39,9 +39,8 @@ TASKS = ("txt2img", "img2img", "inpaint")
 class SourceFile:
     """A file that a picture was made from.
 
-    sha256: of the whole file, in hexadecimal; other tools give its first digits only, or none ("").
-    path: where it was, as it was given; None for the bundled model, where nothing is known, or where it was
-    left out (`without_paths`).
+    sha256: checksum of the whole file, in hexadecimal. Other tools record only its first digits, or "".
+    path: the path as it was given; None for the bundled model, if unknown, or if removed (`without_paths`).
     """
 
     name: str
@@ -53,14 +52,14 @@ class SourceFile:
         return self.sha256[:HASH_DIGITS]
 
     def same_as(self, other: SourceFile) -> bool:
-        """Whether both are the same file, as far as the checksums reach. Without a checksum: no."""
+        """Whether the digits that both checksums have are equal. False if a checksum is missing."""
         digits = min(len(self.sha256), len(other.sha256))
         return digits > 0 and self.sha256[:digits] == other.sha256[:digits]
 
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """A LoRA with its scale, or a textual inversion with the name that prompts call it by."""
+    """A LoRA with its scale, or a textual inversion with its name in prompts."""
 
     file: SourceFile
     scale: float = 1.0
@@ -69,37 +68,37 @@ class AdapterFile:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one picture was drawn. `Sampler.txt2img` explains the fields that bear its parameters' names.
+    """How one picture was drawn. `Sampler.txt2img` documents the fields named like its parameters.
 
-    Raises ValueError, naming the field, for a value of the wrong type, a number that is not finite or out of
-    its range (`RANGES`), or text that is not valid Unicode (half of a surrogate pair), which no PNG can hold.
+    Raises ValueError, naming the field, for a value of the wrong type, a number that is not finite or outside
+    its range (`RANGES`), or text that is not valid Unicode, which a PNG file cannot store.
     """
 
     task: TaskName
     prompt: str
-    seed: int  # of this picture alone, whatever the batch it was drawn in
+    seed: int  # of this picture, independent of its batch
     steps: int
     width: int  # pixels
     height: int
     guidance_scale: float
-    scheduler: str  # a class of ldm_core.schedulers, or another tool's name for one that is not known here
+    scheduler: str  # a class of ldm_core.schedulers, or another tool's name of a sampler
     model: SourceFile
     negative_prompt: str = ""
     scheduler_settings: dict[str, Any] = field(default_factory=dict)
     guidance_rescale: float = 0.0
     strength: float | None = None  # None for txt2img
     clip_skip: int | None = None  # None: the model's own
-    config: str | None = None  # a preset or a YAML file, where the model's own was not used
-    prediction: str | None = None  # "eps", "v" or "x0", where it was said
+    config: str | None = None  # a preset or a YAML file, if given
+    prediction: str | None = None  # "eps", "v" or "x0", if given
     ema: bool = False
-    autoencoder: SourceFile | None = None  # where it was not the model's own
+    autoencoder: SourceFile | None = None  # if not the model's own
     loras: tuple[AdapterFile, ...] = ()
     embeddings: tuple[AdapterFile, ...] = ()
     image: SourceFile | None = None
     mask: SourceFile | None = None
     device: str | None = None
     dtype: str | None = None  # "float32", …
-    not_finite: str | None = None  # what was NaN or infinite, where the picture could not be computed
+    not_finite: str | None = None  # what was NaN or infinite, if anything
     versions: dict[str, str] = field(default_factory=dict)  # of the packages that drew it
 
     def __post_init__(self) -> None:
@@ -134,7 +133,7 @@ _FIELD_TYPES: list[tuple[tuple[str, ...], tuple[type, ...], str]] = [
 
 
 def _check(name: str, value: Any, types: tuple[type, ...], expected: str) -> None:
-    """A bool is an int to Python, but not to a recipe."""
+    """Raise ValueError for a value of the wrong type or out of range. A bool is not accepted as an int."""
     if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
         raise ValueError(f"{name} must be {expected}, not {shown(value)}")
     if name in RANGES and isinstance(value, int):
@@ -155,12 +154,12 @@ def _check(name: str, value: Any, types: tuple[type, ...], expected: str) -> Non
 def _is_finite(number: float) -> bool:
     try:
         return math.isfinite(number)
-    except OverflowError:  # a whole number that no float can hold
+    except OverflowError:  # an int beyond the range of a float
         return False
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
-    """The checksum of a whole file, in hexadecimal: one to two seconds per gigabyte."""
+    """The SHA-256 of a whole file, in hexadecimal. Takes one to two seconds per gigabyte."""
     digest = hashlib.sha256()
     with open_regular(path) as file:
         while block := file.read(HASH_BLOCK):
@@ -169,7 +168,7 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
 
 
 def folder_sha256(path: str | os.PathLike[str]) -> str:
-    """The checksum of the listing of a folder's checksums and names, as `sha256sum` prints it."""
+    """The SHA-256 of a folder: of the list of its files' checksums and names, as `sha256sum` prints it."""
     digest = hashlib.sha256()
     for inner in sorted(entry for entry in Path(path).rglob("*") if entry.is_file()):
         digest.update(f"{file_sha256(inner)}  {inner.relative_to(path).as_posix()}\n".encode())
@@ -177,19 +176,19 @@ def folder_sha256(path: str | os.PathLike[str]) -> str:
 
 
 def is_checksum(text: str) -> bool:
-    """Whether it is a SHA-256 checksum, or the first digits of one, or none of them."""
+    """Whether a text is a SHA-256 checksum, its first digits, or empty."""
     return re.fullmatch("[0-9a-f]{0,64}", text) is not None
 
 
 def source_file(path: str | os.PathLike[str], *, bundled: bool = False) -> SourceFile:
-    """The record of a file, or of a model's folder, that is there. Raises OSError if it cannot be read."""
+    """The record of a file or of a model's folder. Raises OSError if it cannot be read."""
     path = os.fspath(path)
     checksum = folder_sha256(path) if os.path.isdir(path) else file_sha256(path)
     return SourceFile(os.path.basename(os.path.normpath(path)), checksum, None if bundled else path)
 
 
 def without_paths(recipe: Recipe) -> Recipe:
-    """The same with the names and checksums of files, but not where they are."""
+    """The recipe without the paths of its files; their names and checksums stay."""
 
     def bare(file: SourceFile | None) -> Any:
         return file and replace(file, path=None)
@@ -207,21 +206,21 @@ def without_paths(recipe: Recipe) -> Recipe:
 
 
 def to_json(recipe: Recipe) -> str:
-    """The recipe as JSON in ASCII; `from_json` gives an equal one back."""
+    """The recipe as ASCII JSON, the inverse of `from_json`."""
     data = asdict(recipe)
     if recipe.not_finite is None:
-        del data["not_finite"]  # earlier versions of the package refuse the field
+        del data["not_finite"]  # earlier versions of the package reject this field
     return json.dumps({"schema": SCHEMA, **data}, allow_nan=False)
 
 
 def from_json(text: str) -> Recipe:
-    """The inverse of `to_json`. Raises ValueError saying what is wrong."""
+    """The recipe of a JSON text, the inverse of `to_json`. Raises ValueError for an invalid recipe."""
     data = parse_json(text, "the recipe")
     if not isinstance(data, dict):
         raise ValueError(f"the recipe must be a mapping, not {data!r:.60}")
     schema = data.pop("schema", None)
     if schema != SCHEMA:
-        raise ValueError(f"the recipe is of schema {schema!r:.20}, and this version reads {SCHEMA}")
+        raise ValueError(f"expected a recipe of schema {SCHEMA}, got schema {schema!r:.20}")
     for name in ("model", "autoencoder", "image", "mask"):
         if isinstance(data.get(name), dict):
             data[name] = _source(name, data[name])
@@ -244,7 +243,7 @@ def _source(name: str, data: dict[str, Any]) -> SourceFile:
 
 def _adapter(name: str, data: Any) -> AdapterFile:
     if not isinstance(data, dict) or not isinstance(data.get("file"), dict):
-        raise ValueError(f"the recipe's {name} must be adapters, each with its file, not {data!r:.60}")
+        raise ValueError(f"the recipe's {name} must be a list of adapters with a file each, not {data!r:.60}")
     adapter: AdapterFile = _built(AdapterFile, {**data, "file": _source(name, data["file"])}, name)
     _check(f"{name}.scale", adapter.scale, (float, int), "a number")
     _check(f"{name}.name", adapter.name, (str, _NONE), "text or nothing")

@@ -1,8 +1,8 @@
-"""A recipe as the text that AUTOMATIC1111's web UI began, and that picture browsers and model sites show.
+"""A recipe in the text format of AUTOMATIC1111's web UI, which picture browsers and model sites show.
 
-The prompt, "Negative prompt: …", and one line of "Name: value" pairs. It has no place for everything (a
-scheduler's settings, the input pictures' checksums), and a prompt that looks like one of its own lines
-confuses it.
+The text consists of the prompt, "Negative prompt: …", and one line of "Name: value" pairs. It omits some
+fields of a recipe, such as a scheduler's settings and the checksums of input pictures. A prompt that imitates
+one of these lines makes it ambiguous.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from ldm_core.recipe.fields import Recipe, SourceFile, is_checksum
 NEGATIVE = "Negative prompt:"
 SEPARATOR, QUOTED = re.compile('[",]'), re.compile(r'"(?:\\.|[^"\\])*"')
 
-# The class and settings behind each sampler name of the parameters text; other names are kept as they are.
-# Of several names that fit a scheduler the first is written, so the more special ones come first.
+# The class and settings of each sampler name in the text; unknown names are kept. If several names match a
+# scheduler, the first one is written, so specific names come before general ones.
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "DDIM": ("DDIM", {}),
     "PLMS": ("PNDM", {"warmup": "plms"}),
@@ -34,13 +34,13 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "LMS Karras": ("LMS", {"spacing": "karras"}),
     "LMS": ("LMS", {}),
 }
-# Newer versions of the web UI write the spacing by itself.
+# Newer versions of the web UI write the spacing as a separate setting.
 SCHEDULE_TYPES = {"Karras": "karras", "Exponential": "exponential"}
 BY_SIGMA = {scheduler for scheduler, _ in SAMPLERS.values()} - {"DDIM", "PNDM", "DDPM"}
 
 
 def to_parameters_text(recipe: Recipe) -> str:
-    """The recipe as other tools show it; at most three parts: prompt, negative prompt, settings."""
+    """The recipe as the text of prompt, negative prompt and settings that other tools show."""
     settings = {
         "Steps": recipe.steps,
         "Sampler": _sampler_name(recipe),
@@ -75,10 +75,10 @@ def to_parameters_text(recipe: Recipe) -> str:
 
 
 def from_parameters_text(text: str) -> Recipe:
-    """What can be told from the text of another tool. Raises ValueError where the settings are missing.
+    """The recipe in another tool's text. Raises ValueError if required settings are missing or invalid.
 
-    The last line holds the settings; before it, everything from the first "Negative prompt:" at a line's
-    start is the negative prompt. A sampler that is not known here keeps its name.
+    The last line contains the settings. The negative prompt begins at the first line that starts with
+    "Negative prompt:". An unknown sampler keeps its name.
     """
     *lines, last = text.strip().split("\n")
     settings = dict(_pairs(last))
@@ -129,12 +129,12 @@ def _shortest(number: float) -> str:
 
 
 def _quoted(value: str) -> str:
-    """A value that holds what separates values, as a JSON string."""
+    """The value, as a JSON string if it contains a separator."""
     return json.dumps(value, ensure_ascii=False) if set(value) & set(',:"\n') else value
 
 
 def _pairs(line: str) -> Iterator[tuple[str, str]]:
-    """The "Name: value" pairs of a settings line, which commas separate wherever they are not in quotes."""
+    """The "Name: value" pairs of a settings line, separated by commas outside of quotes."""
     for pair in filter(None, _between_separators(line)):
         name, _, value = (part.strip() for part in pair.partition(":"))
         if value.startswith('"'):
@@ -146,10 +146,10 @@ def _pairs(line: str) -> Iterator[tuple[str, str]]:
 
 
 def _between_separators(line: str) -> Iterator[str]:
-    """What lies between commas outside quotes. A quote that is never closed separates like a comma.
+    """The parts of a line between commas outside of quotes. A quote that is not closed counts as a comma.
 
-    If a quote is not closed, every later one is behind a backslash and not closed either. Looking for its end
-    only once keeps the time linear.
+    If a quote is not closed, all later quotes are escaped or not closed either. Searching for the closing
+    quote only once keeps the time linear.
     """
     start = position = 0
     while separator := SEPARATOR.search(line, position):

@@ -1,7 +1,7 @@
-"""A recipe inside a picture's PNG file, in two text chunks (ISO/IEC 15948, section 11.3.3).
+"""The recipe in a picture's PNG file, in two text chunks (ISO/IEC 15948, section 11.3.3).
 
 ldm_core     JSON, complete and exact
-parameters   the text of `parameters_text`, read only where the first is missing
+parameters   the text of `parameters_text`, which is read only if the first chunk is missing
 """
 
 from __future__ import annotations
@@ -28,38 +28,40 @@ TEXT_KINDS = (b"tEXt", b"zTXt", b"iTXt")
 LONGEST_KEYWORD = 79  # bytes
 CRC_BYTES = 4
 DEFLATE = b"\0"
-MAX_TEXT = 2**22  # bytes of one recipe: a thousand times a long one
-MAX_CHUNKS = 2**20  # some 8 GB of pixels, as they are usually cut
+MAX_TEXT = 2**22  # bytes of one recipe, a thousand times the size of a long one
+MAX_CHUNKS = 2**20  # about 8 GB of pixels in chunks of the usual size
 
 
 def write_png(image: Image, path: str | os.PathLike[str], recipe: Recipe) -> None:
-    """Save a PIL image as a PNG that carries its recipe, replacing what is there.
+    """Save a PIL image as a PNG file with its recipe, replacing an existing file.
 
-    It is written under another name in the same folder and then moved, so that nobody sees half a file.
-    Raises OSError if it cannot be written.
+    The file is written under a temporary name in the same folder and then renamed, so that it is never
+    incomplete. Raises OSError if it cannot be written.
     """
     data = png_bytes(image, recipe)
     write_whole(Path(path), lambda target: target.write_bytes(data))
 
 
 def png_bytes(image: Image, recipe: Recipe) -> bytes:
-    """A PIL image as the PNG file that `write_png` writes."""
+    """The bytes of the PNG file that `write_png` writes."""
     from PIL.PngImagePlugin import PngInfo
 
     chunks = PngInfo()
-    chunks.add_text(TEXT_CHUNK, to_parameters_text(recipe).replace("\0", "\ufffd"))  # PNG text has no NUL
+    chunks.add_text(
+        TEXT_CHUNK, to_parameters_text(recipe).replace("\0", "\ufffd")
+    )  # PNG text cannot contain NUL
     chunks.add_text(JSON_CHUNK, to_json(recipe))
     file = io.BytesIO()
-    # Of a copy: Pillow keeps the options on the picture, where another save, in another thread, finds them.
+    # Pillow stores the options in the image, where a concurrent save of it would use them: save a copy.
     image.copy().save(file, format="PNG", pnginfo=chunks)
     return file.getvalue()
 
 
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:
-    """The recipe in a PNG file, this package's own or else what another tool's text tells.
+    """The recipe in a PNG file: this package's JSON, or else another tool's text.
 
     The picture is not decoded. Raises OSError for a file that cannot be opened or is not a regular file, and
-    ValueError, beginning with the path, for one that is not a PNG or has no recipe that can be read.
+    ValueError, beginning with the path, for a file that is not a PNG file or has no valid recipe.
     """
     texts = _texts(path)
     try:
@@ -73,9 +75,9 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
 
 
 def _texts(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The texts with the keywords of a recipe; of several with one keyword the last.
+    """The texts of the recipe chunks, by keyword. If a keyword is repeated, the last text counts.
 
-    Nothing else is decoded, so that neither the picture nor other texts can cost time or memory.
+    Nothing else is decoded, so that the picture and other texts cost neither time nor memory.
     """
     with open_regular(path) as file:
         if file.read(len(SIGNATURE)) != SIGNATURE:
@@ -87,14 +89,14 @@ def _texts(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def _recipe_chunks(file: BinaryIO) -> Iterator[tuple[str, str]]:
-    """Each recipe chunk's keyword and text. Raises ValueError for damage on the way."""
+    """The keyword and text of each recipe chunk. Raises ValueError for a damaged file."""
     keywords = {name.encode(): name for name in (JSON_CHUNK, TEXT_CHUNK)}
     for _ in range(MAX_CHUNKS):
         length, kind = struct.unpack(">I4s", _exactly(file, 8))
         if kind == b"IEND":
             return
         if not kind.isalpha():
-            raise ValueError("no chunk where one must begin")
+            raise ValueError("a chunk has an invalid type")
         start = _exactly(file, min(length, LONGEST_KEYWORD + 1)) if kind in TEXT_KINDS else b""
         keyword = keywords.get(start.partition(b"\0")[0])
         if keyword is None:
@@ -104,7 +106,7 @@ def _recipe_chunks(file: BinaryIO) -> Iterator[tuple[str, str]]:
             raise ValueError(f"a text of {length:,} bytes, more than {MAX_TEXT:,}")
         body = start + _exactly(file, length - len(start))
         if zlib.crc32(kind + body) != int.from_bytes(_exactly(file, CRC_BYTES), "big"):
-            raise ValueError(f"the checksum of the text {keyword!r} is wrong")
+            raise ValueError(f"wrong checksum of the text {keyword!r}")
         yield keyword, _text(kind, body[len(keyword) + 1 :])
     raise ValueError(f"more than {MAX_CHUNKS:,} chunks")
 
@@ -112,22 +114,22 @@ def _recipe_chunks(file: BinaryIO) -> Iterator[tuple[str, str]]:
 def _exactly(file: BinaryIO, count: int) -> bytes:
     data = file.read(count)
     if len(data) < count:
-        raise ValueError("it is cut short")
+        raise ValueError("the file is truncated")
     return data
 
 
 def _text(kind: bytes, data: bytes) -> str:
-    """What follows the keyword in a text chunk, as text."""
+    """The text of a chunk's data after the keyword."""
     if kind == b"tEXt":
         return data.decode("latin-1")
     if kind == b"zTXt":
         if data[:1] != DEFLATE:
-            raise ValueError("a text chunk with an unknown compression")
+            raise ValueError("unknown compression of a text chunk")
         return _inflated(data[1:]).decode("latin-1")
     compressed, method = data[:1], data[1:2]
     _language, *translated_and_text = data[2:].split(b"\0", 2)
     if len(translated_and_text) != 2 or (compressed == b"\1" and method != DEFLATE):
-        raise ValueError("a text chunk without its parts")
+        raise ValueError("incomplete text chunk")
     text = translated_and_text[1]
     return (_inflated(text) if compressed == b"\1" else text).decode("utf-8")
 
@@ -141,5 +143,5 @@ def _inflated(data: bytes) -> bytes:
     if len(text) > MAX_TEXT:
         raise ValueError(f"a compressed text of more than {MAX_TEXT:,} bytes")
     if not inflater.eof:
-        raise ValueError("a text chunk whose compressed text is cut short")
+        raise ValueError("the compressed text of a chunk is truncated")
     return text

@@ -1,10 +1,9 @@
-"""Writing files and folders that appear all at once, and locks that end with their process.
+"""Atomic writing of files and folders, and locks that end with their process.
 
-A file is written under a temporary name beside its place, brought to the disk, and only then given its name,
-in one step: whenever the process is killed or the power fails, the name stands for the old file or for the
-new one, whole. A process that is killed leaves its temporary file, `.NAME.x.part` with a random x. That file
-is locked (`flock`) while its writer lives, so the next writer of NAME can tell leftovers, which it removes,
-from live files.
+A file is written under a temporary name in the same folder, flushed to disk, and then renamed. If the
+process is killed or the power fails, the name refers to the complete old or new file. A killed process leaves
+its temporary file, `.NAME.x.part` with a random x. Writers lock (`flock`) their temporary file, so the next
+writer of NAME can distinguish leftovers, which it removes, from files in use.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows: there leftovers stay, and `exclusive` keeps nobody out
+except ImportError:  # Windows, where leftovers stay and `exclusive` has no effect
     fcntl = None  # type: ignore[assignment]
 
-# For os.open, where the system has them: a link that somebody planted is not followed, a pipe does not block.
+# Flags for os.open, if the system has them: symbolic links are not followed, and pipes do not block.
 _SAFE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
-# At each try another process may have come first. Some file systems in user space always tell an open file
-# from its name; these count as file systems without locks.
+# Another process may win each attempt. On some user-space file systems, an open file never equals the file of
+# its name; they count as file systems without locks.
 _TRIES = 100
 _LONGEST_NAME = 255  # bytes
 
@@ -38,13 +37,13 @@ _held: set[io.FileIO] = set()  # the locks of this process
 
 
 def write_whole(path: Path, write: Callable[[Path], object], *, overwrite: bool = True) -> None:
-    """Let `write` fill the temporary file that it is given, then give the file its name.
+    """Call `write` with the path of a temporary file, then rename the file to `path`.
 
-    overwrite: replace a file that is there, and keep its permissions; otherwise FileExistsError is raised,
-        also for a file that appeared while this one was written.
+    overwrite: replace an existing file and keep its permissions. Otherwise FileExistsError is raised, also
+        for a file that appeared in the meantime.
 
-    Raises OSError, with `path` as its file name, where the file cannot be written, and what `write` raises;
-    what was at `path` is then as it was.
+    Raises OSError, with `path` as its file name, if the file cannot be written, and the errors of `write`. An
+    existing file at `path` is then unchanged.
     """
     if not overwrite and os.path.lexists(path):
         raise _already_there(path)
@@ -55,12 +54,14 @@ def write_whole(path: Path, write: Callable[[Path], object], *, overwrite: bool 
 
 @contextmanager
 def unfinished_file(path: Path) -> Iterator[Path]:
-    """An empty file beside `path` with a name of its own; unless it is moved away, it is deleted at the end.
+    """A context manager of an empty temporary file beside `path`, which it deletes at the end unless moved.
 
-    Pass it to `move_into_place`, which may use another name than `path`. Raises OSError; errors of the
+    `move_into_place` gives the file its name, which may differ from `path`. Raises OSError; errors of the
     temporary file have `path` as their file name.
     """
-    mode = path.stat().st_mode & 0o777 | 0o600 if path.is_file() else 0o666  # less what the umask takes
+    mode = (
+        path.stat().st_mode & 0o777 | 0o600 if path.is_file() else 0o666
+    )  # the umask removes some of these bits
     with _named(path), _temporary(path, lambda name: os.close(_open_new(name, mode))) as temporary:
         try:
             yield temporary
@@ -69,7 +70,7 @@ def unfinished_file(path: Path) -> Iterator[Path]:
 
 
 def move_into_place(temporary: Path, path: Path, *, overwrite: bool = True) -> None:
-    """Bring a file's bytes to the disk, then give the file its name. See `write_whole` for `overwrite`."""
+    """Flush a file to disk and rename it to `path`. See `write_whole` for `overwrite`."""
     _sync(temporary)
     if overwrite:
         if path.is_file():
@@ -88,8 +89,8 @@ def _move_to_free_name(temporary: Path, path: Path) -> None:
         raise _already_there(path) from None
     except OSError:
         pass
-    # FAT and some network drives have no hard links. There an empty file takes the name first: a process that
-    # is killed between the two steps leaves it, but two processes still cannot take the same name.
+    # FAT and some network drives have no hard links. Creating an empty file reserves the name there. If the
+    # process is killed before the rename, the empty file stays, but two processes cannot get the same name.
     try:
         os.close(_open_new(path, 0o666))
     except FileExistsError:
@@ -102,10 +103,10 @@ def _move_to_free_name(temporary: Path, path: Path) -> None:
 
 
 def write_whole_folder(path: Path, fill: Callable[[Path], object]) -> None:
-    """Let `fill` put files into the temporary folder that it is given, then give the folder its name.
+    """Call `fill` with the path of a temporary folder, then rename the folder to `path`.
 
-    Raises FileExistsError, also for what appeared meanwhile, if there is anything but an empty folder at
-    `path`; OSError where nothing can be written; and what `fill` raises.
+    Raises FileExistsError if `path` exists and is not an empty folder, even if it appeared in the meantime;
+    OSError if the folder cannot be written; and the errors of `fill`.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise _already_there(path)
@@ -131,15 +132,15 @@ def write_whole_folder(path: Path, fill: Callable[[Path], object]) -> None:
 
 @contextmanager
 def exclusive(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold the lock that the file `path` stands for, in the block or until the process dies.
+    """Hold the lock of the file `path` during the block, or until the process ends.
 
-    wait: until the lock is free; otherwise BlockingIOError names the process and machine that hold it. Where
-    there are no such locks (Windows, some network drives) everybody gets in.
+    wait: wait until the lock is free; otherwise BlockingIOError names the process and machine that hold it.
+    Without file locks (Windows, some network drives), the lock has no effect.
     """
     _let_go_in_children()
     with open(_acquire(path, wait), "r+b", buffering=0) as file:
         _held.add(file)
-        with suppress(OSError):  # a full disk keeps nobody from holding the lock
+        with suppress(OSError):  # the lock is valid even if a full disk prevents this note
             file.truncate(0)
             file.write(f"process {os.getpid()} on {platform.node()}\n".encode())
         try:
@@ -147,12 +148,12 @@ def exclusive(path: Path, *, wait: bool = False) -> Iterator[None]:
         finally:
             _held.discard(file)
             with suppress(OSError):
-                path.unlink()  # whoever has it open already will see that it is gone
+                path.unlink()  # processes that have it open will detect this
 
 
 @cache
 def _let_go_in_children() -> None:
-    """A child that lives longer would keep the locks. No hook can be taken back, so there is one for all."""
+    """Close the locks in forked children. Hooks cannot be removed, so there is only one for all locks."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_let_go)
 
@@ -183,7 +184,7 @@ def _acquire(path: Path, wait: bool) -> int:
 
 
 def _open_lock(path: Path) -> int:
-    """Make the file or open it: just for reading where another user has left it, whose process was killed."""
+    """Create or open the file; for reading only if a killed process of another user left it."""
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | _SAFE, 0o666)
     except PermissionError:
@@ -193,15 +194,15 @@ def _open_lock(path: Path) -> int:
 
 
 def _holder(handle: int) -> str:
-    """Who wrote the lock's file, which may hold anything."""
+    """The process named in the lock's file, whose content is untrusted."""
     match = re.match(rb"process [0-9]{1,10} on [\w.-]{1,64}\n", os.read(handle, 100))
     return match[0].decode().strip() if match else "another process"
 
 
 def _lock(handle: int, path: Path, wait: bool = False) -> bool:
-    """Lock an open file; False if it is no longer what `path` names, as when its former holder deleted it.
+    """Lock an open file. Returns False if `path` no longer names it, since its former holder deleted it.
 
-    Raises BlockingIOError where another has the lock, and other OSErrors where there are no locks.
+    Raises BlockingIOError if another process holds the lock, and other OSErrors without file locks.
     """
     if fcntl is None:
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
@@ -222,7 +223,7 @@ def _open_new(path: Path, mode: int) -> int:
 
 @contextmanager
 def _temporary(path: Path, make: Callable[[Path], object]) -> Iterator[Path]:
-    """A file or folder that `make` makes beside `path`, locked; leftovers of killed processes go first."""
+    """Remove leftovers of killed processes, then let `make` create a locked file or folder beside `path`."""
     _remove_leftovers(path)
     temporary, handle = _create(path, make)
     try:
@@ -233,13 +234,13 @@ def _temporary(path: Path, make: Callable[[Path], object]) -> Iterator[Path]:
 
 
 def _create(path: Path, make: Callable[[Path], object]) -> tuple[Path, int | None]:
-    """A new temporary file or folder, and where there are locks, the handle that holds its lock."""
+    """A new temporary file or folder, and the handle of its lock, or None without file locks."""
     for left in reversed(range(_TRIES)):
         temporary = path.with_name(f"{_stem(path)}{secrets.token_hex(6)}.part")
         make(temporary)
         try:
             return temporary, _claim(temporary)
-        except (BlockingIOError, FileNotFoundError):  # another process may have taken it for a leftover
+        except (BlockingIOError, FileNotFoundError):  # another process may remove it as a leftover
             if not left:
                 return temporary, None
             with suppress(OSError):
@@ -250,14 +251,14 @@ def _create(path: Path, make: Callable[[Path], object]) -> tuple[Path, int | Non
 
 
 def _stem(path: Path) -> str:
-    """How the names of the temporary files of `path` begin, cut where they would be too long."""
+    """The beginning of the temporary files' names for `path`, shortened if they would be too long."""
     room = _LONGEST_NAME - len("..0123456789ab.part")
     name = os.fsencode(path.name)
     return f".{path.name if len(name) <= room else name[:room].decode(errors='ignore')}."
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove the temporary files of `path` whose lock is free: their writers are dead."""
+    """Remove the temporary files of `path` that no process has locked."""
     ours = re.compile(rf"{re.escape(_stem(path))}[0-9a-f]{{12}}\.part")
     with suppress(OSError):
         for name in os.listdir(path.parent):
@@ -280,8 +281,8 @@ def _remove_leftover(path: Path) -> None:
 def _claim(path: Path) -> int:
     """Open and lock a temporary file or folder.
 
-    Raises BlockingIOError or FileNotFoundError where another process has it or removes it, and other
-    OSErrors where there are no locks.
+    Raises BlockingIOError or FileNotFoundError if another process holds or removes it, and other OSErrors
+    without file locks.
     """
     handle = os.open(path, (os.O_RDONLY if path.is_dir() else os.O_RDWR) | _SAFE)
     try:
@@ -294,7 +295,7 @@ def _claim(path: Path) -> int:
 
 
 def _sync(path: Path) -> None:
-    """Bring a file's bytes, or the names in a folder, to the disk."""
+    """Flush a file's bytes, or the names in a folder, to disk."""
     if not path.is_dir():
         with path.open("rb+") as file:
             _flush(file.fileno())
@@ -308,8 +309,8 @@ def _sync(path: Path) -> None:
 
 
 def _flush(handle: int) -> None:
-    with suppress(OSError):  # not every file system has it
-        if hasattr(fcntl, "F_FULLFSYNC"):  # macOS, where fsync leaves bytes in the disk's own memory
+    with suppress(OSError):  # not all file systems support this
+        if hasattr(fcntl, "F_FULLFSYNC"):  # on macOS, fsync does not flush the disk's cache
             fcntl.fcntl(handle, fcntl.F_FULLFSYNC)
             return
     os.fsync(handle)
@@ -317,7 +318,7 @@ def _flush(handle: int) -> None:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Errors of a temporary file, or of a handle, which have no name, as errors of `path`."""
+    """Re-raise errors of a temporary file or of an unnamed handle with `path` as their file name."""
     try:
         yield
     except OSError as error:

@@ -1,6 +1,6 @@
-"""Finds NaN and infinity: a latent that has them decodes to a black picture.
+"""Finds NaN and infinity in latents, which decode to black pictures.
 
-Half types overflow, a guidance scale can be too much for a model or a scheduler, and weights can be damaged.
+They come from overflow in 16-bit types, from a guidance scale that is too high, and from damaged weights.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ SHOWN = 4  # images that a warning names
 
 
 class FiniteCheck:
-    """Finds the images of a batch with NaN or infinity, and the step since which they have them.
+    """Finds the images of a batch with NaN or infinity, and the step of their first occurrence.
 
-    The flags stay on the latents' device until the end, so that no step waits for it.
+    The flags stay on the latents' device until the end, so that no step has to synchronise with it.
     """
 
     def __init__(self) -> None:
-        self._latents: list[Tensor] = []  # a (B,) of flags for each step: True where all is finite
+        self._latents: list[Tensor] = []  # one (B,) of flags per step: True if all values are finite
         self._pixels: Tensor | None = None
 
     def note(self, latent: Tensor) -> None:
-        """Look at the latents (B, C, h, w) after the next step."""
+        """Check the latents (B, C, h, w) after the next step."""
         self._latents.append(_finite_rows(latent))
 
     def note_pixels(self, images: Tensor) -> None:
-        """Look at the decoded images (B, 3, H, W)."""
+        """Check the decoded images (B, 3, H, W)."""
         self._pixels = _finite_rows(images)
 
     def found(self) -> dict[int, str]:
-        """What was not finite, by the number of the image in the batch; empty where all is well."""
+        """A description for each image in the batch with NaN or infinity, by its index."""
         found: dict[int, str] = {}
         if self._latents:
             finite = torch.stack(self._latents).cpu()  # (steps, B)
@@ -46,7 +46,7 @@ class FiniteCheck:
         return found
 
     def warn(self) -> dict[int, str]:
-        """What `found` returns, with a warning that names the images if there are any."""
+        """Return `found`, and warn if it names any image."""
         found = self.found()
         if found:
             named = few([f"image {image}: {what}" for image, what in found.items()], SHOWN, "; ")
@@ -63,6 +63,6 @@ def _finite_rows(tensor: Tensor) -> Tensor:
 
 
 def _false(flags: Tensor) -> list[int]:
-    """The places of the flags that are False."""
+    """The indices of the flags that are False."""
     places: list[int] = (~flags).nonzero().flatten().tolist()
     return places

@@ -1,4 +1,4 @@
-"""JSON from a file, parsed within limits."""
+"""Parsing JSON from an untrusted file, within limits."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 
 from ldm_core.support.printable import shown
 
-MAX_NESTING = 32  # mappings and lists within one another; settings files have four
-MAX_DIGITS = 4000  # of a whole number; Python itself takes quadratic time for more, or refuses them
+MAX_NESTING = 32  # nested mappings and lists; settings files have four levels
+MAX_DIGITS = 4000  # of an int; Python needs quadratic time for more, or rejects them
 
 
 def parse_json(text: Any, source: str, error: type[ValueError] = ValueError) -> Any:
-    """The value of a JSON text. Raises `error`, beginning with `source`, for text that is not JSON.
+    """The value of a JSON text. Raises `error`, beginning with `source`, for invalid JSON.
 
-    NaN and Infinity are read, since diffusers writes them; the caller checks numbers.
+    NaN and Infinity are accepted, since diffusers writes them. The caller checks numbers.
     """
-    if not isinstance(text, str):  # the metadata of a pickle may be anything
+    if not isinstance(text, str):  # the metadata of a pickle may have any type
         raise error(f"{source}: expected JSON, not {shown(text)}")
     try:
         value = json.loads(text, parse_int=_whole_number)
@@ -32,7 +32,7 @@ def parse_json(text: Any, source: str, error: type[ValueError] = ValueError) -> 
         ]
         if not inner:
             return value
-    raise error(f"{source}: its JSON is nested more than {MAX_NESTING} deep")
+    raise error(f"{source}: the JSON has more than {MAX_NESTING} nested levels")
 
 
 def _whole_number(digits: str) -> int:

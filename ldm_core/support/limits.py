@@ -1,4 +1,4 @@
-"""The limits of what a configuration may claim, and the checks of its fields against them."""
+"""The limits of a configuration's fields, and the checks of the fields against them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 from ldm_core.errors import ConfigError
 from ldm_core.support.printable import shown
 
-# What a configuration may claim: several times what the largest published model has, and so little that
-# its networks are built on the meta device in a moment.
+# Several times the sizes of the largest published model, and small enough to build such networks on the meta
+# device within a moment.
 MAX_SIZE = 2**16  # channels, features, positions, and pixels of a side
-MAX_ROWS = 2**20  # of a table: words of a vocabulary, classes
-MAX_LEVELS = 16  # resolutions of one network
-MAX_DEPTH = 256  # blocks that follow one another
+MAX_ROWS = 2**20  # of an embedding: vocabulary size, number of classes
+MAX_LEVELS = 16  # resolution levels of one network
+MAX_DEPTH = 256  # consecutive blocks
 MAX_BLOCKS = 1024  # of one network
 MAX_SCALE = 1e6  # of latents
 MAX_TIMESTEPS = 100_000
@@ -25,24 +25,24 @@ def require(condition: bool, message: str) -> None:
 
 
 def make_tuples(config: Any) -> None:
-    """Replace the lists of a frozen dataclass, which cannot be hashed, by tuples."""
+    """Replace the lists in a frozen dataclass by tuples, so that it can be hashed."""
     for name, value in vars(config).items():
         if isinstance(value, list):
             object.__setattr__(config, name, tuple(value))
 
 
 def is_number(value: Any) -> bool:
-    """Whether this is a finite real number that a float holds. A bool does not count."""
+    """Whether the value is a finite int or float within the range of a float, and not a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e300
 
 
 def is_whole(value: Any, low: int, high: int) -> bool:
-    """Whether this is an int in low..high. A bool does not count."""
+    """Whether the value is an int in low..high, and not a bool."""
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
 def require_whole(part: str, config: Any, names: str, low: int, high: int) -> None:
-    """Raise ConfigError unless all of these fields are ints in low..high. A bool does not count."""
+    """Raise ConfigError unless all named fields are ints in low..high, and not bools."""
     for name in names.split():
         value = getattr(config, name)
         require(
@@ -71,11 +71,13 @@ def require_bool(part: str, config: Any, name: str) -> None:
 def require_widths(part: str, name: str, first: int, multiples: tuple[int, ...]) -> None:
     require(len(multiples) > 0, f"{part}: {name} must not be empty")
     widest = first * max(multiples)
-    require(widest <= MAX_SIZE, f"{part}: {widest} channels are more than {MAX_SIZE}")
+    require(widest <= MAX_SIZE, f"{part}: expected at most {MAX_SIZE} channels, got {widest}")
 
 
 def require_blocks(part: str, blocks: int) -> None:
-    require(blocks <= MAX_BLOCKS, f"{part}: {blocks:,} blocks on the way down are more than {MAX_BLOCKS}")
+    require(
+        blocks <= MAX_BLOCKS, f"{part}: expected at most {MAX_BLOCKS} blocks on the way down, got {blocks:,}"
+    )
 
 
 def require_heads(part: str, width: int, heads: int) -> None:
@@ -83,7 +85,7 @@ def require_heads(part: str, width: int, heads: int) -> None:
 
 
 def build(cls: type[Any], values: Any) -> Any:
-    """A config dataclass from JSON values; lists become the tuples that it holds. Raises ConfigError."""
+    """A config dataclass from JSON values, with lists converted to tuples. Raises ConfigError."""
     require(isinstance(values, dict), f"{cls.__name__}: expected a mapping, not {shown(values)}")
     unknown = set(values) - {f.name for f in fields(cls)}
     require(not unknown, f"{cls.__name__}: unknown field(s) {shown(unknown)}")

@@ -1,4 +1,4 @@
-"""One walk over the modules of a module, or of a bundle of parts such as a whole model."""
+"""Iterates over the modules of a module, or of a bundle of parts such as `LatentDiffusion`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 
 def named_modules(model: Any) -> Iterator[tuple[str, nn.Module]]:
-    """Every module in a module, or in a bundle's parts, with its dotted name.
+    """The modules in a module, or in the parts of a bundle, with their dotted names.
 
     A bundle has a mapping `modules` of its parts (`LatentDiffusion`), or is a dataclass of modules.
     Raises ValueError for anything else.

@@ -1,4 +1,4 @@
-"""Text from outside, made safe to show: on one line, without codes that a terminal obeys."""
+"""Untrusted text made safe to print: on one line and without control codes for the terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxset = SHOWN_ITEMS
 
 
 def printable(text: str, keep: str = "") -> str:
-    """The text with whatever is not printable escaped as in `\\x1b`, but for the characters in `keep`.
+    """The text with characters that are not printable escaped, as in `\\x1b`, except for those in `keep`.
 
     Escapes control characters, line separators, marks that change the writing direction or have no width, and
     lone surrogates. Keeps all spaces.
@@ -29,21 +29,21 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def few(names: Sequence[str], count: int = 5, separator: str = ", ") -> str:
-    """The first `count` names, and how many there are if that is more: "a, b, … (7 in all)"."""
+    """The first `count` names, and the total if there are more: "a, b, … (7 in all)"."""
     more = [f"… ({len(names)} in all)"] if len(names) > count else []
     return separator.join([*names[:count], *more])
 
 
 def shown_error(error: BaseException) -> str:
-    """The first line of another library's error, cut short, since it may quote a file at any length."""
+    """The first line of another library's error, shortened, since it may quote any amount of a file."""
     lines = (str(error) or type(error).__name__).splitlines()
     return printable(lines[0][: 4 * SHOWN_LETTERS])
 
 
 def shown(value: object) -> str:
-    """A value of any kind and size as an error quotes it: its `repr`, cut short."""
+    """The shortened `repr` of any value, for error messages."""
     try:
         text = _REPR.repr(value)
-    except (ValueError, RecursionError):  # an integer of more digits than Python writes
+    except (ValueError, RecursionError):  # an int with more digits than Python converts
         return f"a {type(value).__name__} that is too long to show"
     return text if len(text) <= 4 * SHOWN_LETTERS else text[: 4 * SHOWN_LETTERS] + "…"

@@ -1,4 +1,4 @@
-"""Opening a file that somebody else may have chosen."""
+"""Opening a file whose path may come from an untrusted source."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from io import BufferedReader
 def open_regular(path: str | os.PathLike[str], max_bytes: int | None = None) -> BufferedReader:
     """A regular file, opened for reading bytes.
 
-    Raises OSError, with the path, if it cannot be opened, is a folder, a pipe, a device or a socket (which
-    may block for ever or never end), or has more than `max_bytes` bytes.
+    Raises OSError, with the path, if the file cannot be opened, has more than `max_bytes` bytes, or is a
+    folder, pipe, device or socket, since reading these may block or never end.
     """
-    _require_regular(os.stat(path), path, max_bytes)  # first: to open a device can already do something
+    _require_regular(os.stat(path), path, max_bytes)  # before opening, which has side effects on a device
     file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115  closed by the caller
     try:
-        _require_regular(os.fstat(file.fileno()), path, max_bytes)  # another file may have taken its place
+        _require_regular(os.fstat(file.fileno()), path, max_bytes)  # the file may have been replaced
     except BaseException:
         file.close()
         raise
@@ -25,7 +25,7 @@ def open_regular(path: str | os.PathLike[str], max_bytes: int | None = None) -> 
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """Windows has neither named pipes among its files nor this flag."""
+    """Open without blocking. Windows has no such flag, and no named pipes in its file system."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 

@@ -195,7 +195,7 @@ def test_steps_are_shown(draw: Draw, run: Run, bundled: ldm_core.LatentDiffusion
     os.remove("a.png")
     result = run(*shown)
     assert (result.status, result.out) == (2, [])
-    assert "a-steps is already there; --force overwrites it" in result.err[0]
+    assert "the folder a-steps already exists; --force overwrites it" in result.err[0]
     draw(*shown, "--force")
     assert sorted(os.listdir("a-steps")) == ["0001.png", "0002.png", "strip.png"]
 
@@ -208,7 +208,7 @@ def test_nothing_is_overwritten_without_force(draw: Draw, run: Run) -> None:
     before = Path("a.png").read_bytes()
     result = run("txt2img", "panda", "-o", "a.png")
     assert (result.status, result.out) == (2, [])
-    assert result.err == ["ldm-core: error: --output a.png: the file is already there; --force overwrites it"]
+    assert result.err == ["ldm-core: error: --output a.png: the file already exists; --force overwrites it"]
     assert Path("a.png").read_bytes() == before
     assert draw("txt2img", "panda", *SMALL, "--seed", "1", "-o", "a.png", "--force") == ["a.png"]
     assert read_recipe("a.png").prompt == "panda"

@@ -43,7 +43,7 @@ def bad_inputs() -> dict[str, tuple[str, str]]:
         "prompts twice": ("txt2img x --prompts blank.txt", "not both"),
         "negative prompts do not fit": (
             "txt2img a b c --negative-prompt d --negative-prompt e",
-            "3 prompt(s) take one --negative-prompt, or one for each, got 2",
+            "expected one --negative-prompt, or 3, one for each prompt, got 2",
         ),
         "seeds do not fit": ("txt2img a b --seed 1,2,3", "expected one seed per image (2), got 3"),
         "seed is no number": ("txt2img x --seed one", "argument --seed: expected whole numbers"),
@@ -63,7 +63,7 @@ def bad_inputs() -> dict[str, tuple[str, str]]:
         "eta": ("txt2img x --eta 1.5", "eta must be in [0, 1], not 1.5"),
         "eta of another": (
             "txt2img x --eta 0.5 --scheduler ddpm",
-            "--eta belongs to the ddim and euler-a schedulers",
+            "--eta is an option of the ddim and euler-a schedulers",
         ),
         "scheduler": ("txt2img x --scheduler dpm2", "argument --scheduler: invalid choice: 'dpm2'"),
         "size": ("txt2img x --size 64by64", "expected WIDTHxHEIGHT or one number, such as 768x512"),
@@ -75,10 +75,10 @@ def bad_inputs() -> dict[str, tuple[str, str]]:
         "output folder": ("txt2img x -o none", "--output none: expected an existing folder"),
         "output folder with a slash": (
             "txt2img x -o photo.png/",
-            "--output photo.png/: a file of this name is already",
+            "--output photo.png/: a file of this name already exists",
         ),
-        "folder of the output": ("txt2img x -o none/a.png", "nothing can be written in none: No such file"),
-        "file as a folder": ("txt2img x -o photo.png/a.png", "nothing can be written in photo.png"),
+        "folder of the output": ("txt2img x -o none/a.png", "cannot write into none: No such file"),
+        "file as a folder": ("txt2img x -o photo.png/a.png", "cannot write into photo.png"),
         "output is no PNG": ("txt2img x -o a.jpg", "or a file name that ends in .png"),
         "two in one file": ("txt2img x --num 2 -o a.png", "2 pictures do not fit in one file"),
         "no image": ("img2img x", "img2img needs --image FILE"),
@@ -87,12 +87,12 @@ def bad_inputs() -> dict[str, tuple[str, str]]:
         "image is a folder": ("img2img x --image .", ".: Is a directory"),
         "image is no picture": (
             "img2img x --image blank.txt",
-            "blank.txt: not a picture of",
+            "blank.txt: not a picture in one of the formats",
         ),
         "image is cut": ("img2img x --image cut.png", "cut.png: the picture cannot be decoded"),
         "mask of another size": (
             "inpaint x --image photo.png --mask small.png --size 32",
-            "the mask has 32×16 pixels, the image 64×64; they must be the same",
+            "the mask and the image must have the same size, got 32×16 and 64×64 pixels",
         ),
         "from nowhere": ("txt2img --from none.png", "none.png: No such file"),
         "from no PNG": ("txt2img --from blank.txt", "blank.txt: not a PNG file"),
@@ -219,7 +219,7 @@ def test_a_configuration_that_contradicts_the_file(run: Run) -> None:
 def test_the_wrong_command_for_a_recipe(draw: Draw, run: Run) -> None:
     draw("img2img", "x", "--image", photo(), "--strength", "0.5", "-o", "a.png")
     result = run("txt2img", "--from", "a.png")
-    assert result.err == ["ldm-core: error: a.png was drawn by img2img: use ldm-core img2img --from"]
+    assert result.err == ["ldm-core: error: a.png was drawn with img2img; use ldm-core img2img --from"]
     assert result.status == 2
 
 

@@ -84,7 +84,7 @@ def test_the_one_file_that_appears_meanwhile_is_kept(run: Run, monkeypatch: pyte
     monkeypatch.setattr(drawing, "_draw_chunk", draw_while_another_writes)
     result = run("txt2img", "fire", *SMALL, "--steps", "1", "--device", "cpu", "-o", "a.png")
     assert result.status == 2
-    assert result.err == ["ldm-core: error: --output a.png: the file is already there; --force overwrites it"]
+    assert result.err == ["ldm-core: error: --output a.png: the file already exists; --force overwrites it"]
     assert Path("a.png").read_text() == "mine"
     assert os.listdir() == ["a.png"]
 
@@ -115,7 +115,7 @@ def test_of_three_converts_to_one_target_one_wins(
     assert sorted(statuses) == [0, 2, 2]
     captured = capsys.readouterr()
     assert captured.out == f"{target}\n"
-    assert captured.err.count("\n") == captured.err.count("already there") == 2
+    assert captured.err.count("\n") == captured.err.count("already exists") == 2
     if name == "same.ckpt":
         assert read(target).tensors.keys() == read(source).tensors.keys()
     assert sorted(tmp_path.iterdir()) == sorted([source, target])
@@ -134,5 +134,5 @@ def test_merge_keeps_a_file_that_appears_meanwhile(
 
     monkeypatch.setattr(conversion, "weighted_sum", while_another_writes)
     assert cli.main(["merge", str(source), str(source), str(target)]) == 2
-    assert "m.ckpt: the file is already there; --force overwrites it" in capsys.readouterr().err
+    assert "m.ckpt: the file already exists; --force overwrites it" in capsys.readouterr().err
     assert target.read_text() == "mine"

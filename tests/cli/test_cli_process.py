@@ -45,7 +45,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
     assert process.returncode == 130
     paths = [*map(str.strip, lines), *out.split()]
     assert 2 <= len(paths) < 500
-    assert re.fullmatch(r"ldm-core: interrupted; (\d+) of 500 pictures are done and kept\n", err)
+    assert re.fullmatch(r"ldm-core: interrupted; (\d+) of 500 pictures are complete and kept\n", err)
     assert f" {len(paths)} of 500" in err
     assert sorted(os.listdir(tmp_path)) == sorted(paths), "no half-written file is left"
     for n, path in enumerate(paths):
@@ -119,7 +119,7 @@ def test_merge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["merge", source, source, target, "--alpha", "0.25"]) == 0
     assert capsys.readouterr().out == f"{target}\n"
     assert cli.main(["merge", source, source, source, target]) == 2
-    assert "already there; --force overwrites" in capsys.readouterr().err
+    assert "already exists; --force overwrites" in capsys.readouterr().err
     assert cli.main(["merge", source, source, source, target, "--force"]) == 0
     assert cli.main(["merge", source, str(tmp_path / "x")]) == 2
     assert "merge takes two models, or three" in capsys.readouterr().err
@@ -201,7 +201,7 @@ def test_adapters_and_another_autoencoder(
     ("argv", "message"),
     [
         (["txt2img", "fire"], "interrupted before the first picture was drawn"),
-        (["convert", "a.ckpt", "b.ckpt"], "interrupted; nothing half-written is left"),
+        (["convert", "a.ckpt", "b.ckpt"], "interrupted; no incomplete file is left"),
         (["inspect", "a.ckpt"], "interrupted"),
     ],
 )

@@ -129,9 +129,9 @@ def test_no_folder_is_made_for_a_run_that_fails(run: Run) -> None:
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        ("none/new/", "--output: nothing can be written in none: No such file or directory"),
-        ("file.png/", "--output file.png/: a file of this name is already there"),
-        ("link/", "--output link/: a file of this name is already there"),
+        ("none/new/", "--output: cannot write into none: No such file or directory"),
+        ("file.png/", "--output file.png/: a file of this name already exists"),
+        ("link/", "--output link/: a file of this name already exists"),
     ],
 )
 def test_where_no_folder_can_be_made(run: Run, output: str, message: str) -> None:

@@ -64,7 +64,7 @@ def test_all_files_that_a_recipe_names_are_listed(run: Run, monkeypatch: pytest.
         2,
         [],
         [
-            "ldm-core: error: a.png names files, which are read only with --trust-paths or if you give them: "
+            "ldm-core: error: a.png names files that are read only with --trust-paths, or if given as options: "
             "--image '/home/me/photo.png', --mask '\\x1b[2Jmask.png', --autoencoder '/vae.ckpt', "
             "--lora 'a.safetensors=0.5', --lora 'b.pt=1.0', --embedding 'word.pt=word', --config '/my.yaml'"
         ],
@@ -108,7 +108,7 @@ def test_trusted_paths_are_regular_files(run: Run, place: str) -> None:
         path = recipe(**changes)
         result = run(changes.get("task", "txt2img"), "--from", path, "--trust-paths", "-o", "b.png")
         assert (result.status, len(result.err)) == (2, 1)
-        assert f"which is not at '{place}'" in result.err[0]
+        assert f"not found at '{place}'" in result.err[0]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
@@ -164,7 +164,7 @@ def test_a_model_on_another_machine_is_not_looked_at(
     monkeypatch.setattr(os.path, "isfile", lambda name: bool(looked.append(name)))
     result = run("txt2img", "--from", picture, "-o", ".")
     assert (result.status, looked) == (2, [])
-    assert result.err[0].endswith(f"only with --trust-paths or if you give them: --model {path!r}")
+    assert result.err[0].endswith(f"only with --trust-paths, or if given as options: --model {path!r}")
     run("txt2img", "--from", picture, "-o", ".", "--trust-paths")
     assert looked[0] == path
 
@@ -186,5 +186,5 @@ def test_another_model_beside_a_picture_is_not_taken(run: Run, loaded: list[Any]
     shutil.copy(bundled_model(), "mine.safetensors")
     result = run("txt2img", "--from", recipe("sent/a.png", model=model), "-o", ".")
     assert (result.status, len(result.err)) == (2, 1)
-    assert "which is not at '/nowhere/mine.safetensors': give it with --model" in result.err[0]
+    assert "not found at '/nowhere/mine.safetensors': give it with --model" in result.err[0]
     assert loaded == []

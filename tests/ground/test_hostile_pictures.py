@@ -72,15 +72,15 @@ def test_a_picture_starts_no_program(ghostscript: Path, tmp_path: Path, name: st
     folder.mkdir()
     (folder / name).write_bytes(EPS)
     for source in (folder / name, EPS):
-        with pytest.raises(BadSample, match="not a picture of the formats PNG, JPEG"):
+        with pytest.raises(BadSample, match="not a picture in one of the formats PNG, JPEG"):
             decode_picture(source, name, 8)
-        with pytest.raises(ValueError, match="not a picture of the formats PNG, JPEG"):
+        with pytest.raises(ValueError, match="not a picture in one of the formats PNG, JPEG"):
             open_picture(source)
     with pytest.raises(BadSample, match="not a picture"):
         ImageFolder(folder, 8, captions=False)[0]
     result = run("img2img", "x", "--image", f"pictures/{name}")
     assert (result.status, len(result.err)) == (2, 1)
-    assert ": not a picture of the formats PNG, JPEG" in result.err[0]
+    assert ": not a picture in one of the formats PNG, JPEG" in result.err[0]
     assert not ghostscript.exists()
 
 

@@ -278,7 +278,7 @@ DAMAGED = {
     "nested too deeply": ("[" * 100_000, "not valid JSON"),
     "a list": ("[1]", r"must be a mapping, not \[1\]"),
     "no schema": (without("schema"), "schema None"),
-    "a later schema": (without(schema=2), "schema 2, and this version reads 1"),
+    "a later schema": (without(schema=2), "expected a recipe of schema 1, got schema 2"),
     "missing": (without("seed", "model"), "lacks .*seed.*model"),
     "unknown": (without(seeed=1), "unknown entries: 'seeed'"),
     "text for a number": (without(steps="25"), "steps must be a whole number, not '25'"),

@@ -91,7 +91,7 @@ def test_the_command_line_keeps_the_picture_and_fails(run: Run) -> None:
     assert (result.status, result.out) == (1, ["txt2img-0001.png", "txt2img-0002.png"])
     warning, error = result.err
     assert "warning: image 0: latent with NaN or infinity since step 1 of 2" in warning
-    assert error == "ldm-core: error: 2 of 2 pictures could not be computed"
+    assert error == "ldm-core: error: 2 of 2 pictures have NaN or infinity in their latents"
     assert Path("txt2img-0001.png").is_file()
     assert read_recipe("txt2img-0001.png").not_finite == "latent with NaN or infinity since step 1 of 2"
 

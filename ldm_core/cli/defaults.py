@@ -14,6 +14,7 @@ SCHEDULERS = (
     "heun",
     "lms",
 )
+SCHEDULER = "ddim"
 SPACINGS = ("leading", "trailing", "linspace", "compvis", "karras", "exponential", "uniform_lambda")
 DTYPES = ("float32", "float16", "bfloat16")
 MAX_PICTURES = 1_000_000  # per prompt, and per batch

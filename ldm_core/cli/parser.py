@@ -14,6 +14,7 @@ from ldm_core.cli.defaults import (
     DTYPES,
     GUIDANCE,
     MAX_PICTURES,
+    SCHEDULER,
     SCHEDULERS,
     SPACINGS,
     STEPS,
@@ -195,7 +196,9 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"sampling steps (default {BUNDLED_STEPS} for the bundled model, else {STEPS})",
     )
-    group.add_argument("--scheduler", choices=SCHEDULERS, help="default: ddim; plms and pndm are the same")
+    group.add_argument(
+        "--scheduler", choices=SCHEDULERS, help=f"default: {SCHEDULER}; plms and pndm are the same"
+    )
     group.add_argument(
         "--eta", type=_number, metavar="X", help="added noise, 0 to 1 (default: 0 for ddim, 1 for euler-a)"
     )

@@ -177,7 +177,7 @@ def _pictures_per_prompt(args: Namespace, prompts: int) -> int:
 
 def _scheduler(args: Namespace, again: Recipe | None) -> Any:
     if args.scheduler is not None or again is None:
-        scheduler = SCHEDULERS[args.scheduler or "ddim"]
+        scheduler = SCHEDULERS[args.scheduler or defaults.SCHEDULER]
     elif again.scheduler not in CLASSES:
         raise ValueError(
             f"{args.recipe} was drawn with the unknown sampler {shown(again.scheduler)}; "

@@ -19,8 +19,8 @@ from support.cli_runs import ROOT, SMALL, Draw, Run, mask, photo, pixels
 
 import ldm_core
 from ldm_core import cli
+from ldm_core.cli import defaults, model, parser, plan
 from ldm_core.cli import draw as drawing
-from ldm_core.cli import model, parser, plan
 from ldm_core.loading.load import bundled_model
 from ldm_core.recipe import SourceFile, file_sha256, read_recipe
 
@@ -75,6 +75,10 @@ def test_schedulers_by_name(draw: Draw, bundled: ldm_core.LatentDiffusion, name:
     draw("txt2img", "fire", "--scheduler", name, "--seed", "2", "-o", "a.png")
     [expected] = ldm_core.Sampler(bundled, scheduler).txt2img("fire", steps=2, guidance_scale=4, seed=2)
     assert (pixels("a.png") == np.array(expected)).all()
+
+
+def test_the_parser_offers_every_scheduler() -> None:
+    assert tuple(plan.SCHEDULERS) == defaults.SCHEDULERS
 
 
 def test_img2img_and_inpaint_draw_what_the_library_draws(
@@ -174,7 +178,7 @@ def test_a_cut_prompt_is_said_once(run: Run) -> None:
     result = run("txt2img", "cat " * 76, *SMALL, "--num", "2", "--steps", "1", "--device", "cpu")
     assert (result.status, len(result.out), len(result.err)) == (0, 2, 1)
     assert result.err[0].startswith(
-        "ldm-core: warning: the prompt cat cat cat cat cat … has 76 tokens, and only 75 fit"
+        "ldm-core: warning: the prompt cat cat cat cat cat … has 76 tokens, but only 75 fit"
     )
     assert "lost: 'cat'" in result.err[0]
 

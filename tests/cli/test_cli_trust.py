@@ -64,8 +64,8 @@ def test_all_files_that_a_recipe_names_are_listed(run: Run, monkeypatch: pytest.
         2,
         [],
         [
-            "ldm-core: error: a.png names files that are read only with --trust-paths, or if given as options: "
-            "--image '/home/me/photo.png', --mask '\\x1b[2Jmask.png', --autoencoder '/vae.ckpt', "
+            "ldm-core: error: a.png names files that are read only with --trust-paths, or if given as "
+            "options: --image '/home/me/photo.png', --mask '\\x1b[2Jmask.png', --autoencoder '/vae.ckpt', "
             "--lora 'a.safetensors=0.5', --lora 'b.pt=1.0', --embedding 'word.pt=word', --config '/my.yaml'"
         ],
     )

@@ -1,4 +1,4 @@
-"""CLIP: the image encoder, the text encoder beside it, and what the two are for."""
+"""CLIP: its image encoder, text encoder, tokenizer and preprocessing, and the model that joins them."""
 
 from ldm_core.clip.config import PRESETS, CLIPConfig, preset
 from ldm_core.clip.image_encoder import CLIPImageEncoder

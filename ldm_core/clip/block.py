@@ -1,8 +1,11 @@
-"""The block that both of CLIP's transformers are made of (Radford et al. 2021, section 2.4).
+"""The transformer block of CLIP's two encoders (Radford et al. 2021, section 2.4).
 
-Attention and a two-layer MLP, each normalised first and added to its input, as in GPT-2. The text encoder's
-attention is causal, the image encoder's is not; nothing else differs. Counterparts: `ResidualAttentionBlock`
-of OpenAI's `clip/model.py` and of open_clip, `CLIPEncoderLayer` of transformers.
+    x = x + attention(norm1(x))
+    x = x + MLP(norm2(x))
+
+The norms come first, as in GPT-2. Attention is causal in the text encoder only; the blocks are otherwise
+equal. Counterparts: `ResidualAttentionBlock` of OpenAI's `clip/model.py` and of open_clip, `CLIPEncoderLayer`
+of transformers.
 """
 
 from __future__ import annotations
@@ -16,12 +19,12 @@ from ldm_core.clip.config import Activation
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """x sigmoid(1.702 x): the approximation of gelu that OpenAI trained CLIP with."""
+    """x sigmoid(1.702 x), the approximation of gelu in OpenAI's CLIP models."""
     return x * torch.sigmoid(1.702 * x)
 
 
 class ResidualAttentionBlock(nn.Module):
-    """(B, N, width) -> the same. With `causal`, a position sees only those up to itself."""
+    """(B, N, width) -> (B, N, width). With `causal`, a position attends only to itself and earlier ones."""
 
     def __init__(self, width: int, heads: int, activation: Activation, *, causal: bool) -> None:
         super().__init__()

@@ -1,10 +1,9 @@
-"""The configurations of CLIP's two encoders and of a whole CLIP, and the published ones (Radford et al. 2021,
-table 20).
+"""Configurations of CLIP's encoders, and presets of the published models (Radford et al. 2021, table 20).
 
-OpenAI's models go by OpenAI's own names. open_clip trained networks of the same sizes with the exact gelu;
-the tensors of the two have the same names and shapes, and weights of one kind in the other give plausible
-nonsense. So theirs have the prefix `open_clip/`. (Those that open_clip calls `-quickgelu` have OpenAI's
-activation, and some were trained on pixels of another mean: their `open_clip_config.json` says so.)
+OpenAI's models have OpenAI's names. open_clip's models of the same sizes use the exact gelu, and their
+presets have the prefix `open_clip/`. The tensors of both have the same names and shapes, and the wrong
+activation gives plausible but wrong embeddings. (open_clip's `-quickgelu` models use OpenAI's activation, and
+some use another mean of the pixels; see their `open_clip_config.json`.)
 """
 
 from __future__ import annotations
@@ -46,9 +45,11 @@ class TextEncoderConfig:
     layers: int = 12
     heads: int = 12
     activation: Activation = "quick_gelu"  # OpenAI's CLIP; open_clip's models use the exact gelu
-    clip_skip: int = 0  # final blocks whose output is not used: SD2 takes the penultimate layer, 1
+    clip_skip: int = 0  # final blocks to skip; SD2 uses the penultimate layer, 1
     pad_token_id: int = 49407  # OpenAI's tokenizer pads with the end-of-text token, open_clip with 0
-    projection_dim: int | None = None  # open_clip files also hold the projection of CLIP's joint space
+    projection_dim: int | None = (
+        None  # of the projection to CLIP's joint space, which open_clip's files contain
+    )
 
     def __post_init__(self) -> None:
         part = "text encoder"
@@ -65,7 +66,7 @@ class TextEncoderConfig:
 
 @dataclass(frozen=True)
 class ImageEncoderConfig:
-    """CLIP's vision transformer (Radford et al. 2021, section 2.4); the defaults are ViT-B/32's."""
+    """CLIP's vision transformer (Radford et al. 2021, section 2.4). The defaults are those of ViT-B/32."""
 
     image_size: int = 224  # pixels of a side
     patch_size: int = 32
@@ -74,7 +75,7 @@ class ImageEncoderConfig:
     heads: int = 12
     activation: Activation = "quick_gelu"  # OpenAI's CLIP; most of open_clip's models use the exact gelu
     projection_dim: int = 512
-    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)  # of a pixel in [0, 1], by colour
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)  # of pixels in [0, 1], per channel
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 
     def __post_init__(self) -> None:
@@ -86,8 +87,8 @@ class ImageEncoderConfig:
         _require_activation(part, self.activation)
         require(
             self.image_size % self.patch_size == 0,
-            f"image encoder: images of {self.image_size} pixels are no whole number of patches of "
-            f"{self.patch_size}",
+            f"image encoder: image_size must be a multiple of patch_size {self.patch_size}, "
+            f"not {self.image_size}",
         )
         for name in ("mean", "std"):
             values = getattr(self, name)
@@ -99,13 +100,13 @@ class ImageEncoderConfig:
 
     @property
     def patches(self) -> int:
-        """How many patches an image is cut into."""
+        """The number of patches of an image."""
         return (self.image_size // self.patch_size) ** 2
 
 
 @dataclass(frozen=True)
 class CLIPConfig:
-    """An image encoder and a text encoder that project to one space."""
+    """The configurations of an image encoder and a text encoder with one joint space."""
 
     image_encoder: ImageEncoderConfig
     text_encoder: TextEncoderConfig
@@ -114,26 +115,28 @@ class CLIPConfig:
         image, text = self.image_encoder, self.text_encoder
         if image.projection_dim != text.projection_dim:
             raise ConfigError(
-                f"images are projected to {image.projection_dim} dimensions (projection_dim of the image "
-                f"encoder), texts to {text.projection_dim}"
+                f"expected the same projection_dim of both encoders, got {image.projection_dim} for images "
+                f"and {text.projection_dim} for texts"
             )
         if text.clip_skip:
-            raise ConfigError(f"CLIP takes the last text block's output, clip_skip=0, not {text.clip_skip}")
+            raise ConfigError(
+                f"CLIP uses the output of the last text block; expected clip_skip=0, not {text.clip_skip}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain nested dictionaries, ready for JSON."""
+        """The configuration as nested dictionaries for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> CLIPConfig:
-        """The inverse of `to_dict`. Raises ConfigError for any other value."""
+        """The inverse of `to_dict`. Raises ConfigError for an invalid value."""
         try:
             if not isinstance(data, dict) or set(data) != {"image_encoder", "text_encoder"}:
                 raise ConfigError(f"expected a mapping of image_encoder and text_encoder, not {shown(data)}")
             image = build(ImageEncoderConfig, data["image_encoder"])
             return cls(image, build(TextEncoderConfig, data["text_encoder"]))
         except ConfigError as error:
-            raise ConfigError(f"not a CLIP configuration: {error}") from error
+            raise ConfigError(f"invalid CLIP configuration: {error}") from error
 
 
 def _with_exact_gelu(config: CLIPConfig) -> CLIPConfig:
@@ -170,7 +173,7 @@ PRESETS: dict[str, CLIPConfig] = {
 
 
 def preset(name: str) -> CLIPConfig:
-    """The preset of this name. Raises ConfigError with the known names."""
+    """The preset of this name. Raises ConfigError, listing the known names, for another name."""
     if name not in PRESETS:
         raise ConfigError(f"unknown CLIP configuration {name!r}; expected one of {', '.join(PRESETS)}")
     return PRESETS[name]

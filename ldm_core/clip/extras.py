@@ -1,11 +1,11 @@
-"""Tensors in files of CLIP that no network of this package needs, each with the reason."""
+"""Tensors in CLIP files that this package ignores, each with the reason."""
 
 from __future__ import annotations
 
 _PROJECTION = "CLIP's projection to the space it shares with images, which conditions no U-Net"
 _IMAGES = "CLIP's image encoder"
 
-# Within a part, by name after the part's prefix or after the file's; "x." is all that begins so.
+# In files of a text encoder, by name without the prefix; "x." stands for all names that begin with it.
 TRANSFORMERS_EXTRAS = {
     "embeddings.position_ids": "0..76, and damaged in files that were cast to 16 bits",
     "text_projection": _PROJECTION,
@@ -19,7 +19,7 @@ TRANSFORMERS_EXTRAS = {
     "vision_model.": _IMAGES,
 }
 _SIZE = "a size that OpenAI's files state, and that their tensors' shapes prove"
-# In a file of a whole CLIP, whose two encoders and projections are all wanted.
+# In files of a whole CLIP, of which both encoders and projections are loaded.
 CLIP_OPENAI_EXTRAS = {
     "attn_mask": "the causal mask, which follows from the number of tokens",
     "input_resolution": _SIZE,

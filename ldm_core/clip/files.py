@@ -1,9 +1,9 @@
-"""A CLIP's file or folder to its configuration and parameters, and back.
+"""Reads the configuration and parameters of a CLIP from a file or folder, and writes them.
 
-Shapes prove all sizes, but neither the number of heads nor which gelu a model was trained with. So, in this
-order: what the caller gives; the file's own metadata, if this package wrote it; a folder's settings
-(`config.json` of transformers, `open_clip_config.json` of open_clip); OpenAI's own files, which are known by
-the sizes that they state. A file that says nothing needs `config=`, and the error names what fits.
+Shapes determine all sizes, but not the number of heads and the activation. The configuration comes from the
+first of these sources: the caller; the metadata of a file that this package wrote; a folder's settings
+(`config.json` of transformers, `open_clip_config.json` of open_clip); the sizes stored in OpenAI's own files.
+Any other file needs `config=`, and the error lists the matching presets.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ldm_core.support.json_text import parse_json
 from ldm_core.support.printable import shown
 
 CONFIG_KEY = "ldm_core.clip_config"
-# What open_clip writes into a folder, and what trainers put before a whole model's names.
+# The weights in open_clip's folders, and the prefixes that trainers add to all names.
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 PREFIXES = ("", "module.", "model.")
 SIZES = (
@@ -46,12 +46,12 @@ SIZES = (
     "image layers",
     "text layers",
 )
-OPENAI_MARK = "input_resolution"  # only OpenAI's own files have this tensor
+OPENAI_MARK = "input_resolution"  # a tensor that only OpenAI's own files have
 
 
 @dataclass(frozen=True)
 class CLIPSource:
-    """A CLIP in a file: its tensors by the layout's own names, but for those that nothing needs."""
+    """A CLIP in a file: its tensors, named as in the layout, without ignored ones."""
 
     checkpoint: Checkpoint
     layout: CLIPLayout
@@ -63,7 +63,7 @@ class CLIPSource:
         return self.checkpoint.path.name
 
     def sizes(self) -> tuple[int, ...]:
-        """What the shapes prove, in the order of `sizes_of`. Raises CheckpointError where one is missing."""
+        """The sizes in the shapes, in the order of SIZES. Raises CheckpointError if any is missing."""
         shapes = {name: self.tensors[name].shape for name in self.layout.sizes if name in self.tensors}
         absent = [name for name in self.layout.sizes if name not in shapes]
         ranks = dict(zip(self.layout.sizes, (4, 2, 2, 2, 2), strict=True))
@@ -79,7 +79,7 @@ class CLIPSource:
 
 
 def sizes_of(config: CLIPConfig) -> tuple[int, ...]:
-    """The sizes of a configuration that the shapes of its tensors show, in the order of SIZES."""
+    """The sizes of a configuration that determine its tensors' shapes, in the order of SIZES."""
     image, text = config.image_encoder, config.text_encoder
     return (
         image.width,
@@ -95,9 +95,9 @@ def sizes_of(config: CLIPConfig) -> tuple[int, ...]:
 
 
 def find_clip(path: str | Path) -> CLIPSource:
-    """Read a file, or a folder of transformers' or open_clip's, and find the CLIP in it.
+    """Read a file, or a folder of transformers or open_clip, and find the CLIP in it.
 
-    Raises CheckpointError for a file that cannot be read or holds no CLIP, or one half only.
+    Raises CheckpointError for a file that cannot be read, contains no CLIP, or only one of its encoders.
     """
     path = file = Path(path)
     folder = path.parent if path.name in OPEN_CLIP_WEIGHTS else path
@@ -114,23 +114,27 @@ def find_clip(path: str | Path) -> CLIPSource:
                 return CLIPSource(checkpoint, layout, _wanted(checkpoint, layout, prefix), settings)
             if any(halves):
                 half = "image" if halves[0] else "text"
-                raise CheckpointError(f"{path.name} holds only the {half} encoder of a CLIP, not a whole one")
+                raise CheckpointError(
+                    f"{path.name} contains only the {half} encoder of a CLIP; expected both encoders"
+                )
     if any("visual.layer1." in key for key in checkpoint.tensors):
         raise CheckpointError(
-            f"{path.name} is a CLIP with a ResNet for images; only vision transformers load"
+            f"{path.name} is a CLIP with a ResNet, which is not supported; expected a vision transformer"
         )
     keys = ", ".join(map(shown, list(checkpoint.tensors)[:3]))
-    raise CheckpointError(f"{path.name} holds no CLIP under names known here (its keys are such as {keys})")
+    raise CheckpointError(
+        f"{path.name} contains no CLIP with known tensor names (the names in the file are {keys} …)"
+    )
 
 
 def _wanted(checkpoint: Checkpoint, layout: CLIPLayout, prefix: str) -> dict[str, Tensor]:
-    """The tensors without prefix and extras. What lacks the prefix keeps its name, and so is left over."""
+    """The tensors without the prefix and ignored ones. Names without the prefix stay unchanged."""
     named = {key.removeprefix(prefix): tensor for key, tensor in checkpoint.tensors.items()}
     return {key: tensor for key, tensor in named.items() if key not in layout.extras}
 
 
 def resolve_config(source: CLIPSource, config: str | CLIPConfig | None) -> CLIPConfig:
-    """The configuration of a file. Raises CheckpointError where nothing says it, or shapes contradict it."""
+    """The configuration of a file. Raises CheckpointError if it is unknown or contradicts the shapes."""
     checkpoint, sizes = source.checkpoint, source.sizes()
     try:
         if config is not None:
@@ -138,7 +142,7 @@ def resolve_config(source: CLIPSource, config: str | CLIPConfig | None) -> CLIPC
             origin = "the given configuration"
         elif CONFIG_KEY in checkpoint.metadata:
             stated = parse_json(
-                checkpoint.metadata[CONFIG_KEY], "its configuration is damaged", CheckpointError
+                checkpoint.metadata[CONFIG_KEY], "invalid CLIP configuration", CheckpointError
             )
             resolved = CLIPConfig.from_dict(stated)
             origin = "the file's own metadata"
@@ -149,13 +153,11 @@ def resolve_config(source: CLIPSource, config: str | CLIPConfig | None) -> CLIPC
             resolved, origin = CLIPConfig(*clip_parts(source.settings)), ALONE
         else:
             resolved, origin = _recognised(source, sizes), "the tensors"
-    except CheckpointError as error:
+    except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{source.name}: {error}") from error
-    except ConfigError as error:
-        raise CheckpointError(f"{source.name}: its configuration is damaged or unknown: {error}") from error
     if sizes_of(resolved) != sizes:
         named = zip(SIZES, sizes_of(resolved), sizes, strict=True)
-        wrong = [f"{name} {a} there, {b} in the tensors" for name, a, b in named if a != b]
+        wrong = [f"{name} {a}, but {b} in the tensors" for name, a, b in named if a != b]
         raise CheckpointError(f"{source.name} contradicts {origin}: {'; '.join(wrong)}")
     return resolved
 
@@ -167,18 +169,17 @@ def _recognised(source: CLIPSource, sizes: tuple[int, ...]) -> CLIPConfig:
         return openai[0]
     names = " or ".join(f"config={name!r}" for name in fitting) or "config= a CLIPConfig"
     raise CheckpointError(
-        "its tensors prove neither the number of heads nor which gelu it was trained with (OpenAI's models "
-        f"the quick one, most of open_clip's the exact one): say which with {names}, or give a folder "
-        "with its settings"
+        "the tensors do not determine the number of heads and the activation (OpenAI's models use "
+        f"quick_gelu, most of open_clip's use gelu); choose {names}, or load a folder with its settings"
     )
 
 
 def parameters_of(
     source: CLIPSource, config: CLIPConfig, shapes: Mapping[str, torch.Size]
 ) -> dict[str, Tensor]:
-    """The parameters by name, as views of the file where possible.
+    """The parameters by name, as views of the file if possible.
 
-    Raises CheckpointError that names what is missing, misshapen, left over or not finite.
+    Raises CheckpointError, listing tensors that are missing, unexpected, of another shape or not finite.
     """
     key_map = source.layout.key_map(config.image_encoder, config.text_encoder)
     parameters = to_parameters(key_map, source.tensors, shapes, source=source.name)
@@ -193,14 +194,15 @@ def parameters_of(
 def write_clip(
     config: CLIPConfig, parameters: Mapping[str, Tensor], path: str | Path, dtype: torch.dtype | None
 ) -> None:
-    """Write a CLIP in OpenAI's and open_clip's names, the configuration in the metadata.
+    """Write a CLIP with the names of OpenAI and open_clip, and the configuration in the metadata.
 
-    The file appears whole or not at all. Raises CheckpointError for an unknown ending or where it cannot be
-    written.
+    The file is written atomically. Raises CheckpointError for an unknown ending, or if it cannot be written.
     """
     path = Path(os.path.realpath(path))
     if path.suffix not in WRITERS:
-        raise CheckpointError(f"{path}: expected an ending of {', '.join(WRITERS)}, got {path.suffix!r}")
+        raise CheckpointError(
+            f"{path}: expected a name that ends in {', '.join(WRITERS)}, got {path.suffix!r}"
+        )
     if dtype is not None and not dtype.is_floating_point:
         raise CheckpointError(f"dtype must be a floating-point type, not {dtype}")
     if any(value.is_meta for value in parameters.values()):

@@ -2,10 +2,10 @@
 Radford et al. 2021, arXiv:2103.00020, section 2.4).
 
     z_0 = norm([class; E p_1; ...; E p_N] + positions)     E p_i: patch i of the image, projected
-    z_l = block(z_(l-1))                                   attention in which every patch sees every other
+    z_l = block(z_(l-1))                                   attention among all patches
     I   = norm(z_L at the class token) W
 
-It differs from Dosovitskiy's by the norm before the first block, and by a projection E without bias.
+In contrast to Dosovitskiy et al., there is a norm before the first block, and the projection E has no bias.
 Counterparts: `VisionTransformer` of OpenAI's `clip/model.py` and of open_clip,
 `CLIPVisionModelWithProjection` of transformers.
 """
@@ -20,9 +20,9 @@ from ldm_core.clip.config import ImageEncoderConfig
 
 
 class CLIPImageEncoder(nn.Module):
-    """Normalised pixels (B, 3, S, S), as `preprocess` gives them, to embeddings (B, projection_dim).
+    """Normalised pixels (B, 3, S, S) from `preprocess` to embeddings (B, projection_dim).
 
-    S is the configuration's image_size. The embeddings are not normalised.
+    S is the image_size of the configuration. The embeddings are not normalised.
     """
 
     def __init__(self, config: ImageEncoderConfig) -> None:

@@ -1,9 +1,10 @@
-"""How a CLIP begins before it is trained: `initialize_parameters` of OpenAI's `clip/model.py`.
+"""The initial weights of a CLIP: `initialize_parameters` of OpenAI's `clip/model.py`.
 
-The deviations are those of GPT-2 (Radford et al. 2019, section 2.3): what a block adds to its input is made
-smaller by the square root of the number of things added, so that the sum keeps its size. OpenAI's code does
-so in the text encoder and leaves PyTorch's own draws in the image encoder's blocks; here both begin alike.
-The temperature begins at 0.07 (Radford et al. 2021, section 2.5).
+The standard deviations are those of GPT-2 (Radford et al. 2019, section 2.3). The last weights of each
+residual branch are divided by the square root of the number of branches, so that the sum of the branches
+keeps its variance. OpenAI's code does so in the text encoder only and uses PyTorch's defaults in the image
+encoder's blocks; this package does so in both. The initial temperature is 0.07 (Radford et al. 2021, section
+2.5).
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ TEMPERATURE = 0.07
 def initialise(
     image_encoder: CLIPImageEncoder, text_encoder: CLIPTextEncoder, generator: torch.Generator
 ) -> None:
-    """Draw all weights of the two encoders, in place, from a generator on the CPU.
+    """Initialise all weights of the two encoders in place, with a generator on the CPU.
 
     Raises ValueError for a text encoder without a projection.
     """
     if text_encoder.text_projection is None or text_encoder.logit_scale is None:
-        raise ValueError("this text encoder has no projection to CLIP's joint space (projection_dim)")
+        raise ValueError(
+            "expected a text encoder with a projection to CLIP's joint space; its projection_dim is None"
+        )
 
     def draw(parameter: Tensor, deviation: float) -> None:
         parameter.copy_(deviation * torch.randn(parameter.shape, generator=generator))

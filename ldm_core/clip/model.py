@@ -1,9 +1,9 @@
 """CLIP: images and texts in one space (Radford et al. 2021, "Learning Transferable Visual Models From Natural
 Language Supervision", arXiv:2103.00020).
 
-Two encoders, each followed by a projection; the cosine of the angle between an image's vector and a text's
-says how well they fit. Trained by the loss of `ldm_core.training.contrastive`. Counterparts: `CLIP` of
-OpenAI's `clip/model.py` and of open_clip, `CLIPModel` of transformers.
+CLIP has two encoders, each followed by a projection. The cosine between the vectors of an image and a text
+measures how well they match. `ldm_core.training.contrastive` contains the training loss. Counterparts: `CLIP`
+of OpenAI's `clip/model.py` and of open_clip, `CLIPModel` of transformers.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ TEMPLATES = ("a photo of a {}.",)  # section 3.1.4
 
 
 class CLIP(nn.Module):
-    """An image encoder, a text encoder, their tokenizer, and the learned temperature.
+    """An image encoder, a text encoder, a tokenizer, and the learned temperature.
 
-    `CLIP(config, generator)` has random weights, `CLIP.load(path)` a file's. The parts are
-    `image_encoder`, `text_encoder` and `tokenizer`; `text_encoder` also fits `ldm_core.LatentDiffusion`.
+    `CLIP(config, generator)` has random weights, and `CLIP.load(path)` those of a file. The parts are
+    `image_encoder`, `text_encoder` and `tokenizer`. An `ldm_core.LatentDiffusion` can use `text_encoder`,
+    too.
     """
 
     def __init__(self, config: CLIPConfig, generator: torch.Generator | None = None) -> None:
@@ -55,15 +56,15 @@ class CLIP(nn.Module):
         dtype: torch.dtype | Literal["auto"] | None = None,
         config: str | CLIPConfig | None = None,
     ) -> CLIP:
-        """Load a file in OpenAI's, open_clip's or transformers' names, or a folder of the latter two.
+        """Load a file of OpenAI, open_clip or transformers, or a folder of open_clip or transformers.
 
-        path: `.pt` (OpenAI's TorchScript archives included; nothing in them is run), `.bin`, `.ckpt`,
+        path: `.pt` (including OpenAI's TorchScript archives, whose code is not executed), `.bin`, `.ckpt`,
             `.safetensors`; or a folder with `config.json` or `open_clip_config.json`.
         device, dtype: as in `ldm_core.load`.
         config: a preset's name ("ViT-B/32", "open_clip/ViT-H-14", …: `ldm_core.clip.PRESETS`) or a
-            `CLIPConfig`; needed where neither the file nor its folder says what tensors cannot prove.
-        Raises CheckpointError for a file that cannot be read, does not fit, or holds values that are not
-        finite.
+            `CLIPConfig`; needed if neither the file nor its folder defines what tensors do not determine.
+        Raises CheckpointError for a file that cannot be read, does not match the configuration, or contains
+        NaN or infinity.
         """
         check_dtype(dtype)
         source = find_clip(path)
@@ -75,16 +76,16 @@ class CLIP(nn.Module):
         return model
 
     def save(self, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
-        """Write the model to a `.safetensors`, `.pt` or `.ckpt` file, in OpenAI's and open_clip's names.
+        """Write the model to a `.safetensors`, `.pt` or `.ckpt` file with the names of OpenAI and open_clip.
 
-        The configuration is in the metadata, so `CLIP.load(path)` gives the same weights, to the bit. The
-        file appears whole or not at all. Raises CheckpointError where it cannot be written.
+        The metadata contain the configuration, so `CLIP.load(path)` restores the model bitwise. The file is
+        written atomically. Raises CheckpointError if it cannot be written.
         """
         write_clip(self.config, self.state_dict(), path, dtype)
 
     @property
     def logit_scale(self) -> nn.Parameter:
-        """The logarithm of what cosines are multiplied by; the temperature is exp(-logit_scale)."""
+        """The logarithm of the factor of the cosines; the temperature is exp(-logit_scale)."""
         assert self.text_encoder.logit_scale is not None
         return self.text_encoder.logit_scale
 
@@ -93,25 +94,25 @@ class CLIP(nn.Module):
         return self.logit_scale.device
 
     def forward(self, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the contrastive loss takes: (images (B, D), texts (B, D), logit_scale ()), not normalised.
+        """The inputs of the contrastive loss: images (B, D), texts (B, D), logit_scale (). Not normalised.
 
-        pixels: (B, 3, S, S), as `preprocess` gives them. tokens: (B, N).
+        pixels: (B, 3, S, S), from `preprocess`. tokens: (B, N).
         """
         return self.image_encoder(pixels), self.text_encoder.embed(tokens), self.logit_scale
 
     def encode_image(self, images: ImageInput, *, normalize: bool = False) -> Tensor:
-        """Pictures as `ldm_core.clip.preprocess` takes them (PIL, or tensors in [0, 1]) to vectors (B, D).
+        """Encode images (PIL, or tensors in [0, 1]; see `ldm_core.clip.preprocess`) as vectors (B, D).
 
-        Gradients flow to a tensor. With `normalize`, the vectors have length 1.
+        The result is differentiable with respect to a tensor. With `normalize`, the vectors have length 1.
         """
         pixels = preprocess(images, self.config.image_encoder)
-        embeddings = self.image_encoder(pixels.to(self.logit_scale))  # its device and type
+        embeddings = self.image_encoder(pixels.to(self.logit_scale))  # with the model's device and dtype
         return F.normalize(embeddings, dim=-1) if normalize else embeddings
 
     def encode_text(self, texts: str | Sequence[str] | Tensor, *, normalize: bool = False) -> Tensor:
-        """One text, B of them, or their token ids (B, N), to vectors (B, D).
+        """Encode one text, B texts, or token ids (B, N) as vectors (B, D).
 
-        Raises ValueError for what is neither, and for ids outside the vocabulary.
+        Raises ValueError for other inputs and for ids outside the vocabulary.
         """
         tokens = texts if isinstance(texts, Tensor) else self.tokenizer(texts)
         size = self.config.text_encoder.vocab_size
@@ -129,14 +130,14 @@ class CLIP(nn.Module):
         return F.normalize(embeddings, dim=-1) if normalize else embeddings
 
     def similarity(self, images: ImageInput, texts: str | Sequence[str] | Tensor) -> Tensor:
-        """The cosines between pictures and texts: (images, texts), in [-1, 1]."""
+        """The cosines between images and texts: (images, texts), in [-1, 1]."""
         return self.encode_image(images, normalize=True) @ self.encode_text(texts, normalize=True).T
 
     def class_vectors(self, classes: Sequence[str], templates: Sequence[str] = TEMPLATES) -> Tensor:
-        """A vector of length 1 for each class, (K, D): the mean over its prompts (section 3.1.4).
+        """One vector of length 1 per class, (K, D): the mean over the class's prompts (section 3.1.4).
 
-        templates: prompts with a `{}` for the class's name. The mean is taken of vectors, not of
-        probabilities, so that a classifier of many prompts costs no more than one of a single prompt.
+        templates: prompts with a `{}` for the name of the class. Averaging vectors instead of probabilities
+        makes a classifier with many prompts as cheap as one with a single prompt.
         """
         for what, words in (("classes", classes), ("templates", templates)):
             if isinstance(words, str) or not words or not all(isinstance(word, str) for word in words):
@@ -152,7 +153,7 @@ class CLIP(nn.Module):
     def zero_shot(
         self, images: ImageInput, classes: Sequence[str], templates: Sequence[str] = TEMPLATES
     ) -> Tensor:
-        """The probability of each class for each picture, without training on them: (B, K), float32.
+        """The probability of each class for each image, without training on the classes: (B, K), float32.
 
         softmax(exp(logit_scale) cos(image, class)), figure 1 (2) and (3) and section 3.1.2 of the paper.
         """

@@ -1,10 +1,10 @@
-"""`open_clip_config.json`, which open_clip writes beside its weights: JSON to configurations of ours.
+"""Reads `open_clip_config.json`, which open_clip writes beside its weights.
 
     {"model_cfg": {"embed_dim", "quick_gelu", "vision_cfg": {…}, "text_cfg": {…}},
      "preprocess_cfg": {"mean", "std", "interpolation", "resize_mode"}}
 
-open_clip's settings are many, and most of them make another network. Those that are read are listed here, and
-so are those that may be there with one value; any other is refused by name.
+open_clip has many settings, most of which change the network. This module lists the supported settings and
+those that must have a fixed value. Any other setting raises an error with its name.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _IMAGE = {"image_size", "patch_size", "width", "layers", "head_width"}
 _TEXT = {"vocab_size", "context_length", "width", "layers", "heads"}
 _FIXED = {
     "mlp_ratio": 4.0,
-    "pool_type": None,  # "tok" for images, "argmax" for texts, which are the defaults
+    "pool_type": None,  # also the defaults "tok" for images and "argmax" for texts
     "ls_init_value": None,
     "patch_dropout": 0.0,
 }
@@ -33,7 +33,7 @@ _PREPROCESS_FIXED = {"interpolation": "bicubic", "resize_mode": "shortest", "mod
 
 
 def open_clip_parts(settings: Mapping[str, Any]) -> tuple[ImageEncoderConfig, TextEncoderConfig]:
-    """The two encoders. Raises CheckpointError naming the setting that is missing or not supported."""
+    """The two encoders. Raises CheckpointError, naming the setting, if one is missing or not supported."""
     with reading(OPEN_CLIP_CONFIG):
         model, pixels = settings["model_cfg"], settings.get("preprocess_cfg", {})
         image, text = model["vision_cfg"], model["text_cfg"]

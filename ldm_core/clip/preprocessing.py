@@ -1,9 +1,9 @@
-"""From a picture to what CLIP's image encoder takes, as in `_transform` of OpenAI's `clip/clip.py`.
+"""The preprocessing for CLIP's image encoder, as in `_transform` of OpenAI's `clip/clip.py`.
 
-The shorter side is scaled to the encoder's size (bicubic, antialiased), the middle square is cut out, and
-each colour is shifted and scaled to the training set's mean and deviation. A PIL image is scaled by PIL in 8
-bits, which gives OpenAI's numbers; a tensor is scaled in floating point, differentiably and on its device,
-and comes within some 8-bit levels of that (`tests/clip/test_clip_preprocessing.py` says how many).
+The shorter side is scaled to the encoder's size (bicubic, antialiased), the centre square is cropped, and the
+mean and standard deviation of the training set normalise each channel. PIL scales a PIL image in 8 bits,
+which equals OpenAI's result. A tensor is scaled in floating point, differentiably and on its device; its
+values differ by a few 8-bit levels (`tests/clip/test_clip_preprocessing.py` has the bounds).
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from ldm_core.images import ImageInput, image_to_tensor, to_rgb
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-LONGEST = 64  # times its shorter side that a picture may be long: scaled up, a thread would fill the memory
+LONGEST = 64  # maximum ratio of sides; scaling up a very narrow picture would need too much memory
 
 
 def preprocess(images: ImageInput, config: ImageEncoderConfig) -> Tensor:
-    """One or several pictures, of any sizes, to normalised pixels (B, 3, S, S); S is the image_size.
+    """Convert one or several images of any sizes to normalised pixels (B, 3, S, S); S is the image_size.
 
-    images: a PIL image of any mode (turned upright, transparency laid on white); a floating-point tensor
-    (3, H, W) or (B, 3, H, W) in [0, 1]; or a list of such. PIL images come out as float32 on the CPU, a
-    tensor in its own type, where it is. Raises ValueError for anything else.
+    images: a PIL image of any mode (rotated upright, with transparency composited on white); a floating-point
+    tensor (3, H, W) or (B, 3, H, W) in [0, 1]; or a list of these. The result for PIL images is float32 on
+    the CPU; for a tensor, it has the tensor's dtype and device. Raises ValueError for other inputs.
     """
     if isinstance(images, Sequence) and not isinstance(images, str | bytes):
         if not images:
@@ -45,7 +45,7 @@ def preprocess(images: ImageInput, config: ImageEncoderConfig) -> Tensor:
 
 
 def scaled_size(height: int, width: int, size: int) -> tuple[int, int]:
-    """(height, width) with the shorter side `size`; the longer is rounded down, as torchvision rounds."""
+    """(height, width) with the shorter side `size`. The longer side is rounded down, as in torchvision."""
     short, long = min(height, width), max(height, width)
     if short < 1 or long > LONGEST * short:
         raise ValueError(
@@ -57,7 +57,7 @@ def scaled_size(height: int, width: int, size: int) -> tuple[int, int]:
 
 
 def _first(length: int, size: int) -> int:
-    """Where the middle begins. Half a pixel goes to the even side: OpenAI's, not transformers' rounding."""
+    """The offset of the centre crop, rounded to even as in OpenAI's code; transformers rounds down."""
     return round((length - size) / 2)
 
 

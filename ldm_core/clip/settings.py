@@ -1,7 +1,4 @@
-"""What transformers' settings files say of CLIP: `config.json` of its classes, and the tokenizer's files.
-
-And the way back, for a text encoder in a diffusers folder.
-"""
+"""Reads and writes transformers' settings files for CLIP: `config.json` and the tokenizer's files."""
 
 from __future__ import annotations
 
@@ -21,15 +18,15 @@ PAD_TOKENS = {"<|endoftext|>": END_OF_TEXT, "!": EXCLAMATION_MARK}
 def text_encoder_config(
     settings: Settings, folder: Mapping[str, Settings], file: str = TEXT_ENCODER
 ) -> TextEncoderConfig:
-    """transformers' `CLIPTextConfig`, with the padding of the folder's tokenizer.
+    """The text encoder of transformers' `CLIPTextConfig`, with the padding of the folder's tokenizer.
 
-    The setting `pad_token_id` is not the tokenizer's, and not used.
+    The setting `pad_token_id` is ignored, since it differs from the tokenizer's.
     """
     check_fixed(file, settings, {"layer_norm_eps": 1e-5})
     with reading(file):
         width = whole(settings, "hidden_size", 512)
         if (inner := whole(settings, "intermediate_size", 2048)) != 4 * width:
-            raise ConfigError(f"intermediate_size {inner} is not 4 × {width}")
+            raise ConfigError(f"expected intermediate_size {4 * width}, 4 × {width}, not {inner}")
         return TextEncoderConfig(
             vocab_size=whole(settings, "vocab_size", 49408),
             context_length=whole(settings, "max_position_embeddings", 77),
@@ -42,7 +39,7 @@ def text_encoder_config(
 
 
 def clip_parts(folder: Mapping[str, Settings]) -> tuple[ImageEncoderConfig, TextEncoderConfig]:
-    """transformers' `CLIPConfig`: the image encoder and the text encoder of a folder of a whole CLIP."""
+    """The image encoder and text encoder of transformers' `CLIPConfig` in a folder of a whole CLIP."""
     settings = folder[ALONE]
     one_of(ALONE, "model_type", settings.get("model_type"), {"clip": None})
     with reading(ALONE):
@@ -52,7 +49,7 @@ def clip_parts(folder: Mapping[str, Settings]) -> tuple[ImageEncoderConfig, Text
         check_fixed(f"{ALONE}, vision_config", image, fixed)
         width = whole(image, "hidden_size", 768)
         if (inner := whole(image, "intermediate_size", 3072)) != 4 * width:
-            raise ConfigError(f"intermediate_size {inner} is not 4 × {width}")
+            raise ConfigError(f"expected intermediate_size {4 * width}, 4 × {width}, not {inner}")
         return (
             ImageEncoderConfig(
                 image_size=whole(image, "image_size", 224),
@@ -69,7 +66,7 @@ def clip_parts(folder: Mapping[str, Settings]) -> tuple[ImageEncoderConfig, Text
 
 
 def _pixels(settings: Settings) -> dict[str, Any]:
-    """A folder's `preprocessor_config.json`: the mean and deviation of its pixels."""
+    """The mean and standard deviation of pixels in a folder's `preprocessor_config.json`."""
     check_fixed(PREPROCESSOR, settings, {"resample": 3, "do_center_crop": True, "do_normalize": True})
     with reading(PREPROCESSOR):
         names = {"mean": "image_mean", "std": "image_std"}
@@ -77,9 +74,9 @@ def _pixels(settings: Settings) -> dict[str, Any]:
 
 
 def _pad_token_id(folder: Mapping[str, Settings], activation: Any) -> int:
-    """What the folder's tokenizer pads with: SD1's with the end of text, SD2's with "!", which is 0.
+    """The padding id of the folder's tokenizer: the end of text for SD1, and "!", which is 0, for SD2.
 
-    Without a tokenizer, what goes with the activation: open_clip's models have the exact gelu.
+    Without a tokenizer, the activation determines it: open_clip's models use the exact gelu.
     """
     for file in (SPECIAL_TOKENS, TOKENIZER):
         token = folder.get(file, {}).get("pad_token")

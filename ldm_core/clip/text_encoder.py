@@ -1,8 +1,8 @@
-"""CLIP's text transformer: token ids to one vector a token (Radford et al. 2021, arXiv:2103.00020).
+"""CLIP's text transformer: token ids to one vector per token (Radford et al. 2021, arXiv:2103.00020).
 
-A GPT-2-like stack with causal attention and the norm before each sublayer. SD1 takes the last layer's
-output, SD2 the one before; both after the final norm. Counterparts: `FrozenCLIPEmbedder` (which wraps
-transformers' `CLIPTextModel`) and `FrozenOpenCLIPEmbedder` of CompVis and Stability AI.
+A transformer like GPT-2, with causal attention and a norm before each sublayer. SD1 uses the output of the
+last layer, SD2 that of the penultimate layer, both after the final norm. Counterparts: `FrozenCLIPEmbedder`
+(which wraps transformers' `CLIPTextModel`) and `FrozenOpenCLIPEmbedder` of CompVis and Stability AI.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class CLIPTextEncoder(nn.Module):
         self.text_projection: nn.Parameter | None = None
         self.logit_scale: nn.Parameter | None = None
         if config.projection_dim is not None:
-            # What `embed` and CLIP's loss use. They condition no U-Net, but open_clip's files hold them, so a
-            # saved model has them too.
+            # `embed` and CLIP's loss use these. No U-Net needs them, but open_clip's files contain them, so
+            # saved models do too.
             self.text_projection = nn.Parameter(torch.empty(config.width, config.projection_dim))
             nn.init.normal_(self.text_projection, std=config.width**-0.5)
             self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
@@ -41,9 +41,9 @@ class CLIPTextEncoder(nn.Module):
     def forward(self, tokens: Tensor, clip_skip: int | None = None) -> Tensor:
         """Hidden states after the final norm.
 
-        tokens: LongTensor (B, N), N at most `context_length`. clip_skip: how many of the final blocks to
-        leave out, by default the model's own (SD1: 0, SD2: 1); "clip skip 2" of the popular web UIs,
-        which count from 1, is clip_skip=1 here, as in diffusers. Returns (B, N, width).
+        tokens: LongTensor (B, N), N at most `context_length`. clip_skip: the number of final blocks to skip,
+        by default the model's own (SD1: 0, SD2: 1). Web UIs count from 1: their "clip skip 2" is clip_skip=1
+        here, as in diffusers. Returns (B, N, width). Raises ValueError for other values and shapes.
         """
         skip = self.config.clip_skip if clip_skip is None else clip_skip
         if not 0 <= skip < len(self.blocks):
@@ -59,16 +59,17 @@ class CLIPTextEncoder(nn.Module):
         return self.final_norm(x)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """A vector for each text in the space that CLIP's texts and images share, not normalised.
+        """One vector per text in CLIP's joint space of texts and images, not normalised.
 
-        The last block's output after the final norm, at the end of the text, through `text_projection`
-        (section 2.4). Causal attention lets that position alone see the whole text. As in OpenAI's code the
-        end is the first place of the largest id, so words that were added beyond the vocabulary have no
-        place in such a text. tokens: (B, N). Returns (B, projection_dim). Raises ValueError for an encoder
-        without a projection.
+        Projects the last block's output, after the final norm, at the end of the text (section 2.4). Because
+        of causal attention, only this position depends on the whole text. As in OpenAI's code, the end is the
+        first position of the largest id, so the text must not contain words added to the vocabulary.
+        tokens: (B, N). Returns (B, projection_dim). Raises ValueError for an encoder without a projection.
         """
         if self.text_projection is None:
-            raise ValueError("this text encoder has no projection to CLIP's joint space (projection_dim)")
+            raise ValueError(
+                "expected a text encoder with a projection to CLIP's joint space; its projection_dim is None"
+            )
         hidden = self(tokens, clip_skip=0)  # (B, N, width)
         ends = hidden[torch.arange(len(tokens), device=tokens.device), tokens.argmax(dim=1)]  # (B, width)
         return ends @ self.text_projection

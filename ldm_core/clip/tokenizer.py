@@ -124,13 +124,13 @@ def _check_added(added: Any, vocab_size: int) -> None:
         match word:
             case (str(name), tuple(ids)) if len(name) > MAX_WORD_LETTERS or len(ids) > MAX_WORD_IDS:
                 raise ValueError(
-                    f"an added word has at most {MAX_WORD_LETTERS} letters and {MAX_WORD_IDS} ids; "
-                    f"{name!r:.40} has {len(name):,} and {len(ids):,}"
+                    f"expected at most {MAX_WORD_LETTERS} letters and {MAX_WORD_IDS} ids of an added word, "
+                    f"but {name!r:.40} has {len(name):,} and {len(ids):,}"
                 )
             case (str(name), tuple(ids)) if name and ids and name == " ".join(name.split()):
                 own = {token for token in ids if isinstance(token, int) and token >= vocab_size} - taken
                 if len(own) < len(ids):
-                    raise ValueError(f"{name!r} needs ids of its own from {vocab_size} on, not {ids!r:.60}")
+                    raise ValueError(f"{name!r} needs unused ids from {vocab_size} on, not {ids!r:.60}")
                 taken |= own
             case _:
                 raise ValueError(
@@ -149,15 +149,16 @@ def _check_added(added: Any, vocab_size: int) -> None:
 
 @dataclass(frozen=True)
 class CLIPTokenizer:
-    """From prompts to token ids (B, context_length) and back.
+    """Converts prompts to token ids (B, context_length) and back.
 
-    `context_length`: positions of the text encoder, start and end token included; at least 3.
-    `pad_token_id`: what fills the positions after the end token: 49407 for OpenAI's encoder (SD1), 0 for
-    open_clip's (SD2).
-    `added_words`: names beyond the vocabulary, each with the ids that it becomes, from `vocab_size` on, as
-    `(("<cat-toy>", (49408, 49409)),)`. A name is found in the prompt as it was written, before `clean`,
-    whatever its case, and as a whole word: where it begins or ends with a letter, a digit or "_", none may
-    follow or precede it there. Of names that begin at the same place the longest is taken.
+    context_length: positions of the text encoder, including the start and end tokens; at least 3.
+    pad_token_id: the id after the end token: 49407 for OpenAI's encoder (SD1), 0 for open_clip's (SD2).
+    added_words: (name, ids) pairs, with ids from `vocab_size` on, such as `(("<cat-toy>", (49408, 49409)),)`.
+
+    The name of an added word is found in the original prompt, before `clean`, in any case, and as a whole
+    word: if it begins or ends with a letter, a digit or "_", no such character may precede or follow it. The
+    longest of the names that begin at the same position is used.
+
     Raises ValueError for other values, and for two names that differ only in case.
     """
 
@@ -179,7 +180,7 @@ class CLIPTokenizer:
         _check_added(self.added_words, self.vocab_size)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text of any length, without start and end token. Raises ValueError if not a str."""
+        """The ids of a text of any length, without start and end tokens. Raises ValueError if not a str."""
         if not isinstance(text, str):
             raise ValueError(f"expected a prompt as a str, got {type(text).__name__}")
         pattern, groups = _found_pattern(self.added_words)
@@ -191,10 +192,10 @@ class CLIPTokenizer:
         return ids + encode_words(split(clean(text[end:])))
 
     def __call__(self, prompts: str | Sequence[str]) -> Tensor:
-        """One prompt or B of them as a LongTensor (B, context_length).
+        """Token ids of one or B prompts, as a LongTensor (B, context_length).
 
-        A prompt of more than context_length - 2 tokens is cut, and a UserWarning quotes what was lost.
-        Raises ValueError if `prompts` is not a str or a sequence of them, naming what came and where.
+        A prompt of more than context_length - 2 tokens is truncated, and a UserWarning quotes the lost text.
+        Raises ValueError if `prompts` is not a str or a sequence of strs.
         """
         import torch
 
@@ -219,12 +220,12 @@ class CLIPTokenizer:
                 kept = word.index(ids[room])
                 partly = f" (of {name!r} only the last {len(word) - kept} of {len(word)} tokens)"
         return (
-            f"the prompt {repr(prompt[:20])[1:-1]}… has {len(ids)} tokens, and only {room} fit between the "
+            f"the prompt {repr(prompt[:20])[1:-1]}… has {len(ids)} tokens, but only {room} fit between the "
             f"start and end tokens; lost: {lost!r}{partly}"
         )
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of token ids (N,), a tensor's row included: lower-case, one space after each word.
+        """The text of token ids (N,), such as a row of a tensor: lower-case, with one space after each word.
 
         Start tokens, end tokens and padding are omitted. Padding is a run of `pad_token_id` at the end of the
         ids, after an end token; elsewhere 0, open_clip's padding, is a "!" within a word. Bytes that are not
@@ -264,10 +265,10 @@ class CLIPTokenizer:
         return data.decode("utf-8", errors="replace").strip()
 
     def tokens(self, text: str) -> list[str]:
-        """One readable piece for each id of `encode`; `</w>` marks the end of a word.
+        """One readable text for each id of `encode`; `</w>` marks the end of a word.
 
-        Bytes that are only a part of a character are written as `\\xf0`. The ids of an added word are
-        written as in diffusers: `<cat-toy>`, `<cat-toy>_1`, `<cat-toy>_2` …
+        A byte that is a part of a character is written as `\\xf0`. The ids of an added word are written as in
+        diffusers: `<cat-toy>`, `<cat-toy>_1`, `<cat-toy>_2` …
         """
         token_bytes, ends_word = tables().token_bytes, tables().ends_word
         names = {token: name for name, token in SPECIAL_TOKENS.items()}

@@ -242,7 +242,9 @@ def test_weights_begin_as_the_generator_says() -> None:
     ):
         assert abs(float(weight.detach().std()) / deviation - 1) < 0.05
     assert float(first.logit_scale.detach()) == pytest.approx(math.log(1 / 0.07))
-    with pytest.raises(ValueError, match="no projection"):
+    with pytest.raises(
+        ValueError, match="with a projection to CLIP's joint space; its projection_dim is None"
+    ):
         initialise(
             first.image_encoder, CLIPTextEncoder(TextEncoderConfig(48, 77, 48, 1, 3)), torch.Generator()
         )
@@ -253,15 +255,17 @@ def test_weights_begin_as_the_generator_says() -> None:
 
 def test_configurations_that_do_not_fit() -> None:
     image, text = SMALL_B32.image_encoder, SMALL_B32.text_encoder
-    with pytest.raises(ConfigError, match=r"images are projected to 40 dimensions .* texts to 41"):
+    with pytest.raises(
+        ConfigError, match=r"same projection_dim of both encoders, got 40 for images and 41 for texts"
+    ):
         CLIPConfig(image, replace(text, projection_dim=41))
-    with pytest.raises(ConfigError, match="texts to None"):
+    with pytest.raises(ConfigError, match="got 40 for images and None for texts"):
         CLIPConfig(image, replace(text, projection_dim=None))
     with pytest.raises(ConfigError, match="clip_skip=0, not 1"):
         CLIPConfig(image, replace(text, clip_skip=1))
     for change, words in (
         ({"heads": 5}, "width 64 is not divisible by 5 heads"),
-        ({"patch_size": 30}, "images of 224 pixels are no whole number of patches of 30"),
+        ({"patch_size": 30}, "image_size must be a multiple of patch_size 30, not 224"),
         ({"activation": "relu"}, "must be 'quick_gelu' or 'gelu', not 'relu'"),
         ({"layers": 0}, "layers must be an int in 1..256, not 0"),
         ({"std": (1.0, 1.0, 0.0)}, "std must be positive"),
@@ -272,7 +276,7 @@ def test_configurations_that_do_not_fit() -> None:
         preset("ViT-B-32")
     assert CLIPConfig.from_dict(json.loads(json.dumps(SMALL_B32.to_dict()))) == SMALL_B32
     for damaged in ({}, {"image_encoder": {"width": 3}}, {"image_encoder": {"wide": 3}, "text_encoder": {}}):
-        with pytest.raises(ConfigError, match="not a CLIP configuration"):
+        with pytest.raises(ConfigError, match="invalid CLIP configuration"):
             CLIPConfig.from_dict(damaged)
 
 
@@ -306,7 +310,7 @@ def test_bad_classes_templates_and_pixels(clip: CLIP) -> None:
             clip.zero_shot(picture(), classes, templates)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"expected pixels of \(B, 3, 224, 224\), got \(1, 3, 64, 64\)"):
         clip.image_encoder(torch.zeros(1, 3, 64, 64))
-    with pytest.raises(ValueError, match="no projection to CLIP's joint space"):
+    with pytest.raises(ValueError, match="with a projection to CLIP's joint space"):
         CLIPTextEncoder(TextEncoderConfig(48, 77, 48, 1, 3)).embed(torch.zeros(1, 3, dtype=torch.long))
 
 

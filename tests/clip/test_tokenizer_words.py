@@ -121,10 +121,10 @@ def test_the_warning_names_a_name_that_was_cut(room: int, lost: str) -> None:
     [
         ((("a", (FIRST,)), ("A", (FIRST + 1,))), "the name 'A' is already in use|the name 'a' is already"),
         ((("straße", (FIRST,)), ("STRAẞE", (FIRST + 1,))), "is already in use"),
-        ((("a", (FIRST,)), ("b", (FIRST,))), "'b' needs ids of its own from 49408 on"),
-        ((("a", (FIRST, FIRST)),), "'a' needs ids of its own"),
+        ((("a", (FIRST,)), ("b", (FIRST,))), "'b' needs unused ids from 49408 on"),
+        ((("a", (FIRST, FIRST)),), "'a' needs unused ids"),
         ((("a", (END_OF_TEXT,)),), "from 49408 on, not"),
-        ((("a", (49408.0,)),), "needs ids"),
+        ((("a", (49408.0,)),), "needs unused ids"),
         ((("a", ()),), "a tuple of ints, not"),
         (((" a", (FIRST,)),), "words with single spaces"),
         ((("a  b", (FIRST,)),), "words with single spaces"),

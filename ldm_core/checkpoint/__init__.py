@@ -1,7 +1,6 @@
-"""Checkpoint files: bytes to named tensors and metadata, and back. Knows no network.
+"""Reading and writing checkpoint files: named tensors and metadata, independent of the networks.
 
-`inspect` and `save`, which need the networks, are `ldm_core.inspect` and `ldm_core.save`, and are found
-here, too.
+`inspect` and `save`, which need the networks, are aliases of `ldm_core.inspect` and `ldm_core.save`.
 """
 
 from typing import Any

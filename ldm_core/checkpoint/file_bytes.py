@@ -1,8 +1,8 @@
-"""The bytes of one file: read in pieces for its headers, mapped into memory for its tensors.
+"""Access to the bytes of a file: reads for headers, and a memory map for tensors.
 
-The map is private (copy on write): a tensor in it costs nothing until its values are used, and writing to
-it changes this process's copy and never the file. As with every memory map, cutting the file short while
-its tensors are in use ends the process; replacing it by renaming another over it is harmless.
+The map is private (copy on write). A mapped tensor uses no memory before its values are read, and writing to
+it never changes the file. As with every memory map, truncating the file while its tensors are in use ends the
+process. Replacing the file by a rename is safe.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from torch import Tensor
 from ldm_core.errors import CheckpointError
 
 Access = Literal["map", "copy", "small", "none"]
-SMALL = 2**14  # bytes: a noise schedule's tables and a bias are smaller, a layer's weights are not
+SMALL = 2**14  # bytes: more than a noise schedule's tables or a bias, less than a layer's weights
 
 
 class FileBytes:
-    """An open file. Use in a `with` block; tensors made from it stay valid afterwards."""
+    """An open file, for use in a `with` block. Its tensors stay valid after the block."""
 
     def __init__(self, path: Path, access: Access = "map") -> None:
-        """Raises OSError where the file cannot be opened, CheckpointError where it is empty or no file.
+        """Raises OSError if the file cannot be opened, CheckpointError if it is empty or not a regular file.
 
-        `access` says what tensors are made of: a memory map, copies, copies of the small ones only, or
-        nothing (the rest is on the meta device).
+        access: the memory of tensors: "map" for a memory map, "copy" for copies, "small" for copies of small
+        tensors, "none" for no values. Tensors without values are on the meta device.
         """
-        # A pipe would block in open(), so what the path is comes first.
+        # Check the kind of the file before open(), which would block on a pipe.
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise CheckpointError("is not a regular file")
+            raise CheckpointError("not a regular file")
         self._file: BinaryIO = open(path, "rb")  # noqa: SIM115  closed by __exit__
         try:
             self.size = os.fstat(self._file.fileno()).st_size
@@ -52,27 +52,27 @@ class FileBytes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # The map is left alone: tensors hold it, and the last of them frees it.
+        # The tensors keep the map open; the last one frees it.
         self._file.close()
 
     def read(self, offset: int, length: int) -> bytes:
-        """`length` bytes from `offset`. Raises CheckpointError where the file does not have them."""
+        """`length` bytes from `offset`. Raises CheckpointError if the file is too short."""
         self._check(offset, length)
         self._file.seek(offset)
         data = self._file.read(length)
         if len(data) != length:
-            raise CheckpointError("the file was cut short while it was read")
+            raise CheckpointError("the file was truncated while it was read")
         return data
 
     def leaves_out(self, nbytes: int) -> bool:
-        """Whether numbers of so many bytes are not read."""
+        """Whether a tensor of this many bytes is left on the meta device."""
         return self.access == "none" or (self.access == "small" and nbytes > SMALL)
 
     def storage(self, offset: int, nbytes: int, alignment: int) -> torch.UntypedStorage:
-        """`nbytes` from `offset` as a storage: mapped where aligned, else copied.
+        """`nbytes` from `offset` as a storage: mapped if aligned, otherwise copied.
 
-        Torch computes with misaligned numbers at its own risk, so those, which old safetensors files and
-        legacy pickles are full of, are read into memory.
+        PyTorch does not support misaligned storages, which are common in old safetensors files and legacy
+        pickles.
         """
         self._check(offset, nbytes)
         if self.leaves_out(nbytes):
@@ -89,15 +89,15 @@ class FileBytes:
         while done < nbytes:
             count = self._file.readinto(view[done:])  # type: ignore[attr-defined]
             if not count:
-                raise CheckpointError("the file was cut short while it was read")
+                raise CheckpointError("the file was truncated while it was read")
             done += count
         return copy.untyped_storage()
 
     def _check(self, offset: int, length: int) -> None:
         if offset < 0 or length < 0 or offset + length > self.size:
             raise CheckpointError(
-                f"the file is cut short or damaged: {length:,} bytes should lie at {offset:,}, "
-                f"but it has only {self.size:,}"
+                f"the file is truncated or damaged: expected {length:,} bytes at offset {offset:,}, "
+                f"but the file has {self.size:,} bytes"
             )
 
 
@@ -105,4 +105,4 @@ def _map(file: BinaryIO) -> mmap.mmap:
     try:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except (OSError, ValueError, OverflowError) as error:
-        raise CheckpointError(f"cannot be mapped into memory ({error}); try mmap=False") from error
+        raise CheckpointError(f"the file cannot be mapped into memory ({error}); try mmap=False") from error

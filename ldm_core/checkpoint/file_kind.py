@@ -1,7 +1,7 @@
-"""What a file is, told by its content: a checkpoint of one of three formats, or something else.
+"""Identifies a file by its content: a checkpoint in one of three formats, or another kind of file.
 
-People's checkpoints are often something else: the web page that said why the download failed, the pointer
-that git-lfs left behind, a model of another program. Each of those is named.
+Common mistakes are named in the error, such as the web page of a failed download, a git-lfs pointer, or a
+model of another program.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _TENSORFLOW_MAGIC = b"\x57\xfb\x80\x8b\x24\x75\x47\xdb"  # the last bytes of a T
 
 
 def identify(file: FileBytes) -> Format:
-    """The checkpoint format of an open file. Raises CheckpointError saying what it seems to be instead."""
+    """The checkpoint format of an open file. Raises CheckpointError, naming the kind of any other file."""
     head = file.read(0, min(file.size, 2048))
     if head.startswith((b"PK\3\4", b"PK\5\6")):
         return "torch-zip"
@@ -53,32 +53,34 @@ def identify(file: FileBytes) -> Format:
 def _something_else(file: FileBytes, head: bytes) -> str:
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")):
-        return "this is a web page, not a checkpoint: the download failed"
+        return "not a checkpoint but a web page; the download failed"
     if text.startswith(b"version https://git-lfs.github.com/spec/"):
         size = re.search(rb"^size (\d{1,18})\s*$", head, re.MULTILINE)
         of = f" of a file of {int(size[1]):,} bytes" if size else ""
-        return f"this is only the git-lfs pointer{of}; run `git lfs pull` to get the file itself"
+        return f"not a checkpoint but the git-lfs pointer{of}; run `git lfs pull` to download the file"
     for magic, name in _OTHER_MAGIC:
         if head.startswith(magic):
-            return f"this is not a checkpoint but {name}"
+            return f"not a checkpoint but {name}"
     if head[257:262] == b"ustar":
-        return "this is a tar archive; checkpoints of PyTorch before 0.1.10 are tar files and not supported"
+        return (
+            "not a checkpoint but a tar archive; tar checkpoints of PyTorch before 0.1.10 are not supported"
+        )
     if file.size >= 8 and file.read(file.size - 8, 8) == _TENSORFLOW_MAGIC:
-        return "this is the index of a TensorFlow checkpoint, which is not supported"
+        return "the index of a TensorFlow checkpoint, which is not supported"
     if head[:1] == b"\x08" and head[2:3] == b"\x12" and (b"pytorch" in head or b"onnx" in head):
-        return "this is an ONNX model, which is not supported"
+        return "an ONNX model, which is not supported"
     if not head.strip(b"\0"):
-        return "the file begins with nothing but zeros: the download did not finish"
+        return "the file begins with zeros only; the download did not finish"
     if head[:1] in (b"\x80", b"(", b"c", b"]", b"}") and (reader := _pickle(file)) is not None:
-        return f"this is a pickle that torch.save did not write{reader.suspects()}"
+        return f"a pickle that was not written by torch.save{reader.suspects()}"
     if file.size <= len(head) and text and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head):
         line = head.decode("ascii").split("\n")[0].strip()
-        return f"this is not a checkpoint but a short text: {line[:80]!r}"
-    return "this is neither a safetensors file nor a PyTorch checkpoint"
+        return f"not a checkpoint but a short text: {line[:80]!r}"
+    return "neither a safetensors file nor a PyTorch checkpoint"
 
 
 def _pickle(file: FileBytes) -> PickleReader | None:
-    """The reader of this file's pickle, which lists what it names; None where it is not a pickle."""
+    """The reader of this file's pickle, which lists the names in it; None if the file is not a pickle."""
     data = file.read(0, min(file.size, MAX_PICKLE_BYTES))
     reader = PickleReader(Budget(len(data)))
     try:

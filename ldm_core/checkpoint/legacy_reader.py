@@ -1,9 +1,9 @@
-"""What `torch.save` wrote before PyTorch 1.6, and writes with `_use_new_zipfile_serialization=False`.
+"""Reads the format of `torch.save` before PyTorch 1.6 (`_use_new_zipfile_serialization=False`).
 
-Five pickles and then the numbers, one after another: a magic number, the format's version, facts about the
-machine, the object itself, and the keys of its storages; then, for each key, the number of elements as 8
-bytes and the elements. Nothing is aligned, so most storages are read into memory; those that the state
-dict does not use (an optimizer's, say) are not read at all.
+A file consists of five pickles (a magic number, the format's version, properties of the machine, the object,
+and the keys of its storages), followed by the number of elements, in 8 bytes, and the elements of each
+storage. The storages are not aligned, so most of them are copied. Storages outside of the state dict, such as
+those of an optimizer, are not read.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def read_legacy(file: FileBytes) -> tuple[dict[str, Tensor], dict[str, Any], tup
     head = file.read(0, min(file.size, MAX_PICKLE_BYTES))
     pickles, budget = PickleStream(head), Budget(len(head))
     if PickleReader(budget).load(pickles) != MAGIC_NUMBER:
-        raise CheckpointError("it does not begin with PyTorch's magic number")
+        raise CheckpointError("the file does not begin with PyTorch's magic number")
     if PickleReader(budget).load(pickles) != PROTOCOL_VERSION:
-        raise CheckpointError(f"its format is not version {PROTOCOL_VERSION}, which is the only known one")
+        raise CheckpointError(f"unknown version of the format; expected version {PROTOCOL_VERSION}")
     machine = PickleReader(budget).load(pickles)
     if not isinstance(machine, dict) or machine.get("little_endian") is not True:
-        raise CheckpointError("it was written on a big-endian machine, which is not supported")
+        raise CheckpointError("the file was written on a big-endian machine, which is not supported")
     reader = PickleReader(budget)
     with reader.naming_suspects():
         root = reader.load(pickles)
@@ -46,33 +46,33 @@ def read_legacy(file: FileBytes) -> tuple[dict[str, Tensor], dict[str, Any], tup
 
 
 def _fetch(file: FileBytes, places: dict[str, int], ref: StorageRef) -> torch.UntypedStorage:
-    """The bytes of a storage; one of no bytes needs no place. Raises CheckpointError."""
+    """The storage of a reference. An empty one needs no place. Raises CheckpointError."""
     if ref.nbytes == 0:
         return file.storage(0, 0, 1)
     if ref.key not in places:
-        raise CheckpointError(f"the numbers of a tensor are missing: {ref.key[:80]!a}")
+        raise CheckpointError(f"the storage {ref.key[:80]!a} is missing")
     return file.storage(places[ref.key], ref.nbytes, ref.alignment)
 
 
 def _places(file: FileBytes, position: int, keys: Any, storages: dict[str, StorageRef]) -> dict[str, int]:
-    """Where each storage's numbers begin. Raises CheckpointError where the file ends before they do."""
-    # Nothing but text is shown in errors: a pickle's lists can be endless.
+    """The offset of each storage's elements. Raises CheckpointError if the file is too short."""
+    # Errors quote text only, since a pickle's lists can be endless.
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-        raise CheckpointError("its list of storages is damaged")
+        raise CheckpointError("the list of storages is damaged")
     places: dict[str, int] = {}
     for key in keys:
         if key not in storages or key in places:
             raise CheckpointError(
-                f"its list of storages names {key[:80]!a}, which its pickle does not use once"
+                f"the list of storages names {key[:80]!a} twice, or without a use in the pickle"
             )
         count = int.from_bytes(file.read(position, 8), "little", signed=True)
         if count != storages[key].numel:
             raise CheckpointError(
-                f"its pickle expects {storages[key].numel:,} elements in the storage {key[:80]!a}, "
+                f"the pickle expects {storages[key].numel:,} elements in the storage {key[:80]!a}, "
                 f"which has {count:,}"
             )
         places[key] = position + 8
         position += 8 + storages[key].nbytes
         if position > file.size:
-            raise CheckpointError("the file is cut short: the numbers of its tensors are missing")
+            raise CheckpointError("the file is truncated: the elements of its tensors are missing")
     return places

@@ -1,7 +1,7 @@
-"""NumPy scalars and arrays out of a pickle, read from the records that describe them.
+"""Converts the records of NumPy scalars and arrays in a pickle to values and tensors.
 
 NumPy pickles a scalar as scalar(dtype(name), bytes), and an array as _reconstruct(…) with the state
-(version, shape, dtype, is_fortran_order, bytes). Protocol 2 may hold the bytes as latin-1 text.
+(version, shape, dtype, is_fortran_order, bytes). Protocol 2 can store the bytes as latin-1 text.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _ARRAY = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconst
 
 
 def numpy_scalar(value: Any) -> bool | int | float | complex | str | None:
-    """The plain value of a NumPy scalar's record; None for anything else, or where it is damaged."""
+    """The value of a NumPy scalar's record; None for another or a damaged record."""
     match value:
         case InertObject(name=name, args=(dtype, str() | bytes() as data)) if name in _SCALAR:
-            # The length first: a pickle may hold one long text many times.
+            # Check the length first, since a pickle can contain one long text many times.
             raw = _bytes(data) if len(data) <= _MAX_SCALAR else None
             if raw is not None and len(raw) == _text_bytes(dtype):
                 return raw.decode("utf-32-le", errors="replace").rstrip("\0")
@@ -50,9 +50,9 @@ def numpy_scalar(value: Any) -> bool | int | float | complex | str | None:
 
 
 def numpy_array(value: Any, budget: Budget) -> Tensor | None:
-    """A NumPy array's record as a tensor; None for anything else, or where it is damaged.
+    """The tensor of a NumPy array's record; None for another or a damaged record.
 
-    Nothing is copied before the length is known to be right, nor without a charge to the budget.
+    The length is checked and the budget is charged before anything is copied.
     """
     match value:
         case InertObject(
@@ -88,7 +88,7 @@ def _torch_dtype(dtype: Any) -> torch.dtype | None:
 
 
 def _text_bytes(dtype: Any) -> int | None:
-    """How many bytes a text of this dtype, as "U5", has: four for each character."""
+    """The bytes of a text of a dtype such as "U5": four per character."""
     match dtype:
         case InertObject(name="numpy.dtype", args=(str(code), *_), state=(_, "<", *_)):
             return 4 * int(code[1:]) if re.fullmatch("U[0-9]{1,6}", code) else None

@@ -1,8 +1,8 @@
-"""The classes and functions that a checkpoint's pickle may name and have honoured: tensors and containers.
+"""The classes and functions that a pickle can use: those of tensors and containers.
 
-Each is a function of our own that checks its arguments and builds a plain value or a description. Nothing
-is looked up in a module, so the table below is all that a file can reach. The names are those that
-`torch.save` writes for tensors, and Python and NumPy for their plain values.
+For each name, a function in this file checks the arguments and builds a plain value or a description. Names
+are never looked up in modules, so a file can reach nothing outside of the table below. `torch.save` writes
+the names for tensors; Python and NumPy write those for plain values.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from ldm_core.checkpoint.pickle_values import (
 from ldm_core.checkpoint.work_budget import ITEM, TENSOR, Budget
 from ldm_core.errors import CheckpointError
 
-MANY = 2**12  # entries: more than the parameters of an optimizer, fewer than the words of a vocabulary
+MANY = 2**12  # entries: more than an optimizer's parameters, fewer than a vocabulary's words
 
 
 @dataclass(frozen=True, eq=False)
 class KnownFunction:
-    """A name from the table and our function for it.
+    """A name from the table and the function that this package calls for it.
 
-    build(budget, *arguments) charges the budget for what it copies. The caller has charged for the arguments.
+    build(budget, *arguments) charges the budget for what it copies. The caller charges for the arguments.
     """
 
     name: str
@@ -42,9 +42,9 @@ def rebuild_tensor(
     budget: Budget, storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any = False,
     hooks: Any = None, metadata: Any = None,
 ) -> StoredTensor:  # fmt: skip
-    """torch._utils._rebuild_tensor and _rebuild_tensor_v2: the storage says the dtype."""
+    """torch._utils._rebuild_tensor and _rebuild_tensor_v2. The storage defines the dtype."""
     if not isinstance(storage, StorageRef) or storage.dtype is None:
-        raise CheckpointError("a tensor is made from something that is no typed storage")
+        raise CheckpointError("a tensor is not a view of a typed storage")
     return _tensor(budget, storage, storage.dtype, offset, size, stride)
 
 
@@ -52,11 +52,11 @@ def rebuild_tensor_v3(
     budget: Budget, storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, hooks: Any,
     dtype: Any, metadata: Any = None,
 ) -> StoredTensor:  # fmt: skip
-    """torch._utils._rebuild_tensor_v3: float8 and unsigned types, which have no storage class."""
+    """torch._utils._rebuild_tensor_v3, for float8 and unsigned types, which have no storage class."""
     if not isinstance(storage, StorageRef) or not isinstance(dtype, torch.dtype):
-        raise CheckpointError("a tensor is made from something that is no storage")
+        raise CheckpointError("a tensor is not a view of a storage")
     if storage.dtype not in (None, dtype):
-        raise CheckpointError(f"a tensor of {dtype} is made from a storage of {storage.dtype}")
+        raise CheckpointError(f"a tensor of {dtype} is a view of a storage of {storage.dtype}")
     return _tensor(budget, storage, dtype, offset, size, stride)
 
 
@@ -68,12 +68,12 @@ def _tensor(
 
 
 def rebuild_parameter(budget: Budget, data: Any, requires_grad: Any, hooks: Any, state: Any = None) -> Any:
-    """torch._utils._rebuild_parameter: a parameter is read as its tensor."""
+    """torch._utils._rebuild_parameter. Returns the parameter's tensor."""
     return data
 
 
 def rebuild_from_type(budget: Budget, function: Any, kind: Any, args: Any, state: Any) -> Any:
-    """torch._tensor._rebuild_from_type_v2: a tensor that had attributes, which are dropped."""
+    """torch._tensor._rebuild_from_type_v2. Returns the tensor without its attributes."""
     if not isinstance(function, KnownFunction) or function.build not in (rebuild_tensor, rebuild_tensor_v3):
         return InertObject("torch._tensor._rebuild_from_type_v2", (function, kind, args, state))
     budget.spend(ITEM * len(args))
@@ -81,7 +81,7 @@ def rebuild_from_type(budget: Budget, function: Any, kind: Any, args: Any, state
 
 
 def make_dict(budget: Budget, *args: Any) -> dict[Any, Any]:
-    """OrderedDict and Counter, from nothing, a mapping, or pairs."""
+    """OrderedDict and Counter, empty or from mappings or pairs."""
     result: dict[Any, Any] = {}
     for source in args:
         for key, value in source.items() if isinstance(source, dict) else source:
@@ -104,12 +104,12 @@ def make_set(budget: Budget, *args: Any) -> set[Any]:
 
 
 def make_size(budget: Budget, *args: Any) -> tuple[int, ...]:
-    """torch.Size, read as a tuple."""
+    """torch.Size, as a tuple."""
     return _integers(budget, args[0] if args else ())
 
 
 def make_bytes(budget: Budget, *args: Any) -> bytes:
-    """bytes and bytearray, as old protocols write them: from nothing, bytes, or latin-1 text."""
+    """bytes and bytearray of old protocols, empty or from bytes or latin-1 text."""
     if not args:
         return b""
     data = _checked(args[0], bytes, bytearray, str)
@@ -118,10 +118,10 @@ def make_bytes(budget: Budget, *args: Any) -> bytes:
 
 
 def encode(budget: Budget, text: Any, encoding: Any = "latin1") -> bytes:
-    """_codecs.encode, which protocol 2 uses to hold bytes in text; no other encoding occurs."""
+    """_codecs.encode, with which protocol 2 stores bytes as latin-1 text."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        # The encoding is not shown: a pickle's list can be endless.
-        raise CheckpointError("bytes are encoded as something other than latin-1 text")
+        # The error does not quote the encoding, which can be an endless list.
+        raise CheckpointError("expected bytes encoded as latin-1 text, got another encoding")
     budget.spend(len(text))
     return text.encode("latin-1")
 
@@ -132,18 +132,18 @@ def make_complex(budget: Budget, real: Any, imag: Any) -> complex:
 
 
 def checked_key(key: Any, container: Sized, budget: Budget) -> Any:
-    """The key, if hashing it is quick and runs no code of the file.
+    """A key that can be added to `container` in bounded time; charges the budget for adding it.
 
-    A tuple of such, and a number in a container of MANY entries, is turned into text, whose hashes Python
-    makes unpredictable. Charged for what it costs to put the key into `container`. Tuples nested deep would
-    hash recursively; tuples and numbers can be chosen to collide.
+    Short tuples, and numbers in a container of MANY or more entries, are converted to text, because a file
+    could choose them so that their hashes collide; Python's hashes of text are random. Nested tuples are
+    rejected, since they hash recursively. Raises CheckpointError for other types.
     """
     budget.spend(ITEM)
     is_number = isinstance(key, int | float)
     if isinstance(key, str | bytes):
-        budget.spend(len(key))  # it is compared with an equal key
+        budget.spend(len(key))  # an equal key is compared with it
     elif is_number and len(container) < MANY:
-        budget.spend(len(container) // 8)  # chosen well, numbers of any size meet half of the others
+        budget.spend(len(container) // 8)  # well-chosen numbers collide with half of the others
     is_short_tuple = type(key) is tuple and len(key) <= 16 and all(_is_atom(part, 256) for part in key)
     if is_short_tuple or (is_number and len(container) >= MANY and _is_atom(key)):
         text = str(key)
@@ -173,7 +173,7 @@ def _integers(budget: Budget, value: Any) -> tuple[int, ...]:
 
 def _checked(value: Any, *kinds: type) -> Any:
     if not isinstance(value, kinds):
-        raise CheckpointError(f"found {type(value).__name__} where {kinds[0].__name__} was expected")
+        raise CheckpointError(f"expected a value of type {kinds[0].__name__}, got {type(value).__name__}")
     return value
 
 
@@ -189,7 +189,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "collections.Counter": make_dict,
     "collections.defaultdict": make_defaultdict,
     "_codecs.encode": encode,
-    # Python 2, and protocol 2 for its sake, call the builtins module __builtin__.
+    # Python 2 and protocol 2 name the builtins module __builtin__.
     **{
         f"{module}.{name}": function
         for module in ("builtins", "__builtin__")
@@ -226,7 +226,7 @@ _DTYPE_NAMES = (
     "bool", "complex32", "complex64", "complex128",
 )  # fmt: skip
 
-# Known and harmless, but not built: they stay inert objects, which what reads them takes apart.
+# Known and harmless names whose objects stay inert. Their readers use the arguments.
 KNOWN_RECORDS = frozenset((
     "numpy.core.multiarray.scalar",
     "numpy._core.multiarray.scalar",
@@ -247,6 +247,6 @@ KNOWN: dict[str, Any] = {
         for module in ("torch", "torch.cuda", "torch.storage")
         for name, dtype in _STORAGE_DTYPES.items()
     },
-    # By name, because an older torch lacks some of them; the names are ours and not the file's.
+    # By name, because older versions of PyTorch lack some. The names are constants, not the file's.
     **{f"torch.{name}": getattr(torch, name) for name in _DTYPE_NAMES if hasattr(torch, name)},
 }

@@ -1,14 +1,14 @@
-"""Reads a pickle without running it.
+"""Reads a pickle without executing its code.
 
-A pickle is a program for a small stack machine. This is that machine, with every instruction that reaches
-outside it (GLOBAL, REDUCE, BUILD …) answered from the table in `pickle_globals`, or else by an
-`InertObject`. It is written out here, instead of subclassing `pickle.Unpickler`, because then there is
-nothing to override and nothing to forget: no instruction imports, no attribute is ever looked up, the only
-callables are the table's, and a stack in a list nests as deep as memory goes. It also lets all work be
-charged to a budget (`work_budget`), so that a small file cannot keep the machine busy for long. It reads
-about a million instructions a second; a Stable Diffusion checkpoint has some 50,000.
+A pickle is a program for a stack machine. This module implements that machine. Instructions that refer to
+classes and functions (GLOBAL, REDUCE, BUILD …) use the table in `pickle_globals` only; any other name becomes
+an `InertObject`. In contrast to a subclass of `pickle.Unpickler`, no dangerous default has to be overridden:
+no instruction imports a module or looks up an attribute, only functions of the table are called, and nested
+values need no recursion. All work is charged to a budget (`work_budget`), so a small file cannot take a long
+time. The reader executes about a million instructions per second; a Stable Diffusion checkpoint has about
+50,000.
 
-The decoding of instructions is the standard library's `pickletools.genops`, which only ever reads.
+The standard library's `pickletools.genops` decodes the instructions. It only reads.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from ldm_core.support.printable import few, printable
 
 MAX_PICKLE_BYTES = 2**26
 MAX_LINE = 2**16
-MAX_FOREIGN = 1000  # a training checkpoint has some ten
-MAX_NAME = 100  # characters of a module's or class's name that are kept
+MAX_FOREIGN = 1000  # a training checkpoint has about ten
+MAX_NAME = 100  # characters kept of the name of a module or class
 
 _LITERALS = frozenset(
     ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
@@ -42,19 +42,19 @@ _NO_EFFECT = frozenset(("PROTO", "FRAME"))
 
 
 class PickleStream(io.BytesIO):
-    """Bytes that begin with a pickle; reading one leaves the position behind its end."""
+    """A stream of pickles. Reading a pickle moves the position to its end."""
 
     def readline(self, size: int | None = -1, /) -> bytes:
-        # Old Pythons take minutes to read an integer of a million digits.
+        # Old versions of Python take minutes to convert an integer of a million digits.
         return super().readline(MAX_LINE)
 
 
 class PickleReader:
-    """One pickle, read by `load`. Afterwards `foreign` and `storages` tell what it named.
+    """A reader for one pickle.
 
-    budget     is charged for all that reading it costs
-    foreign    dotted names of the classes and functions that are not in the table, in order of appearance
-    storages   the blocks of numbers that its tensors view, by key
+    budget     the budget that `load` charges
+    foreign    after `load`: dotted names of classes and functions outside of the table, in order
+    storages   after `load`: the storages of the pickle's tensors, by key
     """
 
     def __init__(self, budget: Budget) -> None:
@@ -63,14 +63,14 @@ class PickleReader:
         self.storages: dict[str, StorageRef] = {}
         self._stack: list[Any] = []
         self._marks: list[int] = []  # the stack's height at each open MARK
-        # By text, whose hashes a file cannot predict: numbers can be chosen to collide.
+        # The keys are text, since a file could choose numbers whose hashes collide.
         self._memo: dict[str, Any] = {}
         self._records: dict[str, InertObject] = {}
 
     def load(self, stream: PickleStream) -> Any:
-        """The value, in plain containers, `StoredTensor`s and `InertObject`s. Raises CheckpointError.
+        """The pickle's value, made of plain containers, `StoredTensor`s and `InertObject`s.
 
-        The stream is left just behind the pickle's end.
+        The stream's position is then the end of the pickle. Raises CheckpointError for a damaged pickle.
         """
         try:
             for opcode, argument, _ in pickletools.genops(stream):
@@ -78,22 +78,22 @@ class PickleReader:
                 self._execute(opcode.name, argument)
         except CheckpointError:
             raise
-        # What genops and the operations below raise for instructions that make no sense.
+        # The errors of genops and of the operations below for invalid instructions.
         except (ValueError, TypeError, LookupError, OverflowError, RecursionError, Warning) as error:
-            raise CheckpointError(f"its pickle is damaged or cut short ({str(error)[:120]})") from error
+            raise CheckpointError(f"the pickle is damaged or truncated ({str(error)[:120]})") from error
         if len(self._stack) != 1:
-            raise CheckpointError("its pickle is damaged: it does not end with one value")
+            raise CheckpointError("the pickle is damaged: it does not end with one value")
         return self._stack.pop()
 
     def suspects(self) -> str:
-        """The end of an error message: what the pickle named that is not in the table."""
+        """The end of an error message: the names in the pickle that are not in the table."""
         if not self.foreign:
             return ""
-        return f" (its pickle names {few(self.foreign)}, which was not imported or run)"
+        return f" (the pickle names {few(self.foreign)}, which was not imported or executed)"
 
     @contextmanager
     def naming_suspects(self) -> Iterator[None]:
-        """Add the suspects to every error."""
+        """Append `suspects` to every CheckpointError."""
         try:
             yield
         except CheckpointError as error:
@@ -113,15 +113,15 @@ class PickleReader:
             _HANDLERS[name](self, argument)
         elif name == "STOP":
             if self._marks:
-                raise CheckpointError("its pickle is damaged: a group of values is not closed")
+                raise CheckpointError("the pickle is damaged: a group of values is not closed")
         elif name not in _NO_EFFECT:
-            raise CheckpointError(f"its pickle uses {name}, which no checkpoint needs")
+            raise CheckpointError(f"the pickle uses the instruction {name}, which no checkpoint needs")
 
     # The stack and the memo
 
     def _pop(self) -> Any:
         if self._marks and len(self._stack) == self._marks[-1]:
-            raise CheckpointError("its pickle is damaged: it takes a value beyond a mark")
+            raise CheckpointError("the pickle is damaged: it pops a value beyond a mark")
         return self._stack.pop()
 
     def _pop_group(self) -> list[Any]:
@@ -186,7 +186,7 @@ class PickleReader:
                 target.items = []
             target = target.items
         if not isinstance(target, list):
-            raise CheckpointError(f"its pickle is damaged: it appends to a {type(target).__name__}")
+            raise CheckpointError(f"the pickle is damaged: it appends to a {type(target).__name__}")
         target.extend(items)
 
     def _add_items(self, _: Any) -> None:
@@ -195,7 +195,7 @@ class PickleReader:
     def _add_to_set(self, group: list[Any]) -> None:
         target = self._stack[-1]
         if not isinstance(target, set):
-            raise CheckpointError(f"its pickle is damaged: it adds to a {type(target).__name__}")
+            raise CheckpointError(f"the pickle is damaged: it adds to a {type(target).__name__}")
         for item in group:
             target.add(checked_key(item, target, self._budget))
 
@@ -213,11 +213,11 @@ class PickleReader:
                 target.entries = {}
             target = target.entries
         if not isinstance(target, dict) or len(group) % 2:
-            raise CheckpointError(f"its pickle is damaged: it sets items of a {type(target).__name__}")
+            raise CheckpointError(f"the pickle is damaged: it sets items of a {type(target).__name__}")
         for key, value in zip(group[::2], group[1::2]):
             target[checked_key(key, target, self._budget)] = value
 
-    # Names, calls and states: everything by which a pickle could reach outside
+    # Names, calls and states, by which a pickle could execute code in other readers
 
     def _global(self, argument: Any) -> None:
         self._stack.append(self._named(*argument.split(" ", 1)))
@@ -225,11 +225,11 @@ class PickleReader:
     def _stack_global(self, _: Any) -> None:
         name, module = self._pop(), self._pop()
         if not isinstance(name, str) or not isinstance(module, str):
-            raise CheckpointError("its pickle is damaged: it names a class by something other than text")
+            raise CheckpointError("the pickle is damaged: the name of a class is not text")
         self._stack.append(self._named(module, name))
 
     def _named(self, module: str, name: str) -> Any:
-        # No known name is as long; and to join long ones, a million times, would take hours.
+        # Known names are shorter. Joining long names a million times would take hours.
         dotted = f"{module[:MAX_NAME]}.{name[:MAX_NAME]}"
         if dotted in KNOWN:
             return KNOWN[dotted]
@@ -238,9 +238,9 @@ class PickleReader:
         if dotted not in self._records:
             if len(self.foreign) == MAX_FOREIGN:
                 raise CheckpointError(
-                    f"its pickle names more than {MAX_FOREIGN:,} unknown classes and functions"
+                    f"the pickle names more than {MAX_FOREIGN:,} unknown classes and functions"
                 )
-            self._budget.spend(ITEM * len(dotted))  # its characters are looked at one by one
+            self._budget.spend(ITEM * len(dotted))  # `printable` checks every character
             self.foreign.append(printable(dotted))
             self._records[dotted] = InertObject(self.foreign[-1])
         return self._records[dotted]
@@ -252,8 +252,8 @@ class PickleReader:
     def _newobj_ex(self, _: Any) -> None:
         keywords, args, function = self._pop(), self._pop(), self._pop()
         if keywords and isinstance(function, KnownFunction):
-            raise CheckpointError(f"its pickle calls {function.name} with keywords")
-        # Not (*args, keywords): one long tuple may be the arguments of a million calls.
+            raise CheckpointError(f"the pickle calls {function.name} with keywords")
+        # Not (*args, keywords), which would copy a long tuple for each of a million calls.
         self._stack.append(self._call(function, (args, keywords) if keywords else args))
 
     def _inst(self, argument: Any) -> None:
@@ -265,29 +265,29 @@ class PickleReader:
         self._stack.append(self._call(function, tuple(args)))
 
     def _call(self, function: Any, args: Any) -> Any:
-        """What the pickle would have called is called only if it is ours."""
+        """Call a function of the table; describe any other call by an InertObject."""
         if not isinstance(args, tuple):
-            raise CheckpointError("its pickle is damaged: a call's arguments are not a tuple")
+            raise CheckpointError("the pickle is damaged: the arguments of a call are not a tuple")
         if isinstance(function, KnownFunction):
             self._budget.spend(ITEM * len(args))
             return function.build(self._budget, *args)
         if isinstance(function, InertObject):
-            # A call on the result of a call, as getattr(os, "system")("ls"), is named by its beginning.
+            # A call of a call's result, such as getattr(os, "system")("ls"), gets the inner call's name.
             name = function.name
             if function.args is not None and not name.endswith("()"):
                 self._budget.spend(len(name))
                 name += "()"
             return InertObject(name, args)
-        raise CheckpointError(f"its pickle is damaged: it calls a {type(function).__name__}")
+        raise CheckpointError(f"the pickle is damaged: it calls a {type(function).__name__}")
 
     def _build(self, _: Any) -> None:
         state = self._pop()
         target = self._stack[-1]
         if isinstance(target, InertObject):
             target.state = state
-        # A state dict's _metadata and a tensor's attributes come this way; nobody needs them.
+        # The _metadata of a state dict and the attributes of a tensor are ignored.
         elif not isinstance(target, dict | set | StoredTensor):
-            raise CheckpointError(f"its pickle is damaged: it sets the state of a {type(target).__name__}")
+            raise CheckpointError(f"the pickle is damaged: it sets the state of a {type(target).__name__}")
 
     def _persistent(self, _: Any) -> None:
         """torch.save's persistent ids: ("storage", type, key, location, numel), or a module's class."""
@@ -301,13 +301,13 @@ class PickleReader:
             case ("storage", StorageType(dtype=dtype), str(key), _, int(numel), None) if 0 <= numel < 2**63:
                 pass
             case ("storage", InertObject(name=name), *_):
-                raise CheckpointError(f"it stores numbers as {name}, which is not supported")
+                raise CheckpointError(f"the file has a storage of type {name}, which is not supported")
             case _:
-                raise CheckpointError("its pickle refers to data outside it in an unknown way")
+                raise CheckpointError("the pickle has an unknown kind of persistent id")
         self._budget.spend(len(key))
         storage = StorageRef(key, dtype, numel)
         if self.storages.setdefault(key, storage) != storage:
-            raise CheckpointError(f"its pickle describes the storage {key[:80]!a} in two ways")
+            raise CheckpointError(f"the pickle has two different descriptions of the storage {key[:80]!a}")
         self._stack.append(storage)
 
 
@@ -335,7 +335,7 @@ _HANDLERS: dict[str, Callable[[PickleReader, Any], None]] = {
     "GLOBAL": PickleReader._global,
     "STACK_GLOBAL": PickleReader._stack_global,
     "REDUCE": PickleReader._reduce,
-    "NEWOBJ": PickleReader._reduce,  # cls.__new__(cls, *args): for us the same as a call
+    "NEWOBJ": PickleReader._reduce,  # cls.__new__(cls, *args), which is handled like a call
     "NEWOBJ_EX": PickleReader._newobj_ex,
     "INST": PickleReader._inst,
     "OBJ": PickleReader._obj,

@@ -1,8 +1,8 @@
-"""What a pickle becomes when it is read without running it: descriptions, and nothing that acts.
+"""The values of a pickle that is read without executing it.
 
-A tensor becomes a `StoredTensor`, which says where its numbers lie; its bytes are fetched later, and only
-if the state dict uses it. A class or function that the reader does not know, and whatever the pickle would
-have made by calling it, becomes an `InertObject`, which holds the name and what the file gave it.
+A tensor becomes a `StoredTensor`, which describes the location of its elements. Its bytes are read later, if
+the state dict uses it. An unknown class or function, and the result of calling it, become an `InertObject`,
+which records the name and the arguments.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import torch
 from ldm_core.errors import CheckpointError
 
 MAX_DIMENSIONS = 64
-MAX_ELEMENTS = 2**48  # more than any machine holds; keeps products of sizes within 64 bits
-MAX_EXPANDED = 2**16  # a tensor may have more elements than its storage, up to this many
+MAX_ELEMENTS = 2**48  # more than the memory of any machine; keeps products of sizes within 64 bits
+MAX_EXPANDED = 2**16  # elements that an expanded tensor may have beyond its storage's size
 
 
 class InertObject:
-    """A class or function that was named (`args` is None) or would have been called (with `args`).
+    """An unknown class or function (`args` is None), or a call of it that was not executed.
 
-    Compared by identity, so that it can be a dictionary's key, as Lightning's callbacks are.
-    `name` is dotted, as "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint".
+    Compared by identity, so that it can be a dictionary key, as Lightning's callbacks are.
+    name: dotted, such as "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint".
     """
 
     __slots__ = ("args", "entries", "items", "name", "state")
@@ -32,18 +32,18 @@ class InertObject:
     def __init__(self, name: str, args: tuple[Any, ...] | None = None) -> None:
         self.name = name
         self.args = args
-        self.state: Any = None  # what __setstate__ would have been given
-        self.items: list[Any] | None = None  # what would have been appended: it is a kind of list
-        self.entries: dict[Any, Any] | None = None  # what would have been set by key: a kind of dict
+        self.state: Any = None  # the argument of __setstate__
+        self.items: list[Any] | None = None  # the items of a list-like object
+        self.entries: dict[Any, Any] | None = None  # the entries of a dict-like object
 
     def __repr__(self) -> str:
-        # Never the contents: they may hold the object itself, or one list a million times.
+        # Without the contents, which can contain the object itself, or one list a million times.
         return f"<{self.name}{'' if self.args is None else ' object'}>"
 
 
 @dataclass(frozen=True, eq=False)
 class StorageType:
-    """A storage class, as torch.HalfStorage. `dtype` is None for torch.storage.UntypedStorage."""
+    """A storage class such as torch.HalfStorage. `dtype` is None for torch.storage.UntypedStorage."""
 
     name: str
     dtype: torch.dtype | None
@@ -51,7 +51,7 @@ class StorageType:
 
 @dataclass(frozen=True)
 class StorageRef:
-    """A block of the file that tensors are views of, named by `key`. An untyped one counts bytes."""
+    """A storage in the file, named by `key`. `numel` counts the bytes of an untyped storage."""
 
     key: str
     dtype: torch.dtype | None
@@ -63,7 +63,7 @@ class StorageRef:
 
     @property
     def alignment(self) -> int:
-        """Bytes per element; for an untyped storage the largest that any dtype has."""
+        """Bytes per element; for an untyped storage, the maximum of all dtypes."""
         return self.dtype.itemsize if self.dtype is not None else 16
 
 
@@ -71,7 +71,7 @@ class StorageRef:
 class StoredTensor:
     """A strided view of a storage. `offset` and `stride` count elements of `dtype`.
 
-    Raises CheckpointError unless every element lies within the storage.
+    Raises CheckpointError unless all elements are within the storage.
     """
 
     storage: StorageRef
@@ -84,14 +84,12 @@ class StoredTensor:
     def __post_init__(self) -> None:
         values = (self.offset, *self.size, *self.stride)
         if any(type(value) is not int or not 0 <= value < 2**63 for value in values):
-            raise CheckpointError(
-                "a tensor's offset, sizes and strides must be integers that are not negative"
-            )
+            raise CheckpointError("the offset, sizes and strides of a tensor must be non-negative integers")
         if len(self.size) != len(self.stride) or len(self.size) > MAX_DIMENSIONS:
             raise CheckpointError(f"a tensor has {len(self.size)} sizes and {len(self.stride)} strides")
         object.__setattr__(self, "numel", math.prod(self.size))
         if math.prod(max(n, 1) for n in self.size) > MAX_ELEMENTS:
-            raise CheckpointError(f"a tensor claims the impossible shape {self.size}")
+            raise CheckpointError(f"a tensor has the impossible shape {self.size}")
         capacity = self.storage.nbytes // self.dtype.itemsize
         last = self.offset + sum((n - 1) * step for n, step in zip(self.size, self.stride))
         if self.numel and last >= capacity:
@@ -105,7 +103,7 @@ class StoredTensor:
             )
 
     def view(self, storage: torch.UntypedStorage) -> torch.Tensor:
-        """The tensor, as a view of its storage's bytes."""
+        """The tensor as a view of the storage."""
         empty = torch.empty(0, dtype=self.dtype, device=storage.device)
         if self.numel == 0:
             return empty.reshape(self.size)
@@ -113,7 +111,7 @@ class StoredTensor:
 
 
 def script_attributes(value: Any) -> dict[Any, Any] | None:
-    """The attributes of a TorchScript module, which its classes' names tell; None for all else."""
+    """The attributes of a TorchScript module, recognised by its class name; None for other values."""
     match value:
         case InertObject(name=str(name), state=dict(attributes)) if name.startswith("__torch__."):
             return attributes
@@ -122,7 +120,7 @@ def script_attributes(value: Any) -> dict[Any, Any] | None:
 
 
 def as_mapping(value: Any) -> dict[Any, Any] | None:
-    """The entries of a dict, a ParameterDict, or an object that acted as a dict; None for all else."""
+    """The entries of a dict, a ParameterDict, or a dict-like object; None for other values."""
     match value:
         case dict():
             return value

@@ -1,8 +1,8 @@
-"""Copies whatever a pickle held beside its tensors into plain values, within limits.
+"""Copies the values of a pickle other than its tensors into plain values, within limits.
 
-The result is made of None, bool, int, float, str, list and dict, so that it can be printed, compared and
-written as JSON. What is not plain (a tensor, an unknown object without contents, a list too long) becomes
-a short text in angle brackets.
+The result consists of None, bool, int, float, str, list and dict, so that it can be printed, compared and
+written as JSON. Other values (a tensor, an unknown object without contents, a list that is too long) become a
+short text in angle brackets.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from ldm_core.checkpoint.numpy_values import numpy_scalar
 from ldm_core.checkpoint.pickle_globals import KnownFunction
 from ldm_core.checkpoint.pickle_values import InertObject, StorageRef, StorageType, StoredTensor, as_mapping
 
-MAX_VALUES = 100_000  # of all metadata of a file; a text counts one more for each 64 characters
+MAX_VALUES = 100_000  # in all metadata of a file; each 64 characters of a text count as one more
 MAX_NESTING = 16
 
 
 def plain_metadata(entries: dict[Any, Any]) -> dict[str, Any]:
-    """The entries as plain values, under their names as text."""
+    """The entries as plain values, with their keys as text."""
     copier = _Copier()
     return {str(_key(key)): copier.copy(value) for key, value in entries.items()}
 
 
 class _Copier:
-    """A pickle can hold one list a million times, or within itself: so values and nesting are counted."""
+    """Copies values and limits their number and nesting: a pickle can contain one list a million times."""
 
     def __init__(self) -> None:
         self._left = MAX_VALUES
@@ -61,7 +61,7 @@ class _Copier:
 
 
 def _contents(value: Any) -> dict[Any, Any] | Collection[Any] | None:
-    """What a container, or an object that acted as one, holds."""
+    """The contents of a container or of a container-like object; None for other values."""
     if isinstance(value, list | tuple | set):
         return value
     mapping = as_mapping(value)
@@ -77,7 +77,7 @@ def _key(key: Any) -> Any:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether the text can be printed and written: a pickle's text may hold halves of surrogate pairs."""
+    """Whether the text can be encoded: text in a pickle can contain halves of surrogate pairs."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -86,7 +86,7 @@ def is_unicode(text: str) -> bool:
 
 
 def describe(value: Any) -> str:
-    """A short text in angle brackets, whatever the value is."""
+    """A short text in angle brackets for any value."""
     match value:
         case StoredTensor():
             return f"<tensor {value.dtype} {value.size}>"

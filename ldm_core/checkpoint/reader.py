@@ -1,7 +1,7 @@
-"""Reading a checkpoint, whatever its kind, without running anything in it and without reading its numbers.
+"""Reads checkpoints of all formats without executing code in them.
 
-`read` tells the format by the file's content. Tensors are views of a private memory map, so a file of 4 GB
-opens in a moment and occupies memory only as its tensors are used. Pickles are never unpickled: see
+`read` determines the format from the file's content. Tensors are views of a private memory map, so a file of
+4 GB opens within a moment and uses memory only when its tensors are used. Pickles are never unpickled; see
 `pickle_reader`.
 """
 
@@ -30,14 +30,14 @@ from ldm_core.support.printable import shown_error
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds.
+    """The content of a file.
 
-    tensors    by the file's own names, on the CPU, in the file's dtypes; in a private memory map where
-               possible: writing to one changes neither the file nor another reader's tensors
-    metadata   everything else, as plain values (None, bool, int, float, str, list, dict): `epoch`,
-               `global_step`, `callbacks` …, or safetensors' `__metadata__`; what is not plain is a short
-               text in angle brackets. Of a diffusers folder: its JSON files, by name
-    foreign    dotted names of the classes and functions that a pickle named and that were not imported
+    tensors    by the file's names, on the CPU, in the file's dtypes, in a private memory map if possible.
+               Writing to one changes neither the file nor another reader's tensors
+    metadata   all other content as plain values (None, bool, int, float, str, list, dict): `epoch`,
+               `global_step`, `callbacks` …, or safetensors' `__metadata__`. Other values become a short text
+               in angle brackets. For a diffusers folder: its JSON files, by name
+    foreign    dotted names of the classes and functions in a pickle that were not imported
     """
 
     path: Path
@@ -64,24 +64,24 @@ def read(
     variant: str | None = None,
     verify: bool = False,
 ) -> Checkpoint:
-    """Read a `.safetensors`, `.ckpt`, `.pt`, `.pth` or `.bin` file, told apart by their content.
+    """Read a `.safetensors`, `.ckpt`, `.pt`, `.pth` or `.bin` file, or a diffusers folder.
 
-    Or a diffusers folder, or one part's folder of it; `variant` says which files of it, such as "fp16".
+    The content of a file determines its format. A folder can be a whole model or a part of one.
 
-    With `mmap=False` the tensors are read into memory, and the file may be overwritten or deleted after.
-    With `values=False` they are on the meta device: names, shapes and dtypes, in a moment for any file,
-    even where numbers are compressed or so misaligned that they could not be mapped. With "small", only
-    those of more than 16 KiB are.
-    With `verify=True` all of a zip archive is read, in blocks, and compared with its checksums; the other
-    formats have none.
-    Raises CheckpointError, in one line that begins with the path, for a file that is missing, damaged, or
-    no checkpoint.
+    mmap: False copies the tensors into memory, so that the file can be overwritten or deleted afterwards.
+    values: False puts all tensors on the meta device, with names, shapes and dtypes only, which takes a
+    moment
+        for any file; "small" puts tensors of more than 16 KiB there.
+    variant: the files of a folder to read, such as "fp16".
+    verify: True reads a whole zip archive and compares it with its checksums. The other formats have none.
+    Raises CheckpointError, in one line that begins with the path, for a file that is missing, damaged, or not
+    a checkpoint.
     """
     path = Path(path)
     with _errors_named(path):
         is_folder = path.is_dir() and is_diffusers_folder(path)
     if variant is not None and not is_folder:
-        raise CheckpointError(f"{path}: only a diffusers folder has variants, such as {variant!r}")
+        raise CheckpointError(f"{path}: variant={variant!r} applies to diffusers folders only")
     if is_folder:
         with _errors_named(path):
             contents = read_folder(path, variant, partial(read, mmap=mmap, values=values, verify=verify))
@@ -105,16 +105,16 @@ def _open(path: Path, access: Access) -> FileBytes:
 
 @contextmanager
 def _errors_named(path: Path) -> Iterator[None]:
-    """Make every error of reading a CheckpointError that begins with the path."""
+    """Convert every error of reading to a CheckpointError that begins with the path."""
     try:
         yield
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: there is no such file") from error
+        raise CheckpointError(f"{path}: no such file") from error
     except CheckpointError as error:
-        if str(error).startswith(str(path)):  # a file in a folder has said its own path
+        if str(error).startswith(str(path)):  # the error of a file in the folder
             raise
         raise CheckpointError(f"{path}: {error}") from error
-    # A path with a NUL in it is a ValueError; torch has a RuntimeError for memory that it cannot get.
+    # Python raises ValueError for a path with NUL, and PyTorch RuntimeError if memory is insufficient.
     except (OSError, ValueError, MemoryError, RuntimeError) as error:
         raise CheckpointError(f"{path}: cannot be read ({shown_error(error)})") from error
 
@@ -123,4 +123,4 @@ def _describe_folder(path: Path) -> str:
     names = sorted(entry.name for entry in path.iterdir())
     files = [name for name in names if name.endswith((".ckpt", ".safetensors", ".pt", ".pth", ".bin"))]
     shown = ", ".join((files or names)[:5]) or "nothing"
-    return f"a folder, and not a diffusers model's (no model_index.json); it holds {shown}"
+    return f"not a diffusers folder (no model_index.json); the folder contains {shown}"

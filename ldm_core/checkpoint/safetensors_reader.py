@@ -1,9 +1,9 @@
-"""The safetensors format (github.com/huggingface/safetensors, "Format"), read with every claim checked.
+"""Reads the safetensors format (github.com/huggingface/safetensors, "Format") and validates its header.
 
-Eight bytes give the length of a JSON header, `{name: {"dtype", "shape", "data_offsets": [begin, end]}}`
-with an optional `__metadata__` of strings; the rest of the file is the tensors' bytes, back to back. The
-library of that name would do; reading the header here gives errors that say what is wrong, the same limits
-as for pickles, and one kind of memory map for all formats.
+The first eight bytes are the length of a JSON header, `{name: {"dtype", "shape", "data_offsets": [begin,
+end]}}` with an optional `__metadata__` of strings. The tensors' bytes follow without gaps. In contrast to the
+safetensors library, this reader describes each defect in its error, has the same limits as the reader of
+pickles, and uses the same memory map.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ldm_core.checkpoint.pickle_values import MAX_DIMENSIONS, MAX_ELEMENTS
 from ldm_core.checkpoint.state_dict import MAX_NAME
 from ldm_core.errors import CheckpointError
 
-MAX_HEADER = 2**25  # bytes; the largest headers are those that record a training set's tags, a few MB
+MAX_HEADER = 2**25  # bytes; the largest headers record the tags of a training set, a few MB
 
 _DTYPE_NAMES = {
     "F64": "float64",
@@ -42,7 +42,7 @@ _DTYPE_NAMES = {
     "BOOL": "bool",
     "C64": "complex64",
 }
-# By name, because an older torch lacks some of them.
+# By name, because older versions of PyTorch lack some.
 DTYPES = {code: getattr(torch, name) for code, name in _DTYPE_NAMES.items() if hasattr(torch, name)}
 
 
@@ -51,7 +51,7 @@ def read_safetensors(file: FileBytes) -> tuple[dict[str, Tensor], dict[str, Any]
     start, header = _header(file)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise CheckpointError("its __metadata__ is not a mapping from text to text")
+        raise CheckpointError("__metadata__ is not a mapping from text to text")
     entries = {name: _entry(name, entry) for name, entry in header.items()}
     _check_layout(entries, file.size - start)
     tensors: dict[str, Tensor] = {}
@@ -60,7 +60,7 @@ def read_safetensors(file: FileBytes) -> tuple[dict[str, Tensor], dict[str, Any]
         flat = torch.empty(0, dtype=dtype, device=storage.device)
         tensors[name] = (flat.set_(storage) if begin < end else flat).reshape(shape)
     if not tensors:
-        raise CheckpointError("it holds no tensors")
+        raise CheckpointError("the file contains no tensors")
     return tensors, metadata, ()
 
 
@@ -68,15 +68,15 @@ _Entry = tuple[torch.dtype, tuple[int, ...], int, int]
 
 
 def _header(file: FileBytes) -> tuple[int, dict[str, Any]]:
-    """(where the tensors' bytes begin, the parsed header)."""
+    """(offset of the tensors' bytes, parsed header)."""
     length = int.from_bytes(file.read(0, 8), "little")
     if length > file.size - 8:
         raise CheckpointError(
-            f"the file is cut short or its header lies: the header should have {length:,} bytes, "
+            f"the file is truncated or damaged: the header should have {length:,} bytes, "
             f"the file has {file.size:,}"
         )
     if length > MAX_HEADER:
-        raise CheckpointError(f"its header of {length:,} bytes is larger than {MAX_HEADER:,}")
+        raise CheckpointError(f"expected a header of at most {MAX_HEADER:,} bytes, got {length:,}")
     try:
         header = json.loads(
             file.read(8, length).decode("utf-8"),
@@ -88,9 +88,9 @@ def _header(file: FileBytes) -> tuple[int, dict[str, Any]]:
     except CheckpointError:
         raise
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"its header is not valid JSON ({error})") from error
+        raise CheckpointError(f"the header is not valid JSON ({error})") from error
     if not isinstance(header, dict):
-        raise CheckpointError(f"its header is not a mapping but a {type(header).__name__}")
+        raise CheckpointError(f"the header must be a mapping, not a {type(header).__name__}")
     return 8 + length, header
 
 
@@ -98,7 +98,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise CheckpointError(f"its header has the entry {ascii(twice)[:80]} twice")
+        raise CheckpointError(f"the header has the entry {ascii(twice)[:80]} twice")
     for name, value in pairs:
         for text in (name, value):
             if isinstance(text, str):
@@ -107,12 +107,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_number(text: str) -> NoReturn:
-    raise CheckpointError(f"its header has the number {text[:40]}, which is no size or offset")
+    raise CheckpointError(f"the header has the number {text[:40]}, which is not a size or an offset")
 
 
 def _entry(name: str, entry: Any) -> _Entry:
-    """(dtype, shape, begin, end) of one tensor, if its claims agree with one another."""
-    where = f"its header's entry for {name[:80]!a}"
+    """(dtype, shape, begin, end) of one tensor. Raises CheckpointError for an inconsistent entry."""
+    where = f"the header's entry for {name[:80]!a}"
     if len(name) > MAX_NAME:
         raise CheckpointError(f"{where}… has a name of more than {MAX_NAME} characters")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
@@ -132,8 +132,8 @@ def _entry(name: str, entry: Any) -> _Entry:
     begin, end = offsets
     if math.prod(shape) * dtype.itemsize != end - begin:
         raise CheckpointError(
-            f"{where} lies: {code} of shape {shape} takes {math.prod(shape) * dtype.itemsize:,} bytes, "
-            f"its data_offsets span {end - begin:,}"
+            f"{where} is inconsistent: {code} of shape {shape} takes "
+            f"{math.prod(shape) * dtype.itemsize:,} bytes, its data_offsets span {end - begin:,}"
         )
     return dtype, tuple(shape), begin, end
 
@@ -143,15 +143,17 @@ def _are_sizes(values: Any) -> bool:
 
 
 def _check_layout(entries: dict[str, _Entry], available: int) -> None:
-    """The tensors must fill the rest of the file without holes and without overlaps."""
+    """Raise CheckpointError unless the tensors fill the rest of the file without gaps and overlaps."""
     position = 0
     for name, (_, _, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
         if begin != position:
-            problem = "overlaps another tensor" if begin < position else "leaves a hole before it"
-            raise CheckpointError(f"its header lies: {ascii(name)[:80]} at byte {begin:,} {problem}")
+            problem = "overlaps another tensor" if begin < position else "has a gap before it"
+            raise CheckpointError(
+                f"the header is inconsistent: {ascii(name)[:80]} at byte {begin:,} {problem}"
+            )
         position = end
     if position != available:
-        problem = "the file is cut short" if position > available else "bytes are left over at its end"
+        problem = "the file is truncated" if position > available else "the file has extra bytes at its end"
         raise CheckpointError(
-            f"{problem}: its header describes {position:,} bytes of tensors, the file has {available:,}"
+            f"{problem}: the header describes {position:,} bytes of tensors, the file has {available:,}"
         )

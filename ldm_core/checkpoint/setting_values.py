@@ -1,6 +1,6 @@
-"""Values from the settings files of a folder: each of the type and in the range that it must have.
+"""Reads values from settings files and checks their types and ranges.
 
-Any other value raises an error that names the setting and, in `reading`, the file.
+An invalid value raises an error that names the setting and, in `reading`, the file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MAX_ID = 2**31
 
 @contextmanager
 def reading(file: str) -> Iterator[None]:
-    """Whatever goes wrong in reading one file's settings is a CheckpointError that names the file."""
+    """Convert errors in reading a file's settings to CheckpointErrors that name the file."""
     try:
         yield
     except CheckpointError:
@@ -33,7 +33,7 @@ def reading(file: str) -> Iterator[None]:
 
 
 def check_activation(file: str, settings: Settings) -> None:
-    if settings.get("act_fn", "silu") not in ("silu", "swish"):  # two names of one function
+    if settings.get("act_fn", "silu") not in ("silu", "swish"):  # both name the same function
         raise CheckpointError(f"{file}: act_fn is {shown(settings['act_fn'])}; only 'silu' is supported")
 
 
@@ -44,7 +44,7 @@ def check_fixed(file: str, settings: Settings, fixed: Settings) -> None:
 
 
 def block_kinds(settings: Settings, name: str) -> list[str]:
-    """The class of each level's blocks."""
+    """The class names of the blocks, one per level."""
     values = settings[name]
     if (
         not isinstance(values, list)
@@ -56,12 +56,12 @@ def block_kinds(settings: Settings, name: str) -> list[str]:
 
 
 def block_widths(settings: Settings) -> list[int]:
-    """Each level's channels."""
+    """The number of channels of each level."""
     return wholes("block_out_channels", settings["block_out_channels"])
 
 
 def wholes(name: str, values: Any) -> list[int]:
-    """A whole number for each level."""
+    """A list of whole numbers, one per level."""
     if (
         not isinstance(values, list)
         or not 0 < len(values) <= MAX_LEVELS

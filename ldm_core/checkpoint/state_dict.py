@@ -1,7 +1,7 @@
-"""From what a pickle held to named tensors and plain metadata.
+"""Splits the value of a pickle into named tensors and plain metadata.
 
-CompVis's and Lightning's checkpoints are a dictionary with the tensors under `state_dict`, and the epoch,
-callbacks and optimizer beside it; many others are the state dict itself.
+Checkpoints of CompVis and Lightning are dictionaries with the tensors under `state_dict`, beside the epoch,
+callbacks and optimizer. Many others are the state dict itself.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from ldm_core.checkpoint.work_budget import TENSOR, Budget
 from ldm_core.errors import CheckpointError
 
 MAX_NESTING = 16
-# All tensors together may have so many times the numbers of their storages, beyond some that always may: tied
-# weights have twice as many. Whoever reads every number of every tensor then takes a bounded time.
+# All tensors together may have at most MAX_VIEWS times the bytes of their storages, plus MIN_VIEWED, which
+# bounds the time to read all their values. Tied weights have twice as many.
 MAX_VIEWS = 16
 MIN_VIEWED = 2**26  # bytes
 MAX_NAME = 4096
@@ -36,15 +36,15 @@ Fetch = Callable[[StorageRef], torch.UntypedStorage]
 
 
 def split(root: Any, fetch: Fetch, budget: Budget) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, metadata) of a pickle's value; `fetch` gives the bytes of a storage (or none of them).
+    """(tensors, metadata) of a pickle's value. `fetch` returns a storage, which can be on the meta device.
 
-    `state_dict` is unwrapped, as often as it is nested. Where no tensor lies directly in it, dictionaries
-    within it are searched, and their tensors get dotted names. All else is metadata. Raises CheckpointError
-    where there are no tensors.
+    Nested `state_dict`s are unwrapped. If the innermost one directly contains no tensor, its dictionaries are
+    searched, and their tensors get dotted names. All other values are metadata. Raises CheckpointError if
+    there are no tensors.
     """
     mapping = as_mapping(root)
     if mapping is None:
-        raise CheckpointError(f"it holds no dictionary of tensors but {describe(root)}")
+        raise CheckpointError(f"expected a dictionary of tensors, got {describe(root)}")
     others: dict[Any, Any] = {}
     prefix = ""
     visited = {id(mapping)}
@@ -62,24 +62,24 @@ def split(root: Any, fetch: Fetch, budget: Budget) -> tuple[dict[str, Tensor], d
     if not collector.tensors:
         collector.add_nested(mapping)
     if not collector.tensors:
-        raise CheckpointError(f"it holds no tensors; {_entries(mapping)}")
+        raise CheckpointError(f"the file contains no tensors; {_entries(mapping)}")
     return collector.tensors, plain_metadata(others)
 
 
 def split_script(root: Any, fetch: Fetch, budget: Budget) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """`split` for a TorchScript program: its tensors by the names that its state dict would give them."""
+    """`split` for a TorchScript program. The tensors have the names of its state dict."""
     attributes = script_attributes(root)
     if attributes is None:
-        raise CheckpointError(f"a TorchScript program that is no module but {describe(root)}")
+        raise CheckpointError(f"expected a TorchScript module, got {describe(root)}")
     collector = _Collector(fetch, budget)
     collector.add_nested(attributes)
     if not collector.tensors:
-        raise CheckpointError("a TorchScript program without tensors")
+        raise CheckpointError("the TorchScript program contains no tensors")
     return collector.tensors, {}
 
 
 class _Collector:
-    """Gathers tensors by name, each fetched once, so that what the file shares stays shared."""
+    """Collects tensors by name. Each storage is fetched once, so that tied weights stay tied."""
 
     def __init__(self, fetch: Fetch, budget: Budget) -> None:
         self.tensors: dict[str, Tensor] = {}
@@ -91,11 +91,11 @@ class _Collector:
         self._visited: set[int] = set()
 
     def add_direct(self, mapping: dict[Any, Any]) -> dict[Any, Any]:
-        """Add the tensors directly in a mapping, and return its other entries."""
+        """Add the tensors that are values of a mapping, and return its other entries."""
         return {key: value for key, value in mapping.items() if not self._add("", key, value)}
 
     def add_nested(self, mapping: dict[Any, Any], prefix: str = "", depth: int = 0) -> None:
-        """Add the tensors of a mapping and of those within it. A mapping that is met twice counts once."""
+        """Add the tensors of a mapping and of its nested mappings. Each mapping is visited once."""
         if id(mapping) in self._visited or depth > MAX_NESTING:
             return
         self._visited.add(id(mapping))
@@ -136,26 +136,26 @@ class _Collector:
             self._stored += value.storage.nbytes
         self._viewed += value.numel * value.dtype.itemsize
         if self._viewed > MAX_VIEWS * self._stored + MIN_VIEWED:
-            raise CheckpointError("its tensors show the same numbers over and over")
+            raise CheckpointError("the tensors are too many views of the same storages")
         return value.view(self._storages[key])
 
 
 def _name(prefix: str, key: Any) -> str:
-    """The name of a tensor, or of a mapping of them. Raises CheckpointError for what cannot be one."""
+    """The name of a tensor or of a mapping of tensors. Raises CheckpointError for an invalid name."""
     if isinstance(key, str) and len(prefix) + len(key) > MAX_NAME:
-        raise CheckpointError(f"a tensor's name is longer than {MAX_NAME} characters")
+        raise CheckpointError(f"the name of a tensor has more than {MAX_NAME} characters")
     if not isinstance(key, str | int) or not is_unicode(str(key)):
-        raise CheckpointError(f"a tensor's name is not text but {describe(key)}")
+        raise CheckpointError(f"the name of a tensor must be text, not {describe(key)}")
     return f"{prefix}{key}"
 
 
 def _prefixed(prefix: str, entries: dict[Any, Any]) -> dict[Any, Any]:
-    """What lies beside tensors keeps its place in its name: `state_dict.note`."""
+    """The entries beside a state dict, with its prefix before their names, such as `state_dict.note`."""
     return {prefix + key if isinstance(key, str) else key: value for key, value in entries.items()}
 
 
 def _entries(mapping: dict[Any, Any]) -> str:
     if not mapping:
-        return "it is empty"
+        return "the dictionary is empty"
     names = [ascii(key[:40] if isinstance(key, str | bytes) else key)[:40] for key in list(mapping)[:6]]
-    return f"its entries are {', '.join(names)}{', …' if len(mapping) > 6 else ''}"
+    return f"the entries are {', '.join(names)}{', …' if len(mapping) > 6 else ''}"

@@ -1,12 +1,11 @@
-"""The ZIP archive that `torch.save` writes since PyTorch 1.6.
+"""Reads the ZIP archive that `torch.save` writes since PyTorch 1.6.
 
-All members lie in one folder: `data.pkl`, the pickle, refers by number to `data/0`, `data/1` …, which hold
-the raw little-endian numbers of one storage each, uncompressed and aligned to 64 bytes, so that they can be
-mapped into memory where they lie. `version`, `.format_version`, `.data/serialization_id` and their like say
-nothing that is needed here.
+All members are in one folder. The pickle `data.pkl` refers by number to `data/0`, `data/1` …, which contain
+the little-endian elements of one storage each, uncompressed and aligned to 64 bytes, so that they can be
+mapped into memory. Other members, such as `version` and `.data/serialization_id`, are ignored.
 
-`torch.jit.save`, whose files OpenAI published CLIP in, writes the same archive with a program beside it, in
-`code` and `constants.pkl`. Its `data.pkl` is a tree of modules: their tensors are read, the program is not.
+`torch.jit.save`, which wrote OpenAI's CLIP files, adds a program in `code` and `constants.pkl`. Its
+`data.pkl` is a tree of modules, whose tensors are read. The program is ignored.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from ldm_core.checkpoint.zip_directory import Member, data_offset, is_intact, re
 from ldm_core.errors import CheckpointError
 from ldm_core.support.printable import few
 
-MAX_INFLATION = 8  # times the file's size that its compressed storages may become; weights hardly compress
+MAX_INFLATION = 8  # maximum size of compressed storages, in file sizes; weights hardly compress
 MIN_INFLATED = 2**26  # bytes that are always allowed
 
 
@@ -35,28 +34,30 @@ def read_torch_zip(file: FileBytes) -> tuple[dict[str, Tensor], dict[str, Any], 
     folder = _folder(members)
     order = members.get(f"{folder}byteorder")
     if order is not None and read_member(file, order, 16) != b"little":
-        raise CheckpointError("it was written on a big-endian machine, which is not supported")
+        raise CheckpointError("the file was written on a big-endian machine, which is not supported")
     pickle = read_member(file, members[f"{folder}data.pkl"], MAX_PICKLE_BYTES)
-    budget = Budget(min(len(pickle), file.size))  # deflated, it may be a thousand times the file
+    budget = Budget(
+        min(len(pickle), file.size)
+    )  # a compressed pickle can be a thousand times the file's size
     reader = PickleReader(budget)
     storages = _Storages(file, members, folder)
     is_script = f"{folder}constants.pkl" in members
     with reader.naming_suspects():
         root = reader.load(PickleStream(pickle))
         tensors, metadata = (split_script if is_script else split)(root, storages.fetch, budget)
-    # A program's modules are of classes that its own archive defines.
+    # The classes of a program's modules are defined in the archive.
     foreign = [name for name in reader.foreign if not (is_script and name.startswith("__torch__."))]
     return tensors, metadata, tuple(foreign)
 
 
 def verify_torch_zip(file: FileBytes) -> None:
-    """Read every member, and raise CheckpointError naming those that do not agree with their checksums."""
+    """Read all members and raise CheckpointError, naming those with a wrong checksum."""
     members = read_directory(file)
     if sum(member.size for member in members.values() if not member.is_stored) > _most_inflated(file):
-        raise CheckpointError("its compressed members are too large to be verified")
+        raise CheckpointError("the compressed members are too large to be verified")
     damaged = [ascii(name) for name, member in members.items() if not is_intact(file, member)]
     if damaged:
-        raise CheckpointError(f"its checksums show damage in {few(damaged)}")
+        raise CheckpointError(f"wrong checksums of {few(damaged)}")
 
 
 def _most_inflated(file: FileBytes) -> int:
@@ -64,28 +65,28 @@ def _most_inflated(file: FileBytes) -> int:
 
 
 class _Storages:
-    """The raw numbers in the archive, by the key that the pickle gives."""
+    """The storages in the archive, by their key in the pickle."""
 
     def __init__(self, file: FileBytes, members: dict[str, Member], folder: str) -> None:
         self._file, self._members, self._folder = file, members, folder
         self._may_inflate = _most_inflated(file)
 
     def fetch(self, ref: StorageRef) -> torch.UntypedStorage:
-        """The bytes of a storage; one of no bytes needs no member. Raises CheckpointError."""
+        """The storage of a reference. An empty one needs no member. Raises CheckpointError."""
         if ref.nbytes == 0:
             return self._file.storage(0, 0, 1)
         member = self._members.get(f"{self._folder}data/{ref.key}")
         if member is None:
-            raise CheckpointError(f"the numbers of a tensor are missing: data/{ref.key[:80]!a}")
+            raise CheckpointError(f"the storage data/{ref.key[:80]!a} is missing")
         if member.size != ref.nbytes:
             raise CheckpointError(
-                f"its pickle expects {ref.nbytes:,} bytes in {member.name!a}, which has {member.size:,}"
+                f"the pickle expects {ref.nbytes:,} bytes in {member.name!a}, which has {member.size:,}"
             )
         offset = data_offset(self._file, member)
         if member.is_stored:
             return self._file.storage(offset, member.size, ref.alignment)
         if member.size > self._may_inflate:
-            raise CheckpointError(f"its compressed tensors are too large, {member.name!a} among them")
+            raise CheckpointError(f"the compressed tensors are too large, including {member.name!a}")
         self._may_inflate -= member.size
         if self._file.leaves_out(member.size):
             return torch.UntypedStorage(member.size, device="meta")
@@ -94,14 +95,14 @@ class _Storages:
 
 
 def _folder(members: dict[str, Member]) -> str:
-    """The folder of the archive's only pickle, with its slash. Raises CheckpointError where it has none."""
+    """The folder of the archive's only `data.pkl`, with a slash. Raises CheckpointError without one."""
     pickles = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
     folders = [name.removesuffix("data.pkl") for name in pickles]
     if len(folders) == 1:
         return folders[0]
     if folders:
-        raise CheckpointError("a zip archive with several pickles, not a checkpoint")
+        raise CheckpointError("not a checkpoint but a zip archive with several pickles")
     shown = ", ".join(ascii(name)[:60] for name in list(members)[:5]) or "nothing"
     inner = next((n for n in members if n.endswith((".ckpt", ".safetensors", ".pt", ".pth", ".bin"))), None)
-    advice = f"; unpack it first and give {ascii(inner)[:60]}" if inner else ""
-    raise CheckpointError(f"a zip archive, but no checkpoint: it holds {shown}{advice}")
+    advice = f"; unpack it and use {ascii(inner)[:60]}" if inner else ""
+    raise CheckpointError(f"not a checkpoint but a zip archive that contains {shown}{advice}")

@@ -1,19 +1,19 @@
-"""Checks that must read a tensor's values."""
+"""Checks of tensors' values."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-AT_ONCE = 2**22  # values: a float32 copy of these is small beside a layer
+AT_ONCE = 2**22  # values; their float32 copy is small compared to a layer
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Whether no value is NaN or infinite. A sum reads each once, and all but always settles it."""
+    """Whether all values are finite. A finite sum, which reads each value once, proves this."""
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return True
     rows = max(1, AT_ONCE * len(tensor) // tensor.numel()) if tensor.ndim else 0
     for part in tensor.split(rows) if rows else (tensor,):
-        wide = part.float()  # sums of 16-bit values are slow on a CPU, and float8 has none
+        wide = part.float()  # sums of 16-bit values are slow on a CPU, and float8 does not support them
         if not (wide.sum().isfinite() or wide.isfinite().all()):
             return False
     return True

@@ -1,9 +1,9 @@
-"""Writing checkpoint files as a stream: each tensor is made, written and forgotten before the next.
+"""Writes checkpoint files as a stream: each tensor is computed, written and freed before the next one.
 
-`safetensors.torch.save_file` and `torch.save` want all tensors at once, so a cast on the way would hold a
-second copy of the model. Both formats say where every tensor lies before the first is written, and for that
-dtypes and shapes are enough. The files are those of the two libraries: safetensors (its "Format" section on
-github.com/huggingface/safetensors) and PyTorch's zip, which `torch_zip` describes.
+`safetensors.torch.save_file` and `torch.save` need all tensors at once, so that casting a model needs memory
+for a second copy. Here, dtypes and shapes determine the position of every tensor in advance. The formats are
+safetensors (section "Format" on github.com/huggingface/safetensors) and PyTorch's zip archive (see
+`torch_zip`).
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from ldm_core.checkpoint.safetensors_reader import DTYPES
 from ldm_core.errors import CheckpointError
 from ldm_core.support.atomic_files import write_whole
 
-ALIGNMENT = 64  # bytes; where torch.save puts the members of its archives, so that they can be mapped
+ALIGNMENT = 64  # bytes; the alignment of members in torch.save's archives, for mapping them
 
-# The readers' tables, inverted.
+# The inverses of the readers' tables.
 _SAFETENSORS_CODES = {dtype: code for code, dtype in DTYPES.items()}
 _TORCH_DTYPES = {known for known in KNOWN.values() if isinstance(known, torch.dtype)}
 _STORAGE_CLASSES = {
@@ -44,10 +44,10 @@ _STORAGE_CLASSES = {
 
 @dataclass(frozen=True)
 class Pending:
-    """A tensor that is made when its turn to be written comes.
+    """A tensor that is computed just before it is written.
 
-    `make` may return any device and strides; it is called once, and its tensor must be of `dtype` and
-    `shape`. One that is not contiguous is copied as it is written.
+    make: called once; returns a tensor of `dtype` and `shape`, on any device and with any strides. A tensor
+    that is not contiguous is copied.
     """
 
     dtype: torch.dtype
@@ -64,16 +64,16 @@ class Pending:
 
 
 def is_sliced(tensor: Tensor) -> bool:
-    """Whether it is spread over several processes, as a `DTensor`, and this one has a slice of it only."""
+    """Whether the tensor is a `DTensor`, of which this process may have a slice only."""
     return hasattr(tensor, "full_tensor")
 
 
 def require_whole(tensor: Tensor, name: str) -> Tensor:
-    """Raises CheckpointError for a tensor of which this process has a slice only."""
+    """Return the tensor. Raises CheckpointError if this process has a slice of it only."""
     if is_sliced(tensor):
         raise CheckpointError(
-            f"{name} is sliced over several processes, as fsdp leaves it: in one process, give a model or an "
-            "adapter the weights of the run's state with ldm_core.training.load_weights, and save that"
+            f"{name} is sharded over several processes (FSDP); load the weights of the run's state into a "
+            "model or adapter in one process with ldm_core.training.load_weights, and save that"
         )
     return tensor
 
@@ -81,13 +81,14 @@ def require_whole(tensor: Tensor, name: str) -> Tensor:
 def write_safetensors(tensors: Mapping[str, Pending], metadata: Mapping[str, str], target: Path) -> None:
     """Write a safetensors file with `metadata` as its `__metadata__`.
 
-    Larger dtypes come first, then names in order, as the library sorts them: so every tensor is aligned.
-    Raises OSError, what a tensor's `make` raises, and CheckpointError for no tensors, a dtype or a name
-    that the format lacks, or a tensor that is not what was announced.
+    As in the safetensors library, tensors are sorted by decreasing size of dtype, then by name, so that every
+    tensor is aligned. Raises OSError, the errors of a tensor's `make`, and CheckpointError if there are no
+    tensors, for a dtype or name that the format does not support, and for a tensor with another dtype or
+    shape.
     """
     _check(tensors, _SAFETENSORS_CODES, "safetensors files")
     if "__metadata__" in tensors:
-        raise CheckpointError("a tensor in a safetensors file cannot have the name '__metadata__'")
+        raise CheckpointError("a tensor in a safetensors file must not have the name '__metadata__'")
     ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
     header = _safetensors_header(ordered, metadata)
     with target.open("wb") as file:
@@ -97,7 +98,7 @@ def write_safetensors(tensors: Mapping[str, Pending], metadata: Mapping[str, str
 
 
 def _safetensors_header(ordered: Mapping[str, Pending], metadata: Mapping[str, str]) -> bytes:
-    """The JSON header, without its length, for tensors that lie in the file in this order."""
+    """The JSON header, without its length, for tensors in this order."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0
     for name, pending in ordered.items():
@@ -110,15 +111,18 @@ def _safetensors_header(ordered: Mapping[str, Pending], metadata: Mapping[str, s
 
 
 def write_torch_zip(tensors: Mapping[str, Pending], metadata: Mapping[str, Any], target: Path) -> None:
-    """Write what `torch.save({"state_dict": tensors, **metadata}, target)` does, with a storage per tensor.
+    """Write the file of `torch.save({"state_dict": tensors, **metadata}, target)`, with one storage per
+    tensor.
 
-    `metadata` should be plain values, as nothing else can be read with `weights_only`.
-    Raises OSError, what a tensor's `make` raises, and CheckpointError for no tensors, a dtype that PyTorch
-    cannot read back, metadata named `state_dict`, or a tensor that is not what was announced.
+    `metadata` must consist of plain values to be readable with `weights_only`.
+    Raises OSError, the errors of a tensor's `make`, and CheckpointError if there are no tensors, for a dtype
+    that PyTorch cannot read, metadata named `state_dict`, and a tensor with another dtype or shape.
     """
     _check(tensors, _TORCH_DTYPES, "PyTorch's files")
     if "state_dict" in metadata:
-        raise CheckpointError("metadata cannot have the name 'state_dict', which is that of the tensors")
+        raise CheckpointError(
+            "metadata must not have the name 'state_dict', which is reserved for the tensors"
+        )
     state_dict = {name: _Pickled(str(key), tensor) for key, (name, tensor) in enumerate(tensors.items())}
     pickled = io.BytesIO()
     _Pickler(pickled, protocol=2).dump({"state_dict": state_dict, **metadata})
@@ -132,20 +136,20 @@ def write_torch_zip(tensors: Mapping[str, Pending], metadata: Mapping[str, Any],
 
 @dataclass(frozen=True)
 class _Storage:
-    """What the pickle holds in the place of a storage: a persistent id."""
+    """The persistent id that represents a storage in the pickle."""
 
     persistent_id: tuple[str, type, str, str, int]  # "storage", class, key, device, number of elements
 
 
 @dataclass(frozen=True)
 class _Pickled:
-    """A tensor as the pickle describes it: a call that makes a view of the storage named `key`."""
+    """A tensor in the pickle: a call that creates a view of the storage named `key`."""
 
     key: str
     pending: Pending
 
     def __reduce__(self) -> tuple[Callable[..., Tensor], tuple[Any, ...]]:
-        """As `torch.Tensor.__reduce_ex__`; dtypes without a storage class have an untyped one, in bytes."""
+        """As `torch.Tensor.__reduce_ex__`. Dtypes without a storage class use an untyped storage."""
         dtype, shape = self.pending.dtype, tuple(self.pending.shape)
         typed = _STORAGE_CLASSES.get(dtype)
         length = self.pending.numel if typed else self.pending.nbytes
@@ -164,10 +168,10 @@ class _Pickler(pickle.Pickler):
 
 
 def _add_member(file: BinaryIO, archive: zipfile.ZipFile, name: str, data: memoryview) -> None:
-    """Append a member to the archive in `file`, with its bytes at a multiple of ALIGNMENT."""
+    """Append a member to the archive, with its data at a multiple of ALIGNMENT."""
     info = zipfile.ZipInfo(f"archive/{name}")
     wide = data.nbytes > zipfile.ZIP64_LIMIT
-    # 30 bytes of header, the name, 20 bytes of 64-bit sizes, and the 4 that begin the padding's field.
+    # 30 bytes of header, the name, 20 bytes of 64-bit sizes, and 4 bytes of the padding field's header.
     unpadded = file.tell() + 30 + len(info.filename) + (20 if wide else 0) + 4
     padding = -unpadded % ALIGNMENT
     info.extra = b"FB" + struct.pack("<H", padding) + b"Z" * padding
@@ -176,32 +180,34 @@ def _add_member(file: BinaryIO, archive: zipfile.ZipFile, name: str, data: memor
 
 
 def _check(tensors: Mapping[str, Pending], dtypes: Collection[torch.dtype], files: str) -> None:
-    """Raise CheckpointError for what `files` cannot hold, or what the readers would refuse."""
+    """Raise CheckpointError if there are no tensors, or for a dtype that the format does not support."""
     if not tensors:
         raise CheckpointError("there are no tensors to write")
     for name, pending in tensors.items():
         if pending.dtype not in dtypes:
-            raise CheckpointError(f"the tensor {name!r} is of {pending.dtype}, which {files} cannot hold")
+            raise CheckpointError(
+                f"the tensor {name!r} has the dtype {pending.dtype}, which {files} do not support"
+            )
 
 
 def _make_bytes(name: str, pending: Pending) -> memoryview:
-    """Make a tensor: its elements' bytes in row-major order. Only the result keeps them in memory."""
+    """Compute a tensor and return its bytes in row-major order, which the result keeps in memory."""
     tensor = pending.make()
     if (tensor.dtype, tuple(tensor.shape)) != (pending.dtype, tuple(pending.shape)):
         raise CheckpointError(
-            f"the tensor {name!r} should be of {pending.dtype} and shape {tuple(pending.shape)}, "
+            f"expected the tensor {name!r} with dtype {pending.dtype} and shape {tuple(pending.shape)}, "
             f"got {tensor.dtype} and {tuple(tensor.shape)}"
         )
     plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    # reshape(-1) would keep the stride of a lone element, whatever it is, and only 1 can be viewed as bytes.
+    # A single element can have any stride, which reshape(-1) keeps, but a view as bytes needs stride 1.
     return plain.as_strided((pending.numel,), (1,)).view(torch.uint8).numpy().data
 
 
 def write_then_move(path: Path, write: Callable[[Path], object], *, overwrite: bool = True) -> None:
     """`write_whole` with CheckpointError in place of OSError.
 
-    Raises CheckpointError where the file cannot be written, FileExistsError for one that is there and not to
-    be overwritten, and what `write` raises; `path` is then as it was.
+    Raises CheckpointError if the file cannot be written, FileExistsError for an existing file that must not
+    be overwritten, and the errors of `write`. An existing file at `path` is then unchanged.
     """
     with checkpoint_errors(path):
         write_whole(path, write, overwrite=overwrite)
@@ -209,7 +215,7 @@ def write_then_move(path: Path, write: Callable[[Path], object], *, overwrite: b
 
 @contextmanager
 def checkpoint_errors(path: Path) -> Iterator[None]:
-    """Turns every OSError except FileExistsError into a CheckpointError that names `path`."""
+    """Convert every OSError except FileExistsError to a CheckpointError that names `path`."""
     try:
         yield
     except FileExistsError:
@@ -219,7 +225,7 @@ def checkpoint_errors(path: Path) -> Iterator[None]:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """`write_then_move` for a small file that is in memory."""
+    """`write_then_move` for bytes in memory."""
     write_then_move(path, lambda target: target.write_bytes(data))
 
 

@@ -1,9 +1,9 @@
-"""The directory of a ZIP archive: which members it has, and where their bytes lie in the file.
+"""Reads the directory of a ZIP archive: the members and the positions of their bytes in the file.
 
-It knows as much of the format (PKWARE's APPNOTE.TXT, sections 4.3 and 4.5.3) as `torch.save` and common
-archivers use: one disk, no encryption, stored or deflated members, and the 64-bit fields of large files. A
-reader of its own, because tensors are mapped from where they lie, and because a member that is listed
-twice, or that overlaps another, is a sign of damage or mischief that should be named.
+Supports the part of the format (PKWARE's APPNOTE.TXT, sections 4.3 and 4.5.3) that `torch.save` and common
+archivers use: one disk, no encryption, stored or deflated members, and the 64-bit fields of large files. In
+contrast to Python's `zipfile`, it gives the positions that mapping a tensor needs, and rejects duplicate and
+overlapping members.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _STORED, _DEFLATED = 0, 8
 
 @dataclass(frozen=True)
 class Member:
-    """One file within the archive. Offsets and sizes in bytes."""
+    """A file in the archive. Offsets and sizes are in bytes."""
 
     name: str
     raw_name: bytes
@@ -39,8 +39,8 @@ class Member:
     crc: int
     compressed_size: int
     size: int
-    header: int  # where its local header begins
-    end: int  # where the next member or the directory begins: its bytes lie before
+    header: int  # offset of the local header
+    end: int  # offset of the next member or of the directory
 
     @property
     def is_stored(self) -> bool:
@@ -51,7 +51,9 @@ def read_directory(file: FileBytes) -> dict[str, Member]:
     """The archive's members by name, in the order of the directory. Raises CheckpointError."""
     count, size, start = _find_directory(file)
     if count > MAX_MEMBERS or size > MAX_DIRECTORY:
-        raise CheckpointError(f"its zip directory claims {count:,} members in {size:,} bytes")
+        raise CheckpointError(
+            f"the zip directory has {count:,} members in {size:,} bytes, which exceeds the limits"
+        )
     directory = file.read(start, size)
     members: dict[str, Member] = {}
     position = 0
@@ -59,53 +61,57 @@ def read_directory(file: FileBytes) -> dict[str, Member]:
         for _ in range(count):
             member, position = _read_entry(directory, position)
             if member.name in members:
-                raise CheckpointError(f"its zip directory lists {member.name!a} twice")
+                raise CheckpointError(f"the zip directory lists {member.name!a} twice")
             members[member.name] = member
     except struct.error as error:
-        raise CheckpointError("its zip directory is damaged") from error
+        raise CheckpointError("the zip directory is damaged") from error
     return _with_ends(members, start)
 
 
 def data_offset(file: FileBytes, member: Member) -> int:
-    """Where a member's bytes begin. Raises CheckpointError where its own header contradicts the directory."""
+    """The offset of a member's data. Raises CheckpointError if its local header contradicts the directory."""
     header = file.read(member.header, _LOCAL.size)
     magic, *_, name_length, extra_length = _LOCAL.unpack(header)
     name_start = member.header + _LOCAL.size
     if magic != b"PK\3\4" or file.read(name_start, name_length) != member.raw_name:
-        raise CheckpointError(f"its zip directory does not fit the member {member.name!a}")
+        raise CheckpointError(f"the zip directory contradicts the header of the member {member.name!a}")
     offset: int = name_start + name_length + extra_length
     if offset + member.compressed_size > member.end:
-        raise CheckpointError(f"its zip member {member.name!a} overlaps what follows it")
+        raise CheckpointError(f"the zip member {member.name!a} overlaps the next member")
     if member.encrypted or member.method not in (_STORED, _DEFLATED):
-        raise CheckpointError(f"its zip member {member.name!a} is encrypted or compressed in a rare way")
+        raise CheckpointError(
+            f"the zip member {member.name!a} is encrypted or uses an unsupported compression"
+        )
     if member.is_stored and member.size != member.compressed_size:
-        raise CheckpointError(f"its zip member {member.name!a} has two different sizes")
+        raise CheckpointError(f"the zip member {member.name!a} has two different sizes")
     return offset
 
 
 def read_member(file: FileBytes, member: Member, limit: int) -> bytes:
-    """A member's bytes, decompressed: `limit` at most, or CheckpointError."""
+    """A member's decompressed data. Raises CheckpointError for more than `limit` bytes or damaged data."""
     offset = data_offset(file, member)
     if member.size > limit:
-        raise CheckpointError(f"its zip member {member.name!a} is {member.size:,} bytes, too large")
+        raise CheckpointError(
+            f"expected at most {limit:,} bytes in the zip member {member.name!a}, got {member.size:,}"
+        )
     if member.is_stored:
         data = file.read(offset, member.size)
         if not _agrees(member, zlib.crc32(data)):
-            raise CheckpointError(f"its zip member {member.name!a} is damaged: its checksum differs")
+            raise CheckpointError(f"the zip member {member.name!a} is damaged: wrong checksum")
         return data
     decompressor = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
-        # One byte more than it claims tells a member that lies about its size.
+        # One more byte than the stated size reveals a member that is larger.
         data = decompressor.decompress(file.read(offset, member.compressed_size), member.size + 1)
     except zlib.error as error:
-        raise CheckpointError(f"its zip member {member.name!a} is damaged ({error})") from error
+        raise CheckpointError(f"the zip member {member.name!a} is damaged ({error})") from error
     if len(data) != member.size or zlib.crc32(data) != member.crc:
-        raise CheckpointError(f"its zip member {member.name!a} is damaged: size or checksum differ")
+        raise CheckpointError(f"the zip member {member.name!a} is damaged: wrong size or checksum")
     return data
 
 
 def is_intact(file: FileBytes, member: Member) -> bool:
-    """Whether a member's bytes, read in blocks, agree with its size and checksum. Raises CheckpointError."""
+    """Whether a member's data have the stated size and checksum. Raises CheckpointError."""
     crc = size = 0
     try:
         for block in _blocks(file, member):
@@ -118,12 +124,12 @@ def is_intact(file: FileBytes, member: Member) -> bool:
 
 
 def _agrees(member: Member, crc: int) -> bool:
-    # torch.serialization.set_crc32_options(False) has torch.save write 0 for every checksum.
+    # With torch.serialization.set_crc32_options(False), torch.save writes 0 for every checksum.
     return crc == member.crc or (member.is_stored and member.crc == 0)
 
 
 def _blocks(file: FileBytes, member: Member) -> Iterator[bytes]:
-    """A member's bytes, decompressed."""
+    """A member's decompressed data in blocks."""
     offset = data_offset(file, member)
     inflater = None if member.is_stored else zlib.decompressobj(-zlib.MAX_WBITS)
     for start in range(0, member.compressed_size, BLOCK):
@@ -139,16 +145,16 @@ def _blocks(file: FileBytes, member: Member) -> Iterator[bytes]:
 
 
 def _find_directory(file: FileBytes) -> tuple[int, int, int]:
-    """(number of members, size, offset) of the directory, from the record at the end of the file."""
+    """(number of members, size, offset) of the directory, from the record at the file's end."""
     tail_start = max(0, file.size - _END.size - 0xFFFF)
     tail = file.read(tail_start, file.size - tail_start)
     at = tail.rfind(b"PK\5\6", 0, max(0, len(tail) - _END.size + 4))
     if at < 0:
-        raise CheckpointError("the zip archive is cut short: the directory at its end is missing")
+        raise CheckpointError("the zip archive is truncated: the directory at its end is missing")
     _, disk, first_disk, here, count, size, start, _ = _END.unpack_from(tail, at)
     end = tail_start + at
     if disk != first_disk or here != count:
-        raise CheckpointError("the zip archive is one part of several")
+        raise CheckpointError("the zip archive is one part of a multi-part archive")
     locator_at = end - _END64_LOCATOR.size
     if (count == 0xFFFF or size == 0xFFFFFFFF or start == 0xFFFFFFFF) and locator_at >= 0:
         magic, _, end64, _ = _END64_LOCATOR.unpack(file.read(locator_at, _END64_LOCATOR.size))
@@ -158,7 +164,7 @@ def _find_directory(file: FileBytes) -> tuple[int, int, int]:
                 raise CheckpointError("the zip archive's 64-bit directory is damaged")
             count, size, start, end = record[7], record[8], record[9], end64
     if start + size > end:
-        raise CheckpointError("the zip archive is cut short or damaged: its directory lies outside it")
+        raise CheckpointError("the zip archive is truncated or damaged: its directory is outside of the file")
     return count, size, start
 
 
@@ -171,7 +177,7 @@ def _read_entry(directory: bytes, position: int) -> tuple[Member, int]:
     raw_name = directory[name_start:extra_start]
     extra = directory[extra_start : extra_start + extra_length]
     if magic != b"PK\1\2" or len(raw_name) != name_length or len(extra) != extra_length:
-        raise CheckpointError("its zip directory is damaged")
+        raise CheckpointError("the zip directory is damaged")
     size, compressed_size, header = _wide_fields(extra, [size, compressed_size, header])
     try:
         name = raw_name.decode("utf-8")
@@ -182,7 +188,7 @@ def _read_entry(directory: bytes, position: int) -> tuple[Member, int]:
 
 
 def _wide_fields(extra: bytes, values: list[int]) -> list[int]:
-    """The 64-bit forms of those values that are all ones, which lie in that order in extra field 1."""
+    """The values, with those of 0xFFFFFFFF replaced by the 64-bit values in extra field 1."""
     position = 0
     while position + 4 <= len(extra):
         kind, length = struct.unpack_from("<HH", extra, position)
@@ -195,13 +201,13 @@ def _wide_fields(extra: bytes, values: list[int]) -> list[int]:
 
 
 def _with_ends(members: dict[str, Member], directory_start: int) -> dict[str, Member]:
-    """Each member with the place that its bytes must not reach. Raises CheckpointError for overlaps."""
+    """The members with their `end` set. Raises CheckpointError for overlapping members."""
     ordered = sorted(members.values(), key=lambda member: member.header, reverse=True)
     ends: dict[str, int] = {}
     end = directory_start
     for member in ordered:
         if member.header + _LOCAL.size + len(member.raw_name) + member.compressed_size > end:
-            raise CheckpointError(f"its zip member {member.name!a} overlaps what follows it")
+            raise CheckpointError(f"the zip member {member.name!a} overlaps the next member")
         ends[member.name] = end
         end = member.header
     return {name: replace(member, end=ends[name]) for name, member in members.items()}

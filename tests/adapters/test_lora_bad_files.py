@@ -190,7 +190,7 @@ def test_files_that_are_no_adapters_say_what_they_are(small_sd1: Pair, tmp_path:
     )
     refused(model, oft, "an adapter of a kind that is not supported")
     refused(model, tmp_path / "absent.safetensors", "no such file")
-    refused(model, tmp_path, "a folder without an adapter", "adapter_model.safetensors")
+    refused(model, tmp_path, "no adapter in this folder", "adapter_model.safetensors")
     (tmp_path / "text.safetensors").write_text("hello")
     refused(model, tmp_path / "text.safetensors", "text.safetensors")
 

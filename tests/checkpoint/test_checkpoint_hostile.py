@@ -289,7 +289,7 @@ def test_one_storage_described_in_two_ways(tmp_path: Path) -> None:
     path = tmp_path / "model.ckpt"
     other = tensor_pickle(storage="IntStorage")[2:-1]
     path.write_bytes(torch_zip(program(b"(", TENSOR, other, b"t"), {"0": bytes(16)}))
-    with pytest.raises(CheckpointError, match="describes the storage '0' in two ways"):
+    with pytest.raises(CheckpointError, match="two different descriptions of the storage '0'"):
         read(path)
 
 

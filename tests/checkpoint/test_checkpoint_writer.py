@@ -300,7 +300,7 @@ def test_a_dtype_that_the_format_lacks_is_named_with_its_tensor(
     tmp_path: Path, kind: str, dtype: torch.dtype
 ) -> None:
     tensors = {"fine": pending(torch.ones(2)), "odd.weight": Pending(dtype, (1,), fail)}
-    with pytest.raises(CheckpointError, match=rf"'odd\.weight' is of {dtype}"):
+    with pytest.raises(CheckpointError, match=rf"'odd\.weight' has the dtype {dtype}"):
         WRITERS[kind](tensors, {}, tmp_path / "model")
     assert not list(tmp_path.iterdir())
 
@@ -319,12 +319,12 @@ def test_names_that_a_format_needs_for_itself_are_refused(tmp_path: Path) -> Non
         (
             Pending(torch.float32, (2,), lambda: torch.ones(2).half()),
             CheckpointError,
-            r"'second' should be of torch.float32 and shape \(2,\), got torch.float16 and \(2,\)",
+            r"'second' with dtype torch.float32 and shape \(2,\), got torch.float16 and \(2,\)",
         ),
         (
             Pending(torch.float32, (2, 3), lambda: torch.ones(3, 2)),
             CheckpointError,
-            r"'second' should be of torch.float32 and shape \(2, 3\), got torch.float32 and \(3, 2\)",
+            r"'second' with dtype torch.float32 and shape \(2, 3\), got torch.float32 and \(3, 2\)",
         ),
     ],
 )

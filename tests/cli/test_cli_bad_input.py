@@ -98,7 +98,7 @@ def bad_inputs() -> dict[str, tuple[str, str]]:
         "from no PNG": ("txt2img --from blank.txt", "blank.txt: not a PNG file"),
         "from a bare PNG": ("txt2img --from photo.png", "photo.png: a PNG file without a recipe"),
         "inspect nothing": ("inspect none.ckpt", "none.ckpt: no such file"),
-        "inspect a folder": ("inspect .", ".: a folder, and not a diffusers model's"),
+        "inspect a folder": ("inspect .", ".: not a diffusers folder"),
         "inspect a text": ("inspect blank.txt", "blank.txt"),
         "inspect a bare PNG": ("inspect photo.png", "photo.png: a PNG file without a recipe"),
     }

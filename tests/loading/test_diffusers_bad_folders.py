@@ -60,7 +60,11 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
         "its tokenizer is a XLMRobertaTokenizer",
     ),
     "gelu": ("text_encoder/config.json", {"hidden_act": "gelu_new"}, "activation must be"),
-    "mlp": ("text_encoder/config.json", {"intermediate_size": 7}, "intermediate_size 7 is not 4"),
+    "mlp": (
+        "text_encoder/config.json",
+        {"intermediate_size": 7},
+        "expected intermediate_size 256, 4 × 64, not 7",
+    ),
 }
 
 
@@ -80,7 +84,7 @@ def test_damaged_folders(theirs: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"unet/config.json: not valid JSON"):
         ldm_core.load(folder)
     (folder / "unet" / "config.json").write_text("[]")
-    with pytest.raises(CheckpointError, match="not a mapping but a list"):
+    with pytest.raises(CheckpointError, match="expected a JSON mapping, not a list"):
         ldm_core.load(folder)
     shutil.rmtree(folder / "unet")
     with pytest.raises(CheckpointError, match=r"holds no U-Net.*unet=FILE"):
@@ -97,7 +101,7 @@ def test_an_index_cannot_lead_out_of_its_folder(shard: str, theirs: Path, tmp_pa
     (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     index = folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"conv_in.weight": shard}}))
-    with pytest.raises(CheckpointError, match="a shard lies outside its folder"):
+    with pytest.raises(CheckpointError, match=r"the shard .* is outside of the folder"):
         read(folder)
     index.write_text(json.dumps({"weight_map": {"conv_in.weight": "gone.safetensors"}}))
     with pytest.raises(CheckpointError, match=r"the shard gone\.safetensors is missing"):
@@ -202,7 +206,7 @@ def test_a_folder_without_all_of_its_parts(models: Models, tmp_path: Path) -> No
     shutil.rmtree(tmp_path / "v" / "tokenizer")
     assert ldm_core.load(tmp_path / "v").config == whole, "what SD2 pads with goes with its activation"
     (tmp_path / "v" / "vae" / "config.json").unlink()
-    with pytest.raises(CheckpointError, match="vae: it has no config"):
+    with pytest.raises(CheckpointError, match=r"vae: no config\.json in this folder"):
         ldm_core.load(tmp_path / "v")
 
 
@@ -271,8 +275,8 @@ def test_a_part_brings_what_its_folder_says_of_it(models: Models, tmp_path: Path
 
 
 def test_a_variant_that_is_not_there_is_not_ignored(theirs: Path, models: Models, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no file of weights of the variant 'fp61'"):
+    with pytest.raises(CheckpointError, match="no weights of the variant 'fp61'"):
         ldm_core.load(theirs, variant="fp61")
     save(models["sd1"], tmp_path / "x.ckpt")
-    with pytest.raises(CheckpointError, match="only a diffusers folder has variants"):
+    with pytest.raises(CheckpointError, match="applies to diffusers folders only"):
         ldm_core.load(tmp_path / "x.ckpt", variant="fp16")

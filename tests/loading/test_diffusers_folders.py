@@ -69,7 +69,7 @@ def test_the_wanted_variant_is_taken(theirs: Path, models: Models, tmp_path: Pat
     for part in ("unet", "vae", "text_encoder"):
         for file in (folder / part).glob("*.safetensors"):
             file.unlink()
-    with pytest.raises(CheckpointError, match="no file of weights of the variant 'ema'"):
+    with pytest.raises(CheckpointError, match="no weights of the variant 'ema'"):
         ldm_core.load(folder, variant="ema")
 
 

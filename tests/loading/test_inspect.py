@@ -174,7 +174,7 @@ def test_a_saved_ckpt_says_what_it_is(tmp_path: Path) -> None:
 
 
 def test_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="there is no such file"):
+    with pytest.raises(CheckpointError, match="no such file"):
         inspect(tmp_path / "none.ckpt")
 
 

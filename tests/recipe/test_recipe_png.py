@@ -71,7 +71,10 @@ DAMAGED = {
     "no method": (HEADER + chunk(b"zTXt", b"ldm_core\0") + END, "text chunk"),
     "another method": (HEADER + chunk(b"zTXt", b"ldm_core\0\1") + END, "text chunk"),
     "not compressed": (HEADER + chunk(b"zTXt", b"ldm_core\0\0" + JSON) + END, "text chunk"),
-    "compressed and cut": (HEADER + chunk(b"zTXt", TEXTS["zTXt"][1][:-9]) + END, "the compressed text of a chunk is truncated"),
+    "compressed and cut": (
+        HEADER + chunk(b"zTXt", TEXTS["zTXt"][1][:-9]) + END,
+        "the compressed text of a chunk is truncated",
+    ),
     "not UTF-8": (HEADER + chunk(b"iTXt", b"ldm_core\0\0\0\0\0\xff") + END, "utf-8"),
     "inflating": (HEADER + chunk(b"zTXt", b"ldm_core\0\0" + zlib.compress(bytes(LIMIT + 1))) + END, "more"),
     "too long": (HEADER + chunk(b"tEXt", b"ldm_core\0" + b" " * (LIMIT + 1)) + END, "more than"),

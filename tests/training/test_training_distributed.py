@@ -146,7 +146,7 @@ def test_what_fsdp_cannot_do_is_said(tmp_path: Path) -> None:
         world, word = init_distributed(), adapter("word")
         run(tmp_path / "word", word, world=world, parallel="fsdp", samples=pictures(size=16), steps=1)
         with pytest.raises(
-            CheckpointError, match=r"the word is sliced over several processes, .*load_weights"
+            CheckpointError, match=r"the word is sharded over several processes .*load_weights"
         ):
             word.adapter.save(tmp_path / f"{world.rank}.safetensors")
         with pytest.raises(ValueError, match=r"fsdp cannot slice clip\..*logit_scale, which is one number"):

@@ -54,7 +54,7 @@ def apply_textual_inversion(
     """
     if name is not None and not isinstance(name, str):
         raise ValueError(f"the name must be a str or None, not {type(name).__name__}")
-    _tokenizer(model)
+    clip_tokenizer(model)
     ours = embedding_layer(model).embedding_dim
     with torch.inference_mode(False), torch.no_grad():
         stored_name, vectors = read_embedding(path)
@@ -72,7 +72,7 @@ def add_word(model: LatentDiffusion, name: str, source: HasVectors) -> TextualIn
 
     Raises ValueError as `apply_textual_inversion` does.
     """
-    tokenizer, layer = _tokenizer(model), embedding_layer(model)
+    tokenizer, layer = clip_tokenizer(model), embedding_layer(model)
     first = _first_free_id(tokenizer, layer)
     word = (" ".join(name.split()), tuple(range(first, first + len(source.vectors))))
     model.tokenizer = replace(tokenizer, added_words=(*tokenizer.added_words, word))
@@ -150,7 +150,7 @@ class _ExtraRows:
         return (tokens >= self.first) & (tokens < self.end)
 
 
-def _tokenizer(model: LatentDiffusion) -> CLIPTokenizer:
+def clip_tokenizer(model: LatentDiffusion) -> CLIPTokenizer:
     if not isinstance(model.tokenizer, CLIPTokenizer):
         raise ValueError(
             "words can be added to an ldm_core.tokenizer.CLIPTokenizer, but the model's tokenizer is a "

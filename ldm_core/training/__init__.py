@@ -1,11 +1,12 @@
-"""Training: objectives, data, and the loop that joins them. Not imported by `import ldm_core`.
+"""Training: objectives, datasets and the training loop. Imported on first use of `ldm_core.training`.
 
-objective     the seam: what is trained and what a batch costs it
-diffusion_loss, autoencoder_loss, discriminator      the latent diffusion paper's two stages
-clip_objective, contrastive      CLIP
-lora, textual_inversion, dreambooth      fine-tuning: what learns in the networks' place, and what keeps them
-samples, image_folder, shards, latents, order        data, and in which order it comes
-loop, state, ema, muon, learning_rate, gradient_checkpointing, distributed, logs      the run
+objective                                            the interface between losses and the loop
+diffusion_loss, autoencoder_loss, discriminator      the two stages of latent diffusion
+clip_objective, contrastive                          CLIP
+lora, textual_inversion, dreambooth                  fine-tuning
+dataset, image_folder, shards, latents, data_order   data and its order
+loop, state, ema, muon, learning_rate, gradient_checkpointing, distributed, logs, signals      the run
+metrics                                              evaluation
 """
 
 from ldm_core.training.autoencoder_loss import AutoencoderLossWeights, AutoencoderObjective, init_logvar

@@ -1,16 +1,16 @@
-"""The loss of the autoencoder: reconstruction, perceptual term, KL, and a discriminator's opinion.
+"""The autoencoder's loss: reconstruction, perceptual, KL and adversarial terms.
 
     L = |x - x'| + w_p L_perceptual + w_KL KL(q(z|x) || N(0, 1)) + lambda w_G (-D(x'))
-    lambda = ||grad L_rec|| / (||grad L_G|| + 1e-4), by the weights of the decoder's last layer
+    lambda = ||grad L_rec|| / (||grad L_G|| + 1e-4), gradients by the weights of the decoder's last layer
 
 Latent diffusion paper (arXiv:2112.10752), section 3.1 and appendix G, equation 25; lambda is equation 7 of
 taming transformers (Esser et al. 2021, arXiv:2012.09841). CompVis's counterpart:
-`LPIPSWithDiscriminator` of `ldm.modules.losses.contperceptual`, which sums over an image where this takes
-means over its values, so that every weight means the same in both.
+`LPIPSWithDiscriminator` of `ldm.modules.losses.contperceptual`, which sums the terms over an image where this
+module takes means; the relative weights of the terms are the same.
 
-CompVis shows each batch to the autoencoder and then again to the discriminator. Here both learn from one
-pass: the discriminator's weights are constants in the autoencoder's loss, and the reconstruction is one in
-its own.
+CompVis runs two forward passes per batch, one for the autoencoder and one for the discriminator. Here one
+pass trains both: the autoencoder's loss detaches the discriminator's weights, and the discriminator's loss
+detaches the reconstruction.
 """
 
 from __future__ import annotations
@@ -38,12 +38,14 @@ FIRST_LOGVAR = -6.0
 
 @dataclass(frozen=True)
 class AutoencoderLossWeights:
-    """How much each term counts, and from which step on.
+    """The weights of the loss terms and the steps at which they start.
 
-    l1_start: reconstruction is the squared error before this step and the absolute error from it on. The
-        absolute error alone begins by learning the median, which is plain white where grounds are white.
-    kl: the paper's 1e-6, for the KL of a whole latent against the summed error of a whole image.
-    adversarial, adversarial_start: w_G, and the step from which the discriminator learns and is heard.
+    perceptual: w_p. kl: w_KL, for the KL divergence summed over a latent against the error summed over an
+        image.
+    adversarial: w_G.
+    l1_start: the first step with the absolute error as reconstruction term; before, it is the squared error.
+        The absolute error alone first learns the median, which is plain white for images on white.
+    adversarial_start: the first step that trains the discriminator and uses the adversarial term.
     """
 
     perceptual: float = 1.0
@@ -54,10 +56,10 @@ class AutoencoderLossWeights:
 
 
 class AutoencoderObjective(Objective):
-    """Trains an autoencoder, and a discriminator against it if one is given. Batches have "image".
+    """Trains an autoencoder, optionally with a discriminator. Batches have "image".
 
-    features: a network that gives the feature maps in which pictures are compared, frozen here; without one,
-        pictures are compared by their gradients at several scales.
+    features: a network whose feature maps define the perceptual loss; it is frozen. Without one, the
+        perceptual loss is `multiscale_gradient_loss`.
     weights: see `AutoencoderLossWeights`.
     """
 
@@ -76,10 +78,10 @@ class AutoencoderObjective(Objective):
         self.weights = weights or AutoencoderLossWeights()
         if isinstance(features, nn.Module):
             features.requires_grad_(False).eval()
-        self._features = (features,)  # in a tuple, it is not one of this module's own
+        self._features = (features,)  # a tuple, so that it is not registered as a submodule
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The players one by one, so that a large gradient of one does not clip the other's."""
+        """One group per network, so that their gradients are clipped separately."""
         groups: list[dict[str, Any]] = [{"params": list(self.autoencoder.parameters())}]
         if self.discriminator is not None:
             start = self.weights.adversarial_start
@@ -90,7 +92,7 @@ class AutoencoderObjective(Objective):
         weights = self.weights
         images = batch["image"].to(next(self.autoencoder.parameters()))
         encoded = self.autoencoder.encode(images)
-        # A sum over a latent has no room in 8 bits, which autocast may have left of it.
+        # The KL sums over a latent, which needs more precision than autocast may leave.
         posterior = DiagonalGaussian(encoded.mean.float(), encoded.logvar.float())
         decoded = self.autoencoder.decode(posterior.sample(generators)).float()
 
@@ -102,12 +104,12 @@ class AutoencoderObjective(Objective):
         loss = reconstruction + weights.kl * kl
         metrics = {"error": error, "mse": difference.square().mean(), "perceptual": perceptual, "kl": kl}
         if self.discriminator is not None:
-            players, opinions = self._adversarial(images, decoded, reconstruction, step)
-            loss, metrics = loss + players, metrics | opinions
+            adversarial, more = self._adversarial(images, decoded, reconstruction, step)
+            loss, metrics = loss + adversarial, metrics | more
         return loss, {name: value.detach() for name, value in metrics.items()}
 
     def perceptual(self, images: Tensor, decoded: Tensor) -> Tensor:
-        """How different two batches of pictures look: a scalar, 0 for the same."""
+        """The perceptual distance between two batches of images: a scalar, 0 if equal."""
         (features,) = self._features
         if features is None:
             return multiscale_gradient_loss(images, decoded)
@@ -119,25 +121,25 @@ class AutoencoderObjective(Objective):
     def _adversarial(
         self, images: Tensor, decoded: Tensor, reconstruction: Tensor, step: int
     ) -> tuple[Tensor, Metrics]:
-        """(what both players add to the loss, what is logged of them)."""
+        """The generator's and the discriminator's losses, summed, and their metrics."""
         discriminator = self.discriminator
         assert discriminator is not None
         if step == 0:
-            _require_seen(discriminator, images)
+            _require_accepted(discriminator, images)
         if step < self.weights.adversarial_start:
-            # Its gradients are zeros and not missing, which other processes would wait for.
+            # Zero gradients rather than none: DistributedDataParallel waits for every parameter's gradient.
             idle = sum((p.sum() for p in discriminator.parameters()), torch.zeros(())) * 0.0
             zero = torch.zeros((), device=images.device)
             return idle, {"generator": zero, "discriminator": zero, "adaptive_weight": zero}
         constant = {name: p.detach() for name, p in discriminator.named_parameters()}
         generator = -functional_call(discriminator, constant, (decoded,)).float().mean()
         weight = self._adaptive_weight(reconstruction, generator)
-        judged = hinge_loss(discriminator(images).float(), discriminator(decoded.detach()).float())
-        players = self.weights.adversarial * weight * generator + judged
-        return players, {"generator": generator, "discriminator": judged, "adaptive_weight": weight}
+        hinge = hinge_loss(discriminator(images).float(), discriminator(decoded.detach()).float())
+        loss = self.weights.adversarial * weight * generator + hinge
+        return loss, {"generator": generator, "discriminator": hinge, "adaptive_weight": weight}
 
     def _adaptive_weight(self, reconstruction: Tensor, generator: Tensor) -> Tensor:
-        """lambda: it makes the discriminator's pull on the last layer as strong as the reconstruction's."""
+        """lambda: equalizes the norms of both losses' gradients by the last layer's weights."""
         last = self.autoencoder.decoder.conv_out.weight
         norms = [
             mean_over_processes(torch.autograd.grad(loss, last, retain_graph=True)[0]).norm()
@@ -147,24 +149,24 @@ class AutoencoderObjective(Objective):
 
 
 @torch.no_grad()
-def _require_seen(discriminator: PatchDiscriminator, images: Tensor) -> None:
-    """Raises ValueError for pictures that are too small, which else would show when its turn comes."""
+def _require_accepted(discriminator: PatchDiscriminator, images: Tensor) -> None:
+    """Raises ValueError at step 0 for images that are too small, instead of at `adversarial_start`."""
     try:
         discriminator(images)
     except RuntimeError as error:
         size = "x".join(str(side) for side in images.shape[2:])
-        raise ValueError(f"the discriminator cannot look at pictures of {size} pixels ({error})") from error
+        raise ValueError(f"the discriminator cannot process images of {size} pixels ({error})") from error
 
 
 def multiscale_gradient_loss(images: Tensor, decoded: Tensor, scales: int = 3) -> Tensor:
-    """The mean absolute difference of the pictures' horizontal and vertical differences, at 1, 1/2, 1/4, …
-    size.
+    """The mean absolute error of the images' horizontal and vertical gradients, averaged over scales 1, 1/2,
+    ….
 
-    It sees edges, which the eye does too, where the pixels' error sees only areas (as in Mathieu et al. 2016,
-    arXiv:1511.05440, equation 6).
+    Unlike the pixel error, it weights edges (gradient difference loss, Mathieu et al. 2016, arXiv:1511.05440,
+    equation 6). images, decoded: (B, C, H, W).
     """
     total = torch.zeros((), device=images.device)
-    difference = decoded - images  # differences and pooling are linear, so they can be taken of this
+    difference = decoded - images  # gradients and pooling are linear
     for _ in range(scales):
         total = total + difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
         difference = F.avg_pool2d(difference, 2)
@@ -172,15 +174,16 @@ def multiscale_gradient_loss(images: Tensor, decoded: Tensor, scales: int = 3) -
 
 
 def _unit(features: Tensor) -> Tensor:
-    """Each pixel's feature vector with length 1 (LPIPS, Zhang et al. 2018, arXiv:1801.03924, equation 1)."""
+    """Normalise each pixel's feature vector (LPIPS, Zhang et al. 2018, arXiv:1801.03924, equation 1)."""
     features = features.float()
     return features / (features.norm(dim=1, keepdim=True) + 1e-10)
 
 
 @torch.no_grad()
 def init_logvar(autoencoder: AutoencoderKL, logvar: float = FIRST_LOGVAR) -> None:
-    """Let a new autoencoder's log-variances start near `logvar`, in place, by its last encoder layer's bias.
+    """Initialise the bias of a new autoencoder's log-variances to `logvar`, in place.
 
-    At the usual start, near 0, the decoder would see little but noise and take long to listen to the encoder.
+    With the default initialisation, near 0, samples of the posterior are mostly noise and training starts
+    slowly.
     """
     autoencoder.quant_conv.bias[autoencoder.config.embed_dim :] = logvar  # type: ignore[index]

@@ -1,14 +1,14 @@
 """CLIP's loss (Radford et al. 2021, arXiv:2103.00020, section 2.3 and figure 3).
 
-In a batch of N pairs, each image must find its own text among the N, and each text its image:
+In a batch of N pairs, each image is classified among the N texts, and each text among the N images:
 
     logits = exp(t) cos(I_i, T_j)                                            (N, N)
     loss   = (cross_entropy(logits, i) + cross_entropy(logits^T, i)) / 2     i = 0..N-1
 
-The temperature is learned with the rest, as t, and kept from scaling by more than 100 (section 2.5).
+The log temperature t is learned; exp(t) is clamped to 100 (section 2.5).
 
-With several processes each has its own pairs, and the others' are wrong answers to its own, too: the vectors
-of all are gathered, and the loss is that of one process with the whole batch. Counterpart: open_clip's
+With several processes, the embeddings of all are gathered, so that the pairs of other processes are
+negatives, too, and the loss is that of one process with the full batch. Counterpart: open_clip's
 `ClipLoss(gather_with_grad=True)`.
 """
 
@@ -26,23 +26,23 @@ MAX_LOG_SCALE = math.log(100)
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, log_scale: Tensor, *, gather: bool = False) -> Tensor:
-    """The symmetric cross-entropy over the pairs of a batch: a scalar, in float32 at least.
+    """The symmetric cross-entropy over the pairs of a batch: a scalar, float32 or wider.
 
-    images, texts: (B, D), row i of each a pair; they are normalised here. log_scale: (), the t above.
-    gather: whether the batch is that of all processes of torch.distributed's default group, each of which
-    must bring the same B. Then every process has the same loss; its gradients, averaged over the processes,
-    as DistributedDataParallel does, are those of one process with the whole batch.
+    images, texts: (B, D), paired by row; normalised here. log_scale: a scalar, the t above.
+    gather: use the pairs of all processes of the default process group, each with the same B. The loss is
+        then the same in every process, and its gradients, averaged over the processes as
+        DistributedDataParallel does, are those of one process with the full batch.
 
     Raises ValueError for other shapes, and for `gather` without a process group.
     """
     if images.ndim != 2 or images.shape != texts.shape or len(images) == 0:
         raise ValueError(
-            "expected images and texts as pairs of one shape (B, D), got "
+            "expected images and texts of the same shape (B, D), got "
             f"{tuple(images.shape)} and {tuple(texts.shape)}"
         )
     if log_scale.numel() != 1:
-        raise ValueError(f"expected log_scale as one number, got {tuple(log_scale.shape)}")
-    # A bfloat16 product of cosines, scaled by up to 100, would be off by whole units: not under autocast.
+        raise ValueError(f"expected log_scale to be a scalar, got shape {tuple(log_scale.shape)}")
+    # Autocast to bfloat16 would make the scaled logits, up to 100, wrong by whole units.
     with torch.autocast(images.device.type, enabled=False):
         wide = torch.promote_types(images.dtype, torch.float32)
         image_vectors = F.normalize(images.to(wide), dim=-1)
@@ -57,27 +57,25 @@ def contrastive_loss(images: Tensor, texts: Tensor, log_scale: Tensor, *, gather
 
 @torch.no_grad()
 def clamp_log_scale_(log_scale: Tensor) -> None:
-    """Bring t back to at most log(100), in place; to be called after every step of the optimizer.
+    """Clamp t to at most log(100), in place. Call after every optimizer step.
 
-    The loss never scales by more, whether this is called or not. But beyond the bound t has no gradient, and
-    would stay there.
+    The loss clamps t, too, but there t has no gradient above the bound and would not come back.
     """
     log_scale.clamp_(max=MAX_LOG_SCALE)
 
 
 def gather_rows(x: Tensor) -> Tensor:
-    """The rows of all processes, in the order of their ranks: (B, D) -> (B * processes, D).
+    """Gather the rows of all processes in the order of their ranks: (B, D) -> (B * processes, D).
 
-    Gradients flow back to the process that a row came from, summed over those that used it. Raises ValueError
-    where no process group is initialised.
+    The gradient of a row is summed over all processes. Raises ValueError without a process group.
     """
     if not (dist.is_available() and dist.is_initialized()):
-        raise ValueError("expected an initialised torch.distributed process group to gather from")
+        raise ValueError("expected an initialised torch.distributed process group for gather=True")
     return _GatherRows.apply(x)
 
 
 class _GatherRows(torch.autograd.Function):
-    """`all_gather` with a gradient; of PyTorch's own, one is deprecated and its successor is new."""
+    """`all_gather` with gradients; PyTorch's own version is deprecated, and its successor too new."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

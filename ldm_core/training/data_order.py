@@ -1,8 +1,8 @@
-"""Which sample comes when, and which random numbers it meets: functions of the seed and of a position alone.
+"""The order of the data and the random numbers of each sample, as functions of the seed and a position.
 
-A run is one endless sequence of samples, position 0, 1, …; each epoch of n positions is a permutation of the
-data. A step takes the next positions, whatever the number of processes that share them. So nothing of this
-needs saving but the position, and a resumed run, or one on other machines, goes on as if nothing had been.
+A run is an endless sequence of samples at positions 0, 1, …; each epoch of n positions is a permutation of
+the data. A step takes the next positions and divides them among the processes. The position is therefore the
+only state to save, and a run can resume on any number of processes.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-_ORDER, _NOISE = 0, 1  # so that an epoch's and a position's numbers have nothing to do with one another
+_ORDER, _NOISE = 0, 1  # domains of the seeds of epochs and of positions
 
 
 def epoch_permutation(seed: int, epoch: int, length: int) -> Sequence[int]:
-    """The permutation of 0..length-1 of an epoch."""
+    """The permutation of 0..length-1 in an epoch."""
     generator = _generator(seed, _ORDER, epoch)
     return torch.randperm(length, generator=generator).numpy()  # type: ignore[return-value]
 
 
 def noise_generators(seed: int, positions: Sequence[int]) -> list[torch.Generator]:
-    """The random stream of each position of a run."""
+    """One CPU generator for each position of a run."""
     return [_generator(seed, _NOISE, position) for position in positions]
 
 
 def _generator(*numbers: int) -> torch.Generator:
-    # Seeds that are near one another must give generators that are not; PyTorch's generator takes 32 bits.
+    # SeedSequence decorrelates neighbouring seeds; PyTorch's CPU generator uses 32 bits.
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     return torch.Generator("cpu").manual_seed(seed)
 
 
 class ResumableBatchSampler(Sampler[list[int]]):
-    """The batches of data indices that one process takes, from a position on, without end.
+    """An infinite batch sampler of one process, starting at a position of the run.
 
-    length: of the data. batch_size: of this process, in one forward pass. rank of size: which process of how
-    many; at each turn rank 0 takes the first `batch_size` positions, rank 1 the next ones, ….
+    length: of the dataset. batch_size: of a micro-batch in this process. rank, size: of this process and the
+    number of processes; of each size * batch_size positions, rank k takes the k-th batch_size.
     """
 
     def __init__(
@@ -49,12 +49,12 @@ class ResumableBatchSampler(Sampler[list[int]]):
         self._epoch = lru_cache(maxsize=2)(lambda epoch: epoch_permutation(seed, epoch, length))
 
     def index(self, position: int) -> int:
-        """The data's index at a position of the run."""
+        """The dataset index at a position of the run."""
         epoch, place = divmod(position, self.length)
         return int(self._epoch(epoch)[place])
 
     def positions(self, position: int) -> range:
-        """What this process takes of the turn that begins at `position`."""
+        """The positions of this process in the micro-batch that begins at `position`."""
         first = position + self.rank * self.batch_size
         return range(first, first + self.batch_size)
 

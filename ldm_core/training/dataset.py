@@ -1,14 +1,14 @@
-"""What a data set is: numbered samples, of which some may turn out to be unreadable.
+"""The dataset interface, datasets in memory, and wrappers of datasets.
 
 A sample is a dictionary: "image" (3, H, W) in [-1, 1] and "text", a tuple of captions of which training draws
-one, or whatever else an objective asks for. A damaged picture among a million must not end a run, so a
-data set raises `BadSample` for it, and `SkipUnreadable` reports it and takes the next one.
+one at random, or other entries that an objective needs. A dataset raises `BadSample` for an unreadable
+sample; `SkipUnreadable` replaces it, so that a damaged image does not end a run.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,11 +20,11 @@ from ldm_core.images import image_to_tensor, open_picture, to_rgb
 from ldm_core.support.printable import shown_error
 
 Sample = dict[str, Any]
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # of pictures
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # of image files
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """A fingerprint of tensors: SHA-256 of their names, types, shapes and bytes."""
+    """SHA-256 of the tensors' names, dtypes, shapes and bytes, in hexadecimal."""
     result = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         tensor = tensor.detach().cpu().contiguous()
@@ -33,15 +33,27 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return result.hexdigest()
 
 
+def files_fingerprint(settings: tuple[object, ...], files: Iterable[tuple[str, Path]]) -> str:
+    """SHA-256 of settings and of (name, path)s' names, sizes and modification times, in hexadecimal."""
+    stats = [(name, path.stat()) for name, path in files]
+    facts = [(name, s.st_size, s.st_mtime_ns) for name, s in stats]
+    return hashlib.sha256(repr((*settings, facts)).encode()).hexdigest()
+
+
+def clean_captions(texts: Iterable[str]) -> tuple[str, ...]:
+    """Captions with runs of white space replaced by single spaces, without empty ones."""
+    return tuple(" ".join(text.split()) for text in texts if text.strip())
+
+
 class BadSample(ValueError):
-    """A sample that cannot be read; the message names it and says why."""
+    """A sample cannot be read. The message names the sample and the reason."""
 
 
 class Dataset(Protocol):
-    """A data set: `len(samples)`, and `samples[index]`, which raises BadSample where it is damaged.
+    """A map-style dataset, like `torch.utils.data.Dataset`. `dataset[index]` raises BadSample if unreadable.
 
-    text          a sample's captions alone, which may be none
-    fingerprint   a text that changes when the pictures do
+    text          the captions of a sample, possibly none, without reading its image
+    fingerprint   a string that changes when the images change
     """
 
     @property
@@ -52,18 +64,18 @@ class Dataset(Protocol):
 
 
 def decode_picture(source: Path | bytes, name: str, size: int) -> Tensor:
-    """A picture's file or its bytes to (3, size, size) in [-1, 1]: its shorter side scaled, its middle cut
-    out.
+    """Decode an image, resize its shorter side and crop its centre: (3, size, size) in [-1, 1].
 
-    See `ldm_core.images.open_picture` for formats and limits. Raises BadSample, whatever is wrong with it.
+    source: a path, or the bytes of a file; see `ldm_core.images.open_picture` for formats and limits.
+    name: how errors name it. Raises BadSample if it cannot be decoded.
     """
     from PIL import Image, ImageOps
 
     try:
         square = ImageOps.fit(to_rgb(open_picture(source)), (size, size), Image.Resampling.LANCZOS)
         return image_to_tensor(square)[0] * 2 - 1
-    except Exception as error:  # also a picture that is too narrow to be scaled, or too large for memory
-        raise BadSample(f"{name}: cannot be read as a picture ({shown_error(error)})") from error
+    except Exception as error:  # includes images too narrow to be resized or too large for memory
+        raise BadSample(f"{name}: cannot be read as an image ({shown_error(error)})") from error
 
 
 class SkipUnreadable:
@@ -90,11 +102,11 @@ class SkipUnreadable:
                 except BadSample as error:
                     self._bad[place] = str(error)
             skipped.append(self._bad[place])
-        raise ValueError(f"none of the {len(self)} samples can be read, such as {skipped[0]}")
+        raise ValueError(f"none of the {len(self)} samples can be read, for example {skipped[0]}")
 
 
 def collate(samples: list[Sample]) -> dict[str, Any]:
-    """A batch: tensors and numbers are stacked, everything else becomes a list."""
+    """Collate samples to a batch: tensors and numbers are stacked, other values become lists."""
     return {
         key: default_collate(values) if isinstance(values[0], (Tensor, int, float)) else values
         for key in samples[0]

@@ -1,11 +1,11 @@
-"""The loss of latent diffusion: how far the U-Net's prediction is from what was done to the latent.
+"""The loss of latent diffusion: the error of the U-Net's prediction on noisy latents.
 
     L = E_{z_0, y, eps, t} [ w_t || target - unet(a_t z_0 + s_t eps, t, tau(y)) ||^2 ]
 
 Rombach et al. 2022 (arXiv:2112.10752), equation 3, with w_t = 1 and target eps; or v = a_t eps - s_t z_0
 (Salimans and Ho 2022, arXiv:2202.00512), or z_0 itself. The norm is a mean over the latent's values.
-Captions are left out at random, so that one network also learns the prediction without a prompt that guidance
-needs (Ho and Salimans 2022, arXiv:2207.12598, algorithm 1). CompVis's counterpart:
+Captions are dropped at random, so that the network also learns the unconditional prediction of
+classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598, algorithm 1). CompVis's counterpart:
 `LatentDiffusion.p_losses`.
 """
 
@@ -31,12 +31,10 @@ Target = Literal["eps", "v", "x0"]
 
 
 def min_snr_weight(alphas_cumprod: Tensor, gamma: float, target: Target) -> Tensor:
-    """w_t of a loss on `target` whose weight in terms of x_0 is min(SNR_t, gamma): float64, as
-    alphas_cumprod.
+    """The min-SNR loss weight w_t: min(SNR_t, gamma) for x0, over SNR_t for eps, over SNR_t + 1 for v.
 
-    SNR_t = a_t^2 / s_t^2 (Hang et al. 2023, arXiv:2303.09556, section 3.4). An error of eps is one of x_0
-    times a / s, one of v is one of x_0 divided by s: hence min / SNR, and min / (SNR + 1). Where nothing
-    of the image is left, the weights of x0 and v are 0, and that of eps is 1.
+    SNR_t = a_t^2 / s_t^2 (Hang et al. 2023, arXiv:2303.09556, section 3.4). alphas_cumprod: (T,) float64, as
+    the result. At zero SNR, the weight is 0 for x0 and v, and 1 for eps.
     """
     noise = 1 - alphas_cumprod
     x0 = (alphas_cumprod / noise).clamp(max=gamma)
@@ -48,22 +46,21 @@ def min_snr_weight(alphas_cumprod: Tensor, gamma: float, target: Target) -> Tens
 
 
 class DiffusionObjective(Objective):
-    """Trains a model's U-Net and, if asked, its text encoder with it; or an adapter in their place.
+    """Trains a model's U-Net and optionally its text encoder, or an adapter instead.
 
-    model: its networks train in place, on the device where they are. Its autoencoder and, unless
-        `train_text_encoder`, its text encoder stay as they are.
-    target: "eps", "v" or "x0"; by default what the model's configuration says, by which the model is sampled
-        while it trains and once it is saved. Another one is warned about.
-    condition_dropout: the share of captions that are replaced by the empty prompt; 0 for none.
+    model: its networks train in place, on their device; the autoencoder is not trained.
+    target: "eps", "v" or "x0"; by default the model's `config.prediction`, which sampling uses. Warns if they
+        differ.
+    condition_dropout: the probability of replacing a caption by the empty prompt, in [0, 1].
     min_snr_gamma: gamma of `min_snr_weight`, 5 in the paper; None for w_t = 1.
-    adapter: what learns in the networks' place, and is on the model already: a `TrainableLora` or a
-        `TrainableEmbedding`. The networks' weights are then frozen, and may be in bfloat16.
+    train_text_encoder: also train the text encoder; otherwise it is frozen.
+    adapter: a `TrainableLora` or a `TrainableEmbedding` of the model. Only the adapter is trained; the
+        networks are frozen and may be in bfloat16.
 
-    Batches have "image", or "mean" and "logvar" of the autoencoder's Gaussian (`latents`); and "text", or
-    "inputs" for a conditioner that takes something else (class labels, say), or neither for an unconditional
-    model.
-    Raises ValueError for a model that takes other input than latents, a timestep and a context, for weights
-    in 16 bits (with an adapter, in float16), and for eps with a schedule whose last timestep is pure noise.
+    Batches have "image", or "mean" and "logvar" from `CachedLatents`; and "text", or "inputs" for a conditioner
+    that takes something else, such as class labels, or neither for an unconditional model.
+    Raises ValueError for a U-Net with further input channels, for 16-bit weights (with an adapter, for
+    float16), and for target "eps" with a zero-terminal-SNR schedule.
     """
 
     def __init__(
@@ -77,15 +74,15 @@ class DiffusionObjective(Objective):
         adapter: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.model = model  # no module itself: what is frozen is not among this module's parameters
+        self.model = model  # not an nn.Module, so frozen networks are not among this module's parameters
         self.target: Target = target or model.config.prediction
         self.condition_dropout = condition_dropout
         self.train_text_encoder = train_text_encoder
         _check(model, self.target, condition_dropout, min_snr_gamma)
         if self.target != model.config.prediction:
             warnings.warn(
-                f"trains the prediction of {self.target}, but the model is sampled, and saved, as one of "
-                f"{model.config.prediction}; to change that, set model.config to "
+                f"training with target {self.target!r}, but model.config.prediction, which sampling uses, is "
+                f"{model.config.prediction!r}; to change it, set model.config to "
                 f"dataclasses.replace(model.config, prediction={self.target!r})",
                 stacklevel=2,
             )
@@ -105,9 +102,7 @@ class DiffusionObjective(Objective):
         self._weight = weight.float()
 
     def loss(self, batch: Batch, generators: Sequence[torch.Generator], step: int) -> tuple[Tensor, Metrics]:
-        """The loss of the batch. Each stream gives a timestep, a caption, a latent and its noise, in this
-        order.
-        """
+        """Each generator draws a timestep, the caption, the latent and the noise, in this order."""
         like = self.model.weight_of("unet")
         wide = like.new_empty(0, dtype=torch.promote_types(like.dtype, torch.float32))
         t = (uniform(generators) * len(self._a)).long()
@@ -125,7 +120,7 @@ class DiffusionObjective(Objective):
         return loss, {"error": errors.detach().mean()}
 
     def _condition(self, batch: Batch, generators: Sequence[torch.Generator]) -> Condition:
-        """The batch's Condition, with gradients if a conditioner's network or an adapter learns."""
+        """The Condition of a batch, with gradients if the text encoder or an adapter is trained."""
         inputs: Any = None
         if "text" in batch and isinstance(self.model.conditioner, TextConditioner):
             inputs = self._captions(batch["text"], generators)
@@ -143,7 +138,7 @@ class DiffusionObjective(Objective):
         return [self] if self.adapter is None else list(self.model.modules.values())
 
     def _captions(self, texts: Sequence[Sequence[str]], generators: Sequence[torch.Generator]) -> list[str]:
-        """One of each sample's captions, or none of them."""
+        """One caption per sample, or the empty prompt."""
         drops, choices = uniform(generators).tolist(), uniform(generators).tolist()
         return [
             "" if drop < self.condition_dropout or not text else text[int(choice * len(text))]
@@ -163,7 +158,7 @@ def _check(model: LatentDiffusion, target: str, dropout: float, gamma: float | N
     if target not in get_args(Target):
         raise ValueError(f"target must be 'eps', 'v' or 'x0', not {target!r}")
     if not 0 <= dropout <= 1:
-        raise ValueError(f"condition_dropout must be a share in [0, 1], not {dropout}")
+        raise ValueError(f"condition_dropout must be in [0, 1], not {dropout}")
     if gamma is not None and not gamma > 0:
         raise ValueError(f"min_snr_gamma must be positive, not {gamma}")
     labels = config.num_classes is not None or config.adm_in_channels is not None
@@ -174,37 +169,37 @@ def _check(model: LatentDiffusion, target: str, dropout: float, gamma: float | N
         raise ValueError(f"condition_dropout {dropout} needs {dropout_needs}: use condition_dropout=0")
     if config.in_channels != config.out_channels or (labels and reads_text):
         raise ValueError(
-            "this loss trains a U-Net that sees a latent, a timestep and a context; this one takes "
-            f"{config.in_channels} channels for {config.out_channels}, or class labels"
+            "expected a U-Net whose only inputs are latents, timesteps and contexts, got one with "
+            f"{config.in_channels} input channels, {config.out_channels} output channels, or class labels"
         )
     if target == "eps" and model.noise_schedule.alphas_cumprod[-1] == 0:
         raise ValueError(
-            "the noise schedule ends in pure noise, where eps says nothing of the image: use target='v'"
+            "target='eps' cannot be trained at the zero SNR that the noise schedule ends in: use target='v'"
         )
 
 
 def _module(model: LatentDiffusion, part: str) -> nn.Module:
     if part not in model.modules:
-        raise ValueError(f"the model's {part} is no torch module, so it has nothing to train")
+        raise ValueError(f"the model's {part} is not a torch.nn.Module, so it cannot be trained")
     require_float32(model.modules[part], part)
     return model.modules[part]
 
 
 def _freeze(model: LatentDiffusion, train_text_encoder: bool) -> None:
-    """Let an adapter learn alone. Raises ValueError where its gradients would be lost."""
+    """Freeze the networks, to train an adapter. Raises ValueError for float16 weights."""
     if train_text_encoder:
-        raise ValueError("an adapter says itself which networks it changes: leave train_text_encoder out")
+        raise ValueError("train_text_encoder cannot be used with an adapter, which is trained alone")
     for part, network in model.modules.items():
         if any(p.dtype == torch.float16 for p in network.parameters()):
             raise ValueError(
-                f"{part}: gradients on their way through float16 weights become zero; load the model with "
-                "dtype=torch.float32 or torch.bfloat16 to train an adapter"
+                f"{part}: gradients underflow in float16 weights; load the model with dtype=torch.float32 or "
+                "torch.bfloat16 to train an adapter"
             )
         network.requires_grad_(False)
 
 
 def _trainable(text_encoder: nn.Module) -> nn.Module:
-    """The encoder with gradients for what its output depends on: processes wait for no others' gradients."""
+    """Freeze the weights without effect on the output: DistributedDataParallel waits for their gradients."""
     text_encoder.requires_grad_(True)
     config = getattr(text_encoder, "config", None)
     blocks = cast(Any, getattr(text_encoder, "blocks", ()))

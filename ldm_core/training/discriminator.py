@@ -1,4 +1,4 @@
-"""PatchGAN: a small convolutional network that says of every patch of a picture whether it is a real one.
+"""PatchGAN: a convolutional discriminator that classifies every patch of an image as real or fake.
 
 Isola et al. 2017 (arXiv:1611.07004, section 3.2.2 and appendix 6.1.2), as the latent diffusion paper uses it
 (arXiv:2112.10752, section 3.1 and appendix G). Counterpart: `NLayerDiscriminator` of taming-transformers,
@@ -12,13 +12,12 @@ from torch import Tensor, nn
 
 
 class PatchDiscriminator(nn.Sequential):
-    """Images (B, 3, H, W) in [-1, 1] to a logit per patch, (B, 1, h, w), above 0 for "real".
+    """Images (B, 3, H, W) in [-1, 1] to one logit per patch, (B, 1, h, w); positive for real patches.
 
-    channels: of the first layer, doubled at each further one up to eightfold. layers: how many halve the
-    picture; with 3, a logit sees 70 x 70 pixels.
+    channels: of the first layer; doubled in each further layer up to eightfold. layers: how many layers have
+    stride 2; with 3, the receptive field of a logit is 70 x 70 pixels.
 
-    The batch norms always take the batch's own statistics: nobody asks a discriminator about one picture
-    alone.
+    Batch norms always use the batch's statistics.
     """
 
     def __init__(self, channels: int = 64, layers: int = 3, in_channels: int = 3) -> None:
@@ -37,7 +36,7 @@ class PatchDiscriminator(nn.Sequential):
 
 
 def _initialise(module: nn.Module) -> None:
-    """As pix2pix does: weights from N(0, 0.02^2), scales of norms from N(1, 0.02^2)."""
+    """As in pix2pix: weights from N(0, 0.02^2), scales of norms from N(1, 0.02^2)."""
     if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
         nn.init.normal_(module.weight, 1.0 if isinstance(module, nn.BatchNorm2d) else 0.0, 0.02)
         if module.bias is not None:
@@ -45,5 +44,5 @@ def _initialise(module: nn.Module) -> None:
 
 
 def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """What a discriminator minimises: (E[max(0, 1 - D(x))] + E[max(0, 1 + D(x'))]) / 2 (Lim and Ye 2017)."""
+    """The discriminator's loss: (E[max(0, 1 - D(x))] + E[max(0, 1 + D(x'))]) / 2 (Lim and Ye 2017)."""
     return (torch.relu(1 - real).mean() + torch.relu(1 + fake).mean()) / 2

@@ -1,14 +1,14 @@
-"""Several processes, on one machine or many, that train one model, by PyTorch's own means.
+"""Distributed training with torch.distributed, on one machine or several.
 
     torchrun --nproc-per-node 8 train.py                                        # one machine
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-endpoint host:29500 train.py  # on each of two
 
-"ddp": each process has the whole model, and gradients are averaged (DistributedDataParallel). "fsdp": each
-has a slice of every weight, gradient and optimizer state, and whole blocks only while they compute
-(FullyShardedDataParallel 2, `fully_shard`; Zhao et al. 2023, arXiv:2304.11277).
+"ddp": every process holds the full model, and gradients are averaged (DistributedDataParallel).
+"fsdp": weights, gradients and optimizer states are sharded over the processes, and blocks are gathered only
+while they compute (FSDP2, `fully_shard`; Zhao et al. 2023, arXiv:2304.11277).
 
-When a process dies, torchrun ends the others and names it; a process that waits for it otherwise gives up
-after the timeout of `join`.
+When a process dies, torchrun terminates the others; without torchrun, a process that waits for it fails after
+the timeout of `init_distributed`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Parallel = Literal["ddp", "fsdp"]
 
 @dataclass(frozen=True)
 class World:
-    """This process among all: number `rank` of `size`, and the device that it is to use."""
+    """The rank and device of this process, and the number of processes (`size`)."""
 
     rank: int = 0
     size: int = 1
@@ -41,28 +41,27 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that writes files and talks to the user."""
+        """Whether this is rank 0, which writes files and logs."""
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Wait here for all the others."""
+        """Wait for all processes."""
         if self.size > 1:
             dist.barrier()
 
     def mean(self, values: Mapping[str, float]) -> dict[str, float]:
-        """The means over all processes, each of which must ask for the same names."""
+        """Average values over all processes. Every process must pass the same names."""
         tensor = torch.tensor([float(v) for v in values.values()], dtype=torch.float64)
         if self.size > 1:
-            # Not every accelerator has float64, and the sum of so few numbers needs no more than float32.
+            # Not every accelerator supports float64.
             tensor = mean_over_processes(tensor.to(self.device, torch.float32))
         return dict(zip(values, tensor.tolist()))
 
 
 def init_distributed(timeout: timedelta = timedelta(minutes=10)) -> World:
-    """This process's place among those that torchrun started; alone, if it was not started by torchrun.
+    """Initialize torch.distributed from torchrun's environment variables (NCCL on GPUs, gloo on CPUs).
 
-    With several, the process group is made (NCCL on GPUs, gloo on CPUs). timeout: after how long a wait for
-    another process is an error.
+    Without torchrun, returns a `World` of one process. timeout: how long collective operations wait.
     """
     gpu = torch.cuda.is_available()
     local = int(os.environ.get("LOCAL_RANK", 0))
@@ -77,7 +76,7 @@ def init_distributed(timeout: timedelta = timedelta(minutes=10)) -> World:
 
 
 def shutdown_distributed() -> None:
-    """End the process group, if there is one."""
+    """Destroy the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -87,7 +86,7 @@ def several_processes() -> bool:
 
 
 def mean_over_processes(tensor: Tensor) -> Tensor:
-    """The mean of a tensor over all processes, in each of them; the tensor itself in a process alone."""
+    """Average a tensor over all processes; returns the tensor itself if there is only one."""
     if not several_processes():
         return tensor
     total = tensor.clone()
@@ -96,11 +95,11 @@ def mean_over_processes(tensor: Tensor) -> Tensor:
 
 
 def parallelize(objective: nn.Module, world: World, kind: Parallel) -> nn.Module:
-    """The module to call in the place of `objective`, so that all processes train it together.
+    """Wrap `objective` for training in several processes. Call the returned module instead.
 
-    All start from the first one's weights. With "fsdp", which takes PyTorch 2.6, the objective itself is
-    changed: its parameters become `DTensor`s of slices. Raises ValueError for another kind, and with
-    "fsdp" for a parameter that is one number and learns, as CLIP's temperature is.
+    All processes start from the weights of rank 0. "fsdp" needs PyTorch 2.6 and changes the objective in
+    place: its parameters become sharded `DTensor`s. Raises ValueError for another kind, and with "fsdp" for a
+    trainable scalar parameter, such as CLIP's temperature, which cannot be sharded.
     """
     if kind not in ("ddp", "fsdp"):
         raise ValueError(f"parallel must be 'ddp' or 'fsdp', not {kind!r}")
@@ -118,63 +117,57 @@ def parallelize(objective: nn.Module, world: World, kind: Parallel) -> nn.Module
         if isinstance(module, BLOCKS):
             fully_shard(module, mesh=mesh)
     frozen = _frozen_scalars(objective)
-    options: Any = {"ignored_params": frozen} if frozen else {}  # younger than `fully_shard` itself
+    options: Any = {"ignored_params": frozen} if frozen else {}  # newer than `fully_shard`
     fully_shard(objective, mesh=mesh, **options)
     return objective
 
 
 def _frozen_scalars(objective: nn.Module) -> set[nn.Parameter]:
-    """Scalars, of which there are no slices. Raises ValueError for one that learns."""
+    """Frozen scalar parameters, which FSDP cannot shard. Raises ValueError for a trainable one."""
     scalars = {name: p for name, p in objective.named_parameters() if p.ndim == 0}
-    learning = [name for name, p in scalars.items() if p.requires_grad]
-    if learning:
-        raise ValueError(f"fsdp cannot slice {learning[0]}, which is one number, to train it: use ddp")
+    trainable = [name for name, p in scalars.items() if p.requires_grad]
+    if trainable:
+        raise ValueError(f"parallel='fsdp' cannot train {trainable[0]}, a scalar: use parallel='ddp'")
     return set(scalars.values())
 
 
 @contextmanager
-def gradient_sync(module: nn.Module, wanted: bool) -> Iterator[None]:
-    """Forward and backward passes inside the block exchange gradients between processes only if wanted.
+def gradient_sync(module: nn.Module, enabled: bool) -> Iterator[None]:
+    """Context manager: backward passes synchronize gradients between processes only if enabled.
 
-    So that of several batches that make one step, only the last pays for it.
+    With gradient accumulation, only the last micro-batch needs to.
     """
-    sharded: Any = getattr(module, "set_requires_gradient_sync", None)  # of what `fully_shard` changed
-    if sharded is not None:
-        sharded(wanted)
-    waits = isinstance(module, DistributedDataParallel) and not wanted
-    with cast(DistributedDataParallel, module).no_sync() if waits else nullcontext():
+    if hasattr(module, "set_requires_gradient_sync"):  # a module that `fully_shard` has changed
+        cast(Any, module).set_requires_gradient_sync(enabled)
+    with nullcontext() if enabled or not isinstance(module, DistributedDataParallel) else module.no_sync():
         yield
 
 
 @contextmanager
 def unsharded(module: nn.Module) -> Iterator[None]:
-    """Inside the block, a module that is spread in slices can be used otherwise than by its forward."""
-    sharded: Any = module
-    if hasattr(module, "unshard"):  # what `fully_shard` makes of a module
-        sharded.unshard()
+    """Context manager: the parameters of an FSDP module are gathered, to use it other than by its forward."""
+    fsdp: Any = module if hasattr(module, "unshard") else None  # a module that `fully_shard` has changed
+    if fsdp is not None:
+        fsdp.unshard()
     try:
         yield
     finally:
-        if hasattr(module, "reshard"):
-            sharded.reshard()
+        if fsdp is not None:
+            fsdp.reshard()
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A tensor, put together on every process if each has a slice of it. All processes must call this."""
-    return _as_sliced(tensor).full_tensor() if is_sliced(tensor) else tensor.detach()
+    """The full tensor of a sharded one, on every process. All processes must call this."""
+    return cast(Any, tensor).full_tensor() if is_sliced(tensor) else tensor.detach()
 
 
 @torch.no_grad()
 def assign(target: Tensor, value: Tensor) -> None:
-    """Give a tensor, or this process's slice of it, the values of a whole one."""
+    """Copy a full tensor into `target`, or into its shards."""
     value = value.to(target.device, target.dtype)
     if is_sliced(target):
         from torch.distributed.tensor import distribute_tensor
 
-        sliced = _as_sliced(target)
-        value = distribute_tensor(value, sliced.device_mesh, sliced.placements)
+        sharded = cast(Any, target)
+        value = distribute_tensor(value, sharded.device_mesh, sharded.placements)
     target.copy_(value)
-
-
-def _as_sliced(tensor: Tensor) -> Any:
-    return tensor

@@ -1,15 +1,15 @@
-"""DreamBooth: a subject is bound to a rare word, and the class keeps its meaning (arXiv:2208.12242).
+"""DreamBooth: binds a subject to a rare word and preserves its class (arXiv:2208.12242).
 
     L = E [ w_t || x_theta(z_t, c) - x ||^2  +  lambda w_t' || x_theta(z'_t', c_pr) - x_pr ||^2 ]
 
-Ruiz et al. 2023, equation 2: x is a picture of the subject with the caption c = "a [V] dog"; x_pr is one that
-the model itself drew, before it learned anything, for the class's c_pr = "a dog" (section 3.3). Each term has
-a timestep and noise of its own. CompVis has no counterpart.
+Ruiz et al. 2023, equation 2: x is an image of the subject with the caption c = "a [V] dog"; x_pr is an image
+of the class that the model sampled before training for the prompt c_pr = "a dog" (section 3.3). Each term has
+its own timestep and noise. CompVis has no counterpart.
 
-    before = class_images(model, "a dog", "class", 100)
+    class_data = class_images(model, "a dog", "class", 100)
     subject = CaptionedDataset(ImageFolder("dog", 512, captions=False), "a sks dog")
     objective = PriorPreservation(DiffusionObjective(model, condition_dropout=0))     # or of a LoRA
-    Trainer(objective, PriorDataset(subject, before), "runs/dog", settings).run()
+    Trainer(objective, PriorDataset(subject, class_data), "runs/dog", settings).run()
 """
 
 from __future__ import annotations
@@ -28,23 +28,24 @@ from torch import Tensor, nn
 from ldm_core.checkpoint.writer import write_bytes, write_then_move
 from ldm_core.model import LatentDiffusion
 from ldm_core.sampler import Sampler
+from ldm_core.support.printable import shown
 from ldm_core.training.dataset import ENDINGS, CaptionedDataset, Dataset, Sample, collate
 from ldm_core.training.image_folder import ImageFolder
 from ldm_core.training.objective import Batch, Metrics, Objective
 
-NOTE = "class.json"  # in a folder of class pictures: the prompt that they were drawn for
+NOTE = "class.json"  # in a folder of class images: their prompt
 
 
 class PriorPreservation(Objective):
-    """The loss of another objective, plus `weight` times its loss on the class's pictures: equation 2.
+    """The loss of another objective plus `weight` times its loss on class images: equation 2.
 
-    Batches are those of `PriorDataset`. weight: lambda, 1 in the paper.
+    Batches come from a `PriorDataset`. weight: lambda, 1 in the paper.
     """
 
     def __init__(self, objective: Objective, weight: float = 1.0) -> None:
         super().__init__()
         if not (math.isfinite(weight) and weight >= 0):
-            raise ValueError(f"weight must be 0 or a positive number, not {weight}")
+            raise ValueError(f"weight must be a finite number of 0 or more, not {weight}")
         self.objective, self.weight = objective, weight
 
     def loss(self, batch: Batch, generators: Sequence[torch.Generator], step: int) -> tuple[Tensor, Metrics]:
@@ -64,12 +65,12 @@ class PriorPreservation(Objective):
 
 
 class PriorDataset:
-    """Pictures of a subject, each beside one of its class; of the fewer ones, each comes more than once."""
+    """Pairs images of a subject with images of its class. The shorter of the two datasets is repeated."""
 
     def __init__(self, subject: Dataset, prior: Dataset) -> None:
-        for what, dataset in (("of the subject", subject), ("of its class", prior)):
+        for what, dataset in (("subject", subject), ("prior", prior)):
             if len(dataset) == 0:
-                raise ValueError(f"expected at least one picture {what}, got none")
+                raise ValueError(f"expected at least one image in the {what} dataset, got none")
         self.subject, self.prior = subject, prior
 
     @property
@@ -98,20 +99,21 @@ def class_images(
     seed: int = 0,
     batch_size: int = 8,
 ) -> CaptionedDataset:
-    """`count` pictures or more of a class in a folder, captioned `prompt`; the model draws what is missing.
+    """A folder of at least `count` class images, captioned `prompt`; the model samples the missing ones.
 
-    To be called before the model learns. Pictures that are in the folder count, whoever made them. Picture k
-    is drawn with `seed` + k, so what was cut off goes on as if nothing had been. Raises ValueError where the
-    folder's were drawn for another prompt.
+    Call this before training. Images already in the folder count, including your own. Image k is sampled with
+    `seed` + k, so that an interrupted call can be repeated. Raises ValueError if `count` < 1 or the folder's
+    images belong to another prompt.
     """
     folder = Path(folder)
     if count < 1:
         raise ValueError(f"count must be 1 or more, not {count}")
     folder.mkdir(parents=True, exist_ok=True)
     _note(folder / NOTE, prompt)
-    there = [path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS]
+    existing = [path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS]
     names = (folder / f"class-{k:05d}.png" for k in range(2 * count))
-    free = [(k, path) for k, path in enumerate(names) if path not in there][: max(0, count - len(there))]
+    missing = max(0, count - len(existing))
+    free = [(k, path) for k, path in enumerate(names) if path not in existing][:missing]
     sampler = Sampler(model)
     for first in range(0, len(free), batch_size):
         part = free[first : first + batch_size]
@@ -127,15 +129,15 @@ def class_images(
 
 
 def _note(path: Path, prompt: str) -> None:
-    """Write down what a folder's pictures are drawn for, or compare with what is written there."""
+    """Save the prompt of a folder's images, or compare it with the saved one."""
     if not path.exists():
         write_bytes(path, json.dumps({"prompt": prompt}).encode())
         return
     try:
-        drawn_for = json.loads(path.read_text(encoding="utf-8"))["prompt"]
+        saved = json.loads(path.read_text(encoding="utf-8"))["prompt"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: expected the prompt of the folder's pictures ({error})") from error
-    if drawn_for != prompt:
+        raise ValueError(f"{path}: expected the prompt of the folder's images ({error})") from error
+    if saved != prompt:
         raise ValueError(
-            f"{path.parent}: its pictures were drawn for {drawn_for!r}, not {prompt!r}; take another folder"
+            f"{path.parent}: its images have the prompt {shown(saved)}, not {prompt!r}: use another folder"
         )

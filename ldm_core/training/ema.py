@@ -1,9 +1,9 @@
-"""The average of the weights over the run, which draws better pictures than the last weights do.
+"""Exponential moving average (EMA) of the weights, which samples better images than the last weights.
 
     average <- d_n average + (1 - d_n) weights,   d_n = min(decay, (1 + n) / (10 + n))
 
-after update n = 1, 2, …: Ho et al. 2020 (arXiv:2006.11239, appendix B) with CompVis's warm-up
-(`LitEma` of `ldm.modules.ema`), without which the first, random weights would stay in it for long.
+after update n = 1, 2, …: Ho et al. 2020 (arXiv:2006.11239, appendix B) with the warm-up of CompVis's `LitEma`
+(`ldm.modules.ema`), which forgets the random initial weights quickly.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 class WeightAverage:
     """The exponential moving average of a module's trainable parameters.
 
-    tensors   by parameter name, in the parameters' types (float32) and on their devices
+    tensors   the averages by parameter name, with the parameters' dtypes and devices
     """
 
     def __init__(self, module: nn.Module, decay: float = 0.9999) -> None:
@@ -30,14 +30,14 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, n: int) -> None:
-        """Take in the weights after update n = 1, 2, …"""
+        """Update the average with the weights after optimizer step n = 1, 2, …"""
         decay = min(self.decay, (1 + n) / (10 + n))
         for name, parameter in self._parameters.items():
             self.tensors[name].lerp_(parameter, 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside the block, the module has the averaged weights; after it its own again, to the bit."""
+        """Context manager: the module has the averaged weights, and its own bit for bit afterwards."""
         kept = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
         self._fill(self.tensors)
         try:

@@ -1,7 +1,7 @@
-"""Gradient checkpointing: a block's activations are computed again in the backward pass instead of kept.
+"""Gradient checkpointing: recomputes a block's activations in the backward pass instead of storing them.
 
-Memory for time, about a third more of it (Chen et al. 2016, arXiv:1604.06174). CompVis's counterpart is
-`use_checkpoint` of its U-Net's blocks; here the networks know nothing of it.
+Saves memory for about a third more time (Chen et al. 2016, arXiv:1604.06174). CompVis's counterpart is
+`use_checkpoint` of the U-Net's blocks; here it is applied to networks from outside.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from ldm_core.clip.block import ResidualAttentionBlock
 from ldm_core.nn.blocks import ResBlock
 from ldm_core.unet.network import TransformerBlock
 
-BLOCKS = (ResBlock, AttentionBlock, TransformerBlock, ResidualAttentionBlock)  # what a network is made of
+BLOCKS = (ResBlock, AttentionBlock, TransformerBlock, ResidualAttentionBlock)
 
 
 def enable_gradient_checkpointing(module: nn.Module, blocks: tuple[type[nn.Module], ...] = BLOCKS) -> int:
-    """Make every block below `module` recompute itself in the backward pass; returns how many there are.
+    """Make every block in `module` recompute its activations in the backward pass. Returns how many there
+    are.
 
-    Losses and gradients stay what they were. `disable_gradient_checkpointing` undoes it.
+    Losses and gradients do not change. Undone by `disable_gradient_checkpointing`.
     """
     found = [block for block in module.modules() if isinstance(block, blocks)]
     for block in found:
-        # The blocks draw no random numbers, so there is no random state to be put back for the second time.
+        # The blocks draw no random numbers, so there is no random state to restore.
         block.forward = partial(
             checkpoint, type(block).forward.__get__(block), use_reentrant=False, preserve_rng_state=False
         )

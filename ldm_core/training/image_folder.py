@@ -1,15 +1,14 @@
-"""A folder of pictures and their captions.
+"""A dataset of a folder of images with captions.
 
-Captions are in a `metadata.jsonl` or `metadata.csv`, whose rows have a `file_name`, relative to that file,
-and a `text` (the imagefolder convention of the `datasets` library); or, with neither there, in a `.txt` file
-beside each picture. In `metadata.jsonl`, `text` may be a list; it, and several rows for one picture, are
-captions of which training draws one each time.
+Captions come from `metadata.jsonl` or `metadata.csv`, whose rows have a `file_name`, relative to that file,
+and a `text` (the ImageFolder convention of the `datasets` library). Without a metadata file, they come from a
+`.txt` file beside each image. An image may have several captions: a list as `text` in `metadata.jsonl`, or
+several rows.
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import warnings
 from collections.abc import Iterator
@@ -17,19 +16,19 @@ from pathlib import Path, PurePosixPath
 
 from ldm_core.support.json_text import parse_json
 from ldm_core.support.printable import few
-from ldm_core.training.dataset import ENDINGS, Sample, decode_picture
+from ldm_core.training.dataset import ENDINGS, Sample, clean_captions, decode_picture, files_fingerprint
 
 Row = tuple[str, tuple[str, ...]]  # a file's name and its captions
 
 
 class ImageFolder:
-    """The pictures below a folder, in the order of their names, as squares of `size` pixels.
+    """The images in a folder and its subfolders, sorted by name, as squares of `size` pixels.
 
-    names, texts   of each sample: the file, relative to the folder, and its captions
+    names, texts   each sample's file, relative to the folder, and its captions
 
-    captions: whether they are wanted; without, a folder needs none and `texts` are empty.
-    Rows that name no picture, and pictures without a caption, are left out with a warning that names them.
-    Raises ValueError where nothing is left, and for a metadata file that cannot be understood.
+    captions: whether to read captions; if False, `texts` are empty and all images are used.
+    Warns about rows without an image and skips images without a caption. Raises ValueError if no sample is
+    left or a metadata file is invalid.
     """
 
     def __init__(self, folder: str | Path, size: int, *, captions: bool = True) -> None:
@@ -37,10 +36,11 @@ class ImageFolder:
         if size < 1:
             raise ValueError(f"size must be a positive number of pixels, not {size}")
         if not self.folder.is_dir():
-            raise ValueError(f"{self.folder}: there is no such folder")
+            raise ValueError(f"{self.folder}: the folder does not exist")
         found = {path.relative_to(self.folder).as_posix() for path in _pictures(self.folder)}
         if not found:
-            raise ValueError(f"{self.folder}: no pictures in it or below it ({', '.join(ENDINGS)})")
+            endings = ", ".join(ENDINGS)
+            raise ValueError(f"{self.folder}: no images in the folder or its subfolders ({endings})")
         texts = self._captions(found) if captions else dict.fromkeys(found, ())
         self.names = sorted(texts)
         self.texts = [texts[name] for name in self.names]
@@ -57,10 +57,8 @@ class ImageFolder:
 
     @property
     def fingerprint(self) -> str:
-        """Of the pictures' names, lengths and times of change, and the size; captions do not count."""
-        stats = [(self.folder / name).stat() for name in self.names]
-        facts = [(name, s.st_size, s.st_mtime_ns) for name, s in zip(self.names, stats)]
-        return hashlib.sha256(repr((self.size, facts)).encode()).hexdigest()
+        """Of the image files and the size; captions do not count."""
+        return files_fingerprint((self.size,), ((name, self.folder / name) for name in self.names))
 
     def _captions(self, found: set[str]) -> dict[str, tuple[str, ...]]:
         files = [self.folder / name for name in ("metadata.jsonl", "metadata.csv")]
@@ -68,16 +66,16 @@ class ImageFolder:
         texts: dict[str, tuple[str, ...]] = {}
         if metadata is None:
             texts = {name: text for name in found if (text := _text_beside(self.folder / name))}
-            where = "has a .txt file beside it with a caption, and there is no metadata.jsonl or metadata.csv"
+            where = "has a caption in a .txt file, and there is no metadata.jsonl or metadata.csv"
         else:
             for name, captions in _jsonl(metadata) if metadata.suffix == ".jsonl" else _csv(metadata):
                 texts[name] = texts.get(name, ()) + captions
-            _warn(f"{metadata}: names pictures that are not there", set(texts) - found)
-            where = f"is named with a caption in {metadata.name}"
+            _warn(f"{metadata}: images do not exist", set(texts) - found)
+            where = f"has a caption in {metadata.name}"
             texts = {name: text for name, text in texts.items() if name in found and text}
         if not texts:
-            raise ValueError(f"{self.folder}: none of its {len(found)} pictures {where}")
-        _warn(f"{self.folder}: pictures without a caption are left out", found - set(texts))
+            raise ValueError(f"{self.folder}: none of its {len(found)} images {where}")
+        _warn(f"{self.folder}: skipped images without a caption", found - set(texts))
         return texts
 
 
@@ -94,12 +92,12 @@ def _warn(what: str, names: set[str]) -> None:
 
 
 def _text_beside(picture: Path) -> tuple[str, ...]:
-    """The whole file as one caption, with its line breaks as spaces; () where it is empty or not there."""
+    """The whole file as one caption; () if it is empty or does not exist."""
     path = picture.with_suffix(".txt")
     if not path.is_file():
         return ()
     try:
-        return _nonempty([_read(path)])
+        return clean_captions([_read(path)])
     except ValueError as error:
         warnings.warn(str(error), stacklevel=6)
         return ()
@@ -114,7 +112,7 @@ def _jsonl(path: Path) -> Iterator[Row]:
         texts = [texts] if isinstance(texts, str) else texts
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"{path}, line {number}: expected 'file_name' and 'text', got {line[:80]}")
-        yield _name(row.get("file_name"), f"{path}, line {number}"), _nonempty(texts)
+        yield _name(row.get("file_name"), f"{path}, line {number}"), clean_captions(texts)
 
 
 def _csv(path: Path) -> Iterator[Row]:
@@ -126,7 +124,10 @@ def _csv(path: Path) -> Iterator[Row]:
         )
     try:
         for row in table:
-            yield _name(row["file_name"], f"{path}, line {table.line_num}"), _nonempty([row["text"] or ""])
+            yield (
+                _name(row["file_name"], f"{path}, line {table.line_num}"),
+                clean_captions([row["text"] or ""]),
+            )
     except csv.Error as error:
         raise ValueError(f"{path}, line {table.line_num}: not CSV ({error})") from error
 
@@ -142,7 +143,3 @@ def _name(name: object, where: str) -> str:
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"{where}: expected a file_name, got {name!r}")
     return PurePosixPath(name.strip()).as_posix()  # "./a.png" is "a.png"
-
-
-def _nonempty(texts: list[str]) -> tuple[str, ...]:
-    return tuple(" ".join(text.split()) for text in texts if text.strip())

@@ -1,7 +1,7 @@
-"""The autoencoder's Gaussians of a whole data set, on disk: training then never runs the encoder.
+"""The latents of a dataset, computed once and cached on disk, so that training does not run the encoder.
 
-A file of numbers, memory-mapped, and beside it a note of the encoder and the data that they come from, so
-that latents of another autoencoder, or of pictures that have changed since, are never trained on unawares.
+A memory-mapped .npy file of the Gaussians' means and log-variances, and a .json file with the fingerprints of
+the encoder and the dataset, by which stale latents are detected.
 """
 
 from __future__ import annotations
@@ -20,19 +20,22 @@ from ldm_core.checkpoint.writer import write_bytes, write_then_move
 from ldm_core.support.atomic_files import exclusive
 from ldm_core.training.dataset import BadSample, Dataset, Sample, SkipUnreadable, digest
 
+MISSING = "missing"
+
 
 def fingerprint(autoencoder: AutoencoderKL) -> str:
-    """Of what makes latents: the encoder and the convolution after it. The decoder may change."""
+    """Fingerprint of the encoder and quant_conv. The decoder does not affect latents."""
     state = autoencoder.state_dict()
     return digest({name: t for name, t in state.items() if name.startswith(("encoder.", "quant_conv."))})
 
 
 class CachedLatents:
-    """Samples with "mean" and "logvar" (C, h, w) in the place of the "image"; the rest is the original's.
+    """Replaces "image" by "mean" and "logvar" (C, h, w), the Gaussian that the autoencoder's encoder returns.
 
-    They are read from `path` (.npy) if they are there and belong to this autoencoder and these samples, and
-    else computed and written there first; a warning says so where others had been there. What was bad
-    then is bad now, with the same message.
+    path: a .npy file. If it does not exist, or belongs to another encoder or dataset (with a warning), the
+    latents are computed and saved first. Unreadable images raise the same BadSample as when they were
+    encoded.
+    batch_size: for encoding.
     """
 
     def __init__(
@@ -40,15 +43,15 @@ class CachedLatents:
     ) -> None:
         self.dataset, self.path = dataset, Path(path)
         if self.path.suffix != ".npy":
-            raise ValueError(f"{self.path}: expected a name that ends in .npy")
+            raise ValueError(f"{self.path}: expected a file name that ends in .npy")
         self.facts = {"autoencoder": fingerprint(autoencoder), "samples": dataset.fingerprint}
         if self._stale():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # Of several processes that want the same latents, the first computes them, and the others wait.
+            # Of several processes, one computes the latents and the others wait.
             with exclusive(self.path.with_name(f".{self.path.name}.lock"), wait=True):
                 stale = self._stale()
-                if stale not in ("", "not there"):
-                    warnings.warn(f"{self.path}: {stale}; computed again", stacklevel=2)
+                if stale not in ("", MISSING):
+                    warnings.warn(f"{self.path}: {stale}; computing the latents again", stacklevel=2)
                 if stale:
                     self._write(autoencoder, batch_size)
         self._bad: dict[str, str] = json.loads(self._note.read_text(encoding="utf-8"))["bad"]
@@ -75,26 +78,24 @@ class CachedLatents:
         return self.dataset.text(index)
 
     def _stale(self) -> str:
-        """Why what is on disk cannot be used; "" if it can."""
+        """Why the files on disk cannot be used; "" if they can."""
         if not self.path.exists() or not self._note.exists():
-            return "not there"
+            return MISSING
         try:
             note = json.loads(self._note.read_text(encoding="utf-8"))
             if not isinstance(note, dict) or not isinstance(note.get("bad"), dict):
-                raise ValueError(f"{self._note.name} is no such note")
+                raise ValueError(f"{self._note.name} has no latents' fingerprints")
             shape = np.load(self.path, mmap_mode="r", allow_pickle=False).shape
         except (ValueError, OSError, EOFError) as error:
             return f"damaged ({error})"
         for what in ("autoencoder", "samples"):
             if note.get(what) != self.facts[what]:
-                return (
-                    f"its latents are of another {what}" if what == "autoencoder" else "its pictures differ"
-                )
+                return "made with another autoencoder" if what == "autoencoder" else "made from other images"
         return "" if note.get("shape") == list(shape) else "damaged (another shape)"
 
     @torch.no_grad()
     def _write(self, autoencoder: AutoencoderKL, batch_size: int) -> None:
-        """The numbers first, the note last: with a note there, the numbers are whole."""
+        """Write the latents, then the .json file, whose existence shows that the latents are complete."""
         self._note.unlink(missing_ok=True)
         height, width = SkipUnreadable(self.dataset)[0]["image"].shape[1:]
         f = autoencoder.config.downsampling

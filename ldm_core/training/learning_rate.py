@@ -1,7 +1,7 @@
-"""The learning rate of each step: a linear rise from 0, then half a cosine down.
+"""The learning rate schedule: linear warm-up, then cosine decay.
 
-A function of the step alone, so that a resumed run needs no state of it (Loshchilov and Hutter 2017,
-arXiv:1608.03983, equation 5 without restarts; the warm-up is Goyal et al.'s, arXiv:1706.02677).
+A function of the step alone, so it has no state to save (Loshchilov and Hutter 2017, arXiv:1608.03983,
+equation 5 without restarts; warm-up as in Goyal et al. 2017, arXiv:1706.02677).
 CompVis's counterpart: `LambdaWarmUpCosineScheduler` of `ldm.lr_scheduler`.
 """
 
@@ -11,9 +11,10 @@ import math
 
 
 def warmup_cosine(step: int, *, steps: int, warmup: int = 0, final: float = 0.0) -> float:
-    """The factor of the peak learning rate at step 0..steps-1, in (0, 1].
+    """The factor of the peak learning rate at step 0..steps-1.
 
-    warmup: steps of the rise, whose last has factor 1. final: what the cosine ends at; 1 for no fall.
+    warmup: the number of warm-up steps; the last one has factor 1. final: the factor at the end of the
+    cosine; 1 for a constant rate.
     """
     if step < warmup:
         return (step + 1) / warmup

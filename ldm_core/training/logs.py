@@ -1,7 +1,7 @@
-"""What a run leaves to look at: a table of numbers, TensorBoard's files, a progress bar, pictures.
+"""The log of a run: a CSV file, TensorBoard files, a progress bar and images.
 
-`metrics.csv` has a row per logged step, with every digit; after a resume it goes on where the saved state
-was, so that it is the table of one run however often that was interrupted.
+`metrics.csv` has one row per logged step, in full precision. A resumed run removes the rows after its saved
+state and appends to the file.
 """
 
 from __future__ import annotations
@@ -30,32 +30,32 @@ if TYPE_CHECKING:
 
 
 class RunLog:
-    """The log of a run in a folder, from a step on. Rows after that step, of a run that was cut off, go.
+    """The log of a run in a folder; only rank 0 has one. Rows after `step` are removed.
 
-    quiet: show no progress bar. Of several processes, only the first has a log.
+    step: the step to continue from. steps: the total number of steps. quiet: hide the progress bar.
     """
 
     def __init__(self, folder: Path, *, step: int, steps: int, quiet: bool = False) -> None:
         self.folder = folder
         self._table = _Table(folder / "metrics.csv", step)
         self._board = _tensorboard(folder / "tensorboard", step)
-        # None: a bar only where somebody is looking, on a terminal.
+        # disable=None shows the bar on terminals only.
         self._bar = tqdm(initial=step, total=steps, unit="step", disable=True if quiet else None)
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
-        """Log the numbers of step 1, 2, …; always the same names."""
+        """Log the metrics of step 1, 2, …; the names must be the same at every step."""
         self._table.add({"step": step, **values})
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
 
     def advance(self, loss: float) -> None:
-        """Move the bar on by a step."""
+        """Advance the progress bar by one step."""
         self._bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
         self._bar.update()
 
     def picture(self, step: int, image: Image) -> Path:
-        """Keep a picture of this step, in `samples/`."""
+        """Save an image of this step in `samples/`."""
         path = self.folder / "samples" / f"{step:08d}.png"
         path.parent.mkdir(exist_ok=True)
         write_then_move(path, partial(image.save, format="PNG"))
@@ -71,7 +71,7 @@ class RunLog:
 
 
 class _Table:
-    """A CSV file that is appended to, row by row."""
+    """A CSV file to which rows are appended."""
 
     def __init__(self, path: Path, step: int) -> None:
         self._path = path
@@ -101,7 +101,7 @@ def _write_table(path: Path, names: list[str], rows: list[list[float]]) -> None:
 
 
 def read_table(path: Path) -> tuple[list[str], list[dict[str, float]]]:
-    """(columns, rows) of a `metrics.csv`; a last row that was cut off is left out."""
+    """(columns, rows) of a `metrics.csv`, without an incomplete last row."""
     if not path.exists():
         return [], []
     with path.open(newline="", encoding="utf-8") as file:
@@ -113,12 +113,12 @@ def read_table(path: Path) -> tuple[list[str], list[dict[str, float]]]:
 
 
 def _tensorboard(folder: Path, step: int) -> Any:
-    """A writer that hides what was logged after `step` before; None where TensorBoard is not installed."""
+    """A writer that discards events after `step`; None if TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         warnings.warn(
-            "TensorBoard is not installed, so only metrics.csv is written; pip install tensorboard",
+            "TensorBoard is not installed: only metrics.csv is written (pip install tensorboard)",
             stacklevel=5,
         )
         return None
@@ -134,7 +134,7 @@ def sample_grid(
     seed: int = 0,
     columns: int = 4,
 ) -> Image:
-    """What the model draws for some prompts, side by side, with the same noise each time."""
+    """A grid of one image per prompt, sampled with the same noise at every call."""
     images = Sampler(model).txt2img(list(prompts), steps=steps, guidance_scale=guidance_scale, seed=seed)
     starts = range(0, len(images), columns)
     rows = [images[i : i + columns] for i in starts]
@@ -143,7 +143,7 @@ def sample_grid(
 
 @torch.no_grad()
 def reconstruction_grid(autoencoder: Autoencoder, images: Tensor) -> Image:
-    """Pictures (B, 3, H, W) in [-1, 1] above what the autoencoder makes of them."""
+    """A grid of images (B, 3, H, W) in [-1, 1] above their reconstructions."""
     decoded = autoencoder.decode(autoencoder.encode(images).mode())
     pictures = [tensor_to_pil((x + 1) / 2) for x in (images, decoded)]
     return make_grid(pictures, rows=["picture", "decoded"])

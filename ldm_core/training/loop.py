@@ -1,10 +1,10 @@
-"""The loop: take samples, average their losses' gradients, step, keep the average of the weights, save.
+"""The training loop: gradients, optimizer steps, weight averaging, logging and checkpoints.
 
     trainer = Trainer(objective, dataset, "runs/first", TrainingSettings(steps=10_000, batch_size=64))
-    trainer.run()        # and again after it was cut off: it goes on where the last saved state was
+    trainer.run()        # resumes from the last saved state if there is one
 
-What it needs to know of a task is in the objective; what a run was, is in its folder: `state.safetensors`,
-`metrics.csv`, `tensorboard/`, `samples/`. CompVis has Lightning's `Trainer` in this place.
+A run's folder holds `state.safetensors`, `metrics.csv`, `tensorboard/` and `samples/`. CompVis uses
+Lightning's `Trainer` instead.
 """
 
 from __future__ import annotations
@@ -41,29 +41,33 @@ if TYPE_CHECKING:
 
 STATE = "state.safetensors"
 LOCK = ".lock"
-# Settings that may change within a run, which gives the same losses with them but for rounding.
+# Settings that may change when a run is resumed: they change the losses by rounding only.
 CHANGE_NO_LOSS = {
     *("gradient_checkpointing", "workers", "save_every", "log_every", "picture_every"),
-    "optimizer",  # which must not change at all
+    "optimizer",  # must not change; checked separately
 }
 
 
 class TrainingError(RuntimeError):
-    """A run that cannot go on, such as one whose loss is no number."""
+    """A training run that cannot continue, for example because its loss is not finite."""
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How to train.
+    """Hyperparameters of a training run.
 
-    batch_size: samples a step, over all processes. accumulate: in how many passes one after the other.
-    optimizer: see `ldm_core.training.muon` for "muon".
-    warmup, final_rate: steps of rising learning rate, and the share of it that the cosine ends at.
-    clip: the largest norm of a parameter group's gradient; None for any.
-    ema_decay: of the average of the weights; None for no average.
-    precision: what networks compute in (autocast); weights, their average and the loss stay float32.
-    workers: processes that read data; 0 reads it between the steps.
-    save_every, log_every, picture_every: in steps.
+    steps: the total number of optimizer steps.
+    batch_size: samples per step, over all processes.
+    accumulate: micro-batches per step and process (gradient accumulation).
+    learning_rate: at the peak, after the warm-up.
+    warmup: steps of linear warm-up.
+    final_rate: the final learning rate of the cosine decay, as a fraction of the peak.
+    optimizer: for "muon", see `ldm_core.training.muon`.
+    clip: the largest gradient norm of a parameter group; None disables clipping.
+    ema_decay: decay of the moving average of the weights; None disables it.
+    precision: the autocast type. Weights, their average and the loss stay in float32.
+    workers: data loading processes; 0 loads data in the main process.
+    save_every, log_every, picture_every: intervals in steps.
     """
 
     steps: int
@@ -108,15 +112,15 @@ class TrainingSettings:
 
 
 class Trainer:
-    """Trains an objective's networks, in place and where they are.
+    """Trains an objective's networks in place, on their device.
 
-    dataset: see `ldm_core.training.dataset`. folder: where the run is kept, one for all processes;
-        a state that is in it is taken up by `run`.
-    world, parallel: this process among several, from `distributed.join()`, and how they share the work.
-    picture: draws what the networks make of something; called with the averaged weights, by every process.
-    quiet: show no progress bar.
+    dataset: see `ldm_core.training.dataset`.
+    folder: the run's folder, shared by all processes. `run` resumes from the state in it.
+    world: this process among several, from `init_distributed()`. parallel: "ddp" or "fsdp".
+    picture: returns an image to log; called with the averaged weights in every process.
+    quiet: hide the progress bar.
 
-    step   how many steps were taken
+    step   the number of steps taken
     """
 
     def __init__(
@@ -132,17 +136,17 @@ class Trainer:
         quiet: bool = False,
     ) -> None:
         self.world = world or World()
-        turns = settings.accumulate * self.world.size
-        if settings.batch_size % turns:
+        micro_batches = settings.accumulate * self.world.size
+        if settings.batch_size % micro_batches:
             raise ValueError(
-                f"batch_size {settings.batch_size} is not a multiple of {turns}, "
-                f"{settings.accumulate} passes in each of {self.world.size} processes"
+                f"batch_size {settings.batch_size} is not a multiple of {micro_batches} "
+                f"({settings.accumulate} micro-batches in each of {self.world.size} processes)"
             )
         if len(dataset) == 0:
             raise ValueError("expected at least one sample to train on, got none")
         self.objective, self.dataset, self.folder = objective, dataset, Path(folder)
         self.settings, self.quiet, self.picture = settings, quiet, picture
-        # Of a data set of files it takes a look at every one.
+        # Computed once: for a dataset of files it reads the status of each.
         self._fingerprint = getattr(dataset, "fingerprint", None) if self.world.is_first else None
         self.step = self.position = 0
         self._saved = -1  # the step whose state is on disk
@@ -157,7 +161,7 @@ class Trainer:
         decay = settings.ema_decay
         self._average = None if decay is None else WeightAverage(objective, decay)
         self._trained = TrainingState(objective, self._optimizer, self._average)
-        self._seen: set[str] = set()  # messages of samples that were skipped
+        self._seen: set[str] = set()  # messages of skipped samples
 
     @property
     def state_path(self) -> Path:
@@ -173,24 +177,25 @@ class Trainer:
         if settings.optimizer == "adamw":
             return torch.optim.AdamW(self._groups, **common)
         if parallel == "fsdp" and self.world.size > 1:
-            raise ValueError("muon wants whole kernels, of which fsdp gives each process a slice: use ddp")
+            raise ValueError("optimizer='muon' needs unsharded weights: use parallel='ddp', not 'fsdp'")
         return Muon(self._groups, matrix_weights(self.objective), **common)
 
     def run(self) -> None:
-        """Train up to `settings.steps`, from the state in the folder if there is one, and save.
+        """Train up to `settings.steps`, resuming from the folder's state if there is one, and save the state.
 
-        Ctrl-C (SIGINT) and SIGTERM, to any process of the run, end all of them after the step at hand and
-        after saving: with KeyboardInterrupt, or with SystemExit. Raises TrainingError where a loss or a
-        gradient is not finite, before it touches the weights, and where another run uses the folder; and
-        CheckpointError for a state that does not fit or cannot be written.
+        SIGINT (Ctrl-C) or SIGTERM to any process makes all of them finish the current step, save, and exit
+        with KeyboardInterrupt or SystemExit.
+
+        Raises TrainingError if a loss or gradient is not finite, before the weights change, or if another run
+        uses the folder. Raises CheckpointError if the state does not fit or cannot be written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self._folder_to_itself():
+        with self._locked_folder():
             self._train()
 
     @contextmanager
-    def _folder_to_itself(self) -> Iterator[None]:
-        """Keep other runs out of the folder. Raises TrainingError, in every process, if it cannot."""
+    def _locked_folder(self) -> Iterator[None]:
+        """Lock the folder against other runs. Raises TrainingError in every process if that fails."""
         with ExitStack() as stack:
             problem = ""
             if self.world.is_first:
@@ -199,9 +204,9 @@ class Trainer:
                 except BlockingIOError as error:
                     problem = f"another run uses this folder: {error.strerror}"
                 except OSError as error:
-                    problem = f"its lock cannot be opened: {error.strerror}"
+                    problem = f"its lock file cannot be opened: {error.strerror}"
             if self.world.mean({"problem": bool(problem)})["problem"]:
-                problem = problem or "another run uses this folder, or its lock cannot be opened"
+                problem = problem or "another run uses this folder, or its lock file cannot be opened"
                 raise TrainingError(f"{self.folder}: {problem}")
             yield
 
@@ -215,19 +220,19 @@ class Trainer:
         try:
             with catch_signals() as caught:
                 while self.step < self.settings.steps and not stopping:
-                    stopping = self._advance(batches, log, caught)
+                    stopping = self._train_step(batches, log, caught)
                     if self.step % self.settings.save_every == 0:
                         self.save()
                 self.save()
         finally:
-            del batches  # ends the processes that read ahead
+            del batches  # ends the data loading processes
             if log is not None:
                 log.close()
         if stopping or caught:
             exit_by_signal(caught)
 
     def save(self) -> None:
-        """Write the state, unless it is that of the step that was written last."""
+        """Save the state, unless the current step is already saved."""
         if self.step != self._saved:
             progress = {
                 "step": self.step,
@@ -241,18 +246,18 @@ class Trainer:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside the block the networks have their averaged weights, if an average is kept."""
+        """Context manager: the networks have their averaged weights, if an average is kept."""
         with self._average.applied() if self._average is not None else nullcontext():
             yield
 
     def _resume(self) -> None:
-        there = self.state_path.exists()
-        if self.world.mean({"there": there})["there"] not in (0.0, 1.0):
+        exists = self.state_path.exists()
+        if self.world.mean({"exists": exists})["exists"] not in (0.0, 1.0):
             raise TrainingError(
-                f"{self.state_path} is there for some processes and not for others: the folder must be shared"
+                f"{self.state_path} exists for some processes only: all processes must share the folder"
             )
-        if not there:
-            self.save()  # so that there is a state to go back to, whatever happens
+        if not exists:
+            self.save()  # so that a failure in the first steps leaves a state, too
             return
         progress = load_state(self.state_path, self._trained, self._require_same_optimizer)
         self.step, self.position = progress["step"], progress["position"]
@@ -260,20 +265,23 @@ class Trainer:
         now = asdict(self.settings) | {"samples": len(self.dataset), "betas": list(self.settings.betas)}
         then = progress["settings"] | {"samples": progress["length"]}
         changes = [
-            f"{name} {now[name]}, where it was {shown(then[name])}"
+            f"{name}={now[name]} instead of {shown(then[name])}"
             for name in sorted(now.keys() & then.keys() - CHANGE_NO_LOSS)
             if now[name] != then[name]
         ]
         data = {self._fingerprint, progress.get("data")} - {None}
         if len(data) > 1 and now["samples"] == then["samples"]:
-            changes.append("other samples, or files that were written since")
+            changes.append("another dataset, or files that have changed since")
         for change in changes:
             warnings.warn(f"resumed at step {self.step} with {change}", stacklevel=4)
 
     def _require_same_optimizer(self, progress: Mapping[str, Any]) -> None:
-        used, asked = progress["settings"].get("optimizer", "adamw"), self.settings.optimizer
-        if used != asked:
-            raise TrainingError(f"{self.state_path}: the state of a run with {used!r}, asked for {asked!r}")
+        started, wanted = progress["settings"].get("optimizer", "adamw"), self.settings.optimizer
+        if started != wanted:
+            raise TrainingError(
+                f"{self.state_path}: this run was started with optimizer {shown(started)} and cannot be "
+                f"resumed with {wanted!r}"
+            )
 
     def _loader(self) -> Iterator[dict[str, Any]]:
         settings = self.settings
@@ -291,14 +299,14 @@ class Trainer:
             num_workers=settings.workers,
             collate_fn=collate,
             worker_init_fn=ignore_signals,
-            generator=torch.Generator(),  # else it would draw from the global one
+            generator=torch.Generator(),  # by default it draws from the global generator
         )
-        turns = count(self.position, order.batch_size * order.size)
-        for batch, position in zip(loader, turns):
+        positions = count(self.position, order.batch_size * order.size)
+        for batch, position in zip(loader, positions):
             yield batch | {"generators": noise_generators(settings.seed, order.positions(position))}
 
-    def _advance(self, batches: Iterator[dict[str, Any]], log: RunLog | None, caught: list[int]) -> bool:
-        """One step, logged; returns whether to stop after it, which all processes do at the same one."""
+    def _train_step(self, batches: Iterator[dict[str, Any]], log: RunLog | None, caught: list[int]) -> bool:
+        """Take and log one step. Returns whether to stop, which is the same in all processes."""
         settings = self.settings
         rate = warmup_cosine(
             self.step, steps=settings.steps, warmup=settings.warmup, final=settings.final_rate
@@ -307,7 +315,7 @@ class Trainer:
             group["lr"] = settings.learning_rate * rate * group.get("scale", 1.0)
         metrics = self.world.mean(self._gradients(batches) | {"stop": float(bool(caught))})
         stopping = metrics.pop("stop") > 0
-        self._let_wait()
+        self._drop_early_gradients()
         metrics["gradient"] = self._clip()
         self._require_finite(metrics)
         self._optimizer.step()
@@ -330,20 +338,20 @@ class Trainer:
         return stopping
 
     def _gradients(self, batches: Iterator[dict[str, Any]]) -> dict[str, float]:
-        """Fill the parameters' gradients with the step's mean; the loss and the metrics of this process."""
-        passes = self.settings.accumulate
+        """Compute the step's mean gradients. Returns the loss and metrics of this process."""
+        micro_batches = self.settings.accumulate
         sums: dict[str, Tensor | float] = {}
-        for k in range(passes):
+        for k in range(micro_batches):
             batch = next(batches)
             generators = batch.pop("generators")
-            self._report(batch.pop("skipped"))
-            with gradient_sync(self._module, wanted=k == passes - 1):
+            self._warn_skipped(batch.pop("skipped"))
+            with gradient_sync(self._module, enabled=k == micro_batches - 1):
                 with self._autocast():
                     loss, metrics = self._module(batch, generators, self.step)
-                (loss / passes).backward()
+                (loss / micro_batches).backward()
             for name, value in {"loss": loss.detach(), **metrics}.items():
                 sums[name] = sums.get(name, 0.0) + value
-        return {name: float(value) / passes for name, value in sums.items()}
+        return {name: float(value) / micro_batches for name, value in sums.items()}
 
     def _autocast(self) -> Any:
         if self.settings.precision == "float32":
@@ -351,15 +359,15 @@ class Trainer:
         device = next(self.objective.parameters()).device
         return torch.autocast(device.type, torch.bfloat16)
 
-    def _let_wait(self) -> None:
-        """Groups whose turn has not come have no gradients: an optimizer would count even zeros as steps."""
+    def _drop_early_gradients(self) -> None:
+        """Remove gradients before a group's "start": optimizers count even zero gradients as steps."""
         for group in self._groups:
             if self.step < group.get("start", 0):
                 for parameter in group["params"]:
                     parameter.grad = None
 
     def _clip(self) -> float:
-        """Shorten each group's gradient to `clip`; returns the largest norm that there was."""
+        """Clip each group's gradient norm to `clip`. Returns the largest norm before clipping."""
         limit = math.inf if self.settings.clip is None else self.settings.clip
         norms: list[Tensor] = [
             torch.nn.utils.clip_grad_norm_(group["params"], limit)
@@ -377,11 +385,11 @@ class Trainer:
             last = self.position + self.settings.batch_size - 1
             raise TrainingError(
                 f"step {self.step + 1} (samples {self.position}..{last} of the run): {', '.join(wrong)}. The "
-                f"weights are those of step {self.step}; the state that is saved, {self.state_path}, is that "
+                f"weights are those of step {self.step}; the last saved state, {self.state_path}, is "
                 f"of step {self._saved}"
             )
 
-    def _report(self, skipped: list[tuple[str, ...]]) -> None:
+    def _warn_skipped(self, skipped: list[tuple[str, ...]]) -> None:
         for message in (m for messages in skipped for m in messages if m not in self._seen):
             self._seen.add(message)
             warnings.warn(f"skipped: {message}", stacklevel=2)

@@ -1,11 +1,11 @@
-"""Low-rank adaptation: B A is learned beside each chosen weight W, which stays (arXiv:2106.09685).
+"""Low-rank adaptation (LoRA): trains B A beside a frozen weight W (arXiv:2106.09685).
 
     h = W x + (alpha / r) B A x        A (r, I), B (O, r)
 
-Hu et al. 2021, section 4.1, equation 3. A is drawn at random and B is zero, so that the model is what it was
-before the first step. For a convolution A has the layer's kernel and stride, and B is a 1x1 convolution, as
-in kohya-ss, LyCORIS and PEFT, whose bounds A's uniform numbers have, too. CompVis has no counterpart;
-`ldm_core.adapters.lora` applies what is saved here.
+Hu et al. 2021, section 4.1, equation 3. A is initialised at random and B with zeros, so that training starts
+from the unchanged model. For a convolution, A has the layer's kernel and stride, and B is a 1x1 convolution,
+as in kohya-ss, LyCORIS and PEFT, whose initialisation of A is used, too. CompVis has no counterpart;
+`ldm_core.adapters.lora` applies the saved files.
 
     lora = TrainableLora(model, rank=8)
     trainer = Trainer(DiffusionObjective(model, adapter=lora), samples, "runs/style", settings)
@@ -30,26 +30,26 @@ from ldm_core.adapters.lora_writer import Names, write_lora
 from ldm_core.loading.parts import Part
 from ldm_core.model import LatentDiffusion
 
-# The ends of layers' names. What trainers choose by default: diffusers ATTENTION; kohya-ss the first three.
+# Suffixes of layer names. Defaults of other trainers: diffusers ATTENTION; kohya-ss the first three.
 ATTENTION = ("to_q", "to_k", "to_v", "to_out")
 FEED_FORWARD = ("ff.proj_in", "ff.proj_out", "fc1", "fc2")
 PROJECTIONS = ("attention.proj_in", "attention.proj_out")  # around a spatial transformer
 CONVOLUTIONS = ("conv_in", "conv1", "conv2", "skip", "resample.conv", "conv_out")
 
-_BEFORE = "_required_grad_before_lora"  # the attribute of a network that has it, by its parameters' names
+_BEFORE = "_required_grad_before_lora"  # attribute of a network: requires_grad by parameter name
 
 
 class TrainableLora(nn.Module):
-    """A LoRA on a model's layers, whose A and B are this module's parameters, in float32.
+    """A LoRA applied to a model, with A and B of each layer as parameters, in float32.
 
-    rank: r, 1 or more. alpha: by default r, so that alpha / r is 1. layers: which of the networks' linear
-        and convolutional layers, by the ends of their names; see `ATTENTION` and its neighbours.
-    parts: which networks: "unet", "text_encoder" or both. seed: of A.
+    rank: r, 1 or more. alpha: by default r, so that the scale alpha / r is 1.
+    layers: suffixes of the names of the linear and convolutional layers to adapt, such as `ATTENTION`.
+    parts: "unet", "text_encoder" or both. seed: of the initialisation of A.
 
-    The model changes in place, by hooks: its weights, and what `save` writes of it, stay as they are.
-    Training freezes the weights; when the last of a model's TrainableLoras is removed, their `requires_grad`
-    is what it was before the first. Other adapters may be on the model. A copy is on no model.
-    Raises ValueError for other values, and where a network has no such layer.
+    The LoRA is applied by forward hooks; the model's weights do not change and are saved without it. When the
+    last TrainableLora of a model is removed, the `requires_grad` of its weights is restored. The model may
+    have other adapters. A copy of this module is not applied to any model.
+    Raises ValueError for invalid values, and if a network has no matching layer.
     """
 
     def __init__(
@@ -64,18 +64,18 @@ class TrainableLora(nn.Module):
     ) -> None:
         super().__init__()
         if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-            raise ValueError(f"rank must be a whole number from 1 on, not {rank!r}")
+            raise ValueError(f"rank must be an integer of 1 or more, not {rank!r}")
         self.rank, self.alpha = rank, float(rank if alpha is None else alpha)
         if not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise ValueError(f"alpha must be a positive number, not {alpha}")
+            raise ValueError(f"alpha must be a finite positive number, not {alpha}")
         self._config = model.config
         generator = torch.Generator().manual_seed(seed)
         chosen = _chosen(model, layers, parts)
         scale = self.alpha / rank
         changes = {name: _LowRank(layer, rank, scale, generator) for name, layer in chosen.items()}
-        # Names of modules have no dots.
+        # nn.ModuleDict does not allow dots in names.
         self.changes = nn.ModuleDict({name.replace(".", "/"): change for name, change in changes.items()})
-        self._networks = tuple(model.modules.values())  # a tuple: they are no modules of this one
+        self._networks = tuple(model.modules.values())  # a tuple, so that they are not submodules
         if not _has_change(self._networks):
             for network in self._networks:
                 vars(network)[_BEFORE] = {name: p.requires_grad for name, p in network.named_parameters()}
@@ -83,7 +83,7 @@ class TrainableLora(nn.Module):
 
     @property
     def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """(A, B) of each layer, by names such as `unet.mid.attention.proj_in`."""
+        """(A, B) of each layer, by layer names such as `unet.mid.attention.proj_in`."""
         return {
             name.replace("/", "."): (change.down, change.up)  # type: ignore[misc]
             for name, change in self.changes.items()
@@ -92,14 +92,14 @@ class TrainableLora(nn.Module):
     def save(
         self, path: str | os.PathLike[str], *, names: Names = "kohya", dtype: torch.dtype = torch.float32
     ) -> None:
-        """Write it as a file for `apply_lora`, kohya-ss's tools and web UIs, diffusers, or PEFT.
+        """Save the LoRA in the format of kohya-ss, diffusers or PEFT.
 
-        See `ldm_core.adapters.lora_writer.write_lora` for the options and errors.
+        See `ldm_core.adapters.lora_writer.write_lora` for the arguments and errors.
         """
         write_lora(Path(path), self.factors, self.alpha, self._config, names=names, dtype=dtype)
 
     def remove(self) -> None:
-        """Take it off the model, which is then what it was. Doing so twice is harmless."""
+        """Remove the LoRA from the model. Can be called more than once."""
         for hook in self._hooks:
             hook.remove()
         if not _has_change(self._networks):
@@ -114,7 +114,7 @@ class TrainableLora(nn.Module):
 
 
 class _LowRank(nn.Module):
-    """One layer's A and B, as a hook on the layer."""
+    """A and B of one layer, as a forward hook."""
 
     def __init__(self, layer: Any, rank: int, scale: float, generator: torch.Generator) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ def _has_change(networks: Sequence[nn.Module]) -> bool:
 
 def _chosen(model: LatentDiffusion, ends: Sequence[str], parts: Sequence[str]) -> dict[str, Any]:
     if not parts or not set(parts) <= {"unet", "text_encoder"}:
-        raise ValueError(f"parts must be of 'unet' and 'text_encoder', not {parts!r}")
+        raise ValueError(f"parts must be 'unet', 'text_encoder' or both, not {parts!r}")
     suffixes = tuple(f".{end}" for end in ([ends] if isinstance(ends, str) else ends))
     unused = _unused_blocks(model)
     chosen: dict[str, Any] = {}
@@ -149,12 +149,12 @@ def _chosen(model: LatentDiffusion, ends: Sequence[str], parts: Sequence[str]) -
             if name.startswith(f"{part}.") and name.endswith(suffixes) and not name.startswith(unused)
         }
         if not mine:
-            raise ValueError(f"the model's {part} has no linear or convolutional layer named {list(ends)}")
+            raise ValueError(f"{part} has no linear or convolutional layer whose name ends in {list(ends)}")
         chosen |= mine
     return chosen
 
 
 def _unused_blocks(model: LatentDiffusion) -> tuple[str, ...]:
-    """How the names begin of the text encoder's layers whose output is not used, nor in diffusers' files."""
+    """Name prefixes of the text encoder's last blocks, which clip_skip and diffusers' files leave out."""
     text = model.config.text_encoder
     return tuple(f"text_encoder.blocks.{i}." for i in range(text.layers - text.clip_skip, text.layers))

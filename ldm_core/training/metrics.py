@@ -1,12 +1,12 @@
-"""Measures of what a model has learnt: of pictures against pictures, and of features against features.
+"""Evaluation metrics of images (PSNR, SSIM) and of features (Fréchet distance, retrieval accuracy).
 
 PSNR and SSIM (Wang, Bovik, Sheikh and Simoncelli 2004, "Image Quality Assessment: From Error Visibility to
-Structural Similarity") say how well an autoencoder reconstructs. The Fréchet distance (Heusel et al. 2017,
-arXiv:1706.08500, equation 6) says how far generated pictures are, as a whole, from real ones in the features
-of some network; retrieval says whether each of them shows what was asked for, and its nearest training
-picture whether it was copied. CompVis's counterpart: `scripts/` has none; its papers used torch-fidelity.
+Structural Similarity") measure reconstructions. The Fréchet distance (Heusel et al. 2017, arXiv:1706.08500,
+equation 6) compares the distributions of generated and real images in a network's features. Retrieval ranks
+measure how well images match their prompts, and nearest neighbours in the training data find copies.
+CompVis's papers used torch-fidelity.
 
-Letters: B pictures, C channels, H W pixels; N generated and M reference features of length D.
+Letters: B images, C channels, H W pixels; N generated and M reference features of length D.
 """
 
 from __future__ import annotations
@@ -20,25 +20,24 @@ K1, K2 = 0.01, 0.03  # SSIM's constants, relative to the range of the values
 
 
 def psnr(images: Tensor, targets: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each picture in dB, (B,) float64; infinite for equal pictures.
+    """Peak signal-to-noise ratio of each image in dB, (B,) float64; higher is better, infinite if equal.
 
-    images, targets: (B, C, H, W) in [0, 1]; more is better. Raises ValueError for shapes that differ.
+    images, targets: (B, C, H, W) in [0, 1]. Raises ValueError if the shapes differ.
     """
     images, targets = _pair(images, targets)
     return -10 * torch.log10((images - targets).square().mean(dim=(1, 2, 3)))
 
 
 def ssim(images: Tensor, targets: Tensor) -> Tensor:
-    """Structural similarity of each picture, (B,) float64 in [-1, 1], 1 for equal pictures.
+    """Structural similarity of each image, (B,) float64 in [-1, 1]; 1 for equal images.
 
-    Equation 13 of the paper in every window that lies within the picture, averaged over windows and
-    channels; the window is a Gaussian of 11×11 pixels with sigma 1.5, and variances are those of the
-    population. images, targets: (B, C, H, W) in [0, 1], at least 11 pixels each way.
-    Raises ValueError for shapes that differ, or smaller pictures.
+    Equation 13 of the paper, averaged over channels and all windows within the image; the window is a
+    Gaussian of 11×11 pixels with sigma 1.5, and variances are population variances.
+    images, targets: (B, C, H, W) in [0, 1], at least 11×11 pixels. Raises ValueError for other shapes.
     """
     x, y = _pair(images, targets)
     if min(x.shape[2:]) < WINDOW:
-        raise ValueError(f"expected pictures of at least {WINDOW}×{WINDOW} pixels, got {tuple(x.shape[2:])}")
+        raise ValueError(f"expected images of at least {WINDOW}×{WINDOW} pixels, got {tuple(x.shape[2:])}")
     mean_x, mean_y = _windowed(x), _windowed(y)
     variance_x = _windowed(x * x) - mean_x**2
     variance_y = _windowed(y * y) - mean_y**2
@@ -49,12 +48,14 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
 
 
 def frechet_distance(features: Tensor, references: Tensor) -> float:
-    """Squared Fréchet distance of the Gaussians with the mean and covariance of two sets of features.
+    """Squared Fréchet distance between Gaussians fitted to two sets of features; 0 is the best.
 
-    |m1 - m2|² + tr(S1 + S2 - 2 (S1^½ S2 S1^½)^½), in float64. The product in the middle is symmetric, so
-    that both roots come from its eigenvalues; S1 S2, of which the paper takes the root, has the same ones.
-    features: (N, D); references: (M, D). 0 is the best. It falls with N, so compare at one N only.
-    Raises ValueError for other shapes, fewer than two features, or values that are not finite.
+    |m1 - m2|² + tr(S1 + S2 - 2 (S1^½ S2 S1^½)^½), in float64. S1^½ S2 S1^½ is symmetric and has the
+    eigenvalues of S1 S2, whose square root the paper takes. The distance decreases with N: compare at equal N
+    only.
+
+    features: (N, D); references: (M, D).
+    Raises ValueError for other shapes, fewer than two features, or non-finite values.
     """
     features, references = _features(features, references)
     if min(len(features), len(references)) < 2:
@@ -69,13 +70,13 @@ def frechet_distance(features: Tensor, references: Tensor) -> float:
 
 
 def cosine_similarity(features: Tensor, references: Tensor) -> Tensor:
-    """Cosines of the angles between features (N, D) and references (M, D): (N, M) float64."""
+    """Cosine similarities of features (N, D) and references (M, D): (N, M) float64."""
     features, references = _features(features, references)
     return F.normalize(features, dim=1) @ F.normalize(references, dim=1).T
 
 
 def nearest_neighbours(features: Tensor, references: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
-    """(cosines (N, k), indices (N, k)) of each feature's k nearest references, the nearest first.
+    """Cosine similarities (N, k) and indices (N, k) of each feature's k nearest references, nearest first.
 
     Raises ValueError unless 1 <= k <= M.
     """
@@ -86,12 +87,13 @@ def nearest_neighbours(features: Tensor, references: Tensor, k: int = 1) -> tupl
 
 
 def retrieval_ranks(features: Tensor, references: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """How many labels are nearer to each feature than its target is: (N,) int64, 0 where it is the nearest.
+    """The number of labels that are nearer to each feature than its target: (N,) int64, 0 is the best.
 
-    A label is as near as the nearest of its references; one that is exactly as near as the target counts
-    as nearer, so that features which tell nothing apart score nothing.
-    features: (N, D). references: (M, D) with labels (M,) int64 from 0. targets: (N,) int64, labels.
-    Raises ValueError for a target that no reference has.
+    The similarity of a label is that of its nearest reference. Ties count against the target, so that
+    constant features get no credit.
+
+    features: (N, D). references: (M, D). labels: (M,) int64 from 0. targets: (N,) int64, labels.
+    Raises ValueError for a target without a reference.
     """
     if labels.shape != (len(references),) or targets.shape != (len(features),):
         raise ValueError(
@@ -109,23 +111,23 @@ def retrieval_ranks(features: Tensor, references: Tensor, labels: Tensor, target
 
 
 def top_k_accuracy(ranks: Tensor, k: int) -> float:
-    """The share, 0..1, of ranks (N,) below k: how often the right label is among the k nearest."""
+    """The fraction of ranks (N,) below k: how often the target is among the k nearest labels."""
     if len(ranks) == 0:
-        raise ValueError("expected at least one rank")
+        raise ValueError("expected at least one rank, got none")
     return float((ranks < k).double().mean())
 
 
 def _pair(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     if images.ndim != 4 or images.shape != targets.shape:
         raise ValueError(
-            f"expected two batches (B, C, H, W) of one shape, got {tuple(images.shape)} "
+            f"expected two batches (B, C, H, W) of the same shape, got {tuple(images.shape)} "
             f"and {tuple(targets.shape)}"
         )
     return images.detach().cpu().double(), targets.detach().cpu().double()
 
 
 def _windowed(x: Tensor) -> Tensor:
-    """Weighted means of the windows within (B, C, H, W): (B, C, H - 10, W - 10)."""
+    """Gaussian-weighted means over all windows of (B, C, H, W): (B, C, H - 10, W - 10)."""
     steps = torch.arange(WINDOW, dtype=x.dtype) - WINDOW // 2
     weights = torch.exp(-(steps**2) / (2 * SIGMA**2))
     weights = (weights / weights.sum()).reshape(1, 1, -1)  # (1, 1, 11)
@@ -142,5 +144,5 @@ def _features(features: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
         )
     pair = features.detach().cpu().double(), references.detach().cpu().double()
     if not all(bool(x.isfinite().all()) for x in pair):
-        raise ValueError("expected finite features, got some that are infinite or not a number")
+        raise ValueError("expected finite features, got infinite or NaN values")
     return pair

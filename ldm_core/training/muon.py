@@ -1,14 +1,14 @@
-"""Muon: steps in which every direction of a matrix of weights moves equally far.
+"""The Muon optimizer: momentum whose matrix is orthogonalized (Jordan et al. 2024, "Muon: an optimizer for
+hidden layers in neural networks").
 
-    M <- beta M + (1 - beta) G          G the gradient of a kernel, as a matrix of its outputs by its inputs
+    M <- beta M + (1 - beta) G          G: a weight's gradient as a matrix (outputs, inputs)
     W <- W - lr 0.2 sqrt(max(rows, columns)) U V^T,    U S V^T = (1 - beta) G + beta M
 
-A gradient is mostly a few directions; Adam follows those, and the rest of the matrix learns late. U V^T has
-all of them with the same strength. It is found by matrix products alone, without a singular value
-decomposition (Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"). With the factor
-in front a step changes a weight as much as AdamW's does, so that AdamW's learning rates hold (Liu et al.
-2025, arXiv:2502.16982, section 2.2). Kernels of convolutions and linear layers go this way; the rest
-(biases, norms, embeddings) goes AdamW's.
+Gradients have a few large singular values, which dominate Adam's steps; U V^T gives all singular directions
+the same size. It is approximated by matrix products, without a singular value decomposition. The factor
+0.2 sqrt(max(rows, columns)) makes the updates as large as AdamW's, so that AdamW's learning rates apply (Liu
+et al. 2025, arXiv:2502.16982, section 2.2). Weights of convolutions and linear layers use Muon; all other
+parameters (biases, norms, embeddings) use AdamW.
 """
 
 from __future__ import annotations
@@ -19,39 +19,42 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# The quintic a s + b s^3 + c s^5 of Jordan et al.: five turns bring every s in (0.01, 1] to 0.7 .. 1.2.
+# Jordan et al.'s quintic a s + b s^3 + c s^5: five iterations map every s in (0.01, 1] to 0.7 .. 1.2.
 QUINTIC = (3.4445, -4.7750, 2.0315)
-TURNS = 5
+ITERATIONS = 5
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
-    """U V^T of a matrix (rows, columns) U S V^T, roughly: its singular values are 0.7 to 1.2, and zero of
-    zeros."""
+    """Approximate U V^T of a matrix U S V^T (rows, columns), with singular values in 0.7..1.2.
+
+    Zero singular values stay zero.
+    """
     a, b, c = QUINTIC
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     x = wide / (wide.norm() + 1e-12)
-    # A turn is a polynomial of X X^T times X: all five are gathered in the square one, which is smaller.
-    square, turns = x @ x.T, torch.eye(len(x), dtype=x.dtype, device=x.device)
-    for _ in range(TURNS):
-        turn = torch.addmm(square, square, square, beta=b, alpha=c)
-        turn.diagonal().add_(a)
-        turns = turn @ turns
-        square = turn @ square @ turn
-    x = turns @ x
+    # Each iteration multiplies X by a polynomial of X X^T. The product of the five polynomials is computed
+    # first: it is square, and no larger than X.
+    square, product = x @ x.T, torch.eye(len(x), dtype=x.dtype, device=x.device)
+    for _ in range(ITERATIONS):
+        polynomial = torch.addmm(square, square, square, beta=b, alpha=c)
+        polynomial.diagonal().add_(a)
+        product = polynomial @ product
+        square = polynomial @ square @ polynomial
+    x = product @ x
     return x if wide is matrix else x.T
 
 
 def matrix_weights(module: nn.Module) -> Iterator[Tensor]:
-    """The weights of a module that are matrices: of its linear layers and convolutions."""
+    """The weights of a module's linear layers and convolutions."""
     for part in module.modules():
         if isinstance(part, (nn.Linear, nn.Conv1d, nn.Conv2d)):
             yield part.weight
 
 
 class Muon(torch.optim.Optimizer):
-    """Parameters of AdamW's groups, of which `kernels` are moved as the head of this file says.
+    """Muon for `matrix_weights`, AdamW for all other parameters of `groups`.
 
-    momentum: beta. The other settings are AdamW's; weight decay is of all parameters.
+    momentum: beta of Muon. betas: of AdamW. weight_decay: decoupled, for all parameters.
     """
 
     def __init__(
@@ -71,7 +74,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         if closure is not None:
-            raise ValueError("Muon takes no closure: compute the gradients first")
+            raise ValueError("Muon does not support a closure: compute the gradients before step()")
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:
@@ -83,7 +86,7 @@ class Muon(torch.optim.Optimizer):
                 p.mul_(1 - group["lr"] * group["weight_decay"]).add_(change, alpha=-group["lr"])
 
     def moments(self, p: Tensor) -> set[str]:
-        """The names of the state that is kept for a parameter after its first step."""
+        """The names of a parameter's state tensors after its first step."""
         return {"momentum"} if id(p) in self._matrix_weights else {"step", "exp_avg", "exp_avg_sq"}
 
     def _muon(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
@@ -100,8 +103,8 @@ class Muon(torch.optim.Optimizer):
             state["step"] = torch.zeros(())
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
         state["step"] += 1
-        turn = float(state["step"])
+        step = float(state["step"])
         state["exp_avg"].lerp_(gradient, 1 - beta1)
         state["exp_avg_sq"].lerp_(gradient.square(), 1 - beta2)
-        spread = (state["exp_avg_sq"] / (1 - beta2**turn)).sqrt() + 1e-8
-        return state["exp_avg"] / (1 - beta1**turn) / spread
+        scale = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt() + 1e-8
+        return state["exp_avg"] / (1 - beta1**step) / scale

@@ -1,14 +1,13 @@
-"""Pictures and captions in tar files, as the webdataset library lays them out.
+"""A dataset of images and captions in tar files, in the layout of the webdataset library.
 
-The members `0001.jpg` and `0001.txt` of a tar file are one sample with the key `0001`; the caption may also
-be the "text" or "caption" of a `0001.json`. webdataset reads shards as a stream, whose order cannot be taken
-up again in the middle; here each file's headers are read once, and then any sample can be, so that shards
-are shuffled as a whole and a run resumes at the sample where it was.
+The members `0001.jpg` and `0001.txt` of a tar file are the sample with the key `0001`; the caption may also
+be the "text" or "caption" of a `0001.json`. webdataset streams its shards; here the headers are read once,
+and samples are then accessed at random, so that the data can be shuffled globally and a run can resume at any
+sample.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import tarfile
@@ -21,11 +20,18 @@ from typing import Any
 from ldm_core.support.json_text import parse_json
 from ldm_core.support.printable import printable, shown, shown_error
 from ldm_core.support.regular_file import open_regular
-from ldm_core.training.dataset import ENDINGS, BadSample, Sample, decode_picture
+from ldm_core.training.dataset import (
+    ENDINGS,
+    BadSample,
+    Sample,
+    clean_captions,
+    decode_picture,
+    files_fingerprint,
+)
 
 CAPTIONS = (".txt", ".json")
 
-# Bytes. What is larger is not read.
+# In bytes. Larger entries are not read.
 MAX_HEADER = 2**20
 MAX_CAPTION = 2**20
 MAX_PICTURE = 2**28
@@ -33,7 +39,7 @@ MAX_PICTURE = 2**28
 
 @dataclass(frozen=True)
 class _Member:
-    """Where a file's bytes lie in its shard."""
+    """The position of a file in its shard."""
 
     name: str
     offset: int
@@ -48,12 +54,14 @@ class _Entry:
 
 
 class TarShards:
-    """The pictures of tar files, in their order there, as squares of `size` pixels.
+    """The images of tar files, in their order there, as squares of `size` pixels.
 
-    captions: whether they are wanted; without, "text" is empty. A shard that is damaged or cut short is read
-    up to there, and sparse files in it are left out, both with a warning; a caption of more than 1 MiB or a
-    picture of more than 256 MiB is a `BadSample`. Raises ValueError for a file that is not an uncompressed
-    tar file (a compressed one has no random access), and where there are no samples, or none with a caption.
+    captions: whether to read captions; if False, "text" is empty and all images are used.
+
+    A damaged or truncated shard is used up to the damage, and sparse files are skipped, both with a warning.
+    Captions of more than 1 MiB and images of more than 256 MiB raise `BadSample`. Raises ValueError for a
+    file that is not an uncompressed tar file (compressed ones have no random access), and if there are no
+    samples.
     """
 
     def __init__(self, shards: Sequence[str | Path], size: int, *, captions: bool = True) -> None:
@@ -61,15 +69,15 @@ class TarShards:
         self.shards = [Path(shard) for shard in shards]
         self._entries = [entry for shard in self.shards for entry in _index(shard)]
         if not self._entries:
-            raise ValueError(f"no pictures in {len(self.shards)} shards ({', '.join(ENDINGS)})")
+            raise ValueError(f"no images in {len(self.shards)} shards ({', '.join(ENDINGS)})")
         if captions:
             bare = [entry.picture.name for entry in self._entries if entry.caption is None]
             self._entries = [entry for entry in self._entries if entry.caption is not None]
             if not self._entries:
-                raise ValueError(f"none of {len(bare)} pictures has a caption in a .txt or .json beside it")
+                raise ValueError(f"none of {len(bare)} images has a caption in a .txt or .json file")
             if bare:
                 warnings.warn(
-                    f"{len(bare)} pictures without a caption are left out, such as {bare[0]}", stacklevel=2
+                    f"skipped {len(bare)} images without a caption, for example {bare[0]}", stacklevel=2
                 )
 
     def __len__(self) -> int:
@@ -90,14 +98,12 @@ class TarShards:
 
     @property
     def fingerprint(self) -> str:
-        """Of the shards' names, lengths and times of change, and the size."""
-        stats = [shard.stat() for shard in self.shards]
-        facts = [(path.name, s.st_size, s.st_mtime_ns) for path, s in zip(self.shards, stats)]
-        return hashlib.sha256(repr((self.size, self.captions, facts)).encode()).hexdigest()
+        """Of the shards and the settings."""
+        return files_fingerprint((self.size, self.captions), ((path.name, path) for path in self.shards))
 
 
 class _Headers(io.BufferedReader):
-    """Refuses a header that claims more than MAX_HEADER before memory is allocated."""
+    """Raises ValueError for a header larger than MAX_HEADER before memory is allocated."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or not 0 <= size <= MAX_HEADER:
@@ -106,7 +112,7 @@ class _Headers(io.BufferedReader):
 
 
 def _index(shard: Path) -> list[_Entry]:
-    """The samples of a shard. As in webdataset, a key is a name up to the first dot of its last part."""
+    """The samples of a shard. As in webdataset, a key is the path up to the first dot of the file name."""
     parts: dict[str, dict[str, _Member]] = {}
     sparse: list[str] = []
     try:
@@ -114,7 +120,7 @@ def _index(shard: Path) -> list[_Entry]:
             try:
                 for member in _forwards(archive):
                     name = printable(member.name)
-                    if member.issparse():  # its bytes are not in the file as they are in the picture
+                    if member.issparse():  # its bytes are not contiguous in the shard
                         sparse.append(name)
                     elif member.isreg() and not member.name.startswith("__"):
                         folder, last = os.path.split(member.name)
@@ -122,17 +128,17 @@ def _index(shard: Path) -> list[_Entry]:
                         place = _Member(name, member.offset_data, member.size)
                         parts.setdefault(os.path.join(folder, stem), {})[(dot + ending).lower()] = place
                 _require_end(shard, archive.offset)
-            except Exception as error:  # tarfile raises anything for a header that lies
+            except Exception as error:  # tarfile raises various errors for invalid headers
                 reason = shown_error(error)
                 warnings.warn(
-                    f"{shard}: damaged or cut short after {len(parts)} samples ({reason})", stacklevel=4
+                    f"{shard}: damaged or truncated after {len(parts)} samples ({reason})", stacklevel=4
                 )
     except Exception as error:
         raise ValueError(
             f"{shard}: cannot be read as an uncompressed tar file ({shown_error(error)})"
         ) from error
     if sparse:
-        warnings.warn(f"{shard}: {len(sparse)} sparse files are left out, such as {sparse[0]}", stacklevel=4)
+        warnings.warn(f"{shard}: skipped {len(sparse)} sparse files, for example {sparse[0]}", stacklevel=4)
     entries = []
     for members in parts.values():
         picture = next((members[ending] for ending in ENDINGS if ending in members), None)
@@ -143,7 +149,7 @@ def _index(shard: Path) -> list[_Entry]:
 
 
 def _forwards(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The members in order. Raises ValueError for a size that would lead back to an earlier one."""
+    """The members in order. Raises ValueError for a size that leads back to earlier members."""
     for member in archive:
         if member.size < 0 or archive.offset < member.offset_data:
             raise ValueError(f"{shown(member.name)} has a size of {member.size}")
@@ -153,18 +159,18 @@ def _forwards(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 def _require_end(shard: Path, offset: int) -> None:
     """Raises ValueError unless the block of zeros that ends an archive is at `offset`.
 
-    After the first header, tarfile takes one that it cannot read for the end.
+    tarfile treats an unreadable header, unless it is the first, as the end of the archive.
     """
     with open_regular(shard) as file:
         file.seek(offset)
         block = file.read(tarfile.BLOCKSIZE)
     if block != bytes(tarfile.BLOCKSIZE):
-        raise ValueError(f"no header, nor the end of the archive, at byte {offset:,}")
+        raise ValueError(f"expected a header or the end of the archive at byte {offset:,}")
 
 
 def _bytes(shard: Path, member: _Member, limit: int) -> bytes:
     if member.size > limit:
-        raise BadSample(f"{shard.name}/{member.name}: its {member.size:,} bytes are more than {limit:,}")
+        raise BadSample(f"{shard.name}/{member.name}: {member.size:,} bytes are more than {limit:,}")
     try:
         with open_regular(shard) as file:
             file.seek(member.offset)
@@ -172,7 +178,7 @@ def _bytes(shard: Path, member: _Member, limit: int) -> bytes:
     except OSError as error:
         raise BadSample(f"{shard}: {error}") from error
     if len(data) < member.size:
-        raise BadSample(f"{shard.name}/{member.name}: the shard is cut short")
+        raise BadSample(f"{shard.name}/{member.name}: the shard is truncated")
     return data
 
 
@@ -180,11 +186,11 @@ def _texts(data: bytes, ending: str, name: str) -> tuple[str, ...]:
     try:
         text: Any = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadSample(f"{name}: its caption is not UTF-8 ({error})") from error
+        raise BadSample(f"{name}: the caption is not UTF-8 ({error})") from error
     if ending.lower().endswith(".json"):
         values = parse_json(text, f"{name}: its .json", BadSample)
         text = values.get("text", values.get("caption")) if isinstance(values, dict) else None
     texts = text if isinstance(text, list) else [text]
     if not all(isinstance(one, str) for one in texts) or not any(one.strip() for one in texts):
-        raise BadSample(f"{name}: has no caption")
-    return tuple(" ".join(one.split()) for one in texts if one.strip())
+        raise BadSample(f"{name}: no caption")
+    return clean_captions(texts)

@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: noted when they come, and acted on when a step is finished."""
+"""SIGINT and SIGTERM during a run: recorded when they arrive, handled after the current step."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Any, NoReturn
 
 @contextmanager
 def catch_signals() -> Iterator[list[int]]:
-    """A list that SIGINT or SIGTERM is put into when it comes; a second one acts as it would have."""
+    """Yields a list that records the first SIGINT or SIGTERM; a second signal is handled as usual."""
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield caught  # only the main thread may handle signals
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def note(number: int, frame: Any) -> None:
+    def record(number: int, frame: Any) -> None:
         caught.append(number)
         for each, handler in before.items():
             signal.signal(each, handler)
 
     for number in before:
-        signal.signal(number, note)
+        signal.signal(number, record)
     try:
         yield caught
     finally:
@@ -33,15 +33,13 @@ def catch_signals() -> Iterator[list[int]]:
 
 
 def ignore_signals(worker: int) -> None:
-    """For processes that read data: Ctrl-C in a terminal, and a cluster's SIGTERM, reach them as well. They
-    go on until the run, which needs them for the step at hand, ends them.
-    """
+    """Ignore SIGINT and SIGTERM in a data loading process: the run needs it until the current step ends."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 def exit_by_signal(caught: list[int]) -> NoReturn:
-    """End as the signal would have ended the program; as SIGTERM does, where another process was sent one."""
+    """Exit as the caught signal would; as SIGTERM would if another process caught it."""
     if caught and caught[0] == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + (caught[0] if caught else signal.SIGTERM))

@@ -1,9 +1,8 @@
-"""The state of a run in one file: weights, their average, the optimizer's moments, and how far it is.
+"""Saves and loads the state of a run: weights, their average, optimizer state and progress.
 
-Data order and noise are functions of the seed and the position (`order`), so this is all that an exact resume
-needs. The file (safetensors) is written under another name and moved when it is whole, so that whatever
-happens there is a whole one; nothing in it is code. It is one file of whole tensors however many processes
-there were, and any number of them can go on from it.
+Data order and noise are functions of the seed and the position (`data_order`), so an exact resume needs
+nothing else. The state is one safetensors file of full tensors, which any number of processes can resume
+from. It is written to a temporary file and renamed, so that the previous state stays intact if writing fails.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ from ldm_core.training.distributed import World, assign, full_tensor
 from ldm_core.training.ema import WeightAverage
 from ldm_core.training.muon import Muon
 
-KEY = "ldm_core.training"  # of the JSON in the file's metadata
-PROGRESS = {"step", "position", "length", "settings"}  # what there must be in it
+KEY = "ldm_core.training"  # metadata key of the progress, as JSON
+PROGRESS = {"step", "position", "length", "settings"}  # required entries of the progress
 
 
 @dataclass
 class TrainingState:
-    """What a run changes."""
+    """The objects whose tensors a run changes."""
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
@@ -43,7 +42,7 @@ class TrainingState:
         return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything under its name in the file."""
+        """All tensors by their names in the file."""
         tensors = {f"weight.{name}": p for name, p in self.parameters().items()}
         tensors |= {f"buffer.{name}": buffer for name, buffer in self.module.named_buffers()}
         if self.average is not None:
@@ -55,17 +54,16 @@ class TrainingState:
 
 
 def save_state(path: Path, trained: TrainingState, progress: Mapping[str, Any], world: World) -> None:
-    """Write the state; every process must call it, and the first one writes.
+    """Save the state. Every process must call this; rank 0 writes the file.
 
-    Raises CheckpointError where it cannot be written, on a full disk for one; the file that was there is then
-    as it was.
+    Raises CheckpointError if it cannot be written, for example on a full disk; an existing file stays intact.
     """
     pending: dict[str, Pending] = {}
     for name, tensor in trained.tensors().items():
         sliced, tensor = is_sliced(tensor), full_tensor(tensor)
         if world.is_first:
             if sliced:
-                tensor = tensor.cpu()  # on a GPU there is no room for all of them whole
+                tensor = tensor.cpu()  # all full tensors together may not fit on a GPU
             pending[name] = Pending(tensor.dtype, tuple(tensor.shape), partial(torch.Tensor.cpu, tensor))
     if world.is_first:
         metadata = {"format": "pt", KEY: json.dumps(dict(progress))}
@@ -75,18 +73,18 @@ def save_state(path: Path, trained: TrainingState, progress: Mapping[str, Any], 
 def load_state(
     path: Path, trained: TrainingState, accept: Callable[[Mapping[str, Any]], None]
 ) -> dict[str, Any]:
-    """Put everything back in place, and return the progress that was saved with it.
+    """Load a saved state in place and return its progress.
 
-    accept: is shown the progress before anything changes, and raises an error where it is of no use.
+    accept: called with the progress before anything changes; may raise an error to reject it.
 
-    Raises CheckpointError for a file that is damaged or no such state, and for one of another
-    architecture, naming tensors that differ; nothing has changed then.
+    Raises CheckpointError, before anything changes, for a damaged file, a file of another kind, or tensors of
+    another architecture.
     """
     checkpoint = read(path)
     try:
         progress = _progress(checkpoint.metadata.get(KEY))
     except ValueError as error:
-        raise CheckpointError(f"{path}: not the state of a training run ({error})") from error
+        raise CheckpointError(f"{path}: not a training state ({error})") from error
     accept(progress)
     parameters, saved = trained.parameters(), checkpoint.tensors
     _compare(path, trained, saved)
@@ -105,49 +103,53 @@ def load_state(
 
 
 def _progress(text: Any) -> dict[str, Any]:
-    """The progress in a file's metadata. Raises ValueError for any other text."""
+    """Parse the progress in a file's metadata. Raises ValueError if it is invalid."""
     if not isinstance(text, str):
-        raise ValueError(f"it has no metadata named {KEY}")
+        raise ValueError(f"its metadata has no {KEY}")
     progress = parse_json(text, "its progress")
     if not isinstance(progress, dict):
-        raise ValueError(f"its progress is a {type(progress).__name__}, not a mapping")
+        raise ValueError(f"its progress must be a mapping, not a {type(progress).__name__}")
     if not progress.keys() >= PROGRESS:
         raise ValueError(f"it lacks {', '.join(sorted(PROGRESS - progress.keys()))}")
     for name in ("step", "position", "length"):
         if not is_whole(progress[name], 0, 2**63 - 1):
-            raise ValueError(f"its {name} must be an integer from 0")
+            raise ValueError(f"its {name} must be an integer of 0 or more")
     if not isinstance(progress["settings"], dict):
-        raise ValueError("its settings are not a mapping")
+        raise ValueError("its settings must be a mapping")
     if not isinstance(progress.get("data"), str | None):
-        raise ValueError("its fingerprint of the data is not text")
+        raise ValueError("its fingerprint of the data must be a string")
     return progress
 
 
 @torch.no_grad()
 def load_weights(module: nn.Module, path: str | Path, *, averaged: bool = True) -> None:
-    """Give a module, as it was trained, the weights of a saved state, or their average: to use or save it.
+    """Load the weights of a saved training state into a module, in place.
 
-    Raises CheckpointError, and changes nothing, where the state's tensors are not the module's.
+    module: the objective, or another module with the same trainable parameters. path: the state file.
+    averaged: load the moving average of the weights instead of the last weights.
+    Raises CheckpointError, before anything changes, if the tensors do not match.
     """
     saved, kind = read(path).tensors, "average" if averaged else "weight"
     parameters = {f"{kind}.{name}": p for name, p in module.named_parameters() if p.requires_grad}
     wrong = [n for n, p in parameters.items() if n not in saved or not _fits(saved[n], p)]
     wrong += [name for name in saved if name.startswith(f"{kind}.") and name not in parameters]
     if wrong:
-        raise CheckpointError(f"{path}: not the weights of this module, which differ in {few(wrong, 1)}")
+        raise CheckpointError(
+            f"{path}: its weights do not match the module: {few(wrong, 1)} differ in name, shape or dtype"
+        )
     for name, parameter in parameters.items():
         assign(parameter, saved[name])
 
 
 def _moment(parameter: Tensor, value: Tensor) -> Tensor:
-    """An optimizer's tensor, laid out as its parameter is."""
+    """An optimizer tensor with the parameter's device, dtype and sharding."""
     tensor = torch.zeros_like(parameter, requires_grad=False)
     assign(tensor, value)
     return tensor
 
 
 def _moments(optimizer: torch.optim.Optimizer, parameter: Tensor) -> set[str]:
-    """The names of what the optimizer keeps of a parameter from its first step on."""
+    """The names of the optimizer's state tensors of a parameter after its first step."""
     if isinstance(optimizer, Muon):
         return optimizer.moments(parameter)
     return {"step", "exp_avg", "exp_avg_sq"}
@@ -158,18 +160,19 @@ def _fits(tensor: Tensor, place: Tensor) -> bool:
 
 
 def _compare(path: Path, trained: TrainingState, saved: Mapping[str, Tensor]) -> None:
+    """Raises CheckpointError, naming up to five differences, if the saved tensors do not fit."""
     parameters = trained.parameters()
     wanted = {n: tuple(t.shape) for n, t in trained.tensors().items() if not n.startswith("optimizer.")}
     found = {n: tuple(t.shape) for n, t in saved.items() if not n.startswith("optimizer.")}
     wrong = [f"{name} is missing" for name in wanted if name not in found]
-    wrong += [f"{name} has no place" for name in found if name not in wanted]
+    wrong += [f"{name} is unexpected" for name in found if name not in wanted]
     wrong += [
         f"{name} has shape {found[name]}, expected {shape}"
         for name, shape in wanted.items()
         if name in found and found[name] != shape
     ]
     wrong += [
-        f"{name} is of {saved[name].dtype}, expected {tensor.dtype}"
+        f"{name} has dtype {saved[name].dtype}, expected {tensor.dtype}"
         for name, tensor in trained.tensors().items()
         if name in found and not torch.can_cast(saved[name].dtype, tensor.dtype)
     ]
@@ -180,12 +183,12 @@ def _compare(path: Path, trained: TrainingState, saved: Mapping[str, Tensor]) ->
             moment, _, parameter = rest.partition(".")
             like = torch.zeros(()) if moment == "step" else parameters.get(parameter)
             fits = parameter in parameters and like is not None and _fits(tensor, like)
-            wrong += [] if fits else [f"{name} has no place"]
+            wrong += [] if fits else [f"{name} is unexpected"]
             moments.setdefault(parameter, set()).add(moment)
     for parameter, kept in moments.items():
         if parameter in parameters:
             expected = _moments(trained.optimizer, parameters[parameter])
             wrong += [f"optimizer.{moment}.{parameter} is missing" for moment in sorted(expected - kept)]
-            wrong += [f"optimizer.{moment}.{parameter} has no place" for moment in sorted(kept - expected)]
+            wrong += [f"optimizer.{moment}.{parameter} is unexpected" for moment in sorted(kept - expected)]
     if wrong:
-        raise CheckpointError(f"{path}: the state of a run of another architecture: {few(wrong, 5, '; ')}")
+        raise CheckpointError(f"{path}: the state does not match the architecture: {few(wrong, 5, '; ')}")

@@ -108,9 +108,9 @@ def test_it_is_computed_in_float32_under_autocast() -> None:
 def test_bad_input() -> None:
     x, t = torch.ones(2, 3), torch.tensor(1.0)
     for images, texts in ((x, torch.ones(3, 3)), (x[0], x[0]), (x[:0], x[:0]), (x, torch.ones(2, 4))):
-        with pytest.raises(ValueError, match=r"pairs of one shape \(B, D\), got"):
+        with pytest.raises(ValueError, match=r"of the same shape \(B, D\), got"):
             contrastive_loss(images, texts, t)
-    with pytest.raises(ValueError, match=r"log_scale as one number, got \(2,\)"):
+    with pytest.raises(ValueError, match=r"log_scale to be a scalar, got shape \(2,\)"):
         contrastive_loss(x, x, torch.ones(2))
     for function in (lambda: contrastive_loss(x, x, t, gather=True), lambda: gather_rows(x)):
         with pytest.raises(ValueError, match=r"expected an initialised .* process group"):
@@ -247,7 +247,7 @@ def test_what_the_objective_computes() -> None:
     ContrastiveObjective(clip).loss(batch, generators(3), 0)
     assert clip.logit_scale.item() == pytest.approx(MAX_LOG_SCALE)
 
-    with pytest.raises(ValueError, match="a caption for each picture, got none for number 1"):
+    with pytest.raises(ValueError, match="a caption for each image, got none for image 1"):
         ContrastiveObjective(clip).loss(batch | {"text": [("red",), (), ("blue",)]}, generators(3), 0)
     with pytest.raises(ValueError, match="float32"):
         ContrastiveObjective(tiny_clip().half())

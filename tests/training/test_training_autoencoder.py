@@ -197,7 +197,7 @@ def test_the_discriminator_waits_for_its_start(autoencoder: AutoencoderKL) -> No
     kernels = [p for p in discriminator.parameters() if p.ndim == 4]  # of a bias, both halves may cancel
     assert all(p.grad is not None and p.grad.any() for p in kernels)
     assert len(objective.parameter_groups()) == 2
-    with pytest.raises(ValueError, match="the discriminator cannot look at pictures of 16x16 pixels"):
+    with pytest.raises(ValueError, match="the discriminator cannot process images of 16x16 pixels"):
         AutoencoderObjective(autoencoder, discriminator=PatchDiscriminator(layers=3))(
             batch(2, 16), generators(), 0
         )
@@ -212,7 +212,7 @@ def test_a_waiting_discriminator_starts_as_if_it_were_new(autoencoder: Autoencod
     options: dict[str, Any] = {"samples": pictures(8, 16), "batch_size": 2, "warmup": 0, "weight_decay": 0.1}
     run(tmp_path, objective, steps=3, **options)
     assert all(torch.equal(p, start[name]) for name, p in discriminator.named_parameters())
-    with pytest.warns(UserWarning, match="with steps 5"):
+    with pytest.warns(UserWarning, match="with steps=5"):
         trainer = run(tmp_path, objective, steps=5, **options)
     counts = {float(trainer._optimizer.state[p]["step"]) for p in discriminator.parameters()}
     assert counts == {2.0}

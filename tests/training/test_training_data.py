@@ -41,7 +41,7 @@ def test_an_error_without_words_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
         raise MemoryError
 
     monkeypatch.setattr(training_dataset, "open_picture", lack)
-    with pytest.raises(BadSample, match=r"cannot be read as a picture \(MemoryError\)"):
+    with pytest.raises(BadSample, match=r"cannot be read as an image \(MemoryError\)"):
         training_dataset.decode_picture(b"", "a.png", 8)
 
 
@@ -73,7 +73,7 @@ def test_lists_of_captions(folder: Path) -> None:
 def test_the_datasets_library_reads_the_same_metadata_as_columns(folder: Path) -> None:
     """Its convention: a column `file_name`, any others beside it."""
     metadata(folder, {"file_name": "a.png", "text": "red", "extra": 3}, ending="csv")
-    with pytest.warns(UserWarning, match=r"pictures without a caption are left out: b\.PNG, deep/c\.png"):
+    with pytest.warns(UserWarning, match=r"skipped images without a caption: b\.PNG, deep/c\.png"):
         assert ImageFolder(folder, 6).texts == [("red",)]
 
 
@@ -81,7 +81,7 @@ def test_captions_beside_pictures(folder: Path) -> None:
     (folder / "a.txt").write_text("  red\n disc ")
     (folder / "deep" / "c.txt").write_text("blue")
     (folder / "b.txt").write_text("  \n")
-    with pytest.warns(UserWarning, match=r"pictures without a caption are left out: b.PNG$"):
+    with pytest.warns(UserWarning, match=r"skipped images without a caption: b.PNG$"):
         samples = ImageFolder(folder, 4)
     assert list(zip(samples.names, samples.texts)) == [("a.png", ("red disc",)), ("deep/c.png", ("blue",))]
 
@@ -126,17 +126,17 @@ def test_pictures_are_cut_square_in_the_middle(tmp_path: Path) -> None:
 def test_folders_that_cannot_be_used(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     empty = tmp_path_factory.mktemp("empty")
     (empty / "notes.md").write_text("no picture")
-    with pytest.raises(ValueError, match="there is no such folder"):
+    with pytest.raises(ValueError, match="the folder does not exist"):
         ImageFolder(folder / "elsewhere", 8)
-    with pytest.raises(ValueError, match=r"no pictures in it or below it \(.png, .jpg"):
+    with pytest.raises(ValueError, match=r"no images in the folder or its subfolders \(.png, .jpg"):
         ImageFolder(empty, 8)
-    with pytest.raises(ValueError, match=r"none of its 3 pictures has a .txt file beside it with a caption"):
+    with pytest.raises(ValueError, match=r"none of its 3 images has a caption in a .txt file"):
         ImageFolder(folder, 8)
     assert len(quietly(lambda: ImageFolder(folder, 8, captions=False))) == 3
     metadata(folder, {"file_name": "x.png", "text": "a"}, {"file_name": "y.png", "text": "b"})
     with (
-        pytest.warns(UserWarning, match=r"names pictures that are not there: x.png, y.png$"),
-        pytest.raises(ValueError, match=r"none of its 3 pictures is named with a caption in metadata.jsonl"),
+        pytest.warns(UserWarning, match=r"images do not exist: x.png, y.png$"),
+        pytest.raises(ValueError, match=r"none of its 3 images has a caption in metadata.jsonl"),
     ):
         ImageFolder(folder, 8)
     with pytest.raises(ValueError, match="size must be a positive number"):
@@ -145,7 +145,7 @@ def test_folders_that_cannot_be_used(folder: Path, tmp_path_factory: pytest.Temp
 
 def test_a_caption_file_may_name_missing_pictures(folder: Path) -> None:
     metadata(folder, *({"file_name": f"{name}.png", "text": name} for name in "axyzvwu"))
-    with pytest.warns(UserWarning, match=r"not there: u.png, v.png, w.png, x.png, y.png, … \(6 in all\)"):
+    with pytest.warns(UserWarning, match=r"do not exist: u.png, v.png, w.png, x.png, y.png, … \(6 in all\)"):
         assert ImageFolder(folder, 8).names == ["a.png"]
 
 
@@ -219,7 +219,7 @@ def test_any_damage_is_a_bad_sample_or_a_picture(
         except BadSample as error:
             image, message = torch.ones(3, 4, 4), str(error)
     assert image.shape == (3, 4, 4)
-    assert message == "" or message.startswith("a.png: cannot be read as a picture")
+    assert message == "" or message.startswith("a.png: cannot be read as an image")
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
@@ -229,7 +229,7 @@ def test_pictures_cut_in_the_middle_are_bad(tmp_path: Path, kind: str) -> None:
     file = io.BytesIO()
     Image.fromarray(noise).save(file, kind)
     (tmp_path / f"a.{kind.lower()}").write_bytes(file.getvalue()[: len(file.getvalue()) // 2])
-    with pytest.raises(BadSample, match=rf"a\.{kind.lower()}: cannot be read as a picture \(.+\)"):
+    with pytest.raises(BadSample, match=rf"a\.{kind.lower()}: cannot be read as an image \(.+\)"):
         ImageFolder(tmp_path, 8, captions=False)[0]
 
 
@@ -244,7 +244,7 @@ def test_bad_pictures_are_reported_once_and_skipped(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="skipped") as caught:
         run(tmp_path / "run", samples=samples, batch_size=3)
     messages = sorted(str(w.message).split(" (")[0] for w in caught if "skipped" in str(w.message))
-    assert messages == [f"skipped: {n}.png: cannot be read as a picture" for n in (2, 4)]
+    assert messages == [f"skipped: {n}.png: cannot be read as an image" for n in (2, 4)]
     assert len(losses(tmp_path / "run")) == 12
     with pytest.warns(UserWarning, match="skipped"):
         run(tmp_path / "workers", samples=ImageFolder(folder, 8, captions=False), batch_size=3, workers=2)
@@ -265,5 +265,5 @@ def test_the_next_good_sample_takes_the_place_of_a_bad_one() -> None:
     assert [readable[i]["image"] for i in range(6)] == [0, 3, 3, 3, 4, 0]
     assert readable[1]["skipped"] == ("number 1", "number 2")
     samples.bad = tuple(range(6))
-    with pytest.raises(ValueError, match="none of the 6 samples can be read, such as number 0"):
+    with pytest.raises(ValueError, match="none of the 6 samples can be read, for example number 0"):
         SkipUnreadable(samples)[0]

@@ -154,15 +154,15 @@ def test_each_picture_stands_beside_one_of_its_class() -> None:
 
 def test_no_pictures_are_refused() -> None:
     none, some = TensorDataset(torch.zeros(0, 3, 16, 16)), pictures(2, 16)
-    with pytest.raises(ValueError, match="at least one picture of the subject"):
+    with pytest.raises(ValueError, match="at least one image in the subject dataset"):
         PriorDataset(none, some)
-    with pytest.raises(ValueError, match="at least one picture of its class"):
+    with pytest.raises(ValueError, match="at least one image in the prior dataset"):
         PriorDataset(some, none)
 
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
 def test_a_weight_that_is_none_is_refused(weight: float) -> None:
-    with pytest.raises(ValueError, match="weight must be 0 or a positive number"):
+    with pytest.raises(ValueError, match="weight must be a finite number of 0 or more"):
         PriorPreservation(diffusion(), weight)
 
 
@@ -207,10 +207,10 @@ def test_ones_own_class_pictures_count(tmp_path: Path, model: LatentDiffusion) -
 
 def test_pictures_of_another_prompt_are_not_taken(tmp_path: Path, model: LatentDiffusion) -> None:
     draw(tmp_path, model, 1)
-    with pytest.raises(ValueError, match="its pictures were drawn for 'a dog', not 'a cat'"):
+    with pytest.raises(ValueError, match="its images have the prompt 'a dog', not 'a cat'"):
         draw(tmp_path, model, 1, prompt="a cat")
     (tmp_path / NOTE).write_text("{}")
-    with pytest.raises(ValueError, match="expected the prompt of the folder's pictures"):
+    with pytest.raises(ValueError, match="expected the prompt of the folder's images"):
         draw(tmp_path, model, 1)
     with pytest.raises(ValueError, match="count must be 1 or more"):
         draw(tmp_path / "other", model, 0)

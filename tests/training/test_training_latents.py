@@ -100,18 +100,18 @@ def test_stale_latents_are_noticed(tmp_path: Path, autoencoder: AutoencoderKL) -
     with torch.no_grad():
         autoencoder.encoder.conv_in.bias[0] += 1e-6
     assert fingerprint(autoencoder) != before
-    with pytest.warns(UserWarning, match="its latents are of another autoencoder; computed again"):
+    with pytest.warns(UserWarning, match="made with another autoencoder; computing the latents again"):
         CachedLatents(samples, autoencoder, path)
-    with pytest.warns(UserWarning, match="its pictures differ; computed again"):
+    with pytest.warns(UserWarning, match="made from other images; computing the latents again"):
         CachedLatents(pictures(3, 16, seed=1), autoencoder, path)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.warns(UserWarning, match="damaged"):
         CachedLatents(pictures(3, 16, seed=1), autoencoder, path)
     quietly(lambda: CachedLatents(pictures(3, 16, seed=1), autoencoder, path))
     path.with_suffix(".json").write_text("[]")
-    with pytest.warns(UserWarning, match=r"damaged \(latents.json is no such note\)"):
+    with pytest.warns(UserWarning, match=r"damaged \(latents.json has no latents' fingerprints\)"):
         CachedLatents(pictures(3, 16, seed=1), autoencoder, path)
-    with pytest.raises(ValueError, match=r"expected a name that ends in .npy"):
+    with pytest.raises(ValueError, match=r"expected a file name that ends in .npy"):
         CachedLatents(samples, autoencoder, tmp_path / "latents.bin")
 
 
@@ -122,7 +122,7 @@ def test_a_changed_picture_makes_latents_stale(folder: Path, autoencoder: Autoen
     quietly(make)
     quietly(make)
     (folder / "a.png").write_bytes(png((9, 9, 9), (20, 20)))
-    with pytest.warns(UserWarning, match="its pictures differ"):
+    with pytest.warns(UserWarning, match="made from other images"):
         make()
 
 

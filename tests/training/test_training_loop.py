@@ -190,6 +190,6 @@ def test_weights_are_taken_from_a_saved_state(whole: Path) -> None:
         assert all(torch.equal(p, tensors[f"{kind}.{name}"]) for name, p in objective.named_parameters())
     for other in (Denoise(width=16), nn.Linear(2, 2)):
         before = [p.detach().clone() for p in other.parameters()]
-        with pytest.raises(CheckpointError, match=r"not the weights of this module, which differ in average"):
+        with pytest.raises(CheckpointError, match=r"its weights do not match the module: average"):
             load_weights(other, whole / "state.safetensors")
         assert all(torch.equal(p, kept) for p, kept in zip(other.parameters(), before))

@@ -182,15 +182,15 @@ def test_bfloat16_weights_have_factors_in_float32() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rank": 0}, "rank must be a whole number from 1 on, not 0"),
+        ({"rank": 0}, "rank must be an integer of 1 or more, not 0"),
         ({"rank": -3}, "rank must be"),
         ({"rank": 2.5}, "rank must be"),
         ({"rank": True}, "rank must be"),
-        ({"alpha": 0}, "alpha must be a positive number"),
-        ({"alpha": float("nan")}, "alpha must be a positive number"),
-        ({"layers": ("to_x",)}, "the model's unet has no linear or convolutional layer named .*to_x"),
+        ({"alpha": 0}, "alpha must be a finite positive number"),
+        ({"alpha": float("nan")}, "alpha must be a finite positive number"),
+        ({"layers": ("to_x",)}, "unet has no linear or convolutional layer whose name ends in .*to_x"),
         ({"layers": ()}, "has no linear or convolutional layer"),
-        ({"layers": CONVOLUTIONS, "parts": BOTH}, "the model's text_encoder has no linear"),
+        ({"layers": CONVOLUTIONS, "parts": BOTH}, "text_encoder has no linear"),
         ({"parts": ()}, "parts must be"),
         ({"parts": ("autoencoder",)}, "parts must be"),
     ],
@@ -204,14 +204,14 @@ def test_float16_weights_are_refused() -> None:
     model = random_model(TINY, dtype=torch.float16)
     lora = TrainableLora(model)
     with pytest.raises(
-        ValueError, match=r"float16 weights become zero; load the model with dtype=torch\.float32"
+        ValueError, match=r"underflow in float16 weights; load the model with dtype=torch\.float32"
     ):
         DiffusionObjective(model, adapter=lora)
 
 
 def test_an_adapter_and_the_text_encoder_are_not_both_asked_for() -> None:
     model = random_model(TINY)
-    with pytest.raises(ValueError, match="leave train_text_encoder out"):
+    with pytest.raises(ValueError, match="train_text_encoder cannot be used with an adapter"):
         DiffusionObjective(model, adapter=TrainableLora(model), train_text_encoder=True)
 
 

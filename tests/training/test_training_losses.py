@@ -193,17 +193,17 @@ def test_what_learns_gets_gradients_and_nothing_else(kind: str, jointly: bool) -
 
 def test_models_that_do_not_fit_are_refused() -> None:
     model = build(TINY["sd1"])
-    with pytest.raises(ValueError, match="takes 9 channels for 4"):
+    with pytest.raises(ValueError, match="9 input channels, 4 output channels"):
         DiffusionObjective(build(TINY["sd1-inpaint"]))
-    with pytest.raises(ValueError, match=r"unet: expected weights in float32 to train, got torch\.float16"):
+    with pytest.raises(ValueError, match=r"unet: expected weights in float32 .*, got torch\.float16"):
         DiffusionObjective(build(TINY["sd1"]).to(dtype=torch.float16))
     with pytest.raises(ValueError, match="target must be"):
         DiffusionObjective(model, target="noise")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="condition_dropout must be a share"):
+    with pytest.raises(ValueError, match="condition_dropout must be in"):
         DiffusionObjective(model, condition_dropout=1.5)
     with pytest.raises(ValueError, match="min_snr_gamma must be positive"):
         DiffusionObjective(model, min_snr_gamma=0)
-    with pytest.raises(ValueError, match="unet is no torch module"):
+    with pytest.raises(ValueError, match=r"unet is not a torch\.nn\.Module"):
         DiffusionObjective(dataclasses.replace(model, unet=lambda x, t, context: x))
     ends_in_noise = dataclasses.replace(
         model, noise_schedule=NoiseSchedule(betas=zero_terminal_snr(model.noise_schedule.betas))
@@ -211,7 +211,7 @@ def test_models_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="use target='v'"):
         DiffusionObjective(ends_in_noise)
     with pytest.warns(
-        UserWarning, match="trains the prediction of v, but the model is sampled, and saved, as one of"
+        UserWarning, match="training with target .v., but model.config.prediction, which sampling uses, is"
     ):
         objective = DiffusionObjective(ends_in_noise, target="v", min_snr_gamma=5.0)
     loss, _ = objective(batch(), generators(), 0)

@@ -92,7 +92,7 @@ def test_ssim_of_equal_pictures_is_one_and_it_is_symmetric() -> None:
 
 
 def test_pictures_that_cannot_be_compared() -> None:
-    with pytest.raises(ValueError, match=r"of one shape, got \(3, 3, 24, 31\) and \(2, 3, 24, 31\)"):
+    with pytest.raises(ValueError, match=r"of the same shape, got \(3, 3, 24, 31\) and \(2, 3, 24, 31\)"):
         psnr(pictures(0), pictures(0)[:2])
     with pytest.raises(ValueError, match="two batches"):
         ssim(pictures(0)[0], pictures(0)[0])

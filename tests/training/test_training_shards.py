@@ -63,7 +63,7 @@ def test_shards_that_are_damaged(tmp_path: Path) -> None:
     path = shard(tmp_path / "a.tar", *good)
     whole = path.read_bytes()
     path.write_bytes(whole[: 1024 * 4 + 700])
-    with pytest.warns(UserWarning, match="damaged or cut short after"):
+    with pytest.warns(UserWarning, match="damaged or truncated after"):
         samples = TarShards([path], 8)
     assert 2 <= len(samples) <= 3
     assert samples[0]["text"] == ("red",)
@@ -76,28 +76,28 @@ def test_shards_that_are_damaged(tmp_path: Path) -> None:
         whole[:second],
     ):
         path.write_bytes(damaged)
-        with pytest.warns(UserWarning, match="damaged or cut short after 1 samples"):
+        with pytest.warns(UserWarning, match="damaged or truncated after 1 samples"):
             assert len(TarShards([path], 8, captions=False)) == 1
 
     path.write_bytes(whole)
     samples = quietly(lambda: TarShards([path], 8))
     path.write_bytes(whole[:900])
-    with pytest.raises(BadSample, match=r"a.tar/2.png: the shard is cut short"):
+    with pytest.raises(BadSample, match=r"a.tar/2.png: the shard is truncated"):
         samples[2]
 
     bad = shard(tmp_path / "b.tar", ("0.png", b"no picture"), ("0.txt", b"x"), ("1.png", png(COLOURS["b"])))
-    with pytest.warns(UserWarning, match="1 pictures without a caption are left out, such as 1.png"):
+    with pytest.warns(UserWarning, match="skipped 1 images without a caption, for example 1.png"):
         samples = TarShards([bad], 8)
-    with pytest.raises(BadSample, match=r"b.tar/0.png: cannot be read as a picture"):
+    with pytest.raises(BadSample, match=r"b.tar/0.png: cannot be read as an image"):
         samples[0]
     odd = shard(tmp_path / "c.tar", ("0.png", png(COLOURS["b"])), ("0.json", b"{no json"))
     with pytest.raises(BadSample, match=r"c.tar/0.png: its .json: not valid JSON"):
         TarShards([odd], 8)[0]
     foreign = shard(tmp_path / "e.tar", ("0.png", png(COLOURS["b"])), ("0.txt", "red".encode("utf-16")))
-    with pytest.raises(BadSample, match=r"e.tar/0.png: its caption is not UTF-8"):
+    with pytest.raises(BadSample, match=r"e.tar/0.png: the caption is not UTF-8"):
         TarShards([foreign], 8)[0]
     none = shard(tmp_path / "d.tar", ("0.png", png(COLOURS["b"])), ("0.json", b'{"title": 3}'))
-    with pytest.raises(BadSample, match=r"d.tar/0.png: has no caption"):
+    with pytest.raises(BadSample, match=r"d.tar/0.png: no caption"):
         TarShards([none], 8)[0]
 
 
@@ -125,7 +125,7 @@ def test_any_damage_of_a_shard_costs_samples_and_no_more(
         except ValueError as error:
             message = str(error)
     assert read <= 3
-    assert "a.tar" in message or "no pictures in 1 shards" in message or "has a caption" in message
+    assert "a.tar" in message or "no images in 1 shards" in message or "has a caption" in message
 
 
 def test_shards_that_cannot_be_used(tmp_path: Path) -> None:
@@ -135,9 +135,9 @@ def test_shards_that_cannot_be_used(tmp_path: Path) -> None:
         TarShards([tmp_path / "x.tar.gz"], 8)
     with pytest.raises(ValueError, match="cannot be read as an uncompressed tar file"):
         TarShards([tmp_path / "none.tar"], 8)
-    with pytest.raises(ValueError, match="no pictures in 1 shards"):
+    with pytest.raises(ValueError, match="no images in 1 shards"):
         TarShards([shard(tmp_path / "e.tar", ("a.txt", b"x"))], 8)
     bare = shard(tmp_path / "f.tar", ("a.png", png(COLOURS["a"])))
-    with pytest.raises(ValueError, match="none of 1 pictures has a caption"):
+    with pytest.raises(ValueError, match="none of 1 images has a caption"):
         TarShards([bare], 8)
     assert len(TarShards([bare], 8, captions=False)) == 1

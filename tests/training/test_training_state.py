@@ -81,7 +81,7 @@ PROGRESSES: list[Any] = [
 def test_progress_that_is_none_is_refused(tmp_path: Path, progress: str) -> None:
     tensors, path = written(tmp_path)
     save_file(tensors, path, {KEY: progress})
-    with pytest.raises(CheckpointError, match=r"state.safetensors: not the state of a training run \("):
+    with pytest.raises(CheckpointError, match=r"state.safetensors: not a training state \("):
         load_state(path, trained(), lambda progress: None)
     assert not assert_loaded_or_refused(path)
 
@@ -118,7 +118,7 @@ def test_each_tensor_must_fit(tmp_path: Path, edit: str, optimizer: str) -> None
         save_file(others if changed is None else {**others, name: changed}, path, metadata)
         assert not assert_loaded_or_refused(path, optimizer), name
         if name.startswith("weight."):
-            with pytest.raises(CheckpointError, match="not the weights of this module"):
+            with pytest.raises(CheckpointError, match="its weights do not match the module"):
                 load_weights(trained().module, path, averaged=False)
 
 

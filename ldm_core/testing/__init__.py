@@ -1,12 +1,12 @@
-"""Contracts for parts of one's own: call the check of a seam, and learn what a part breaks.
+"""Checks of custom parts: one function for each replaceable part of the package.
 
     from ldm_core.testing import check_scheduler
-    check_scheduler(MyScheduler())      # None, or a ContractError that lists every broken clause
+    check_scheduler(MyScheduler())      # returns None, or raises a ContractError that lists every violation
 
-One check for each seam of the package (`ldm_core.protocols`, `ldm_core.schedulers.Scheduler`,
+There is a check for each protocol (`ldm_core.protocols`, `ldm_core.schedulers.Scheduler`,
 `ldm_core.guidance.Guidance`, `ldm_core.attention.AttentionFunction`). A part may be a module, a function or
-any object that fits. Checks run in seconds, change neither the part nor the global random state, and need
-no trained weights. What they cannot know is whether a network is any good.
+any object that implements the protocol. Checks take seconds, modify neither the part nor the global random
+state, and need no trained weights. They do not measure the quality of a network.
 """
 
 from ldm_core.testing.attention import check_attention

@@ -1,4 +1,4 @@
-"""The contract of `ldm_core.attention.AttentionFunction`: the formula, for any shape and any strides."""
+"""The contract of `ldm_core.attention.AttentionFunction`: the formula, for any shape and strides."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 from ldm_core.attention import AttentionFunction
 from ldm_core.testing.contract import Contract, device_of, draw, isolated, relative_error
-from ldm_core.testing.tensor_clauses import Case, check_tensor_function, result_is
+from ldm_core.testing.tensor_clauses import Case, check_result, check_tensor_function
 
-# The largest error over the largest value, against the formula in float64 on the same rounded inputs. Half
-# types may round the weights once and the result once more: a few units in the last place.
+# The largest error over the largest value, against the formula in float64 on the same rounded inputs. In
+# 16-bit types, the weights and the result may be rounded.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-GRADIENT = 10  # gradients may be off by so many times more: they pass through three products
+GRADIENT = 10  # tolerance factor of gradients, which pass through three products
 
 
 class _Shape(NamedTuple):
@@ -23,10 +23,7 @@ class _Shape(NamedTuple):
     n: int
     m: int
     causal: bool
-    scale: float = (
-        1.0  # of q. Large logits overflow in exp() unless the largest is taken off first; half types
-    )
-    # are not tried on them, for there the logits themselves have lost the digits that count.
+    scale: float = 1.0  # of q; 1 in 16-bit types, whose rounding of large logits exceeds the tolerance
 
 
 SHAPES = (
@@ -51,13 +48,15 @@ def check_attention(
     gradients: bool = False,
     tolerance: float | None = None,
 ) -> None:
-    """Raise ContractError, which names every clause that an attention breaks; None if it keeps them all.
+    """Check that an attention meets its contract. Raises ContractError, which lists every violation.
 
-    dtypes: what it must work in, the first for most clauses. head_sizes: D, by default SD1's and SD2's
-    (8 x 40 and 8 x 160, or 64). causal: False for one that is never used in a text encoder. gradients: also
-    compare the gradients of q, k and v, for training and for guidance by gradients. tolerance: against the
-    formula in float64, relative to the largest value; None takes 1e-5 in float32, 1e-12 in float64, 3e-2 in
-    bfloat16 and 4e-3 in float16.
+    dtypes: those to check; most clauses use the first one.
+    device: by default that of the function's weights, or the CPU.
+    head_sizes: D; by default those of SD1 (40 and 160) and SD2 (64).
+    causal: False for a function that is never used in a text encoder.
+    gradients: also compare the gradients of q, k and v.
+    tolerance: against the formula in float64, relative to the largest value; by default 1e-5 in float32,
+        1e-12 in float64, 3e-2 in bfloat16 and 4e-3 in float16.
     """
     on = device_of(function) if device is None else torch.device(device)
     contract = Contract(function, "ldm_core.attention.AttentionFunction")
@@ -74,7 +73,7 @@ def check_attention(
         what = f"attention(q, k, v{', causal=True' if shape.causal else ''}) of {shape.what}"
         limit = TOLERANCE[dtype] if tolerance is None else tolerance
         if shape.scale > 1:
-            limit *= 3  # large scores are rounded by more, and the softmax takes their absolute errors
+            limit *= 3  # rounding errors grow with the logits
 
         def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return function(q, k, v, causal=True) if shape.causal else function(q, k, v)
@@ -84,8 +83,8 @@ def check_attention(
     shapes = [shape for shape in SHAPES if causal or not shape.causal]
     for dtype in dtypes:
         first = case(shapes[0], dtype, head_sizes[0])
-        result_is(contract, first, first.arguments["q"].shape, dtype, f"shape and dtype, in {dtype}")
-    contract.verdict()
+        check_result(contract, first, first.arguments["q"].shape, dtype, f"shape and dtype, in {dtype}")
+    contract.raise_if_broken()
     for dtype in dtypes:
         for head_size in head_sizes:
             for shape in shapes:
@@ -99,7 +98,7 @@ def check_attention(
     if gradients:
         for shape in shapes:
             _check_gradients(contract, case(shape, dtypes[0], head_sizes[0]), shape)
-    contract.verdict()
+    contract.raise_if_broken()
 
 
 def formula(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
@@ -115,16 +114,14 @@ def formula(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
 def _check_formula(contract: Contract, case: Case, shape: _Shape, dtype: torch.dtype) -> None:
     with contract.clause(
         f"formula, in {dtype} with heads of {case.arguments['q'].shape[-1]}",
-        "the weights were trained with softmax(q k^T / sqrt(D)) v; another scale or mask is another network",
+        "networks are trained with softmax(q k^T / sqrt(D)) v; another scale or mask is another network",
     ) as clause:
         expected = formula(**case.arguments, causal=shape.causal)
-        clause.expect_close(case(), expected, f"{case.what} to be the formula in float64", case.tolerance)
+        clause.expect_close(case(), expected, f"{case.what} to match the formula in float64", case.tolerance)
 
 
 def _check_mask(contract: Contract, case: Case) -> None:
-    with contract.clause(
-        "causal mask", "position i sees positions 0..i, itself included and nothing after"
-    ) as clause:
+    with contract.clause("causal mask", "position i attends to positions 0..i only") as clause:
         result, length = case(), case.arguments["k"].shape[-2]
         for position in range(length):
             k, v = case.arguments["k"].clone(), case.arguments["v"].clone()
@@ -144,18 +141,18 @@ def _check_mask(contract: Contract, case: Case) -> None:
 def _check_head_views(contract: Contract, case: Case) -> None:
     with contract.clause(
         "head views",
-        "the heads come as views, (B, N, heads, D) transposed, and q, k, v as slices of one tensor",
+        "heads are transposed views of (B, N, heads, D), and q, k and v may be slices of one tensor",
     ) as clause:
         views = case.mapped(lambda x: x.transpose(1, 2).contiguous().transpose(1, 2))
-        clause.expect_close(views(), case(), "transposed views to give the same", case.tolerance)
+        clause.expect_close(views(), case(), "transposed views to return the same", case.tolerance)
         shared = torch.cat([case.arguments["k"], case.arguments["v"]], dim=-1)
         k, v = shared.chunk(2, dim=-1)
-        clause.expect_close(case(k=k, v=v), case(), "slices of one tensor to give the same", case.tolerance)
+        clause.expect_close(case(k=k, v=v), case(), "slices of one tensor to return the same", case.tolerance)
 
 
 def _check_gradients(contract: Contract, case: Case, shape: _Shape) -> None:
     with (
-        contract.clause("gradients", "training, and guidance by gradients, go through attention") as clause,
+        contract.clause("gradients", "training backpropagates through attention") as clause,
         torch.enable_grad(),
     ):
         inputs = [tensor.clone().requires_grad_() for tensor in case.arguments.values()]

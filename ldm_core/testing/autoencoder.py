@@ -1,4 +1,4 @@
-"""The contract of `ldm_core.protocols.Autoencoder`, and of the Gaussian that its encoder gives."""
+"""The contract of `ldm_core.protocols.Autoencoder` and of the Gaussian that its encoder returns."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from ldm_core.testing.contract import (
     in_dtype,
     isolated,
 )
-from ldm_core.testing.tensor_clauses import Case, check_tensor_function, depends_on, result_is
+from ldm_core.testing.tensor_clauses import Case, check_dependence, check_result, check_tensor_function
 
 BATCH = 3
 DRAWS = 64
-MIN_VALUES = 20_000  # draws enough for the moments below to be known to 0.7 % and 0.5 %
+MIN_VALUES = 20_000  # values for standard errors of 0.7 % (mean) and 0.5 % (standard deviation)
 MOMENT_ERROR = 0.05  # of the standardised samples' mean and standard deviation; ten standard errors or more
 
 
@@ -40,13 +40,14 @@ def check_autoencoder(
     device: torch.device | str | None = None,
     tolerance: float | None = None,
 ) -> None:
-    """Raise ContractError, which names every clause that an autoencoder breaks; None if it keeps them all.
+    """Check that an autoencoder meets its contract. Raises ContractError, which lists every violation.
 
-    config: its in_channels, out_ch, embed_dim and downsampling are what the sampler relies on.
-    reconstruction: for a trained one, the root of the mean squared error that decode(encode(images).mode())
-    may have in [-1, 1]; None does not ask. images: (B, 3, H, W) in [-1, 1] to reconstruct, by default three
-    smooth gradients of 8 f pixels. dtypes, device, tolerance: as in `check_unet`.
-    Raises ValueError for a configuration of another kind.
+    config: its in_channels, out_ch, embed_dim and downsampling determine the shapes.
+    reconstruction: for a trained autoencoder, the largest RMS error of decode(encode(images).mode()); None
+        skips this clause.
+    images: (B, 3, H, W) in [-1, 1] to reconstruct; by default three smooth gradients of 8 f pixels.
+    dtypes, device, tolerance: as in `check_unet`.
+    Raises ValueError if `config` is not an AutoencoderConfig.
     """
     if not isinstance(config, AutoencoderConfig):
         wanted = "an AutoencoderConfig, as ldm_core.config.SD1.autoencoder"
@@ -76,19 +77,19 @@ def check_autoencoder(
     for dtype in dtypes:
         for h, w in sizes if dtype == dtypes[0] else sizes[:1]:
             moments, images_shape = (BATCH, 2 * channels, h, w), (BATCH, config.out_ch, h * f, w * f)
-            result_is(contract, encoding(dtype, h, w), moments, dtype, f"encode: shape, in {dtype}")
-            result_is(contract, decoding(dtype, h, w), images_shape, dtype, f"decode: shape, in {dtype}")
-    contract.verdict()
+            check_result(contract, encoding(dtype, h, w), moments, dtype, f"encode: shape, in {dtype}")
+            check_result(contract, decoding(dtype, h, w), images_shape, dtype, f"decode: shape, in {dtype}")
+    contract.raise_if_broken()
     encode, decode = encoding(dtypes[0], *sizes[0]), decoding(dtypes[0], *sizes[0])
-    why = "a latent or an image that ignores its input is no code of it"
+    why = "a latent or an image must encode its input"
     for case, name in ((encode, "images"), (decode, "z")):
         check_tensor_function(contract, case)
-        depends_on(contract, case, why, **{name: (f"its {name}", case.arguments[name].flip(0))})
+        check_dependence(contract, case, why, **{name: (f"its {name}", case.arguments[name].flip(0))})
     _check_posterior(contract, autoencoder.encode(encode.arguments["images"]))
     if reconstruction is not None:
         images = _gradients(8 * f) if images is None else images
         _check_inverse(contract, autoencoder, images.to(on, dtypes[0]), reconstruction)
-    contract.verdict()
+    contract.raise_if_broken()
 
 
 def _moments(posterior: Any) -> Tensor:
@@ -102,30 +103,36 @@ def _moments(posterior: Any) -> Tensor:
 def _check_posterior(contract: Contract, posterior: Any) -> None:
     mean, std = posterior.mean, posterior.std
     with contract.clause(
-        "posterior", "latents are drawn as mean + std * noise, or taken at the mode, which is the mean"
+        "posterior", "latents are sampled as mean + std * noise, or are the mode, which equals the mean"
     ) as clause:
         clause.expect(bool((std > 0).all()), "std to be positive", f"{float(std.min()):.3g} as the smallest")
-        clause.expect_close(posterior.mode(), mean, "mode() to be the mean", 0)
+        clause.expect_close(posterior.mode(), mean, "mode() to equal the mean", 0)
         logvar = getattr(posterior, "logvar", None)
         if logvar is not None:
             expected = torch.exp(0.5 * logvar)
             clause.expect_close(std, expected, "std to be exp(logvar / 2)", TOLERANCE[std.dtype])
     with contract.clause(
-        "sample", "image k belongs to its own generator, in whatever batch it is drawn; the spread is trained"
+        "sample", "image k must depend on its own generator only; its spread is what was trained"
     ) as clause:
         first, again = (posterior.sample(generators([5, 6, 7])) for _ in range(2))
         clause.expect(describe(first) == describe(mean), f"sample() to be {describe(mean)}", describe(first))
         clause.expect_close(again, first, "sample(generators) to repeat with generators of the same seeds", 0)
         other = posterior.sample(generators([8, 6, 9]))
         clause.expect_close(other[1], first[1], "row 1 to depend on the generator of row 1 alone", 0)
-        clause.expect(not torch.equal(other[0], first[0]), "another seed to give another sample", "the same")
+        clause.expect(
+            not torch.equal(other[0], first[0]), "another seed to return another sample", "the same sample"
+        )
         single = (posterior.sample(torch.Generator().manual_seed(5)) for _ in range(2))
-        clause.expect(torch.equal(*single), "sample(generator) to repeat with one of the same seed", "others")
+        clause.expect(
+            torch.equal(*single), "sample(generator) to repeat with one of the same seed", "another sample"
+        )
         with torch.random.fork_rng(devices=[]):
             before = torch.get_rng_state()
             posterior.sample(generators([5, 6, 7]))
             unmoved = torch.equal(before, torch.get_rng_state())
-        clause.expect(unmoved, "sample(generators) to leave torch's global random numbers alone", "draws")
+        clause.expect(
+            unmoved, "sample(generators) not to use torch's global random numbers", "random numbers drawn"
+        )
         _expect_standard_normal(clause, posterior)
 
 
@@ -144,13 +151,13 @@ def _expect_standard_normal(clause: Any, posterior: Any) -> None:
 
 def _check_inverse(contract: Contract, autoencoder: Autoencoder, images: Tensor, limit: float) -> None:
     with contract.clause(
-        "inverse", "the U-Net works on codes: whatever the decoder cannot bring back is lost to every picture"
+        "inverse", "details that the decoder cannot reconstruct are lost in every image"
     ) as clause:
         restored = autoencoder.decode(autoencoder.encode(images).mode())
         error = float((restored.double() - images.double()).square().mean().sqrt())
         clause.expect(
             error <= limit,
-            f"decode(encode(images).mode()) to be the images to {limit:g} (rms)",
+            f"decode(encode(images).mode()) to equal the images within {limit:g} (RMS)",
             f"{error:.3g}",
         )
 

@@ -1,7 +1,7 @@
-"""How a broken contract is found and told: clauses, the comparisons that they make, and one error for all.
+"""Collects the violations of a contract: clauses, their comparisons, and one error for all of them.
 
-A check opens one clause after another and says in each what it expects. Whatever is not met, an exception
-of the part included, is collected, so that one run tells everything; `verdict` raises it.
+A check opens clauses one by one and states in each what it expects. Violations, including exceptions of the
+part, are collected and raised together by `raise_if_broken`.
 """
 
 from __future__ import annotations
@@ -16,38 +16,38 @@ from typing import Any, ParamSpec
 import torch
 from torch import Tensor, nn
 
-# How far two ways of computing one thing may be apart: the largest difference over the largest value. Other
-# batch sizes and memory layouts take other kernels, which add in another order, and a deep network passes
-# the rounding on.
+# Tolerances of two computations of the same result: the largest difference over the largest value. Other
+# batch sizes and memory layouts use other kernels, which sum in another order; deep networks amplify the
+# rounding.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
-CASTABLE = 100_000_000  # weights of a module that is small enough to be copied to other types unasked
+CASTABLE = 100_000_000  # the largest number of weights of a module that is cast to other dtypes by default
 
-SHOWN = 4  # broken expectations of one clause that the message tells in full
+SHOWN = 4  # violations per clause that the message lists in full
 
 
 P = ParamSpec("P")
 
 
 class ContractError(AssertionError):
-    """A part that breaks its contract. The message lists every clause: expected, got, and why it matters."""
+    """A part violates its contract. The message lists every violated clause, and why it matters."""
 
 
 class Clause:
-    """What one clause expects. Each method notes a breakage and goes on; `expect…` says whether it held."""
+    """The violations of one clause. The `expect…` methods record a violation; most return whether it holds."""
 
     def __init__(self) -> None:
         self.broken: list[str] = []
         self.cause: Exception | None = None
 
     def expect(self, condition: bool, expected: str, got: object) -> bool:
-        """Note a breakage unless `condition`: "expected …; got …"."""
+        """Record the violation "expected …; got …" unless `condition`. Returns `condition`."""
         if not condition:
             self.broken.append(f"expected {expected}; got {got}")
         return condition
 
     def attempt(self, what: str, function: Callable[[], Any]) -> Any:
-        """The result of a call that must work; None where it raises."""
+        """The result of a call, or None with a recorded violation if it raises."""
         try:
             return function()
         except Exception as error:
@@ -55,7 +55,7 @@ class Clause:
         return None
 
     def expect_value_error(self, what: str, function: Callable[[], Any]) -> None:
-        """Expect a call to raise a ValueError and nothing else."""
+        """Expect a call to raise a ValueError."""
         expected = f"{what} to raise a ValueError"
         try:
             function()
@@ -67,15 +67,15 @@ class Clause:
             self.expect(False, expected, "no error")
 
     def raised(self, expected: str, error: Exception) -> None:
-        """Note an exception in the place of what was expected."""
+        """Record an exception as a violation."""
         self.expect(False, expected, f"{type(error).__name__}: {error}")
         self.cause = self.cause or error
 
     def expect_close(self, actual: Tensor, expected: Tensor, what: str, tolerance: float) -> bool:
-        """Expect two tensors within a tolerance relative to the largest value; 0 asks for the same bits."""
+        """Expect tensors to agree within a tolerance relative to the largest value; 0 for bit equality."""
         if tolerance == 0:
             got = f"a difference of {largest_difference(actual, expected)}"
-            return self.expect(same_value(actual, expected), f"{what} to the bit", got)
+            return self.expect(same_value(actual, expected), f"{what}, bit for bit", got)
         error = relative_error(actual, expected)
         return self.expect(
             error <= tolerance, f"{what}, within {tolerance:g} of the largest value", f"{error:.2g}"
@@ -83,7 +83,7 @@ class Clause:
 
 
 class Contract:
-    """The clauses of one check, in the order in which they are opened."""
+    """The clauses of one check, in order."""
 
     def __init__(self, part: Any, seam: str) -> None:
         self._title = f"{name_of(part)} breaks the contract of {seam}"
@@ -92,7 +92,7 @@ class Contract:
 
     @contextmanager
     def clause(self, name: str, why: str) -> Iterator[Clause]:
-        """Collects what is broken in the block. An exception ends the clause, not the check."""
+        """Collect the violations of a clause. An exception ends the clause, not the check."""
         clause = Clause()
         try:
             yield clause
@@ -102,14 +102,14 @@ class Contract:
         if clause.broken:
             self._broken.setdefault((name, why), []).extend(clause.broken)
 
-    def verdict(self) -> None:
-        """Raise ContractError if anything was broken so far, with the first exception as its cause."""
+    def raise_if_broken(self) -> None:
+        """Raise ContractError if there are violations so far, with the first exception as its cause."""
         if self._broken:
-            told = [_told(name, why, broken) for (name, why), broken in self._broken.items()]
-            raise ContractError("\n".join([f"{self._title}:", *told])) from self._cause
+            described = [_describe_clause(name, why, broken) for (name, why), broken in self._broken.items()]
+            raise ContractError("\n".join([f"{self._title}:", *described])) from self._cause
 
 
-def _told(name: str, why: str, broken: list[str]) -> str:
+def _describe_clause(name: str, why: str, broken: list[str]) -> str:
     lines = broken[:SHOWN]
     if len(broken) > SHOWN:
         lines.append(f"… and {len(broken) - SHOWN} more of this kind")
@@ -117,12 +117,12 @@ def _told(name: str, why: str, broken: list[str]) -> str:
 
 
 def name_of(part: Any) -> str:
-    """A function's own name, or the class of anything else."""
+    """The name of a function, or of an object's class."""
     return getattr(part, "__qualname__", None) or type(part).__qualname__
 
 
 def largest_difference(a: Any, b: Any) -> str:
-    """In words, for messages."""
+    """The largest difference of two values, for messages."""
     if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
         return f"{a!r:.60} against {b!r:.60}"
     if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
@@ -140,14 +140,14 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 
 
 def describe(value: Any) -> str:
-    """A tensor's shape, dtype and device; the type of anything else."""
+    """The shape, dtype and device of a tensor, or the type of another object."""
     if isinstance(value, Tensor):
         return f"{tuple(value.shape)} of {value.dtype} on {value.device}"
     return f"a {type(value).__name__}"
 
 
 def same_value(a: Any, b: Any) -> bool:
-    """Equality that looks into containers and dataclasses, and compares tensors to the bit."""
+    """Recursive equality of containers, dataclasses and objects; tensors must be bit-equal."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         alike = a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
         return alike and torch.equal(a, b)
@@ -166,12 +166,12 @@ def same_value(a: Any, b: Any) -> bool:
 
 
 def snapshot(value: Any) -> Any:
-    """A copy that shares no memory with the original, to compare it with later."""
+    """A deep copy, for later comparison."""
     return copy.deepcopy(value)
 
 
 def isolated(check: Callable[P, None]) -> Callable[P, None]:
-    """A check that computes no gradients and puts torch's global random numbers back as they were."""
+    """Run a check without gradients, and restore torch's global random state afterwards."""
 
     @functools.wraps(check)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -184,34 +184,49 @@ def isolated(check: Callable[P, None]) -> Callable[P, None]:
 
 @contextmanager
 def random_state(seed: int, device: torch.device) -> Iterator[None]:
-    """Run the block from a known state of torch's global random numbers, and put the user's state back."""
+    """Run the block with a seeded global random state of torch, and restore the state afterwards."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
 
 
+def expect_no_global_random_numbers(
+    clause: Clause, what: str, call: Callable[[], Tensor], device: torch.device, hint: str = ""
+) -> None:
+    """Expect a call neither to depend on torch's global random state nor to change it."""
+    results = []
+    for seed in (1, 2):
+        with random_state(seed, device):
+            before = torch.get_rng_state()
+            results.append(call().clone())
+            drawn = not torch.equal(before, torch.get_rng_state())
+    same = same_value(*results)
+    got = "random numbers drawn" if same else "another result after another torch.manual_seed"
+    clause.expect(same and not drawn, f"{what} not to use torch's global random numbers", got + hint)
+
+
 def draw(*shape: int, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Standard normal numbers that depend on nothing but the arguments."""
+    """Standard normal numbers that depend on the arguments only."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
 
 
 def floating_parameter(part: Any) -> Tensor | None:
-    """The first weight of a module; None for a function, or for a module without any."""
+    """The first floating-point weight of a module; None for a function or a module without one."""
     weights = part.parameters() if isinstance(part, nn.Module) else iter(())
     return next((p for p in weights if p.is_floating_point()), None)
 
 
 def device_of(part: Any) -> torch.device:
-    """Where a module's weights are; the CPU for a part without any."""
+    """The device of a module's weights; the CPU for a part without weights."""
     weight = floating_parameter(part)
     return torch.device("cpu") if weight is None else weight.device
 
 
 def dtypes_of(part: Any) -> tuple[torch.dtype, ...]:
-    """What a network is checked in: a module in its own type and cast to others, a function in float32.
+    """The dtypes in which a network is checked: a module's own and, unless it is large, others it is cast to.
 
-    A function's weights are out of sight. A large module is not copied unless asked.
+    A function is checked in float32, since its weights are unknown.
     """
     weight = floating_parameter(part)
     if weight is None:
@@ -223,7 +238,7 @@ def dtypes_of(part: Any) -> tuple[torch.dtype, ...]:
 
 
 def in_dtype(part: Any, dtype: torch.dtype) -> Any:
-    """The part itself where it is of this type or has no type, else a copy of the module, cast."""
+    """The part itself if it has this dtype or no weights, otherwise a copy cast to it."""
     weight = floating_parameter(part)
     if weight is None or weight.dtype == dtype:
         return part

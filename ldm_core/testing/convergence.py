@@ -1,7 +1,7 @@
-"""What a scheduler must approach as its steps grow, measured on data whose network is known exactly.
+"""The convergence of schedulers with the number of steps, on Gaussian data with exact predictions.
 
-A deterministic scheduler solves the probability-flow ODE, so its endpoint must approach the exact one.
-A stochastic one must end in the data's own distribution, of which mean and variance are measured.
+A deterministic scheduler solves the probability-flow ODE, so its endpoint must approach the exact solution.
+The samples of a stochastic scheduler must approach the data's mean and variance.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ from ldm_core.schedulers.base import Scheduler
 from ldm_core.testing.contract import Contract
 from ldm_core.testing.gaussian import GaussianData, independent_noise
 
-# First-order methods of this package, in every spacing, divide their error by 24 or more from 10 to 500
-# steps of SD1's schedule; a constant error of 2 % stops that at 10.
+# First-order methods of this package reduce their error at least 24-fold from 10 to 500 steps of SD1's
+# schedule, in every spacing; with a constant error of 2 %, the factor is 10.
 FALL = 12
-NEGLIGIBLE = 1e-3  # an error that need not fall further: the last step's convention alone makes 1.5e-3
+NEGLIGIBLE = 1e-3  # an error that need not fall further; the convention of the last step alone makes 1.5e-3
 
 SAMPLES = 4096
 MEAN_ERROR = 0.02  # in standard deviations of the data; `independent_noise` leaves no statistical error
-# The reverse process's true variance is approached from both sides; DDPM's smaller choice is 4 % off at
-# 500 steps, and 19 % at 50.
+# DDPM's smaller variance is 4 % off at 500 steps and 19 % at 50.
 VARIANCE_ERROR = 0.06
 X0_ERROR = 0.1  # in standard deviations of the data, where most of x_t is signal
 
@@ -32,7 +31,7 @@ X0_ERROR = 0.1  # in standard deviations of the data, where most of x_t is signa
 def check_convergence(
     contract: Contract, scheduler: Scheduler, schedule: NoiseSchedule, *, stochastic: bool
 ) -> None:
-    """Both clauses about numbers: the limit of many steps, and the meaning of `x0`."""
+    """Check the limit of many steps and the meaning of `x0`."""
     total = len(schedule)
     counts = sorted({max(1, total // 100), max(1, total // 14), max(1, total // 2)})
     if stochastic:
@@ -45,34 +44,34 @@ def check_convergence(
 def _check_flow(contract: Contract, scheduler: Scheduler, data: GaussianData, counts: list[int]) -> None:
     with contract.clause(
         "convergence",
-        "a deterministic scheduler solves the probability-flow ODE; a wrong coefficient gives pictures of "
-        "another distribution (one that should add noise but ignores it is judged as deterministic)",
+        "a deterministic scheduler solves the probability-flow ODE; wrong coefficients give another "
+        "distribution of images (a scheduler that ignores its noise counts as deterministic)",
     ) as clause:
         errors = []
         for n in counts:
             pairs = scheduler.timesteps(data.schedule, n)
             start = torch.linspace(-2, 2, 9, dtype=torch.float64).reshape(1, 1, 3, 3)
             end = _run(scheduler, data, start, pairs)
-            # Three conventions of the end: the clean image, alphas_cumprod[0] as CompVis, or the image that
-            # is expected at timestep 0, where spacings that go down to it take their last step.
+            # Three conventions of the last step: to the clean image, to alphas_cumprod[0] as in CompVis, or
+            # to the prediction at timestep 0 in spacings that reach it.
             clean, noisy = (data.flow(start, pairs[0][0], to) for to in (-1, 0))
             ends = (clean, noisy, data(noisy, 0).x0)
             errors.append(min(float((end - e).abs().max()) for e in ends) / data.deviation)
-        told = ", ".join(f"{error:.2g} at n={n}" for n, error in zip(counts, errors))
+        got = ", ".join(f"{error:.2g} at n={n}" for n, error in zip(counts, errors))
         clause.expect(
             errors[-1] <= max(errors[0] / FALL, NEGLIGIBLE),
             f"the error on Gaussian data (in standard deviations) to fall {FALL}-fold from n={counts[0]} to "
             f"n={counts[-1]}, or to {NEGLIGIBLE}",
-            told,
+            got,
         )
         falling = all(b <= max(a, NEGLIGIBLE) for a, b in itertools.pairwise(errors))
-        clause.expect(falling, "the error on Gaussian data to fall whenever n grows", told)
+        clause.expect(falling, "the error on Gaussian data to fall whenever n grows", got)
 
 
 def _check_moments(contract: Contract, scheduler: Scheduler, data: GaussianData, counts: list[int]) -> None:
     with contract.clause(
         "convergence",
-        "samples must have the data's mean and variance; too little noise makes flat pictures",
+        "samples must have the data's mean and variance; too little noise gives flat images",
     ) as clause:
         means, variances = [], []
         for n in counts:
@@ -95,9 +94,7 @@ def _check_moments(contract: Contract, scheduler: Scheduler, data: GaussianData,
 
 
 def _check_x0(contract: Contract, scheduler: Scheduler, data: GaussianData, n: int) -> None:
-    with contract.clause(
-        "x0", "previews show Step.x0 as the picture predicted so far; x_t or the noise are something else"
-    ) as clause:
+    with contract.clause("x0", "previews show Step.x0 as the predicted image") as clause:
         pairs = scheduler.timesteps(data.schedule, n)
         x = data.start(pairs[0][0], SAMPLES)
         generator = torch.Generator().manual_seed(0)

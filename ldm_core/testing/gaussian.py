@@ -1,4 +1,4 @@
-"""Data whose network is known exactly: a scheduler can be measured against the right answer.
+"""Gaussian data, whose exact predictions are known, to test schedulers against the exact solution.
 
 For x_0 ~ N(mu, c^2) in every pixel, x_t ~ N(a_t mu, a_t^2 c^2 + s_t^2), and the best prediction follows from
 Gaussian conditioning. The probability-flow ODE, which deterministic schedulers integrate (Song et al. 2021,
@@ -18,7 +18,7 @@ from ldm_core.noise_schedule import NoiseSchedule, Prediction
 
 @dataclass(frozen=True)
 class GaussianData:
-    """A `Predict` that is exact for x_0 ~ N(mean, deviation^2). Works where alphas_cumprod is 0, too."""
+    """A `Predict` that is exact for x_0 ~ N(mean, deviation^2), also at alphas_cumprod 0."""
 
     schedule: NoiseSchedule
     mean: float = 0.3
@@ -36,12 +36,12 @@ class GaussianData:
         return math.hypot(a * self.deviation, s)
 
     def flow(self, x: Tensor, t: float, to: float) -> Tensor:
-        """Where the probability-flow ODE takes x from timestep t; -1 is the clean image."""
+        """Solve the probability-flow ODE from x at timestep t to timestep `to`; -1 is the clean image."""
         a, a_to = self.schedule.signal_and_noise(t)[0], self.schedule.signal_and_noise(to)[0]
         return a_to * self.mean + self.std(to) * (x - a * self.mean) / self.std(t)
 
     def start(self, t: float, count: int) -> Tensor:
-        """`count` values of exactly x_t's mean and variance, float64 (count,): the normal's quantiles."""
+        """Normal quantiles with exactly the mean and variance of x_t: float64 (count,)."""
         levels = (torch.arange(count, dtype=torch.float64) + 0.5) / count
         z = torch.special.ndtri(levels)
         z = z / z.square().mean().sqrt()
@@ -49,9 +49,9 @@ class GaussianData:
 
 
 def independent_noise(x: Tensor, generator: torch.Generator) -> Tensor:
-    """A draw of x's shape (count,) with mean 0, variance 1 and no correlation with x, all of them exactly.
+    """Random numbers (count,) with exactly mean 0, variance 1 and no correlation with x.
 
-    With such noise a linear step gives the sample moments that infinitely many samples would have.
+    With such noise, a linear step has the moments of infinitely many samples.
     """
     z = torch.randn(x.shape, generator=generator, dtype=torch.float64)
     z, centred = z - z.mean(), x - x.mean()

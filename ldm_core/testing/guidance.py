@@ -8,7 +8,7 @@ from torch import Tensor
 from ldm_core.condition import Condition
 from ldm_core.guidance import Guidance
 from ldm_core.testing.contract import TOLERANCE, Contract, describe, draw, isolated
-from ldm_core.testing.tensor_clauses import Case, check_tensor_function, result_is
+from ldm_core.testing.tensor_clauses import Case, check_result, check_tensor_function
 
 B, N, WIDTH, C, SIZE = 3, 5, 6, 4, 4
 T = 500
@@ -18,10 +18,10 @@ T = 500
 def check_guidance(
     guidance: Guidance, *, neutral_scale: float | None = 1.0, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Raise ContractError, which names every clause that a guidance breaks; None if it keeps them all.
+    """Check that a guidance meets its contract. Raises ContractError, which lists every violation.
 
-    neutral_scale: the scale at which it is the conditional prediction alone; None where it has none. dtype:
-    of the latents and contexts that it is tried on.
+    neutral_scale: the scale at which the result is the conditional prediction; None if there is none.
+    dtype: of the latents and contexts.
     """
     contract = Contract(guidance, "ldm_core.guidance.Guidance")
     calls: list[tuple[Tensor, object, Tensor]] = []
@@ -49,11 +49,11 @@ def check_guidance(
     shape = (B, C, SIZE, SIZE)
     for scale in (0.0, 0.5, 1.0, 7.5):
         for progress in (0.0, 0.5, 1.0):
-            result_is(contract, case(scale, progress), shape, dtype, f"shape and dtype, at scale {scale}")
-    contract.verdict()
+            check_result(contract, case(scale, progress), shape, dtype, f"shape and dtype, at scale {scale}")
+    contract.raise_if_broken()
     with contract.clause(
         "network calls",
-        "the network of a Sampler takes as many rows of x as the condition has",
+        "the sampler's network takes as many rows of x as the condition has",
     ) as clause:
         calls.clear()
         case(7.5)()
@@ -62,14 +62,14 @@ def check_guidance(
             fits = x.shape[1:] == shape[1:] and len(context) == len(x)
             rows = f"x of (rows, {', '.join(map(str, shape[1:]))}) and a condition with as many rows"
             clause.expect(fits, rows, f"{describe(x)} with {describe(context)}")
-            clause.expect(type(t) is int and t == T, f"t={T} as it came in", f"t={t!r}")
+            clause.expect(type(t) is int and t == T, f"t={T}, unchanged", f"t={t!r}")
     check_tensor_function(contract, case(7.5))
     if neutral_scale is not None:
         with contract.clause(
-            "neutral scale", f"users compare methods at scale {neutral_scale}, where guidance is off"
+            "neutral scale", f"guidance is off at scale {neutral_scale}, where users compare methods"
         ) as clause:
             neutral = case(neutral_scale)
             expected = network(neutral.arguments["x"], T, Condition(context=neutral.arguments["cond"]))
-            what = f"scale {neutral_scale} to be the conditional prediction"
+            what = f"scale {neutral_scale} to return the conditional prediction"
             clause.expect_close(neutral(), expected, what, neutral.tolerance)
-    contract.verdict()
+    contract.raise_if_broken()

@@ -18,7 +18,7 @@ from ldm_core.testing.contract import (
     isolated,
     relative_error,
 )
-from ldm_core.testing.tensor_clauses import Case, check_tensor_function, depends_on, result_is
+from ldm_core.testing.tensor_clauses import Case, check_dependence, check_result, check_tensor_function
 
 BATCH = 3
 
@@ -32,10 +32,10 @@ def check_image_encoder(
     device: torch.device | str | None = None,
     tolerance: float | None = None,
 ) -> None:
-    """Raise ContractError, which names every clause that an image encoder breaks; None if it keeps them all.
+    """Check that an image encoder meets its contract. Raises ContractError, which lists every violation.
 
-    config: its image_size and projection_dim are what CLIP relies on. dtypes, device, tolerance: as in
-    `check_unet`. Raises ValueError for a configuration of another kind.
+    config: its image_size and projection_dim determine the shapes. dtypes, device, tolerance: as in
+    `check_unet`. Raises ValueError if `config` is not an ImageEncoderConfig.
     """
     if not isinstance(config, ImageEncoderConfig):
         raise ValueError(f"expected an ImageEncoderConfig, not {type(config).__name__}")
@@ -51,16 +51,14 @@ def check_image_encoder(
     contract = Contract(encoder, "ldm_core.protocols.ImageEncoder")
     for dtype in dtypes:
         shape = (BATCH, config.projection_dim)
-        result_is(contract, case(dtype), shape, dtype, f"shape and dtype, in {dtype}")
-    contract.verdict()
+        check_result(contract, case(dtype), shape, dtype, f"shape and dtype, in {dtype}")
+    contract.raise_if_broken()
     main = case(dtypes[0])
     check_tensor_function(contract, main)
     pixels = main.arguments["pixels"]
-    why = "an embedding that does not see the picture fits every text alike"
-    depends_on(contract, main, why, pixels=("the pixels", pixels.flip(0)))
-    with contract.clause(
-        "every patch", "what an encoder does not look at cannot be found by words"
-    ) as clause:
+    why = "an embedding that ignores the image matches every text equally"
+    check_dependence(contract, main, why, pixels=("the pixels", pixels.flip(0)))
+    with contract.clause("every patch", "text cannot match what the encoder ignores") as clause:
         result = main()
         for name, part in (("first", slice(0, config.patch_size)), ("last", slice(-config.patch_size, None))):
             changed = pixels.clone()
@@ -70,4 +68,4 @@ def check_image_encoder(
                 f"the embedding to depend on the {name} patch",
                 "the same embedding",
             )
-    contract.verdict()
+    contract.raise_if_broken()

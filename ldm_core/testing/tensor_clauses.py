@@ -1,6 +1,6 @@
-"""The clauses that every network shares: it is a pure function of tensors whose rows do not meet.
+"""Clauses for networks and attention functions: pure functions of tensors, independent along the batch.
 
-Each takes a `Case`: the part as a function of named arguments to one tensor, and arguments to call it with.
+Each takes a `Case`: a part as a function of named arguments that returns one tensor, with example arguments.
 """
 
 from __future__ import annotations
@@ -13,14 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm_core.testing.contract import Contract, describe, random_state, same_value, snapshot
+from ldm_core.testing.contract import (
+    Contract,
+    describe,
+    expect_no_global_random_numbers,
+    random_state,
+    same_value,
+    snapshot,
+)
 
 
 @dataclass(frozen=True)
 class Case:
-    """`call` takes the arguments in their order; tensors among them have one row per item of the batch.
+    """A call of a part with example arguments.
 
-    what: how messages name the call. tolerance: for comparisons that rounding may affect.
+    call: takes the values of `arguments` in order; tensors have the batch as first dimension.
+    what: the call in messages. tolerance: of comparisons that are affected by rounding.
     """
 
     part: Any
@@ -30,7 +38,7 @@ class Case:
     tolerance: float
 
     def __call__(self, **changes: Any) -> Tensor:
-        """On copies, so that a part that writes into its arguments breaks one clause, not all of them."""
+        """Call with copies, so that a part that modifies its arguments violates one clause, not all."""
         return self.call(*snapshot({**self.arguments, **changes}).values())
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> Case:
@@ -48,24 +56,24 @@ class Case:
 
 
 def check_tensor_function(contract: Contract, case: Case) -> None:
-    """All clauses of this file."""
-    arguments_are_left_alone(contract, case)
-    calls_repeat(contract, case)
-    global_random_numbers_are_left_alone(contract, case)
-    rows_do_not_meet(contract, case)
-    strides_do_not_matter(contract, case)
+    """Check the clauses that do not depend on the kind of part."""
+    check_purity(contract, case)
+    check_replay(contract, case)
+    check_random_numbers(contract, case)
+    check_batch_independence(contract, case)
+    check_strides(contract, case)
 
 
-def result_is(
+def check_result(
     contract: Contract, case: Case, shape: Sequence[int], dtype: torch.dtype, name: str = "shape"
 ) -> None:
-    """The shape, dtype and device that come out, and that every value is finite."""
+    """Check the shape, dtype and device of the result, and that it is finite."""
     with contract.clause(
-        name, "the sampler joins the parts by these shapes, and a change of dtype or device fails later on"
+        name, "the sampler relies on these shapes; another dtype or device fails later"
     ) as clause:
         result = clause.attempt(case.what, case)
         if clause.broken or not clause.expect(
-            isinstance(result, Tensor), f"{case.what} to give a tensor", describe(result)
+            isinstance(result, Tensor), f"{case.what} to return a tensor", describe(result)
         ):
             return
         expected = f"{tuple(shape)} of {dtype} on {case.device}"
@@ -73,34 +81,34 @@ def result_is(
         alike = tuple(result.shape) == tuple(shape) and result.dtype == dtype
         clause.expect(
             alike and result.device == case.device,
-            f"{case.what} to give {expected}",
+            f"{case.what} to return {expected}",
             f"{describe(result)}, from {given}",
         )
         if result.device.type != "meta":
             broken = int((~result.isfinite()).sum())
-            clause.expect(broken == 0, f"{case.what} to give finite values", f"{broken} infinite or NaN")
+            clause.expect(broken == 0, f"{case.what} to return finite values", f"{broken} infinite or NaN")
 
 
-def arguments_are_left_alone(contract: Contract, case: Case) -> None:
+def check_purity(contract: Contract, case: Case) -> None:
     with contract.clause(
-        "purity", "the caller goes on using its tensors: a step that is replayed would start from others"
+        "purity", "the caller uses its tensors again, for example to replay a step"
     ) as clause:
         given, state = snapshot(case.arguments), _state(case.part)
         case.call(*given.values())
         for name, value in given.items():
             unchanged = same_value(value, case.arguments[name])
-            clause.expect(unchanged, f"{case.what} to leave {name} alone", "other values")
+            clause.expect(unchanged, f"{case.what} not to modify {name}", "modified values")
         changed = [name for name, now in _state(case.part).items() if not same_value(now, state.get(name))]
         clause.expect(
             not changed,
-            f"{case.what} to leave the part's own weights and buffers alone",
+            f"{case.what} not to modify the part's own weights and buffers",
             f"changes of {', '.join(changed[:3])}{_training_hint(case.part)}",
         )
 
 
-def calls_repeat(contract: Contract, case: Case) -> None:
+def check_replay(contract: Contract, case: Case) -> None:
     with contract.clause(
-        "replay", "a step that cannot be computed again cannot be studied; hidden counters and caches do this"
+        "replay", "hidden counters and caches make results depend on earlier calls"
     ) as clause:
         others = case.mapped(lambda tensor: tensor.flip(0))
         with random_state(0, case.device):
@@ -108,36 +116,26 @@ def calls_repeat(contract: Contract, case: Case) -> None:
         copied = first.clone()
         with random_state(0, case.device):
             others()
-        kept = f"a result of {case.what} to stay as it was while others are computed (a buffer used again?)"
+        kept = f"a result of {case.what} not to change when others are computed (a reused buffer?)"
         clause.expect_close(first, copied, kept, 0)
         with random_state(0, case.device):
             again = case()
-        equal = f"equal arguments to give equal results of {case.what}, whatever was called in between"
+        equal = f"equal arguments to return equal results of {case.what}, regardless of other calls"
         clause.expect_close(again, copied, equal, 0)
 
 
-def global_random_numbers_are_left_alone(contract: Contract, case: Case) -> None:
+def check_random_numbers(contract: Contract, case: Case) -> None:
     with contract.clause(
-        "random numbers", "an image belongs to its seed: global random state would make it depend on history"
+        "random numbers",
+        "an image must depend on its seed only, not on earlier use of the global random state",
     ) as clause:
-        results = []
-        for seed in (1, 2):
-            with random_state(seed, case.device):
-                before = torch.get_rng_state()
-                results.append(case().clone())
-                drawn = not torch.equal(before, torch.get_rng_state())
-        clause.expect(
-            same_value(*results) and not drawn,
-            f"{case.what} not to use torch's global random numbers",
-            ("another result after another torch.manual_seed" if not same_value(*results) else "draws")
-            + _training_hint(case.part),
-        )
+        expect_no_global_random_numbers(clause, case.what, case, case.device, _training_hint(case.part))
 
 
-def rows_do_not_meet(contract: Contract, case: Case) -> None:
+def check_batch_independence(contract: Contract, case: Case) -> None:
     with contract.clause(
         "batch independence",
-        "image k of a batch must be the image drawn alone; statistics over the batch mix the images",
+        "image k of a batch must equal the image sampled alone; batch statistics mix images",
     ) as clause:
         together = case().clone()
         for row in range(len(together)):
@@ -145,42 +143,42 @@ def rows_do_not_meet(contract: Contract, case: Case) -> None:
             clause.expect_close(
                 alone,
                 together[row : row + 1],
-                f"row {row} of {case.what} alone to be row {row} of the batch",
+                f"row {row} of {case.what} alone to equal row {row} of the batch",
                 case.tolerance,
             )
 
 
-def strides_do_not_matter(contract: Contract, case: Case) -> None:
+def check_strides(contract: Contract, case: Case) -> None:
     with contract.clause(
-        "strides", "tensors come as slices and transposed views; reading their memory in order mixes values"
+        "strides", "tensors may be slices or transposed views; reading their memory in order mixes up values"
     ) as clause:
         spread = case.mapped(lambda tensor: torch.stack([tensor, torch.zeros_like(tensor)], dim=-1)[..., 0])
         expected = case().clone()
         clause.expect_close(
-            spread(), expected, f"non-contiguous arguments to give the same {case.what}", case.tolerance
+            spread(), expected, f"non-contiguous arguments to return the same {case.what}", case.tolerance
         )
 
 
-def depends_on(contract: Contract, case: Case, why: str, **changes: tuple[str, Any]) -> None:
-    """Another value of an argument must change the result. changes: argument=(its name in words, a value)."""
+def check_dependence(contract: Contract, case: Case, why: str, **changes: tuple[str, Any]) -> None:
+    """Check that other arguments change the result. changes: argument=(name in messages, other value)."""
     with contract.clause("dependence", why) as clause:
         result = case().clone()
         if not clause.expect(
             bool(result.any()),
             f"{case.what} to depend on its arguments",
-            "zeros only (a last layer that starts at zero? Check with trained or random weights)",
+            "zeros only (a zero-initialised last layer? Check with trained or random weights)",
         ):
             return
         for argument, (words, value) in changes.items():
             clause.expect(
                 not same_value(result, case(**{argument: value})),
                 f"{case.what} to depend on {words}",
-                "the same bits for another one",
+                "an identical result for another value",
             )
 
 
 def _state(part: Any) -> dict[str, Any]:
-    """What tells whether a module changed: its buffers, and how often torch saw each weight modified."""
+    """A module's buffers, and the version counters of its weights, to detect changes."""
     if not isinstance(part, nn.Module):
         return {}
     weights = {n: p._version for n, p in part.named_parameters() if not p.is_inference()}

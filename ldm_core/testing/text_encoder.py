@@ -18,7 +18,7 @@ from ldm_core.testing.contract import (
     isolated,
     relative_error,
 )
-from ldm_core.testing.tensor_clauses import Case, check_tensor_function, depends_on, result_is
+from ldm_core.testing.tensor_clauses import Case, check_dependence, check_result, check_tensor_function
 
 BATCH = 3
 
@@ -33,12 +33,13 @@ def check_text_encoder(
     device: torch.device | str | None = None,
     tolerance: float | None = None,
 ) -> None:
-    """Raise ContractError, which names every clause that a text encoder breaks; None if it keeps them all.
+    """Check that a text encoder meets its contract. Raises ContractError, which lists every violation.
 
-    config: its vocab_size, context_length and width are what the other parts rely on. causal: whether a
-    token may see only those before it, as in CLIP; False for an encoder that looks both ways. dtypes, device,
-    tolerance: as in `check_unet`; the dtype is that of the result. Raises ValueError for a configuration of
-    another kind.
+    config: its vocab_size, context_length and width determine the shapes.
+    causal: True if a token attends only to itself and earlier tokens, as in CLIP; False for bidirectional
+        encoders.
+    dtypes, device, tolerance: as in `check_unet`; dtypes are those of the result.
+    Raises ValueError if `config` is not a TextEncoderConfig.
     """
     if not isinstance(config, TextEncoderConfig):
         wanted = "a TextEncoderConfig, as ldm_core.config.SD1.text_encoder"
@@ -58,39 +59,39 @@ def check_text_encoder(
     contract = Contract(encoder, "ldm_core.protocols.TextEncoder")
     for dtype in dtypes:
         name = f"shape and dtype, in {dtype}"
-        result_is(contract, case(dtype), (*size, config.width), dtype, name)
-    contract.verdict()
+        check_result(contract, case(dtype), (*size, config.width), dtype, name)
+    contract.raise_if_broken()
     main = case(dtypes[0])
     check_tensor_function(contract, main)
-    depends_on(
+    check_dependence(
         contract,
         main,
-        "a prompt whose words or whose order make no difference cannot steer a picture",
+        "an encoder that ignores the words or their order cannot condition the image",
         tokens=("the tokens", tokens.flip(0)),
     )
     _check_positions(contract, main, tokens, config.vocab_size, causal)
-    contract.verdict()
+    contract.raise_if_broken()
 
 
 def _check_positions(contract: Contract, case: Case, tokens: Tensor, vocab_size: int, causal: bool) -> None:
     result = case()
     length = tokens.shape[1]
     with contract.clause(
-        "order", "the same words in another order are another prompt: positions must count"
+        "order", "the same words in another order are another prompt: positions must matter"
     ) as clause:
         swapped = tokens.clone()
         swapped[:, [0, 1]] = tokens[:, [1, 0]]
         error = relative_error(case(tokens=swapped)[:, 2:], result[:, 2:])
         clause.expect(
             error > case.tolerance,
-            "the vectors after two tokens to change when the two change places",
+            "the vectors after two tokens to change when the two are swapped",
             "the same vectors",
         )
     if not causal:
         return
     with contract.clause(
         "causality",
-        "CLIP was trained with each token seeing only those before it; a mask off by one still draws",
+        "CLIP was trained with causal attention; a mask that is off by one still gives images",
     ) as clause:
         for position in (1, length // 2, length - 1):
             changed = tokens.clone()

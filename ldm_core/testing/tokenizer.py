@@ -16,10 +16,10 @@ PROMPTS = ["a cat", "", "Ein Bär, gemalt von Dürer", "火事 🔥 и кот", 
 
 @isolated
 def check_tokenizer(tokenizer: Tokenizer, config: TextEncoderConfig) -> None:
-    """Raise ContractError, which names every clause that a tokenizer breaks; None if it keeps them all.
+    """Check that a tokenizer meets its contract. Raises ContractError, which lists every violation.
 
-    config: its vocab_size and context_length are what the text encoder accepts. A warning about a prompt
-    that is cut is welcome and not counted as an error. Raises ValueError for a configuration of another kind.
+    config: its vocab_size and context_length limit the ids. Warnings about truncated prompts are ignored.
+    Raises ValueError if `config` is not a TextEncoderConfig.
     """
     if not isinstance(config, TextEncoderConfig):
         wanted = "a TextEncoderConfig, as ldm_core.config.SD1.text_encoder"
@@ -28,14 +28,14 @@ def check_tokenizer(tokenizer: Tokenizer, config: TextEncoderConfig) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _check_ids(contract, tokenizer, config)
-        contract.verdict()
+        contract.raise_if_broken()
         _check_rows(contract, tokenizer)
-    contract.verdict()
+    contract.raise_if_broken()
 
 
 def _check_ids(contract: Contract, tokenizer: Tokenizer, config: TextEncoderConfig) -> None:
     with contract.clause(
-        "shape and range", "ids index the text encoder's tables of tokens and of positions"
+        "shape and range", "ids index the text encoder's token and position embeddings"
     ) as clause:
         for prompts in (PROMPTS, PROMPTS[:1], [""], "a cat"):
             tokens = tokenizer(prompts)
@@ -55,14 +55,16 @@ def _check_ids(contract: Contract, tokenizer: Tokenizer, config: TextEncoderConf
 def _check_rows(contract: Contract, tokenizer: Tokenizer) -> None:
     with contract.clause(
         "rows",
-        "a prompt means the same in every batch, and the U-Net needs one N for prompt and negative prompt",
+        "ids must not depend on the batch, and prompts and negative prompts need the same N",
     ) as clause:
         together = tokenizer(PROMPTS)
         for row, prompt in enumerate(PROMPTS):
             for alone in (tokenizer([prompt]), tokenizer(prompt)):
                 same = alone.shape[-1] == together.shape[-1] and torch.equal(alone[0], together[row])
-                clause.expect(same, f"{prompt!r:.40} alone to have the ids of its row in a batch", "others")
-        clause.expect(torch.equal(tokenizer(PROMPTS), together), "the same ids when asked again", "others")
+                clause.expect(same, f"{prompt!r:.40} alone to have the same ids as in a batch", "other ids")
+        clause.expect(
+            torch.equal(tokenizer(PROMPTS), together), "the same ids when called again", "other ids"
+        )
         distinct = len({tuple(row) for row in together.tolist()})
         clause.expect(
             distinct == len(PROMPTS), f"{len(PROMPTS)} different prompts to differ", f"{distinct} rows"

@@ -1,4 +1,4 @@
-"""A scheduler on trial: a network of known behaviour, and a run whose every step is kept."""
+"""Runs a scheduler with a fixed function as network, and records every step."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from ldm_core.noise_schedule import NoiseSchedule, Prediction
 from ldm_core.schedulers.base import Scheduler, Step
 from ldm_core.testing.contract import draw, snapshot
 
-SHAPE = (3, 4, 4, 6)  # B, C, h, w of the latents that steps are tried on
-STEPS = 5  # of the trajectory that most clauses look at
+SHAPE = (3, 4, 4, 6)  # of the latents: B, C, h, w
+STEPS = 5  # of the trajectory in most clauses
 
 Pairs = list[tuple[float, float]]
 
 
 class FixedNetwork:
-    """A `Predict`: nonlinear in x and t, mixes the pixels of an image, and remembers how it was called."""
+    """A `Predict` that is nonlinear in x and t and mixes pixels; it records its calls."""
 
     def __init__(self, schedule: NoiseSchedule) -> None:
         self.schedule = schedule
         self.calls: list[tuple[Any, Any]] = []  # (x's shape, t)
-        self.given: list[tuple[Prediction, Prediction]] = []  # what was returned, and a copy
+        self.given: list[tuple[Prediction, Prediction]] = []  # the returned prediction and a copy
 
     def __call__(self, x: Tensor, t: float) -> Prediction:
         self.calls.append((tuple(x.shape), t))
@@ -37,7 +37,7 @@ class FixedNetwork:
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments of one step, and what came of it."""
+    """The arguments and the result of one step."""
 
     x: Tensor
     t: float
@@ -49,7 +49,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Trial:
-    """A scheduler with all that it takes to walk it along a trajectory."""
+    """A scheduler and a noise schedule to run it on."""
 
     scheduler: Scheduler
     schedule: NoiseSchedule
@@ -61,7 +61,7 @@ class Trial:
     def pairs(self, n: int) -> Pairs:
         return list(self.scheduler.timesteps(self.schedule, n))
 
-    def walk(
+    def run(
         self,
         x: Tensor | None = None,
         *,
@@ -71,9 +71,10 @@ class Trial:
         dtype: torch.dtype = torch.float64,
         network: FixedNetwork | None = None,
     ) -> list[Call]:
-        """Every step of a run. Step i has the noise of `noise_seed` + i; `rows` picks some of the batch.
+        """All steps of a run. Step i draws its noise with `noise_seed` + i; `rows` selects images of the
+        batch.
 
-        Arguments and results are copied, so that a step that writes into them breaks one clause, not all.
+        Arguments and results are copied, so that a step that modifies them violates one clause, not all.
         """
         x = (self.draw(0, dtype) if x is None else x)[rows]
         network = FixedNetwork(self.schedule) if network is None else network
@@ -90,6 +91,6 @@ class Trial:
     def step(self, call: Call, network: FixedNetwork) -> Step:
         return self.scheduler.step(network, call.x, call.t, call.t_prev, call.history, call.noise)
 
-    def again(self, call: Call) -> Step:
-        """The same step once more, from copies of its arguments."""
+    def replay(self, call: Call) -> Step:
+        """Compute a step again, with copies of its arguments."""
         return self.step(snapshot(replace(call, step=None)), FixedNetwork(self.schedule))

@@ -1,4 +1,4 @@
-"""The contract of `ldm_core.protocols.NoisePredictor`, which the U-Net is one of."""
+"""The contract of `ldm_core.protocols.NoisePredictor`, which the U-Net implements."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ldm_core.protocols import NoisePredictor
 from ldm_core.testing.contract import TOLERANCE, Contract, device_of, draw, dtypes_of, in_dtype, isolated
-from ldm_core.testing.tensor_clauses import Case, check_tensor_function, depends_on, result_is
+from ldm_core.testing.tensor_clauses import Case, check_dependence, check_result, check_tensor_function
 from ldm_core.unet.config import UNetConfig
 
 BATCH = 3
@@ -26,15 +26,16 @@ def check_unet(
     device: torch.device | str | None = None,
     tolerance: float | None = None,
 ) -> None:
-    """Raise ContractError, which names every clause that a noise predictor breaks; None if it keeps them all.
+    """Check that a noise predictor meets its contract. Raises ContractError, which lists every violation.
 
-    config: its in_channels, out_channels, context_dim and downsampling are what the sampler relies on.
-    tokens: N of the contexts (B, N, context_dim). timesteps: T; t is tried in 0..T-1. dtypes: what it must
-    work in, the first for most clauses; None takes a module's own type and, up to 100 M weights, copies of it
-    cast to float32, bfloat16 and float64; a function, whose weights are out of sight, is tried in float32.
-    device: None takes the module's, or the CPU. tolerance: what rounding may change, relative to the largest
-    value; None takes 1e-4 in float32. A network that also takes class labels is checked with them filled in
-    by a lambda. Raises ValueError for a configuration of another kind.
+    config: its in_channels, out_channels, context_dim and downsampling determine the shapes.
+    tokens: N of the contexts (B, N, context_dim). timesteps: T; t is in 0..T-1.
+    dtypes: those to check; most clauses use the first one. By default a module's own dtype and, up to 100 M
+        weights, float32, bfloat16 and float64, to which copies are cast; float32 for a function.
+    device: by default the module's, or the CPU.
+    tolerance: of rounding errors, relative to the largest value; by default 1e-4 in float32.
+    To check a network with further inputs, such as class labels, fix them with a lambda.
+    Raises ValueError if `config` is not a UNetConfig.
     """
     if not isinstance(config, UNetConfig):
         raise ValueError(f"expected a UNetConfig, as ldm_core.config.SD1.unet, not {type(config).__name__}")
@@ -57,21 +58,21 @@ def check_unet(
 
     contract = Contract(unet, "ldm_core.protocols.NoisePredictor")
     _check_shapes(contract, config, case, dtypes)
-    # Larger latents than the smallest: where the coarsest level has one or two pixels, a group norm has a
-    # handful of numbers, and a freshly initialised network turns rounding of 1e-6 into errors of 1e-4.
+    # Not the smallest latents: with one or two pixels at the coarsest level, group norms of untrained
+    # networks amplify rounding errors from 1e-6 to 1e-4.
     main = case(dtypes[0], 2 * f, 4 * f)
     each = torch.tensor([0, timesteps // 2, timesteps - 1], device=on)
     _check_timesteps(contract, main, each)
     check_tensor_function(contract, main.replaced(t=each))
-    depends_on(
+    check_dependence(
         contract,
         main,
-        "a network that ignores an input still gives pictures, of a worse or another distribution",
+        "a network that ignores an input still returns images, but of a worse distribution",
         x=("x", main.arguments["x"].flip(0)),
         t=("t", timesteps - 1),
         context=("the context", main.arguments["context"].flip(1)),
     )
-    contract.verdict()
+    contract.raise_if_broken()
 
 
 def _check_shapes(
@@ -80,10 +81,10 @@ def _check_shapes(
     f = config.downsampling
 
     def check(name: str, h: int, w: int, dtype: torch.dtype) -> None:
-        result_is(contract, case(dtype, h, w), (BATCH, config.out_channels, h, w), dtype, name)
+        check_result(contract, case(dtype, h, w), (BATCH, config.out_channels, h, w), dtype, name)
 
     check("shape and dtype", f, 2 * f, dtypes[0])
-    contract.verdict()
+    contract.raise_if_broken()
     check(f"sizes: multiples of {f}", f, f, dtypes[0])
     check(f"sizes: multiples of {f}", 3 * f, 2 * f, dtypes[0])
     for dtype in dtypes[1:]:
@@ -92,7 +93,7 @@ def _check_shapes(
 
 def _check_timesteps(contract: Contract, case: Case, each: Tensor) -> None:
     with contract.clause(
-        "timesteps", "samplers pass one int for the batch, trainers a LongTensor with one for each image"
+        "timesteps", "samplers pass one int for the batch, trainers a LongTensor (B,)"
     ) as clause:
         t = case.arguments["t"]
         as_int, as_tensor = case(), case(t=torch.full_like(each, t))
@@ -100,5 +101,5 @@ def _check_timesteps(contract: Contract, case: Case, each: Tensor) -> None:
         clause.expect_close(as_tensor, as_int, what, case.tolerance)
         together = case(t=each)
         for row, t in enumerate(each.tolist()):
-            what = f"row {row} of a batch with timesteps {each.tolist()} to be the one of t={t}"
+            what = f"row {row} of a batch with timesteps {each.tolist()} to equal the result for t={t}"
             clause.expect_close(together[row], case(t=t)[row], what, case.tolerance)

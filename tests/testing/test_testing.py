@@ -261,6 +261,6 @@ def test_a_configuration_that_does_not_fit_is_told() -> None:
     unet = UNet(UNET)
     message = told(check_unet, unet, replace(UNET, in_channels=9))
     assert "to work; got ValueError: unet: expected x of (B, 4, h, w), got (3, 9, 2, 4)" in message
-    assert "to give (3, 5, 2, 4)" in told(check_unet, unet, replace(UNET, out_channels=5))
+    assert "to return (3, 5, 2, 4)" in told(check_unet, unet, replace(UNET, out_channels=5))
     with pytest.raises(ValueError, match="at least 100 timesteps, got 50"):
         check_scheduler(DDIM(), NoiseSchedule(replace(SD1.noise_schedule, timesteps=50)))

@@ -111,17 +111,17 @@ BROKEN_ATTENTION = [
     broken(
         "batch first",
         batch_first,
-        "expected attention(q, k, v) of self-attention to give (2, 3, 64, 40)",
+        "expected attention(q, k, v) of self-attention to return (2, 3, 64, 40)",
         "(2, 64, 3, 40)",
     ),
     broken(
         "in float32", in_float32, "shape and dtype, in torch.bfloat16", "got (2, 3, 64, 40) of torch.float32"
     ),
-    broken("no scale", no_scale, "to be the formula in float64", "another scale or mask"),
+    broken("no scale", no_scale, "to match the formula in float64", "another scale or mask"),
     broken("over queries", over_queries, "formula, in torch.float32 with heads of 40"),
     broken("in half", in_half, "formula, in torch.float32"),
-    broken("unshifted exponentials", unshifted_exponentials, "of large logits to be the formula"),
-    broken("blocks of 64", blocks_of_64, "of a prompt of 77 tokens to be the formula"),
+    broken("unshifted exponentials", unshifted_exponentials, "of large logits to match the formula"),
+    broken("blocks of 64", blocks_of_64, "of a prompt of 77 tokens to match the formula"),
     broken(
         "no mask",
         no_mask,
@@ -141,8 +141,8 @@ BROKEN_ATTENTION = [
         "seen by the queries 4..8; got seen by [0, 5, 6, 7, 8]",
     ),
     broken("wants views", wants_views, "head views", "RuntimeError: view size is not compatible"),
-    broken("as contiguous", as_contiguous, "head views", "transposed views to give the same", "strides"),
-    broken("scales in place", scales_in_place, "purity", "to leave q alone"),
+    broken("as contiguous", as_contiguous, "head views", "transposed views to return the same", "strides"),
+    broken("scales in place", scales_in_place, "purity", "not to modify q"),
     broken("with dropout", with_dropout, "random numbers", "another torch.manual_seed"),
     broken("first keys", first_keys, "batch independence", "row 1 of"),
 ]
@@ -208,10 +208,10 @@ def first_row(
     [
         (first_row, ("shape and dtype, at scale 0.0", "got (1, 4, 4, 4)")),
         (three_at_once, ("x of 3 or 6 rows", "got (9, 4, 4, 4)")),
-        (one_step_later, ("t=500 as it came in; got t=499",)),
-        (papers_scale, ("scale 1.0 to be the conditional prediction",)),
+        (one_step_later, ("t=500, unchanged; got t=499",)),
+        (papers_scale, ("scale 1.0 to return the conditional prediction",)),
         (batch_rescale, ("batch independence",)),
-        (into_cond, ("purity", "to leave cond alone")),
+        (into_cond, ("purity", "not to modify cond")),
     ],
 )
 def test_a_broken_guidance_is_told(part: Any, words: tuple[str, ...]) -> None:
@@ -241,7 +241,7 @@ def padded(tokens: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("part", "words"),
     [
-        (by_words(), ("rows", "'a cat' alone to have the ids of its row in a batch")),
+        (by_words(), ("rows", "'a cat' alone to have the same ids as in a batch")),
         (by_words(longest=20), ("at most 12 tokens; got 20",)),
         (
             lambda text: padded(by_words()(text)).int(),

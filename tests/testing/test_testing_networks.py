@@ -146,8 +146,8 @@ class NoTensor(Wrapped):
 
 
 BROKEN_UNETS = [
-    broken("no tensor", NoTensor, "to give a tensor; got a dict"),
-    broken("infinite", Infinite, "to give finite values; got 96 infinite or NaN"),
+    broken("no tensor", NoTensor, "to return a tensor; got a dict"),
+    broken("infinite", Infinite, "to return finite values; got 96 infinite or NaN"),
     broken("elsewhere", Elsewhere, "on cpu; got (3, 4, 2, 4) of torch.float32 on meta"),
     broken("one size", OneSize, "sizes: multiples of 2"),
     broken("only float32", OnlyFloat32, "dtype torch.bfloat16", "RuntimeError"),
@@ -157,19 +157,19 @@ BROKEN_UNETS = [
         "only ints",
         OnlyInts,
         "timesteps",
-        "row 2 of a batch with timesteps [0, 500, 999] to be the one of t=999",
+        "row 2 of a batch with timesteps [0, 500, 999] to equal the result for t=999",
     ),
-    broken("in place", InPlace, "purity", "to leave x alone"),
+    broken("in place", InPlace, "purity", "not to modify x"),
     broken(
         "batch norm",
         BatchNorm,
-        "weights and buffers alone",
+        "not to modify the part's own weights and buffers",
         "changes of norm.running_mean",
         "training mode",
         "batch independence",
     ),
-    broken("counting", Counting, "replay", "equal arguments to give equal results"),
-    broken("static output", StaticOutput, "to stay as it was while others are computed"),
+    broken("counting", Counting, "replay", "equal arguments to return equal results"),
+    broken("static output", StaticOutput, "not to change when others are computed"),
     broken(
         "dropout",
         Dropout,
@@ -234,7 +234,7 @@ BROKEN_AUTOENCODERS = [
     broken(
         "transposed",
         Coder(image=lambda x: x.transpose(2, 3)),
-        "decode(z of 2x3) to give (3, 3, 4, 6)",
+        "decode(z of 2x3) to return (3, 3, 4, 6)",
         "6, 4)",
     ),
     broken(
@@ -251,7 +251,7 @@ BROKEN_AUTOENCODERS = [
         "exp(logvar / 2)",
     ),
     broken("variance as std", Coder(posterior=gaussian(std=lambda s: s.var)), "std to be exp(logvar / 2)"),
-    broken("mode", Coder(posterior=gaussian(mode=lambda s: s.mean + s.std)), "mode() to be the mean"),
+    broken("mode", Coder(posterior=gaussian(mode=lambda s: s.mean + s.std)), "mode() to equal the mean"),
     broken(
         "sample scaled by the variance",
         Coder(
@@ -264,14 +264,14 @@ BROKEN_AUTOENCODERS = [
         "no generator",
         Coder(posterior=gaussian(sample=lambda s, g=None: s.mean + s.std * torch.randn_like(s.mean))),
         "to repeat with generators of the same seeds",
-        "global random numbers alone",
+        "not to use torch's global random numbers",
     ),
     broken(
         "one stream for all",
         Coder(posterior=gaussian(sample=sample_of_one_stream)),
         "row 1 to depend on the generator of row 1 alone",
     ),
-    broken("clamps in place", Coder(before=lambda x: x.mul_(0.9)), "purity", "to leave images alone"),
+    broken("clamps in place", Coder(before=lambda x: x.mul_(0.9)), "purity", "not to modify images"),
     broken("batch statistics", Coder(image=lambda x: x / x.abs().max()), "row 0 of decode(z of 2x3)"),
     broken("batch statistics in", Coder(before=lambda x: x - x.mean()), "row 0 of encode(images"),
     broken(
@@ -289,7 +289,7 @@ def test_a_broken_autoencoder_is_told(part: Coder, words: tuple[str, ...]) -> No
 def test_a_reconstruction_can_be_demanded() -> None:
     check_autoencoder(Coder(), AUTOENCODER)
     message = told(check_autoencoder, Coder(), AUTOENCODER, reconstruction=0.1)
-    expect_told(message, ("inverse", "decode(encode(images).mode()) to be the images to 0.1 (rms)"))
+    expect_told(message, ("inverse", "decode(encode(images).mode()) to equal the images within 0.1 (RMS)"))
 
 
 # --- broken text encoders -------------------------------------------------------------------------------
@@ -325,14 +325,14 @@ def one_token_ahead(x: Tensor) -> Tensor:
 BROKEN_ENCODERS = [
     broken("not causal", without_mask(), "causality", "the vectors before position 6 not to depend on it"),
     broken("one ahead", Encoder(after=one_token_ahead), "before position 1 not", "before position 11 not"),
-    broken("width", Encoder(after=lambda x: x[..., :16]), "to give (3, 12, 32)", "got (3, 12, 16)"),
-    broken("pooled", Encoder(after=lambda x: x[:, -1]), "to give (3, 12, 32)", "got (3, 32)"),
+    broken("width", Encoder(after=lambda x: x[..., :16]), "to return (3, 12, 32)", "got (3, 12, 16)"),
+    broken("pooled", Encoder(after=lambda x: x[:, -1]), "to return (3, 12, 32)", "got (3, 32)"),
     broken(
         "dtype", Encoder(after=lambda x: x.float()), "in torch.bfloat16", "got (3, 12, 32) of torch.float32"
     ),
     broken("table too small", Encoder(before=lambda t: t + 1), "got IndexError"),
-    broken("writes into tokens", Encoder(before=lambda t: t.clamp_(max=50)), "to leave tokens alone"),
-    broken("no order", BagOfWords(), "order", "to change when the two change places"),
+    broken("writes into tokens", Encoder(before=lambda t: t.clamp_(max=50)), "not to modify tokens"),
+    broken("no order", BagOfWords(), "order", "to change when the two are swapped"),
     broken(
         "batch mean", Encoder(after=lambda x: x - x.mean(0, keepdim=True)), "batch independence", "row 0 of"
     ),

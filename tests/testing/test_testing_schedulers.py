@@ -202,21 +202,21 @@ BROKEN_SCHEDULERS = [
         "another torch.manual_seed",
     ),
     broken("other random numbers", PythonNoise(DDPM()), "replay", "repeated after other calls"),
-    broken("writes into x", Altered(before=in_place), "purity", "to leave x alone"),
-    broken("writes into noise", Altered(DDPM(), before=shifted_noise), "purity", "to leave noise alone"),
-    broken("writes into predictions", Altered(after=clamp_predictions), "predictions to be left alone"),
-    broken("writes into history", GrowingHistory(), "to leave history alone"),
-    broken("a buffer", OneBuffer(), "an earlier Step to stay as it was"),
+    broken("writes into x", Altered(before=in_place), "purity", "not to modify x"),
+    broken("writes into noise", Altered(DDPM(), before=shifted_noise), "purity", "not to modify noise"),
+    broken("writes into predictions", Altered(after=clamp_predictions), "not to modify predictions"),
+    broken("writes into history", GrowingHistory(), "not to modify history"),
+    broken("a buffer", OneBuffer(), "an earlier Step not to change"),
     broken(
         "hidden counter",
         HiddenCounter(),
         "replay",
-        "repeated after other calls, to give the same x to the bit",
+        "repeated after other calls, to return the same x, bit for bit",
         "hidden counters",
     ),
     broken("x of its own", LastOfTheFirst(), "x comes from the caller", "to depend on its x"),
     broken(
-        "batch statistics", Altered(after=over_the_batch), "batch independence", "row 1 alone to be row 1"
+        "batch statistics", Altered(after=over_the_batch), "batch independence", "row 1 alone to equal row 1"
     ),
     broken(
         "half tables",

@@ -1,1 +1,1 @@
-"""Small files that change a model: LoRA and its kin, textual inversion."""
+"""Adapters: LoRA and its variants, and textual inversion."""

@@ -1,14 +1,14 @@
-"""Reading learned embeddings: the files of textual inversion (Gal et al. 2022, arXiv:2208.01618).
+"""Reads the files of textual inversion (Gal et al. 2022, arXiv:2208.01618).
 
-Four kinds are in use, told apart by their tensors' names:
+There are four formats, which differ in the names of their tensors:
 
     the paper's authors, .pt      {"string_to_token": …, "string_to_param": {"*": (n, width)}}
     AUTOMATIC1111's web UI, .pt   the same with "name" and "step" beside it
     diffusers, .bin, .safetensors {"<cat-toy>": (width,) or (n, width)}
     kohya-ss, .safetensors        {"emb_params": (n, width)}
 
-Where a file names the embedding, by "name" or by its key, that is its name; otherwise the file's is. The
-key "*" is no name: it stands for whatever word the user takes.
+The embedding's name is "name" or the tensor's key, otherwise the file's name. The key "*" is a placeholder,
+not a name.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ldm_core.loading.families import other_family
 from ldm_core.support.printable import few, printable, shown
 
 AUTHORS, KOHYA = "string_to_param.", "emb_params"
-TOKENS = "string_to_token."  # the authors' files have the placeholders' ids as tensors
+TOKENS = "string_to_token."  # token ids of the placeholders in the authors' files
 SDXL = ("clip_l", "clip_g")
 EXPECTED = f"expected one tensor, under {AUTHORS}*, {KOHYA} or the embedding's own name"
 
@@ -35,33 +35,33 @@ EXPECTED = f"expected one tensor, under {AUTHORS}*, {KOHYA} or the embedding's o
 def read_embedding(path: str | os.PathLike[str]) -> tuple[str, Tensor]:
     """The name and the vectors (n, width), float32 on the CPU, of an embedding file.
 
-    Raises CheckpointError for a file that cannot be read, holds something else or more than one embedding,
-    or has values that are not finite.
+    Raises CheckpointError for a file that cannot be read, does not contain exactly one embedding, or has
+    non-finite values.
     """
     checkpoint = read(path)
     source = checkpoint.path.name
     key, tensor = _only_tensor(checkpoint)
     if tensor.ndim not in (1, 2) or tensor.numel() == 0 or not tensor.is_floating_point():
         raise CheckpointError(
-            f"{source}: {printable(key[:80])} has shape {tuple(tensor.shape)} and type {tensor.dtype}; "
-            "expected vectors of real numbers as (width,) or (n, width)"
+            f"{source}: {printable(key[:80])} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}; "
+            "expected floating-point vectors (width,) or (n, width)"
         )
     name = _name(checkpoint, key)
     if len(name) > MAX_WORD_LETTERS or (tensor.ndim == 2 and len(tensor) > MAX_WORD_IDS):
         raise CheckpointError(
-            f"{source}: an embedding has at most {MAX_WORD_IDS} vectors and a name of {MAX_WORD_LETTERS} "
-            f"letters, not shape {tuple(tensor.shape)} and {len(name):,} letters ({shown(name)})"
+            f"{source}: expected at most {MAX_WORD_IDS} vectors and a name of at most {MAX_WORD_LETTERS} "
+            f"characters, got shape {tuple(tensor.shape)} and {len(name):,} characters ({shown(name)})"
         )
-    vectors = tensor.reshape(-1, tensor.shape[-1]).to(torch.float32, copy=True)  # (width,) is (1, width)
+    vectors = tensor.reshape(-1, tensor.shape[-1]).to(torch.float32, copy=True)  # (width,) -> (1, width)
     if not all_finite(vectors):
-        raise CheckpointError(f"{source}: {printable(key[:80])} has values that are not finite")
+        raise CheckpointError(f"{source}: {printable(key[:80])} has non-finite values")
     return name, vectors
 
 
 def _only_tensor(checkpoint: Checkpoint) -> tuple[str, Tensor]:
     authors = {key: value for key, value in checkpoint.tensors.items() if key.startswith(AUTHORS)}
     rest = {key: value for key, value in checkpoint.tensors.items() if not key.startswith(TOKENS)}
-    tensors = authors or rest  # the web UI can leave its optimizer's state beside them
+    tensors = authors or rest  # files of the web UI may also have optimizer state
     source = checkpoint.path.name
     if any(key in tensors for key in SDXL):
         raise CheckpointError(
@@ -73,7 +73,7 @@ def _only_tensor(checkpoint: Checkpoint) -> tuple[str, Tensor]:
     if any(key == KOHYA or key.startswith(AUTHORS) for key in tensors):
         what = "holds more than one embedding"
     else:
-        what = f"is {other_family(tensors) or 'no embedding'}"
+        what = f"is {other_family(tensors) or 'not an embedding'}"
     raise CheckpointError(f"{source} {what}: {EXPECTED}, but it has {_shown(tensors)}")
 
 
@@ -82,9 +82,9 @@ def _shown(tensors: dict[str, Tensor]) -> str:
 
 
 def _name(checkpoint: Checkpoint, key: str) -> str:
-    """What the file calls the embedding, or the file's own name without its ending."""
-    told = checkpoint.metadata.get("name") if key.startswith(AUTHORS) else None
-    candidates = [told, "" if key == KOHYA else key.removeprefix(AUTHORS)]
+    """The embedding's name in the file, otherwise the file name without its extension."""
+    stored = checkpoint.metadata.get("name") if key.startswith(AUTHORS) else None
+    candidates = [stored, "" if key == KOHYA else key.removeprefix(AUTHORS)]
     for name in candidates:
         if isinstance(name, str) and name.strip() not in ("", "*"):
             return name

@@ -1,16 +1,16 @@
-"""Adapters: small changes of a model's weights, put on it and taken off again.
+"""Applies LoRA, LoHa and LoKr adapters to a model, and removes them.
 
-A fine-tuned weight is W + s dW, and dW is of low rank: LoRA, dW = B A (Hu et al. 2021, arXiv:2106.09685), or
-LoHa and LoKr (Yeh et al. 2023, arXiv:2309.14859). `ldm_core.adapters.lora_delta` has the formulas, and
-`ldm_core.adapters.lora_file` reads the files that kohya-ss, LyCORIS, diffusers and PEFT write.
+An adapted weight is W + s dW with dW of low rank: dW = B A in LoRA (Hu et al. 2021, arXiv:2106.09685); for
+LoHa and LoKr (Yeh et al. 2023, arXiv:2309.14859) see `ldm_core.adapters.lora_delta`.
+`ldm_core.adapters.lora_file` reads the files of kohya-ss, LyCORIS, diffusers and PEFT.
 
     adapter = apply_lora(model, "style.safetensors", scale=0.8)
-    adapter.scale = 0.5         # at the next call
-    adapter.fuse()              # into the weights: no cost a call
-    adapter.remove()            # the model is what it was, to the bit
+    adapter.scale = 0.5         # takes effect at the next call
+    adapter.fuse()              # merges into the weights: no cost per call
+    adapter.remove()            # restores the model bit for bit
 
-Not fused, an adapter leaves the weights alone and adds s dW x to each layer's output. Any number of
-adapters can be on a model, fused or not, and each can be removed at any time.
+Unless fused, an adapter does not change the weights: forward hooks add s dW x to each layer's output. A model
+can have any number of adapters, fused or not, and they can be removed in any order.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ldm_core.adapters.lora_file import read_adapter
 from ldm_core.model import LatentDiffusion
 
 PARTS = ("unet", "text_encoder")
-_FUSION = "_fused_adapters"  # the attribute of a layer that says what is fused into it
+_FUSION = "_fused_adapters"  # attribute of a layer that holds its `_Fusion`
 
 
 def apply_lora(
@@ -39,12 +39,13 @@ def apply_lora(
     scale: float = 1.0,
     text_encoder_scale: float | None = None,
 ) -> LoraAdapter:
-    """Put an adapter on a model, which changes in place, and return a handle to it.
+    """Apply an adapter to a model, in place, and return a handle to it.
 
-    path: a file, or a folder that PEFT or diffusers has written. scale: how strongly; 0 is not at all, and
-    negative values turn away from what was learnt. text_encoder_scale: another scale for the text encoder.
-    Raises CheckpointError where the file cannot be read or does not fit the model, and ValueError for a
-    scale that is not finite; the model is then left alone.
+    path: a file, or a folder written by PEFT or diffusers.
+    scale: the strength; 0 disables the adapter, negative values invert it.
+    text_encoder_scale: the strength in the text encoder, by default `scale`.
+    Raises CheckpointError if the file cannot be read or does not fit the model, and ValueError for a
+    non-finite scale; the model is then unchanged.
     """
     layers = adaptable_layers(model)
     shapes = {
@@ -60,7 +61,7 @@ def apply_lora(
 
 
 def change_of(layer: Any, x: Tensor, weights: Sequence[Tensor], spatial: int = 0) -> Tensor:
-    """dW x / s: a layer's input through the weights of its change, of which one has the layer's kernel."""
+    """dW x / s: apply a chain of weights to a layer's input; weights[spatial] has the layer's kernel."""
     for place, weight in enumerate(weights):
         if isinstance(layer, nn.Linear):
             x = F.linear(x, weight)
@@ -72,7 +73,7 @@ def change_of(layer: Any, x: Tensor, weights: Sequence[Tensor], spatial: int = 0
 
 
 def adaptable_layers(model: LatentDiffusion) -> dict[str, Any]:
-    """The layers of a model that adapters can change, by names such as `unet.mid.attention.proj_in`."""
+    """The linear and convolutional layers of a model, by names such as `unet.mid.attention.proj_in`."""
     return {
         f"{part}.{name}": layer
         for part in PARTS
@@ -83,10 +84,10 @@ def adaptable_layers(model: LatentDiffusion) -> dict[str, Any]:
 
 
 class LoraAdapter:
-    """An adapter on a model: see `apply_lora`.
+    """A handle to an adapter of a model, returned by `apply_lora`.
 
-    scale                how strongly it changes the model; may be set at any time
-    text_encoder_scale   the same for the text encoder alone; None for `scale`
+    scale                the strength; can be set at any time
+    text_encoder_scale   the strength in the text encoder; None for `scale`
     """
 
     def __init__(self, name: str, scale: float, text_encoder_scale: float | None) -> None:
@@ -95,7 +96,7 @@ class LoraAdapter:
         self._state = "live"
         self._scale = _checked(scale)
         self._text_encoder_scale = None if text_encoder_scale is None else _checked(text_encoder_scale)
-        self._scales: dict[str, float] = {}  # by part; what the layers see, who need not know the rest
+        self._scales: dict[str, float] = {}  # by part; shared with the layers' hooks
         self._refresh()
 
     def _attach(self, layers: dict[str, tuple[Any, Delta]]) -> None:
@@ -124,7 +125,7 @@ class LoraAdapter:
 
     @property
     def layers(self) -> dict[str, int | None]:
-        """{parameter: rank of its change}, with None where the change is not of low rank."""
+        """{parameter: rank of its change}; None for a change without a rank."""
         ranks: dict[str, int | None] = {}
         for name, change in self._changes.items():
             ranks[f"{name}.weight"] = change.delta.rank
@@ -133,14 +134,14 @@ class LoraAdapter:
         return ranks
 
     def fuse(self) -> None:
-        """Add the change to the weights, in float32 and rounded once to their type.
+        """Merge the adapter into the weights; computed in float32 and rounded once to the weights' dtype.
 
-        The weights from before are kept, so this takes the memory of the layers that it changes; what is
-        done to the weights while an adapter is fused is lost when it is removed or its scale is set.
-        Raises ValueError for an adapter that was removed.
+        The original weights are kept, which takes the memory of the adapted layers. Other changes of these
+        weights are lost when a fused adapter is removed or its scale is set.
+        Raises ValueError if the adapter has been removed.
         """
         if self._state == "removed":
-            raise ValueError(f"{self.name} was removed from its model; apply it again")
+            raise ValueError(f"{self.name} was removed from its model: call apply_lora again")
         if self._state == "live":
             self._state = "fused"
             for change in self._changes.values():
@@ -148,7 +149,7 @@ class LoraAdapter:
                 change.fuse()
 
     def unfuse(self) -> None:
-        """Undo `fuse`: the weights are those from before, and the adapter acts at each call again."""
+        """Undo `fuse`: restore the original weights and apply the adapter by hooks."""
         if self._state == "fused":
             self._state = "live"
             for change in self._changes.values():
@@ -156,7 +157,7 @@ class LoraAdapter:
                 change.hook_on()
 
     def remove(self) -> None:
-        """Take the adapter off the model, for good. Doing so twice is harmless."""
+        """Remove the adapter from the model. Can be called more than once."""
         self.unfuse()
         self._state = "removed"
         for change in self._changes.values():
@@ -180,7 +181,7 @@ class LoraAdapter:
 
 
 class _Change:
-    """One layer's change, as a hook on the layer or in its weights."""
+    """The change of one layer, applied as a forward hook or fused."""
 
     def __init__(self, scales: dict[str, float], part: str, layer: Any, delta: Delta) -> None:
         self.scales, self.part, self.layer, self.delta = scales, part, layer, delta
@@ -190,7 +191,7 @@ class _Change:
 
     @property
     def scale(self) -> float:
-        """The adapter's scale for this layer's part, without the change's own."""
+        """The adapter's scale in this layer's network, without the scale of the delta."""
         return self.scales[self.part]
 
     def hook_on(self) -> None:
@@ -202,7 +203,7 @@ class _Change:
         self._handle, self._cast_for, self._cast = None, None, ()
 
     def __call__(self, layer: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        """The layer's output with its change; None, which leaves it as it is, for the scale 0."""
+        """The layer's output with the change; None, which keeps the output, if the scale is 0."""
         if self.scale == 0:
             return None
         (x,) = args
@@ -214,9 +215,9 @@ class _Change:
         return output
 
     def _chain(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The weights of the change where x is and of its type, kept until another x comes."""
+        """The delta's chain on the device and in the dtype of x, cached."""
         if self._cast_for != (x.device, x.dtype):
-            with torch.inference_mode(False), torch.no_grad():  # for calls that need gradients, later
+            with torch.inference_mode(False), torch.no_grad():  # usable in later calls with gradients
                 self._cast = tuple(_cast(weight, x.dtype) for weight in self.delta.chain(x.device))
             self._cast_for = (x.device, x.dtype)
         return self._cast
@@ -228,18 +229,18 @@ class _Change:
     def unfuse(self) -> None:
         fusion: _Fusion | None = vars(self.layer).get(_FUSION)
         if fusion is None or self not in fusion.changes:
-            return  # fusing ended before this layer, for want of memory
+            return  # `fuse` failed before this layer, for example for lack of memory
         fusion.changes.remove(self)
         fusion.write(self.layer)
         if not fusion.changes:
             del vars(self.layer)[_FUSION]
 
     def fuse_again(self) -> None:
-        """Fuse anew, for another scale."""
+        """Recompute the fused weights after a change of scale."""
         vars(self.layer)[_FUSION].write(self.layer)
 
     def added_to(self, parameter: str, device: torch.device) -> Tensor | None:
-        """What is added to the layer's "weight" or "bias", in float32."""
+        """The change of the layer's "weight" or "bias", in float32; None if there is none."""
         if self.scale == 0:
             return None
         if parameter == "weight":
@@ -248,7 +249,7 @@ class _Change:
 
 
 class _Fusion:
-    """What is fused into a layer, and the values that its parameters had before."""
+    """The changes fused into a layer, and the original values of its parameters."""
 
     def __init__(self, layer: nn.Module) -> None:
         self.originals = {name: p.data for name, p in layer.named_parameters(recurse=False)}
@@ -257,9 +258,9 @@ class _Fusion:
     @torch.inference_mode(False)
     @torch.no_grad()
     def write(self, layer: nn.Module) -> None:
-        """Give the layer its values with all the changes, or the very ones from before where there are none.
+        """Set the layer's parameters to the originals plus all changes.
 
-        The values are computed from the first ones each time, so that rounding never adds up.
+        They are always computed from the originals, so that rounding errors do not accumulate.
         """
         for name, original in self.originals.items():
             parameter = layer.get_parameter(name)
@@ -278,7 +279,7 @@ def _checked(scale: float) -> float:
 
 
 def _cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """A weight of this type; convolutions of 16 bits in the order that has fast kernels everywhere."""
+    """Cast a weight; 16-bit convolutions get channels_last memory format, which is fast on all devices."""
     weight = weight.to(dtype)
     if weight.ndim == 4 and dtype in (torch.float16, torch.bfloat16):
         weight = weight.contiguous(memory_format=torch.channels_last)

@@ -1,13 +1,13 @@
-"""What an adapter adds to the weight of one layer: the formulas of LoRA, LoHa and LoKr.
+"""The weight changes of adapters: the formulas of LoRA, LoHa and LoKr.
 
     LoRA   dW = s B A            Hu et al. 2021, arXiv:2106.09685, section 4.1; s = alpha / r
-           dW = s B C A          with a core C between, for convolutions (Tucker; LyCORIS below)
+           dW = s B C A          with a core C, for convolutions (Tucker decomposition, in LyCORIS)
     LoHa   dW = s (B1 A1) * (B2 A2), element by element (Hyeon-Woo et al. 2021, arXiv:2108.06098, section 2.2)
-    LoKr   dW = s C (x) D, a Kronecker product of which either factor may be a product of low rank
+    LoKr   dW = s C (x) D, a Kronecker product whose factors may be low-rank products
     full   dW itself
 
-The last three, and all of them for convolutions, are LyCORIS's (Yeh et al. 2023, arXiv:2309.14859,
-section 3). Letters: r rank, O outputs, I inputs, k the kernel: (kh, kw), or nothing where linear.
+The last three, and all forms for convolutions, are from LyCORIS (Yeh et al. 2023, arXiv:2309.14859, section
+3). Letters: r rank, O outputs, I inputs, k the kernel size (kh, kw), absent for linear layers.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Factors = Mapping[str, Tensor]
 
 
 class WidthError(ValueError):
-    """A change for a layer of another number of inputs."""
+    """The change is for a layer with another number of inputs."""
 
     def __init__(self, made_for: int, inputs: int) -> None:
-        super().__init__(f"it is for a layer of {made_for} inputs, and this one has {inputs}")
+        super().__init__(f"expected {inputs} inputs, got {made_for}")
         self.made_for, self.inputs = made_for, inputs
 
 
@@ -36,10 +36,10 @@ class WidthError(ValueError):
 class Delta:
     """The change of one layer's weight.
 
-    factors  by the names in the formulas' files, in the file's dtype, on the CPU
-    shape    the weight's, (O, I, *k)
-    rank     r, or None for a change that is of no low rank
-    scale    s; the bias has it in it already
+    factors  by kohya-ss's and LyCORIS's names, in the file's dtype, on the CPU
+    shape    of the weight, (O, I, *k)
+    rank     r, or None for a change without a rank
+    scale    s; already included in the bias
     bias     (O,), added to the layer's bias
     """
 
@@ -50,11 +50,11 @@ class Delta:
     bias: Tensor | None = None
 
     kind: ClassVar[str] = ""
-    spatial: ClassVar[int] = 0  # which weight of the chain has the layer's kernel, and so its stride
+    spatial: ClassVar[int] = 0  # index of the weight in the chain that has the layer's kernel and stride
 
     @classmethod
     def fit(cls, tensors: Factors, shape: Shape) -> tuple[Factors, int | None]:
-        """(factors, rank) for a weight of this shape. Raises ValueError where the tensors do not make one."""
+        """(factors, rank) for a weight of this shape. Raises ValueError if the tensors do not fit."""
         raise NotImplementedError
 
     def weight(self, device: Any = "cpu") -> Tensor:
@@ -62,7 +62,7 @@ class Delta:
         raise NotImplementedError
 
     def chain(self, device: Any = "cpu") -> tuple[Tensor, ...]:
-        """The weights that an input goes through, one after the other, for the layer's change over s."""
+        """Weights that, applied one after another to the layer's input, compute dW x / s."""
         return (self.weight(device),)
 
     def _wide(self, name: str, device: Any) -> Tensor:
@@ -70,7 +70,7 @@ class Delta:
 
 
 class LoRA(Delta):
-    """A: lora_down (r, I, *k), B: lora_up (O, r). Of two factors, A has the kernel."""
+    """A: lora_down (r, I, *k), B: lora_up (O, r)."""
 
     kind = "LoRA"
 
@@ -124,7 +124,7 @@ class CoreLoRA(Delta):
 
 
 class LoHa(Delta):
-    """B1: hada_w1_a (O, r), A1: hada_w1_b (r, I * k), and B2, A2 likewise."""
+    """B1: hada_w1_a (O, r), A1: hada_w1_b (r, I * k); B2 and A2 likewise."""
 
     kind = "LoHa"
 
@@ -192,10 +192,10 @@ class LoKr(Delta):
         w1, (a, c), rank1 = _kronecker_factor(tensors, 1, ())
         w2, (b, d), rank2 = _kronecker_factor(tensors, 2, tuple(kernel))
         if None not in (rank1, rank2) and rank1 != rank2:
-            raise ValueError(f"ranks disagree: {rank1} of lokr_w1, {rank2} of lokr_w2")
+            raise ValueError(f"ranks differ: {rank1} of lokr_w1, {rank2} of lokr_w2")
         _check_inputs(c * d, inputs)
         if a * b != outputs:
-            raise ValueError(f"it is for a layer of {a * b} outputs, and this one has {outputs}")
+            raise ValueError(f"expected {outputs} outputs, got {a * b}")
         return w1 | w2, rank1 or rank2
 
     def weight(self, device: Any = "cpu") -> Tensor:
@@ -212,14 +212,14 @@ class LoKr(Delta):
         else:
             product = self._wide("lokr_w2_a", device) @ self._wide("lokr_w2_b", device)
             w2 = product.reshape(len(product), -1, *kernel)
-        # Each entry of C times all of D: torch.kron fails on some tensors that einsum makes.
+        # Not torch.kron, which fails on some results of einsum.
         return torch.einsum("ac,bd...->abcd...", w1, w2).reshape(self.shape)
 
 
 def _kronecker_factor(
     tensors: Factors, number: int, kernel: Shape
 ) -> tuple[dict[str, Tensor], tuple[int, int], int | None]:
-    """(tensors, (rows, columns), rank) of lokr_w1 or lokr_w2, whole or as a product."""
+    """(tensors, (rows, columns), rank) of lokr_w1 or lokr_w2, full or as a product."""
     name, core = f"lokr_w{number}", f"lokr_t{number}"
     a, b = f"{name}_a", f"{name}_b"
     if name in tensors:
@@ -232,7 +232,7 @@ def _kronecker_factor(
         shapes = {a: (rank, rows), b: (rank, columns), core: (rank, rank, *kernel)}
         return {x: _fitted(x, tensors[x], shapes[x]) for x in shapes}, (rows, columns), rank
     rank = _rank((a, tensors[a], 1), (b, tensors[b], 0))
-    right = tensors[b].flatten(1)  # of LyCORIS, (r, d * k) or (r, d, *k)
+    right = tensors[b].flatten(1)  # (r, d * k) or (r, d, *k)
     rows, columns = len(tensors[a]), right.shape[1] // math.prod(kernel)
     fitted = {
         a: _fitted(a, tensors[a], (rows, rank)),
@@ -259,7 +259,7 @@ class Full(Delta):
 _HALVES = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
 _W1 = ({"lokr_w1"}, {"lokr_w1_a", "lokr_w1_b"})
 _W2 = ({"lokr_w2"}, {"lokr_w2_a", "lokr_w2_b"}, {"lokr_w2_a", "lokr_w2_b", "lokr_t2"})
-# Which tensors make a change of which kind.
+# The tensors of each kind of change.
 FORMS: tuple[tuple[frozenset[str], type[Delta]], ...] = (
     (frozenset({"lora_down", "lora_up"}), LoRA),
     (frozenset({"lora_down", "lora_up", "lora_mid"}), CoreLoRA),
@@ -270,38 +270,38 @@ FORMS: tuple[tuple[frozenset[str], type[Delta]], ...] = (
 )
 
 
-# The names that PEFT and diffusers have for the halves of LoRA.
+# The names of LoRA's factors in kohya-ss's files, and in PEFT's and diffusers'.
 _ALSO = {"lora_down": "lora_down (lora_A)", "lora_up": "lora_up (lora_B)"}
 
 
 def kind_of(names: set[str]) -> type[Delta]:
-    """The kind of change that tensors of these names make. Raises ValueError, naming what is missing."""
+    """The kind of change with these tensors. Raises ValueError that names missing tensors."""
     for form, kind in FORMS:
         if form == names:
             return kind
     if not names:
-        raise ValueError("without a change of the weight")
+        raise ValueError("there are no tensors that change the weight")
     missing = [sorted(form - names) for form, _ in FORMS if form > names]
     if not missing:
-        raise ValueError(f"{', '.join(sorted(names))} do not belong together")
-    raise ValueError("without " + " and ".join(_ALSO.get(name, name) for name in min(missing, key=len)))
+        raise ValueError(f"{', '.join(sorted(names))} do not belong to one kind of adapter")
+    raise ValueError("missing " + " and ".join(_ALSO.get(name, name) for name in min(missing, key=len)))
 
 
 def _check_matrix(name: str, tensor: Tensor) -> None:
     if tensor.ndim < 2:
-        raise ValueError(f"{name} is {tuple(tensor.shape)}, and no matrix")
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected a matrix")
 
 
 def _rank(*axes: tuple[str, Tensor, int]) -> int:
-    """The length that all these axes, (name, tensor, axis), have."""
+    """The common length of the axes (name, tensor, axis). Raises ValueError if they differ."""
     for name, tensor, _ in axes:
         _check_matrix(name, tensor)
     ranks = {name: tensor.shape[axis] for name, tensor, axis in axes}
     if len(set(ranks.values())) > 1:
-        raise ValueError("ranks disagree: " + ", ".join(f"{rank} of {name}" for name, rank in ranks.items()))
+        raise ValueError("ranks differ: " + ", ".join(f"{rank} of {name}" for name, rank in ranks.items()))
     rank = next(iter(ranks.values()))
     if rank == 0:
-        raise ValueError("its rank is 0")
+        raise ValueError("the rank is 0")
     return rank
 
 
@@ -311,12 +311,12 @@ def _check_inputs(made_for: int, inputs: int) -> None:
 
 
 def _fitted(name: str, tensor: Tensor, shape: Shape) -> Tensor:
-    """The tensor in this shape, from which its own may differ in ones at the end.
+    """Reshape a tensor to a shape that may differ in trailing ones only.
 
-    For SD1's files have 1x1 convolutions where the networks here have linear layers.
+    SD1's files have 1x1 convolutions for some linear layers of this package.
     """
     if _trimmed(tuple(tensor.shape)) != _trimmed(shape):
-        raise ValueError(f"{name} is {tuple(tensor.shape)}, expected {shape}")
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
     return tensor.reshape(shape)
 
 

@@ -1,7 +1,7 @@
-"""Reading adapters: from a file of LoRA, LoHa or LoKr to the change of each layer of a model.
+"""Reads the files of LoRA, LoHa and LoKr adapters: from a file to the change of each layer.
 
-Nothing in a file is left out in silence. What fits no layer, lacks its other half, has the wrong shape or
-values that are not finite is an error that names the keys.
+No tensor is ignored silently: tensors without a layer, missing counterparts, wrong shapes and non-finite
+values are errors that name the keys.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PEFT_CONFIG = "adapter_config.json"
 DIFFUSERS_METADATA = "lora_adapter_metadata"
 WIDTHS = {768: " (as SD1)", 1024: " (as SD2)", 2048: " (as SDXL)"}
 
-# Layers whose number of inputs is one for the whole part, by the end of their names: what that number is.
+# Name suffixes of the layers whose number of inputs is a characteristic width of the network.
 _WIDTH_LAYERS = {
     "unet": ("a U-Net with a context", (".attn2.to_k", ".attn2.to_v")),
     "text_encoder": ("a text encoder", (".to_q", ".to_k", ".to_v", ".to_out", ".fc1")),
@@ -41,15 +41,15 @@ _WIDTH_LAYERS = {
 
 @dataclass
 class _Layer:
-    """What a file holds for one layer: its tensors, and the keys that they have in the file."""
+    """The tensors of one layer in a file, and their keys there, by role."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
-    name: str = ""  # in the file
+    name: str = ""  # of the layer in the file
 
     @property
     def first_key(self) -> str:
-        """The key that stands for the layer in an error: not its alpha's, if there is another."""
+        """The key that names the layer in errors; an alpha's only if there is no other."""
         keys = [key for role, key in self.keys.items() if role != "alpha"]
         return (keys or list(self.keys.values()))[0]
 
@@ -57,11 +57,11 @@ class _Layer:
 def read_adapter(
     path: str | Path, config: LatentDiffusionConfig, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Delta]:
-    """The change of each layer that an adapter has, by the layer's name, as `unet.mid.attention.proj_in`.
+    """The changes of an adapter by layer name, such as `unet.mid.attention.proj_in`.
 
-    path: a file, or a folder that PEFT or diffusers has written. shapes: of the weights and biases of the
-    layers that can be changed, by parameter. Raises CheckpointError for what cannot be read, is no adapter,
-    is of a kind that is not supported, or does not fit the model.
+    path: a file, or a folder written by PEFT or diffusers. shapes: of the weights and biases of the adaptable
+    layers, by parameter name. Raises CheckpointError for a file that cannot be read, is not a supported
+    adapter, or does not fit the model.
     """
     file = adapter_file(Path(path))
     checkpoint = read(file)
@@ -81,17 +81,17 @@ def read_adapter(
     _refuse_other_widths(source, layers, errors)
     misfits = [f"{layers[name].first_key}: {error}" for name, error in errors.items()]
     found = {
-        "that no linear or convolutional layer of the model takes": unknown,
-        "of a layer that has another one of the same kind": twice,
-        "(or groups of them) that make no change of their layer": misfits,
-        "with values that are not finite": _not_finite(layers),
+        "without a linear or convolutional layer in the model": unknown,
+        "that duplicate another tensor of their layer": twice,
+        "(or groups of them) that do not fit their layer": misfits,
+        "with non-finite values": _not_finite(layers),
     }
     report(source, found)
     return deltas
 
 
 def _scalars(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Alphas that a pickle holds as plain numbers."""
+    """Alphas that a pickle stores as Python numbers."""
     return {
         key: torch.tensor(float(value), dtype=torch.float64)
         for key, value in checkpoint.metadata.items()
@@ -100,11 +100,11 @@ def _scalars(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def _refuse_other_files(source: str, tensors: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError for what is no adapter, or is one of a kind that is known and not supported."""
+    """Raise CheckpointError if the file is not an adapter, or one of an unsupported kind."""
     roles = [(key, found[1]) for key in tensors if (found := split_key(key)) is not None]
     if not any(role != "alpha" for _, role in roles):
         names = ", ".join(printable(repr(key)[:80]) for key in list(tensors)[:3])
-        what = other_family(tensors) or f"no adapter of a kind known here (its keys are such as {names})"
+        what = other_family(tensors) or f"not an adapter of a known kind (its keys include {names})"
         raise CheckpointError(f"{source} is {what}")
     for unsupported, keys in (
         (
@@ -123,12 +123,12 @@ def _refuse_other_files(source: str, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _settings(file: Path, checkpoint: Checkpoint) -> dict[str, PeftSettings]:
-    """PEFT's settings of each part, where the file or its folder has them."""
+    """PEFT's settings of each network, if the file or its folder has them."""
     if any(key.startswith(PEFT) for key in checkpoint.tensors):
         beside = file.parent / PEFT_CONFIG
         if not beside.is_file():
             raise CheckpointError(
-                f"{file}: PEFT keeps an adapter's alpha in {PEFT_CONFIG}, which is not beside this file"
+                f"{file}: expected {PEFT_CONFIG} in the same folder, where PEFT stores the adapter's alpha"
             )
         settings = parse_settings(read_json(beside), str(beside))
         return {"unet": settings, "text_encoder": settings}
@@ -138,7 +138,7 @@ def _settings(file: Path, checkpoint: Checkpoint) -> dict[str, PeftSettings]:
     source = f"{file.name}: {DIFFUSERS_METADATA}"
     values = parse_json(text, source, CheckpointError)
     if not isinstance(values, dict):
-        raise CheckpointError(f"{source} is no mapping but a {type(values).__name__}")
+        raise CheckpointError(f"{source} must be a mapping, not a {type(values).__name__}")
     parts: dict[str, dict[str, Any]] = {}
     for key, value in values.items():
         part, dot, name = key.partition(".")
@@ -149,7 +149,7 @@ def _settings(file: Path, checkpoint: Checkpoint) -> dict[str, PeftSettings]:
 def _by_layer(
     tensors: Mapping[str, Tensor], names: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[dict[str, _Layer], list[str], list[str]]:
-    """(what the file holds for each layer, keys of no layer, keys of tensors that it has twice)."""
+    """(tensors by layer, keys without a layer, keys of duplicate tensors)."""
     layers: dict[str, _Layer] = {}
     unknown, twice = [], []
     for key, tensor in tensors.items():
@@ -160,7 +160,7 @@ def _by_layer(
             continue
         layer = layers.setdefault(name, _Layer(name=found[0]))
         if found[1] in layer.tensors:
-            twice.append(f"{key}, as {layer.keys[found[1]]}")
+            twice.append(f"{key}, like {layer.keys[found[1]]}")
         layer.tensors[found[1]], layer.keys[found[1]] = tensor, key
     return layers, unknown, twice
 
@@ -168,12 +168,12 @@ def _by_layer(
 def _delta(
     layer: _Layer, name: str, shapes: Mapping[str, tuple[int, ...]], settings: PeftSettings | None
 ) -> Delta:
-    """One layer's change. Raises ValueError in words where its tensors do not make one."""
+    """The change of one layer. Raises ValueError if its tensors do not fit."""
     found = {role: x for role, x in layer.tensors.items() if role not in ("alpha", "diff_b", "lora_bias")}
     kind = kind_of(set(found))
     for role, tensor in layer.tensors.items():
         if not tensor.is_floating_point() and role != "alpha":
-            raise ValueError(f"{role} is of the type {tensor.dtype}")
+            raise ValueError(f"{role} has dtype {tensor.dtype}, expected floating point")
     shape = tuple(shapes[f"{name}.weight"])
     fitted, rank = kind.fit(found, shape)
     scale = 1.0
@@ -182,30 +182,30 @@ def _delta(
     elif settings is not None:
         scale = settings.scale(layer.name, rank)
     bias = _bias(layer.tensors, scale, shapes.get(f"{name}.bias"))
-    # These outlive the file: a trainer may write it anew, and a mapped file would then change under way.
+    # Copied, since a memory-mapped file may be overwritten later, for example by a trainer.
     factors = {role: tensor.clone() for role, tensor in fitted.items()}
     return kind(factors, shape, rank, scale, bias)
 
 
 def _alpha(alpha: Tensor) -> float:
     if alpha.numel() != 1 or alpha.is_complex():
-        raise ValueError(f"alpha is {alpha.dtype} {tuple(alpha.shape)}, and no number")
+        raise ValueError(f"alpha is {alpha.dtype} {tuple(alpha.shape)}, expected a real number")
     value = float(alpha.double())
     if not math.isfinite(value) or value == 0:
-        raise ValueError(f"alpha is {value:g}")
+        raise ValueError(f"alpha is {value:g}, expected a finite non-zero number")
     return value
 
 
 def _bias(tensors: Mapping[str, Tensor], scale: float, shape: tuple[int, ...] | None) -> Tensor | None:
-    """What is added to the layer's bias, in float32."""
+    """The change of the layer's bias, in float32."""
     biases = {"diff_b": 1.0, "lora_bias": scale}
     present = [role for role in biases if role in tensors]
     if not present:
         return None
     for role in present:
         if shape is None or tuple(tensors[role].shape) != tuple(shape):
-            wanted = "and the layer has no bias" if shape is None else f"expected {tuple(shape)}"
-            raise ValueError(f"{role} is {tuple(tensors[role].shape)}, {wanted}")
+            wanted = "but the layer has no bias" if shape is None else f"expected {tuple(shape)}"
+            raise ValueError(f"{role} has shape {tuple(tensors[role].shape)}, {wanted}")
     return torch.stack([tensors[role].float() * biases[role] for role in present]).sum(dim=0)
 
 
@@ -219,7 +219,7 @@ def _not_finite(layers: Mapping[str, _Layer]) -> list[str]:
 
 
 def _refuse_other_widths(source: str, layers: Iterable[str], errors: Mapping[str, ValueError]) -> None:
-    """An adapter of another family of models fits nowhere: its width says why in one line."""
+    """Raise one short CheckpointError for an adapter of a model family with another width."""
     for part, (what, ends) in _WIDTH_LAYERS.items():
         found = [errors.get(name) for name in layers if name.startswith(part) and name.endswith(ends)]
         wrong = [error for error in found if isinstance(error, WidthError)]

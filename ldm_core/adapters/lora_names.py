@@ -1,12 +1,12 @@
-"""The names that files of adapters have for the layers of the networks, and for the tensors of a layer.
+"""The names of layers and of their tensors in the files of adapters.
 
     kohya-ss      lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight, and LyCORIS likewise;
                   also with CompVis's names: lora_unet_input_blocks_1_1_proj_in
-    diffusers     unet.down_blocks.0.attentions.0.proj_in.lora_A.weight, before that .lora.down.weight,
-                  and at first down_blocks.0.….attn1.processor.to_q_lora.down.weight
+    diffusers     unet.down_blocks.0.attentions.0.proj_in.lora_A.weight; in older versions .lora.down.weight,
+                  or down_blocks.0.….attn1.processor.to_q_lora.down.weight
     PEFT          base_model.model.down_blocks.0.attentions.0.proj_in.lora_A.weight
 
-All are made from the key maps, which know each layer under CompVis's, diffusers' and transformers' names.
+All are derived from the key maps, which have the names of CompVis, diffusers and transformers.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _KOHYA: dict[Part, tuple[str, ...]] = {
     "unet": ("lora_unet_",),
     "text_encoder": tuple(f"lora_{te}_{inner}" for te in ("te", "te1") for inner in ("text_model_", "")),
 }
-# The layouts whose names trainers write, and those that they have ever written.
+# The layouts whose names `lora_writer` writes, and those that `lora_file` reads.
 _WRITTEN: tuple[tuple[Part, str], ...] = (("unet", "diffusers"), ("text_encoder", "transformers"))
 _LAYOUTS: tuple[tuple[Part, str], ...] = (*_WRITTEN, ("unet", "compvis"))
 
-# Diffusers' first adapters were attention processors beside the layers.
+# In diffusers' first versions, adapters were attention processors.
 _PROCESSOR_NAMES = (
     (re.compile(r"(?<=\.attn[12]\.)to_([qkv])$"), r"processor.to_\1_lora"),
     (re.compile(r"(?<=\.attn[12]\.)to_out\.0$"), "processor.to_out_lora"),
@@ -39,7 +39,7 @@ _PROCESSOR_NAMES = (
 
 
 def layer_names(config: LatentDiffusionConfig) -> dict[str, str]:
-    """{a layer's name in files: its name here}, such as `unet.mid.attention.proj_in`, for every spelling."""
+    """{layer name in any file format: layer name here, such as `unet.mid.attention.proj_in`}."""
     return {
         spelling: layer
         for part, name in _LAYOUTS
@@ -49,9 +49,9 @@ def layer_names(config: LatentDiffusionConfig) -> dict[str, str]:
 
 
 def module_names(config: LatentDiffusionConfig) -> dict[str, tuple[str, Transform]]:
-    """{a layer's name here: (its name in diffusers' or transformers' network, its weight's change of shape)}.
+    """{layer name here: (name in diffusers' or transformers' network, transform of its weight)}.
 
-    From `unet.mid.attention.proj_in` to `mid_block.attentions.0.proj_in`, which is a convolution in SD1.
+    For example, `unet.mid.attention.proj_in` is `mid_block.attentions.0.proj_in`, a convolution in SD1.
     """
     return {
         layer: (module, transform)
@@ -61,12 +61,12 @@ def module_names(config: LatentDiffusionConfig) -> dict[str, tuple[str, Transfor
 
 
 def kohya_name(part: Part, module: str) -> str:
-    """What kohya's networks call a module of diffusers' U-Net or transformers' text encoder."""
+    """The name in kohya-ss's files of a module of diffusers' U-Net or transformers' text encoder."""
     return _KOHYA[part][0] + module.replace(".", "_")
 
 
 def _modules(layout: Layout, config: LatentDiffusionConfig) -> Iterator[tuple[str, str, Transform]]:
-    """(a module's name in this layout, here, the transform of its weight)."""
+    """(module name in the layout, layer name here, transform of its weight)."""
     for key, entry in layout.key_map(getattr(config, layout.part)).items():
         if key.endswith(".weight"):
             layer = f"{layout.part}.{entry.parameters[0]}".removesuffix(".weight")
@@ -74,7 +74,7 @@ def _modules(layout: Layout, config: LatentDiffusionConfig) -> Iterator[tuple[st
 
 
 def _spellings(layout: Layout, module: str) -> Iterator[str]:
-    """Every name that files have for a module, given its name in this layout."""
+    """All names of a module in files, given its name in the layout."""
     for prefix in _KOHYA[layout.part]:
         yield prefix + module.replace(".", "_")
     older = [pattern.sub(new, module) for pattern, new in _PROCESSOR_NAMES if pattern.search(module)]
@@ -87,7 +87,7 @@ _FACTORS = (
     *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
     *("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
 )
-_ADAPTER = r"(?:\.[^.]+)?"  # PEFT can leave the adapter's own name in its keys, by default "default"
+_ADAPTER = r"(?:\.[^.]+)?"  # PEFT may add the adapter's name, by default "default", to its keys
 _TENSORS = {
     "lora_down": rf"(?:lora_down|lora\.down|lora_linear_layer\.down|lora_A{_ADAPTER}|down)\.weight",
     "lora_up": rf"(?:lora_up|lora\.up|lora_linear_layer\.up|lora_B{_ADAPTER}|up)\.weight",
@@ -105,9 +105,9 @@ _KEY = re.compile(
 
 
 def split_key(key: str) -> tuple[str, str] | None:
-    """(the layer's name in the file, which of its tensors this is), or None for no adapter's key.
+    """(layer name in the file, role of the tensor), or None if the key is not an adapter's.
 
-    The tensors have kohya's and LyCORIS's names, whatever the file's: `lora_A.weight` is `lora_down`.
+    Roles have kohya-ss's and LyCORIS's names in all formats: `lora_A.weight` has the role `lora_down`.
     """
     found = _KEY.fullmatch(key.removeprefix(PEFT))
     return None if found is None or found.lastgroup is None else (found["layer"], found.lastgroup)

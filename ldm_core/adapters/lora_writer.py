@@ -1,11 +1,11 @@
-"""Writing adapters: a LoRA in the files that kohya-ss, diffusers and PEFT read.
+"""Writes a LoRA in the formats of kohya-ss, diffusers and PEFT.
 
     kohya       a file: lora_unet_….lora_down.weight, ….lora_up.weight, ….alpha
-    diffusers   a file: unet.….lora_A.weight, ….lora_B.weight; rank and alpha are in its metadata
-    peft        a folder for each network: base_model.model.….lora_A.weight beside an adapter_config.json
+    diffusers   a file: unet.….lora_A.weight, ….lora_B.weight, with rank and alpha in the metadata
+    peft        a folder per network: base_model.model.….lora_A.weight and an adapter_config.json
 
-Names and shapes are those by which `lora_file` reads, taken from the same tables: where files have a 1x1
-convolution for a linear layer, the factors become convolutions, too.
+Names and shapes come from the same tables as in `lora_file`. If the original model has a 1x1 convolution for
+a linear layer, the factors are written as convolutions, too.
 """
 
 from __future__ import annotations
@@ -46,17 +46,18 @@ def write_lora(
     names: Names = "kohya",
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write a LoRA whose layers are all of one rank and alpha.
+    """Write a LoRA whose layers have the same rank and alpha.
 
-    path: a .safetensors file; for "peft" a folder, which gets folders `unet` and `text_encoder`, as far as
-    there are layers. factors: by the layers' names here, such as `unet.mid.attention.proj_in`. dtype: what
-    the numbers are rounded to. Raises ValueError for other names, another ending or no layers, and
-    CheckpointError where it cannot be written; what was there is then as it was.
+    path: a .safetensors file; for "peft", a folder with subfolders `unet` and `text_encoder`.
+    factors: (A, B) by layer name, such as `unet.mid.attention.proj_in`.
+    names: "kohya", "diffusers" or "peft". dtype: of the saved tensors.
+    Raises ValueError for other names, another file extension or no layers, and CheckpointError if a file
+    cannot be written; existing files are then unchanged.
     """
     if names not in get_args(Names):
         raise ValueError(f"names must be one of {', '.join(get_args(Names))}, not {names!r}")
     if (path.suffix == ".safetensors") == (names == "peft"):
-        wanted = "a folder's name" if names == "peft" else "a name that ends in .safetensors"
+        wanted = "the name of a folder" if names == "peft" else "a file name that ends in .safetensors"
         raise ValueError(f"{path}: for names={names!r}, expected {wanted}")
     modules = _in_file_shapes(factors, config, dtype)
     if not modules:
@@ -74,7 +75,7 @@ def write_lora(
         _write_peft(path / part, layers, settings[part])
 
 
-Modules = dict[Part, dict[str, tuple[Tensor, Tensor]]]  # by part and the name in the reference's network
+Modules = dict[Part, dict[str, tuple[Tensor, Tensor]]]  # by part and name in diffusers or transformers
 
 
 def _in_file_shapes(factors: Factors, config: LatentDiffusionConfig, dtype: torch.dtype) -> Modules:
@@ -108,18 +109,21 @@ def _kohya_metadata(rank: int, alpha: float) -> dict[str, str]:
 
 
 def _diffusers(modules: Modules) -> dict[str, Tensor]:
-    # diffusers takes `text_model.` away where transformers has it no more, and can not do without before.
+    # All versions of diffusers accept `text_model.`; some require it.
     prefixes = {"unet": "unet.", "text_encoder": "text_encoder.text_model."}
+    return {k: x for part, layers in modules.items() for k, x in _peft_names(prefixes[part], layers).items()}
+
+
+def _peft_names(prefix: str, layers: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
     return {
-        f"{prefixes[part]}{module}.lora_{half}.weight": x
-        for part, layers in modules.items()
+        f"{prefix}{module}.lora_{half}.weight": x
         for module, both in layers.items()
         for half, x in zip("AB", both)
     }
 
 
 def _settings(modules: list[str], rank: int, alpha: float) -> dict[str, Any]:
-    """What PEFT's `LoraConfig` needs to build the same layers."""
+    """The settings of PEFT's `LoraConfig` for the same layers."""
     return {
         "peft_type": "LORA",
         "r": rank,
@@ -134,14 +138,9 @@ def _write_peft(folder: Path, layers: Mapping[str, tuple[Tensor, Tensor]], setti
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be made: {error.strerror}") from error
-    tensors = {
-        f"{PEFT}{module}.lora_{half}.weight": x
-        for module, both in layers.items()
-        for half, x in zip("AB", both)
-    }
+        raise CheckpointError(f"{folder}: cannot be created: {error.strerror}") from error
     write_bytes(folder / PEFT_CONFIG, json.dumps(settings | {"inference_mode": True}, indent=2).encode())
-    _write(folder / ADAPTER_FILES[0], tensors, {"format": "pt"})
+    _write(folder / ADAPTER_FILES[0], _peft_names(PEFT, layers), {"format": "pt"})
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

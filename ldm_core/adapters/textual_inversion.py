@@ -1,15 +1,14 @@
-"""Textual inversion: words that were learned from pictures (Gal et al. 2022, arXiv:2208.01618).
+"""Textual inversion: adds a learned word to a model (Gal et al. 2022, arXiv:2208.01618).
 
-Section 4 of the paper: a new word S* gets a vector v* of its own in the text encoder's table of token
-embeddings, found by minimising the model's training loss over a few pictures (equation 2), and nothing else
-of the model changes. So what a file holds is a name and one vector, or several that stand one after another.
+Section 4 of the paper: a new word S* has a token embedding v*, which is trained with the model's loss on a
+few images (equation 2); nothing else in the model changes. A file contains a name and one or more vectors.
 
     embedding = apply_textual_inversion(model, "cat-toy.pt")
     Sampler(model).txt2img("a photo of <cat-toy>")
-    embedding.remove()          # the model is what it was
+    embedding.remove()          # restores the model
 
 The authors' counterpart is `EmbeddingManager` of `ldm/modules/embedding_manager.py`, diffusers' is
-`load_textual_inversion`. `ldm_core.adapters.embedding_file` knows the kinds of files.
+`load_textual_inversion`. `ldm_core.adapters.embedding_file` reads the files.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ MADE_FOR = {768: " (SD1)", 1024: " (SD2)", 1280: " (SDXL)"}
 
 
 class HasVectors(Protocol):
-    """Where a word's vectors are: asked at each use, since training may put another tensor there."""
+    """An object with a word's vectors. They are read at each use, since training replaces the tensor."""
 
     @property
     def vectors(self) -> Tensor: ...
@@ -41,16 +40,17 @@ class HasVectors(Protocol):
 def apply_textual_inversion(
     model: LatentDiffusion, path: str | os.PathLike[str], name: str | None = None
 ) -> TextualInversion:
-    """Teach a model, which changes in place, a learned word, and return a handle to it.
+    """Add a learned word to a model, in place, and return a handle to it.
 
-    path: the embedding's file. name: the word for prompts; None is what the file calls it. It is found in
-    prompts whatever its case and as a whole word, and becomes as many tokens as the file has vectors.
-    Raises CheckpointError where the file cannot be read or its vectors (n, width) do not fit the text
-    encoder, and ValueError where the name is empty or in use, or where the model's tokenizer or text encoder
-    is of a kind that words cannot be added to. The model is then left alone.
+    path: the embedding's file.
+    name: the word in prompts, by default the name in the file. It is matched as a whole word, ignoring case,
+        and becomes one token per vector.
+    Raises CheckpointError if the file cannot be read or its vectors (n, width) do not fit the text encoder.
+    Raises ValueError if the name is empty or in use, or if the model's tokenizer or text encoder does not
+    support new words. The model is then unchanged.
 
-    The text encoder's table gets no new rows, and a saved model none of the words. What `dataclasses.replace`
-    makes of the model has its words too, but only for as long as they are not removed from this one.
+    The embedding weight gets no new rows, and a saved model does not contain the word. A model made from this
+    one by `dataclasses.replace` has the word, too, until it is removed from this one.
     """
     if name is not None and not isinstance(name, str):
         raise ValueError(f"the name must be a str or None, not {type(name).__name__}")
@@ -68,7 +68,7 @@ def apply_textual_inversion(
 
 
 def add_word(model: LatentDiffusion, name: str, source: HasVectors) -> TextualInversion:
-    """Give a model, which changes in place, a word with the vectors (n, width) that `source` has at each use.
+    """Add a word to a model, in place, with the vectors (n, width) of `source`.
 
     Raises ValueError as `apply_textual_inversion` does.
     """
@@ -80,10 +80,10 @@ def add_word(model: LatentDiffusion, name: str, source: HasVectors) -> TextualIn
 
 
 class TextualInversion:
-    """A learned word of a model: see `apply_textual_inversion`.
+    """A handle to a learned word of a model, returned by `apply_textual_inversion`.
 
-    name      what prompts call it
-    tokens    its ids, one for each vector
+    name      the word in prompts
+    tokens    its token ids, one per vector
     vectors   (n, width), float32 on the CPU
     """
 
@@ -108,7 +108,7 @@ class TextualInversion:
         return self._source.vectors
 
     def remove(self) -> None:
-        """Take the word out of the model, for good. Doing so twice is harmless."""
+        """Remove the word from the model. Can be called more than once."""
         for hook in self._hooks:
             hook.remove()
         tokenizer = None if self._model is None else self._model.tokenizer
@@ -116,7 +116,7 @@ class TextualInversion:
         if self._model is not None and isinstance(tokenizer, CLIPTokenizer) and word in tokenizer.added_words:
             others = tuple(other for other in tokenizer.added_words if other != word)
             self._model.tokenizer = replace(tokenizer, added_words=others)
-        self._model = None  # name and ids may become another embedding's
+        self._model = None  # the name and ids may be reused
 
     def __repr__(self) -> str:
         state = "removed" if self._model is None else f"ids {self.tokens[0]}..{self.tokens[-1]}"
@@ -125,15 +125,15 @@ class TextualInversion:
 
 
 class _ExtraRows:
-    """Rows beyond the end of an embedding table, as two hooks on it: the table stays as it is.
+    """Extra rows of an embedding layer, implemented by two hooks; its weight does not change.
 
-    A table looks ids up before any hook could answer them, and fails at those that it does not have. So one
-    hook shows it id 0 in their place, and the other replaces what it gave there.
+    The layer fails for ids beyond its weight. A pre-hook therefore replaces them by 0, and a hook replaces
+    the outputs at their positions.
     """
 
     def __init__(self, first: int, source: HasVectors) -> None:
         self.first, self.end, self.source = first, first + len(source.vectors), source
-        self._tokens: dict[int, Tensor] = {}  # by thread, for the time of one call
+        self._tokens: dict[int, Tensor] = {}  # by thread, during a call
 
     def hide_ids(self, layer: nn.Module, args: tuple[Tensor, ...]) -> Tensor:
         (tokens,) = args
@@ -151,27 +151,28 @@ class _ExtraRows:
 
 
 def clip_tokenizer(model: LatentDiffusion) -> CLIPTokenizer:
+    """The model's tokenizer. Raises ValueError if it is not a CLIPTokenizer."""
     if not isinstance(model.tokenizer, CLIPTokenizer):
         raise ValueError(
-            "words can be added to an ldm_core.tokenizer.CLIPTokenizer, but the model's tokenizer is a "
+            "expected a model with an ldm_core.tokenizer.CLIPTokenizer, to add words to; its tokenizer is a "
             f"{type(model.tokenizer).__name__}"
         )
     return model.tokenizer
 
 
 def embedding_layer(model: LatentDiffusion) -> nn.Embedding:
-    """The table of token embeddings of a model's text encoder. Raises ValueError where it has none."""
+    """The token embedding layer of a model's text encoder. Raises ValueError if it has none."""
     layer = getattr(model.text_encoder, "token_embedding", None)
     if not isinstance(layer, nn.Embedding):
         raise ValueError(
-            "words can be added to a text encoder whose token_embedding is a torch.nn.Embedding; that of the "
-            f"model, a {type(model.text_encoder).__name__}, is a {type(layer).__name__}"
+            "expected a text encoder whose token_embedding is a torch.nn.Embedding, got a "
+            f"{type(model.text_encoder).__name__} whose token_embedding is a {type(layer).__name__}"
         )
     return layer
 
 
 def _first_free_id(tokenizer: CLIPTokenizer, layer: nn.Embedding) -> int:
-    """The id after all others, also after those of models that share the text encoder, not the tokenizer."""
+    """The first unused id, also in models that share the text encoder but not the tokenizer."""
     hooks = [getattr(hook, "__self__", None) for hook in layer._forward_pre_hooks.values()]
     ends = [rows.end for rows in hooks if isinstance(rows, _ExtraRows)]
     ends += [max(ids) + 1 for _, ids in tokenizer.added_words]

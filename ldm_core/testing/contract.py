@@ -34,7 +34,7 @@ class ContractError(AssertionError):
 
 
 class Clause:
-    """The violations of one clause. The `expect…` methods record a violation; most return whether it holds."""
+    """The violations of one clause. The `expect…` methods record a violation and return whether it holds."""
 
     def __init__(self) -> None:
         self.broken: list[str] = []

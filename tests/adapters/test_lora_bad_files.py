@@ -71,28 +71,36 @@ def spoilt(tensors: Tensors, key: str, value: Tensor | None) -> Tensors:
 
 
 BAD: dict[str, tuple[str, Tensor | None, tuple[str, ...]]] = {
-    "half": (f"{K}.lora_up.weight", None, (f"{K}.lora_down.weight: without lora_up (lora_B)",)),
+    "half": (f"{K}.lora_up.weight", None, (f"{K}.lora_down.weight: missing lora_up (lora_B)",)),
     "alpha alone": (
         f"{MID}transformer_blocks_0_norm1.alpha",
         torch.tensor(1.0),
-        ("norm1.alpha", "no linear"),
+        ("norm1.alpha", "without a linear"),
     ),
-    "unknown": (f"{MID}to_x.lora_up.weight", torch.ones(2, 2), (f"{MID}to_x.lora_up.weight", "no linear")),
+    "unknown": (
+        f"{MID}to_x.lora_up.weight",
+        torch.ones(2, 2),
+        (f"{MID}to_x.lora_up.weight", "without a linear"),
+    ),
     "unknown tensor": (f"{K}.lora_middle", torch.ones(2), (f"{K}.lora_middle",)),
-    "not finite": (
+    "non-finite": (
         f"{K}.lora_up.weight",
         torch.full((128, 4), math.nan),
-        (f"{K}.lora_up.weight", "not finite"),
+        (f"{K}.lora_up.weight", "non-finite"),
     ),
     "infinite alpha": (f"{K}.alpha", torch.tensor(math.inf), (K, "alpha is inf")),
     "alpha 0": (f"{K}.alpha", torch.tensor(0.0), (K, "alpha is 0")),
     "two alphas": (f"{K}.alpha", torch.ones(2), (K, "alpha is torch.float32 (2,)")),
-    "ranks": (f"{K}.lora_up.weight", torch.ones(128, 5), (K, "ranks disagree: 4 of lora_down, 5 of lora_up")),
-    "outputs": (f"{K}.lora_up.weight", torch.ones(96, 4), ("lora_up is (96, 4), expected (128, 4)",)),
-    "a vector": (f"{K}.lora_up.weight", torch.ones(128), ("lora_up is (128,), and no matrix",)),
-    "a number": (f"{K}.lora_up.weight", torch.tensor(1.0), ("lora_up is (), and no matrix",)),
-    "integers": (f"{K}.lora_up.weight", torch.ones(128, 4, dtype=torch.int8), ("of the type torch.int8",)),
-    "two kinds": (f"{K}.diff", torch.ones(128, 64), ("diff, lora_down, lora_up do not belong together",)),
+    "ranks": (f"{K}.lora_up.weight", torch.ones(128, 5), (K, "ranks differ: 4 of lora_down, 5 of lora_up")),
+    "outputs": (f"{K}.lora_up.weight", torch.ones(96, 4), ("lora_up has shape (96, 4), expected (128, 4)",)),
+    "a vector": (f"{K}.lora_up.weight", torch.ones(128), ("lora_up has shape (128,), expected a matrix",)),
+    "a number": (f"{K}.lora_up.weight", torch.tensor(1.0), ("lora_up has shape (), expected a matrix",)),
+    "integers": (f"{K}.lora_up.weight", torch.ones(128, 4, dtype=torch.int8), ("has dtype torch.int8",)),
+    "two kinds": (
+        f"{K}.diff",
+        torch.ones(128, 64),
+        ("diff, lora_down, lora_up do not belong to one kind of adapter",),
+    ),
     "no bias": (f"{K}.diff_b", torch.ones(128), ("the layer has no bias",)),
     "bias of another size": (f"{MID}proj_in.diff_b", torch.ones(64), ("expected (128,)",)),
     "dora": (f"{K}.dora_scale", torch.ones(128, 1), ("a DoRA", "not supported", f"{K}.dora_scale")),
@@ -104,7 +112,7 @@ BAD: dict[str, tuple[str, Tensor | None, tuple[str, ...]]] = {
     "twice": (
         "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.lora_A.weight",
         torch.ones(4, 64),
-        ("has another one of the same kind", f"as {K}.lora_down.weight"),
+        ("that duplicate another tensor of their layer", f"like {K}.lora_down.weight"),
     ),
 }
 
@@ -124,14 +132,14 @@ def test_bad_files_are_refused_by_the_names_of_their_keys(
 
 def test_rank_0_is_refused(small_sd1: Pair, tmp_path: Path) -> None:
     tensors = {f"{K}.lora_down.weight": torch.ones(0, 64), f"{K}.lora_up.weight": torch.ones(128, 0)}
-    refused(small_sd1.model, write(tmp_path / "x.safetensors", tensors), "its rank is 0")
+    refused(small_sd1.model, write(tmp_path / "x.safetensors", tensors), "the rank is 0")
 
 
 def test_several_problems_are_told_at_once(small_sd1: Pair, small: Tensors, tmp_path: Path) -> None:
     bad = spoilt(small, f"{K}.lora_up.weight", None) | {"x.y": torch.ones(1)}
     bad[f"{MID}proj_in.lora_up.weight"] = torch.full((128, 4), math.inf)
     path = write(tmp_path / "x.safetensors", bad)
-    refused(small_sd1.model, path, "without lora_up", "1 tensor(s) that no linear", "x.y", "not finite")
+    refused(small_sd1.model, path, "missing lora_up", "1 tensor(s) without a linear", "x.y", "non-finite")
 
 
 WIDTH = "{} was made for {} of width {}; this model's is 64"
@@ -165,7 +173,7 @@ def test_one_layer_of_another_width_is_a_wrong_layer(small_sd1: Pair, small: Ten
         small_sd1.model,
         write(tmp_path / "x.safetensors", bad),
         f"{K}",
-        "for a layer of 96 inputs, and this one has 64",
+        "expected 64 inputs, got 96",
     )
 
 
@@ -174,7 +182,7 @@ def test_layers_of_other_models_are_unknown(small_pair: Pair, tmp_path: Path) ->
     generator = torch.Generator().manual_seed(0)
     text = {f"encoder.layers.{i}.mlp.fc1": lora((256, 64), generator) for i in (0, 3)}
     path = write(tmp_path / "x.safetensors", kohya({}, text))
-    refused(small_pair.model, path, "2 tensor(s) that no linear", "encoder_layers_3_mlp_fc1")
+    refused(small_pair.model, path, "2 tensor(s) without a linear", "encoder_layers_3_mlp_fc1")
     path = write(tmp_path / "y.safetensors", kohya({"conv_norm_out": {"diff": torch.ones(32)}}))
     refused(small_pair.model, path, "lora_unet_conv_norm_out.diff")
 
@@ -182,7 +190,7 @@ def test_layers_of_other_models_are_unknown(small_pair: Pair, tmp_path: Path) ->
 def test_files_that_are_no_adapters_say_what_they_are(small_sd1: Pair, tmp_path: Path) -> None:
     model = small_sd1.model
     whole = write(tmp_path / "model.safetensors", {k: v.clone() for k, v in file_tensors(model).items()})
-    refused(model, whole, "model.safetensors is no adapter of a kind known here", "cond_stage_model.")
+    refused(model, whole, "model.safetensors is not an adapter of a known kind", "cond_stage_model.")
     embedding = write(tmp_path / "cat.safetensors", {"emb_params": torch.ones(1, 64)})
     refused(model, embedding, "a textual inversion")
     oft = write(
@@ -206,16 +214,16 @@ def peft_file(tmp_path: Path, **changes: Any) -> Path:
 
 
 BAD_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
-    "another kind": ({"peft_type": "IA3"}, "adapters of the type 'IA3' are not supported"),
-    "dora": ({"use_dora": True}, "it sets use_dora, which is not supported"),
-    "no alpha": ({"lora_alpha": None}, "its lora_alpha must be a positive number, not None"),
-    "alpha in words": ({"lora_alpha": "four"}, "its lora_alpha must be a positive number, not 'four'"),
-    "alpha not a number": ({"lora_alpha": math.nan}, "its lora_alpha must be a positive number, not nan"),
-    "a large rank": ({"r": 10**400}, "its r must be a positive number, not 1000"),
-    "another rank": ({"r": 8}, "its rank is 4, and 8 in the adapter's settings"),
-    "another rank of the layer": ({"rank_pattern": {"to_k": 2}}, "its rank is 4, and 2"),
-    "a list": ({"alpha_pattern": [1]}, "its alpha_pattern must be a mapping"),
-    "a regular expression": ({"alpha_pattern": {"(a+)+$": 1}}, "must have plain names of layers"),
+    "another kind": ({"peft_type": "IA3"}, "adapters of type 'IA3' are not supported"),
+    "dora": ({"use_dora": True}, "use_dora is not supported"),
+    "no alpha": ({"lora_alpha": None}, "lora_alpha must be a positive number, not None"),
+    "alpha in words": ({"lora_alpha": "four"}, "lora_alpha must be a positive number, not 'four'"),
+    "alpha not a number": ({"lora_alpha": math.nan}, "lora_alpha must be a positive number, not nan"),
+    "a large rank": ({"r": 10**400}, "r must be a positive number, not 1000"),
+    "another rank": ({"r": 8}, "the rank is 4, but 8 in the adapter's settings"),
+    "another rank of the layer": ({"rank_pattern": {"to_k": 2}}, "the rank is 4, but 2"),
+    "a list": ({"alpha_pattern": [1]}, "alpha_pattern must be a mapping"),
+    "a regular expression": ({"alpha_pattern": {"(a+)+$": 1}}, "must have layer names as keys"),
 }
 
 
@@ -230,9 +238,7 @@ def test_peft_needs_its_settings(small_sd1: Pair, tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{")
     refused(small_sd1.model, tmp_path, "adapter_config.json", "not valid JSON")
     (tmp_path / "adapter_config.json").unlink()
-    refused(
-        small_sd1.model, tmp_path, "PEFT keeps an adapter's alpha in adapter_config.json, which is not beside"
-    )
+    refused(small_sd1.model, tmp_path, "expected adapter_config.json in the same folder, where PEFT stores")
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_vectors_outlive_their_file(tmp_path: Path, model: LatentDiffusion) -> N
 
 BAD = {
     "sdxl": ({"clip_l": draw(2), "clip_g": draw(2, width=1280)}, "for Stable Diffusion XL.*clip_l, clip_g"),
-    "several": ({"<a>": draw(1), "<b>": draw(1)}, "is no embedding: expected one tensor.*has <a>, <b>"),
+    "several": ({"<a>": draw(1), "<b>": draw(1)}, "is not an embedding: expected one tensor.*has <a>, <b>"),
     "several terms": (
         {"string_to_param": {"a": draw(1), "b": draw(1)}},
         r"more than one.*string_to_param\.a",
@@ -102,10 +102,10 @@ BAD = {
     "a model": ({f"layer.{k}": draw(1) for k in range(9)}, r"layer\.4, … \(9 in all\)"),
     "NaN": (
         {"<a>": draw(2).index_fill(1, torch.tensor([5]), torch.nan)},
-        "<a> has values that are not finite",
+        "<a> has non-finite values",
     ),
-    "too large for float32": ({"<a>": 1e39 * draw(2).double()}, "not finite"),
-    "integers": ({"<a>": draw(2).long()}, "type torch.int64; expected vectors of real numbers"),
+    "too large for float32": ({"<a>": 1e39 * draw(2).double()}, "non-finite"),
+    "integers": ({"<a>": draw(2).long()}, "dtype torch.int64; expected floating-point vectors"),
     "complex": ({"<a>": draw(2).cfloat()}, "complex64"),
     "no vectors": ({"<a>": draw(0)}, r"shape \(0, 64\)"),
     "a number": ({"<a>": torch.tensor(1.0)}, r"shape \(\)"),
@@ -179,9 +179,9 @@ def test_parts_of_another_kind(tmp_path: Path, model: LatentDiffusion) -> None:
     def mine(*args: Any) -> Tensor:
         raise AssertionError("never called")
 
-    with pytest.raises(ValueError, match=r"CLIPTokenizer, but the model's tokenizer is a function"):
+    with pytest.raises(ValueError, match=r"CLIPTokenizer, to add words to; its tokenizer is a function"):
         apply_textual_inversion(replace(model, tokenizer=mine), tmp_path / "a.pt")
-    with pytest.raises(ValueError, match=r"that of the model, a function, is a NoneType"):
+    with pytest.raises(ValueError, match=r"got a function whose token_embedding is a NoneType"):
         apply_textual_inversion(replace(model, text_encoder=mine), tmp_path / "a.pt")
 
 

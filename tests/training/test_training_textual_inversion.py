@@ -159,7 +159,7 @@ def test_bad_words_are_refused_and_leave_the_model_alone(
 def test_a_tokenizer_without_words_of_its_own_is_refused(model: LatentDiffusion) -> None:
     tokenizer = model.tokenizer
     model.tokenizer = lambda text: tokenizer(text)
-    with pytest.raises(ValueError, match=r"words can be added to an ldm_core\.tokenizer\.CLIPTokenizer"):
+    with pytest.raises(ValueError, match=r"expected a model with an ldm_core\.tokenizer\.CLIPTokenizer"):
         TrainableEmbedding(model, WORD, "dog")
 
 

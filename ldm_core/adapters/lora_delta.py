@@ -50,12 +50,16 @@ class Delta:
     bias: Tensor | None = None
 
     kind: ClassVar[str] = ""
-    spatial: ClassVar[int] = 0  # index of the weight in the chain that has the layer's kernel and stride
 
     @classmethod
     def fit(cls, tensors: Factors, shape: Shape) -> tuple[Factors, int | None]:
         """(factors, rank) for a weight of this shape. Raises ValueError if the tensors do not fit."""
         raise NotImplementedError
+
+    @property
+    def spatial(self) -> int:
+        """The index of the weight in the chain that has the layer's kernel and stride."""
+        return 0
 
     def weight(self, device: Any = "cpu") -> Tensor:
         """dW / s, in float32: (O, I, *k)."""
@@ -70,111 +74,73 @@ class Delta:
 
 
 class LoRA(Delta):
-    """A: lora_down (r, I, *k), B: lora_up (O, r)."""
+    """A: lora_down (r, I, *k), B: lora_up (O, r). With a core C: lora_mid (r, r, *k), A is (r, I)."""
 
     kind = "LoRA"
+
+    @property
+    def spatial(self) -> int:
+        return int("lora_mid" in self.factors)
 
     @classmethod
     def fit(cls, tensors: Factors, shape: Shape) -> tuple[Factors, int | None]:
         outputs, inputs, *kernel = shape
-        down, up = tensors["lora_down"], tensors["lora_up"]
-        rank = _rank(("lora_down", down, 0), ("lora_up", up, 1))
-        _check_inputs(down.shape[1], inputs)
+        core = "lora_mid" in tensors
+        axes = {"lora_down": 0, "lora_up": 1, "lora_mid": 0}
+        rank = _rank(*((name, tensors[name], axis) for name, axis in axes.items() if name in tensors))
+        _check_inputs(tensors["lora_down"].shape[1], inputs)
         ones = [1] * len(kernel)
-        fitted = {
-            "lora_down": _fitted("lora_down", down, (rank, inputs, *kernel)),
-            "lora_up": _fitted("lora_up", up, (outputs, rank, *ones)),
+        shapes = {
+            "lora_down": (rank, inputs, *(ones if core else kernel)),
+            "lora_mid": (rank, rank, *kernel),
+            "lora_up": (outputs, rank, *ones),
         }
-        return fitted, rank
+        return {n: _fitted(n, tensors[n], shapes[n]) for n in shapes if n in tensors}, rank
 
     def weight(self, device: Any = "cpu") -> Tensor:
-        down, up = self._wide("lora_down", device), self._wide("lora_up", device)
-        return (up.flatten(1) @ down.flatten(1)).reshape(self.shape)
+        down, up = (self._wide(name, device).flatten(1) for name in ("lora_down", "lora_up"))
+        if "lora_mid" not in self.factors:
+            return (up @ down).reshape(self.shape)
+        return torch.einsum("om,mn...,ni->oi...", up, self._wide("lora_mid", device), down)
 
     def chain(self, device: Any = "cpu") -> tuple[Tensor, ...]:
-        return tuple(self.factors[name].to(device) for name in ("lora_down", "lora_up"))
-
-
-class CoreLoRA(Delta):
-    """A: lora_down (r, I), C: lora_mid (r, r, *k), B: lora_up (O, r); A and B are 1x1 convolutions."""
-
-    kind = "LoRA"
-    spatial = 1
-
-    @classmethod
-    def fit(cls, tensors: Factors, shape: Shape) -> tuple[Factors, int | None]:
-        outputs, inputs, *kernel = shape
-        down, up, mid = tensors["lora_down"], tensors["lora_up"], tensors["lora_mid"]
-        rank = _rank(("lora_down", down, 0), ("lora_up", up, 1), ("lora_mid", mid, 0))
-        _check_inputs(down.shape[1], inputs)
-        ones = [1] * len(kernel)
-        fitted = {
-            "lora_down": _fitted("lora_down", down, (rank, inputs, *ones)),
-            "lora_mid": _fitted("lora_mid", mid, (rank, rank, *kernel)),
-            "lora_up": _fitted("lora_up", up, (outputs, rank, *ones)),
-        }
-        return fitted, rank
-
-    def weight(self, device: Any = "cpu") -> Tensor:
-        down, mid, up = (self._wide(f"lora_{name}", device) for name in ("down", "mid", "up"))
-        return torch.einsum("om,mn...,ni->oi...", up.flatten(1), mid, down.flatten(1))
-
-    def chain(self, device: Any = "cpu") -> tuple[Tensor, ...]:
-        return tuple(self.factors[f"lora_{name}"].to(device) for name in ("down", "mid", "up"))
+        names = [name for name in ("lora_down", "lora_mid", "lora_up") if name in self.factors]
+        return tuple(self.factors[name].to(device) for name in names)
 
 
 class LoHa(Delta):
-    """B1: hada_w1_a (O, r), A1: hada_w1_b (r, I * k); B2 and A2 likewise."""
+    """B1: hada_w1_a (O, r), A1: hada_w1_b (r, I * k); B2 and A2 likewise.
+
+    With cores hada_t1, hada_t2 (r, r, *k), B1 is stored as (r, O) and A1 as (r, I).
+    """
 
     kind = "LoHa"
 
     @classmethod
     def fit(cls, tensors: Factors, shape: Shape) -> tuple[Factors, int | None]:
         outputs, inputs, *kernel = shape
-        rank = _rank(*((name, tensor, 1 if name.endswith("a") else 0) for name, tensor in tensors.items()))
+        core = "hada_t1" in tensors
+        area = 1 if core else math.prod(kernel)
+        rank = _rank(*((name, x, int(name.endswith("a") and not core)) for name, x in tensors.items()))
         fitted = {}
         for i in (1, 2):
-            a, b = f"hada_w{i}_a", f"hada_w{i}_b"
-            columns = tensors[b].flatten(1)
-            _check_inputs(columns.shape[1] // math.prod(kernel), inputs)
-            fitted[a] = _fitted(a, tensors[a], (outputs, rank))
-            fitted[b] = _fitted(b, columns, (rank, inputs * math.prod(kernel)))
+            a, b, t = f"hada_w{i}_a", f"hada_w{i}_b", f"hada_t{i}"
+            right = tensors[b] if core else tensors[b].flatten(1)
+            _check_inputs(right.shape[1] // area, inputs)
+            fitted[a] = _fitted(a, tensors[a], (rank, outputs) if core else (outputs, rank))
+            fitted[b] = _fitted(b, right, (rank, inputs * area))
+            if core:
+                fitted[t] = _fitted(t, tensors[t], (rank, rank, *kernel))
         return fitted, rank
 
     def weight(self, device: Any = "cpu") -> Tensor:
-        first, second = (
-            self._wide(f"hada_w{i}_a", device) @ self._wide(f"hada_w{i}_b", device) for i in (1, 2)
-        )
-        return (first * second).reshape(self.shape)
+        return self._half(1, device) * self._half(2, device)
 
-
-class CoreLoHa(Delta):
-    """With cores hada_t1, hada_t2 (r, r, *k): B1 is stored as (r, O), A1 as (r, I)."""
-
-    kind = "LoHa"
-
-    @classmethod
-    def fit(cls, tensors: Factors, shape: Shape) -> tuple[Factors, int | None]:
-        outputs, inputs, *kernel = shape
-        rank = _rank(*((name, tensor, 0) for name, tensor in tensors.items()))
-        fitted = {}
-        for i in (1, 2):
-            a, b, core = f"hada_w{i}_a", f"hada_w{i}_b", f"hada_t{i}"
-            _check_inputs(tensors[b].shape[1], inputs)
-            fitted[a] = _fitted(a, tensors[a], (rank, outputs))
-            fitted[b] = _fitted(b, tensors[b], (rank, inputs))
-            fitted[core] = _fitted(core, tensors[core], (rank, rank, *kernel))
-        return fitted, rank
-
-    def weight(self, device: Any = "cpu") -> Tensor:
-        first, second = (
-            torch.einsum(
-                "mn...,mo,ni->oi...",
-                *(self._wide(name, device) for name in (f"hada_t{i}", f"hada_w{i}_a", f"hada_w{i}_b")),
-            )
-            for i in (1, 2)
-        )
-        return first * second
+    def _half(self, i: int, device: Any) -> Tensor:
+        a, b = (self._wide(f"hada_w{i}_{side}", device) for side in "ab")
+        if f"hada_t{i}" not in self.factors:
+            return (a @ b).reshape(self.shape)
+        return torch.einsum("mn...,mo,ni->oi...", self._wide(f"hada_t{i}", device), a, b)
 
 
 class LoKr(Delta):
@@ -262,9 +228,9 @@ _W2 = ({"lokr_w2"}, {"lokr_w2_a", "lokr_w2_b"}, {"lokr_w2_a", "lokr_w2_b", "lokr
 # The tensors of each kind of change.
 FORMS: tuple[tuple[frozenset[str], type[Delta]], ...] = (
     (frozenset({"lora_down", "lora_up"}), LoRA),
-    (frozenset({"lora_down", "lora_up", "lora_mid"}), CoreLoRA),
+    (frozenset({"lora_down", "lora_up", "lora_mid"}), LoRA),
     (frozenset(_HALVES), LoHa),
-    (frozenset(_HALVES | {"hada_t1", "hada_t2"}), CoreLoHa),
+    (frozenset(_HALVES | {"hada_t1", "hada_t2"}), LoHa),
     *((frozenset(w1 | w2), LoKr) for w1 in _W1 for w2 in _W2),
     (frozenset({"diff"}), Full),
 )

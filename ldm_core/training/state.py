@@ -162,33 +162,21 @@ def _fits(tensor: Tensor, place: Tensor) -> bool:
 def _compare(path: Path, trained: TrainingState, saved: Mapping[str, Tensor]) -> None:
     """Raises CheckpointError, naming up to five differences, if the saved tensors do not fit."""
     parameters = trained.parameters()
-    wanted = {n: tuple(t.shape) for n, t in trained.tensors().items() if not n.startswith("optimizer.")}
-    found = {n: tuple(t.shape) for n, t in saved.items() if not n.startswith("optimizer.")}
-    wrong = [f"{name} is missing" for name in wanted if name not in found]
-    wrong += [f"{name} is unexpected" for name in found if name not in wanted]
-    wrong += [
-        f"{name} has shape {found[name]}, expected {shape}"
-        for name, shape in wanted.items()
-        if name in found and found[name] != shape
-    ]
-    wrong += [
-        f"{name} has dtype {saved[name].dtype}, expected {tensor.dtype}"
-        for name, tensor in trained.tensors().items()
-        if name in found and not torch.can_cast(saved[name].dtype, tensor.dtype)
-    ]
-    moments: dict[str, set[str]] = {}
-    for name, tensor in saved.items():
-        kind, _, rest = name.partition(".")
-        if kind == "optimizer":
-            moment, _, parameter = rest.partition(".")
-            like = torch.zeros(()) if moment == "step" else parameters.get(parameter)
-            fits = parameter in parameters and like is not None and _fits(tensor, like)
-            wrong += [] if fits else [f"{name} is unexpected"]
-            moments.setdefault(parameter, set()).add(moment)
-    for parameter, kept in moments.items():
-        if parameter in parameters:
-            expected = _moments(trained.optimizer, parameters[parameter])
-            wrong += [f"optimizer.{moment}.{parameter} is missing" for moment in sorted(expected - kept)]
-            wrong += [f"optimizer.{moment}.{parameter} is unexpected" for moment in sorted(kept - expected)]
+    wanted = {n: t for n, t in trained.tensors().items() if not n.startswith("optimizer.")}
+    stepped = {
+        name.split(".", 2)[2] for name in saved if name.startswith("optimizer.") and name.count(".") > 1
+    }
+    for name in sorted(stepped & parameters.keys()):
+        for moment in sorted(_moments(trained.optimizer, parameters[name])):
+            like = torch.zeros(()) if moment == "step" else parameters[name]
+            wanted[f"optimizer.{moment}.{name}"] = like
+    wrong = [f"{name} is missing" for name in wanted if name not in saved]
+    wrong += [f"{name} is unexpected" for name in saved if name not in wanted]
+    for name, ours in wanted.items():
+        theirs = saved.get(name, ours)
+        if ours.shape != theirs.shape:
+            wrong.append(f"{name} has shape {tuple(theirs.shape)}, expected {tuple(ours.shape)}")
+        elif not _fits(theirs, ours):
+            wrong.append(f"{name} has dtype {theirs.dtype}, expected {ours.dtype}")
     if wrong:
         raise CheckpointError(f"{path}: the state does not match the architecture: {few(wrong, 5, '; ')}")

@@ -188,7 +188,9 @@ def test_learned_words_that_are_too_long(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     for tensors in ({"a" * 4000: torch.ones(8)}, {"<toy>": torch.ones(100_000, 2)}):
         save_file(tensors, path)
-        assert "at most 1024 vectors and a name of at most 256 characters" in refused(lambda: read_embedding(path))
+        assert "at most 1024 vectors and a name of at most 256 characters" in refused(
+            lambda: read_embedding(path)
+        )
     words = tuple((f"w{i}", (CLIPTokenizer.vocab_size + i,)) for i in range(20_000))
     assert "at most 1024 added words, got 20,000" in refused(lambda: CLIPTokenizer(added_words=words))
 

@@ -154,7 +154,7 @@ def test_a_stage_goes_on_where_it_was(data: Path, tmp_path: Path, monkeypatch: p
 def test_stages_in_the_wrong_order_are_told(data: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"error: .*autoencoder"):
         command("diffusion", data, tmp_path, 1)
-    with pytest.raises(SystemExit, match="there is no such folder"):
+    with pytest.raises(SystemExit, match="the folder does not exist"):
         command("autoencoder", tmp_path / "nowhere", tmp_path, 1)
 
 

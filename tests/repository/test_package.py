@@ -40,10 +40,12 @@ def test_importing_waits_with_torch_until_it_is_needed() -> None:
 
 
 def test_submodules_need_no_import_of_their_own() -> None:
-    assert (
-        python("import ldm_core; print(ldm_core.unet.UNet.__name__, hasattr(ldm_core, 'none'))")
-        == "UNet False\n"
-    )
+    code = """
+import ldm_core
+print(ldm_core.unet.UNet.__name__, ldm_core.watch.Recorder.__name__, ldm_core.training.Trainer.__name__)
+print(ldm_core.testing.check_unet.__name__, ldm_core.recipe.__name__, hasattr(ldm_core, 'none'))
+"""
+    assert python(code) == "UNet Recorder Trainer\ncheck_unet ldm_core.recipe False\n"
 
 
 def test_importing_leaves_training_alone_and_training_prints_nothing() -> None:

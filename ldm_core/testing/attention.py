@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -48,7 +49,7 @@ def check_attention(
     gradients: bool = False,
     tolerance: float | None = None,
 ) -> None:
-    """Check that an attention meets its contract. Raises ContractError, which lists every violation.
+    """Check that an attention function meets its contract. Raises ContractError, which lists every violation.
 
     dtypes: those to check; most clauses use the first one.
     device: by default that of the function's weights, or the CPU.
@@ -85,11 +86,9 @@ def check_attention(
         first = case(shapes[0], dtype, head_sizes[0])
         check_result(contract, first, first.arguments["q"].shape, dtype, f"shape and dtype, in {dtype}")
     contract.raise_if_broken()
-    for dtype in dtypes:
-        for head_size in head_sizes:
-            for shape in shapes:
-                if shape.scale == 1 or dtype in (torch.float32, torch.float64):
-                    _check_formula(contract, case(shape, dtype, head_size), shape, dtype)
+    for dtype, head_size, shape in itertools.product(dtypes, head_sizes, shapes):
+        if shape.scale == 1 or dtype in (torch.float32, torch.float64):
+            _check_formula(contract, case(shape, dtype, head_size), shape, dtype)
     if causal:
         _check_mask(contract, case(_Shape("9 positions", 9, 9, True), dtypes[0], head_sizes[0]))
     main = case(shapes[1], dtypes[0], head_sizes[0])

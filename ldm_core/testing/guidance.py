@@ -18,7 +18,7 @@ T = 500
 def check_guidance(
     guidance: Guidance, *, neutral_scale: float | None = 1.0, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Check that a guidance meets its contract. Raises ContractError, which lists every violation.
+    """Check that a guidance function meets its contract. Raises ContractError, which lists every violation.
 
     neutral_scale: the scale at which the result is the conditional prediction; None if there is none.
     dtype: of the latents and contexts.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from collections.abc import Sequence
 
 import pytest
@@ -70,23 +71,28 @@ def expect_formula(
     assert error(out, formula(q, k, v, causal=causal)) <= BOUND[dtype]
 
 
-# Every head size, length, layout and type at least once, in a few of the many combinations.
-COVER = [
-    (torch.float32, 32, 15, 16, False, "heads first"),
+# Every layout and type, causal and not, heads in one part and in two, lengths that fill no block.
+SOME = [
     (torch.float32, 40, 77, 77, True, "heads last"),
-    (torch.float32, 160, 16, 77, False, "fused qkv"),
     (torch.float32, 80, 16, 15, False, "odd strides"),
     (torch.float32, 72, 1, 77, False, "transposed"),
+    (torch.float16, 64, 77, 77, True, "heads last"),
+    (torch.float16, 72, 16, 77, False, "heads first"),
+    (torch.float16, 96, 15, 15, True, "fused qkv"),
+    (torch.float16, 160, 77, 77, False, "heads last"),
+]
+# With these, every head size, length, layout and type at least once, in a few of the many combinations.
+MORE = [
+    (torch.float32, 32, 15, 16, False, "heads first"),
+    (torch.float32, 160, 16, 77, False, "fused qkv"),
     (torch.float16, 40, 255, 77, False, "heads last"),
     (torch.float16, 40, 255, 255, True, "fused qkv"),
     (torch.float16, 48, 77, 1, False, "odd strides"),
-    (torch.float16, 64, 77, 77, True, "heads last"),
-    (torch.float16, 72, 16, 77, False, "heads first"),
     (torch.float16, 80, 77, 255, False, "transposed"),
     (torch.float16, 96, 15, 15, True, "heads last"),
     (torch.float16, 128, 1, 1, True, "heads first"),
-    (torch.float16, 160, 77, 77, False, "heads last"),
 ]
+COVER = [*SOME, *(pytest.param(case, marks=pytest.mark.slow) for case in MORE)]
 
 
 @pytest.mark.parametrize("case", COVER, ids=str)
@@ -98,7 +104,7 @@ def test_a_long_sequence_needs_many_blocks() -> None:
     expect_formula(torch.float16, 40, 16, 1024, False, "heads last", heads=1)
 
 
-@pytest.mark.slow  # a quarter of an hour of interpreted blocks
+@pytest.mark.exhaustive  # a quarter of an hour of interpreted blocks
 @TYPES
 @pytest.mark.parametrize("d", HEADS)
 @pytest.mark.parametrize("n", LENGTHS)
@@ -108,9 +114,24 @@ def test_attention_is_the_formula_on_the_whole_grid(dtype: torch.dtype, d: int, 
             expect_formula(dtype, d, n, m, causal, layout, heads=2 if n < 255 else 1)
 
 
-@pytest.mark.parametrize("d", [8, 16, 20, 33, 88, 512])
+@pytest.mark.parametrize("d", [8, 20, 512, *(pytest.param(d, marks=pytest.mark.slow) for d in (16, 33, 88))])
 def test_sizes_that_no_published_model_has_work_too(d: int) -> None:
     expect_formula(torch.float16, d, 20, 20, True, "heads last")
+
+
+def test_tensors_that_do_not_fit_are_refused() -> None:
+    q, k = torch.randn(1, 2, 3, 8), torch.randn(1, 2, 5, 8)
+    refused: list[tuple[str, tuple[Tensor, ...], bool]] = [
+        ("expected q (B, heads, N, D), k and v (B, heads, M, D)", (q, k, q), False),
+        ("float16, bfloat16 or float32 alike", (q.double(), k.double(), k.double()), False),
+        ("float16, bfloat16 or float32 alike", (q, k.half(), k.half()), False),
+        ("as many keys as queries, got 5 and 3", (q, k, k), True),
+        ("heads of at most 512", tuple(torch.randn(3, 1, 1, 4, 600)), False),
+        ("at least one key", (q, k[:, :, :0], k[:, :, :0]), False),
+    ]
+    for words, tensors, causal in refused:
+        with pytest.raises(ValueError, match=re.escape(words)):
+            triton_attention(*tensors, causal=causal)
 
 
 def test_large_scores_do_not_overflow() -> None:
@@ -121,11 +142,11 @@ def test_large_scores_do_not_overflow() -> None:
 
 
 GRADIENTS = [
-    (torch.float32, 40, 20, 77, False, "heads last"),
     (torch.float32, 64, 40, 40, True, "odd strides"),
     (torch.float16, 40, 77, 77, True, "fused qkv"),
     (torch.float16, 80, 70, 33, False, "heads last"),
-    (torch.float16, 160, 20, 77, False, "heads last"),
+    pytest.param((torch.float32, 40, 20, 77, False, "heads last"), marks=pytest.mark.slow),
+    pytest.param((torch.float16, 160, 20, 77, False, "heads last"), marks=pytest.mark.slow),
 ]
 
 
@@ -143,11 +164,12 @@ def test_gradients_are_those_of_the_formula(case: tuple[torch.dtype, int, int, i
         assert error(gradient, other) <= BOUND[dtype]
 
 
-@pytest.mark.slow  # minutes of interpreted float32 blocks
+@pytest.mark.exhaustive  # minutes of interpreted float32 blocks
 def test_the_contract_of_attention_holds() -> None:
     check_attention(triton_attention, dtypes=(torch.float32, torch.float16), gradients=True)
 
 
+@pytest.mark.slow  # traces it once more than the next test
 def test_export_sees_one_operator() -> None:
     class Layer(nn.Module):
         def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -258,7 +280,7 @@ def test_operators_have_shapes_and_a_schema_that_hold(name: str) -> None:
     well_behaved(name, QUICK_CHECKS)
 
 
-@pytest.mark.slow  # traces each operator and its gradient, with static and dynamic shapes
+@pytest.mark.exhaustive  # traces each operator and its gradient, with static and dynamic shapes
 @pytest.mark.parametrize("name", OPERATORS)
 def test_operators_can_be_traced_with_dynamic_shapes(name: str) -> None:
     well_behaved(name, ("test_aot_dispatch_dynamic",))
@@ -286,7 +308,7 @@ def test_a_block_of_kernels_is_the_plain_one() -> None:
     assert error(fused, plain.double()) < 1e-5
 
 
-@pytest.mark.slow  # a minute or two of interpreted blocks
+@pytest.mark.exhaustive  # a minute or two of interpreted blocks
 def test_a_unet_of_kernels_is_the_plain_one() -> None:
     torch.manual_seed(0)
     unet = UNet(SMALL["sd1"].unet)

@@ -369,8 +369,8 @@ for small, large in (sys.argv[1:3], sys.argv[3:5]):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the resident size from /proc")
-def test_reading_400_mb_touches_almost_nothing(tmp_path: Path) -> None:
-    elements = 100_000_000
+def test_reading_100_mb_touches_almost_nothing(tmp_path: Path) -> None:
+    elements = 25_000_000
     paths = [
         tmp_path / name for name in ("small.ckpt", "large.ckpt", "small.safetensors", "large.safetensors")
     ]
@@ -393,4 +393,4 @@ def test_reading_400_mb_touches_almost_nothing(tmp_path: Path) -> None:
         assert total == 4 * elements
         assert reading < 20e6
         # Only then do the numbers come in: this also shows that the figure above measures something.
-        assert touched > 300e6
+        assert touched > 75e6

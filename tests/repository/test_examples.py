@@ -35,6 +35,8 @@ SHEETS = {
     "steps.webp": (2, 1),
     "train_tiny.png": (3, 1),
 }
+# Ten seconds and more. What they call is also called by tests/training, tests/watch and the docs.
+SLOW = {"fine_tune", "latent_preview"}
 LINES = {"fine_tune": 150}  # four methods in one
 SIZES = {"txt2img.png": (128, 128)}
 TILE = 128  # pixels of a picture in a sheet
@@ -52,10 +54,20 @@ def contents(path: Path) -> np.ndarray:
         return np.asarray(image.convert("RGB")).astype(float)
 
 
-@pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.stem)
-def test_example_draws(script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("quick_previews")
+@pytest.mark.parametrize(
+    "script",
+    [pytest.param(s, marks=[pytest.mark.slow] if s.stem in SLOW else [], id=s.stem) for s in EXAMPLES],
+)
+def test_example_draws(
+    script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     made = run(script, FEWER_STEPS + QUICK.get(script.stem, []), tmp_path, monkeypatch)
     assert made, "an example leaves at least one picture"
+    if script.stem.startswith("swapped_"):
+        assert made == [tmp_path / f"{script.stem}.png"]
+        assert capsys.readouterr().out == f"saved {made[0].name}\n"
+        assert len(np.unique(contents(made[0]).reshape(-1, 3), axis=0)) > 1000
     for path in made:
         picture = contents(path)
         height, width = picture.shape[:2]

@@ -7,14 +7,10 @@ as its protocol says and that its answer is what the picture is made of, so most
 from __future__ import annotations
 
 import copy
-import runpy
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -36,7 +32,6 @@ from ldm_core.testing import (
     check_unet,
 )
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 SIZE = 64
 ROUNDING = 1e-4  # of pictures in [0, 1]: another order of sums, through a few steps
 
@@ -375,22 +370,3 @@ def test_parts_may_have_different_types(bundled: LatentDiffusion, picture: Tenso
     assert images.dtype == torch.float32
     # 8 bits of a network's output, four steps: a few percent, and far from another picture (0.3).
     assert float((images - picture).square().mean().sqrt()) < 0.06
-
-
-# --- the examples --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["swapped_scheduler", "swapped_unet"])
-def test_the_examples_run(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    script = EXAMPLES / f"{name}.py"
-    assert len(script.read_text(encoding="utf-8").splitlines()) < 80
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [str(script), "--steps", "2"])
-    runpy.run_path(str(script), run_name="__main__")
-    output = tmp_path / f"{name}.png"
-    assert capsys.readouterr().out == f"saved {output.name}\n"
-    assert list(tmp_path.iterdir()) == [output]
-    with Image.open(output) as sheet:
-        assert len(np.unique(np.asarray(sheet).reshape(-1, 3), axis=0)) > 1000  # pictures, not an empty sheet

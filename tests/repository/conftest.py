@@ -1,0 +1,16 @@
+"""Fixtures of the tests of docs, examples and the package as a whole."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+
+from ldm_core.watch import preview
+
+
+@pytest.fixture
+def quick_previews(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a test is not slow, fit previews to 4 pictures instead of 48."""
+    if request.node.get_closest_marker("slow") is None:
+        monkeypatch.setattr(preview, "fit_preview", partial(preview.fit_preview, pictures=4))

@@ -9,11 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
+from support.examples import FULL, QUICK
 
 import ldm_core
 
 # Small networks gain nothing from a second thread, and lose much where something else runs, too.
 torch.set_num_threads(1)
+settings.register_profile("full", max_examples=FULL)
+settings.register_profile("quick", max_examples=QUICK)
+settings.load_profile("quick")  # unless --hypothesis-profile names another
 
 
 @pytest.fixture(scope="session")

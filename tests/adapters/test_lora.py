@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from support.adapter_files import (
     Pair,
@@ -20,6 +20,7 @@ from support.adapter_files import (
     same_bits,
     write,
 )
+from support.examples import examples
 from support.lora_models import TOLERANCE, Adapters, whole_change
 from support.reference import relative_error
 
@@ -155,7 +156,7 @@ OPERATIONS = st.lists(
 )
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@examples(20, suppress_health_check=list(HealthCheck))
 @given(operations=OPERATIONS, ending=st.permutations(range(3)))
 def test_any_sequence_of_operations(
     pair: Pair, changes: Adapters, paths: list[Path], operations: list[Any], ending: list[int]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from support.adapter_files import (
     KOHYA_UNET,
@@ -24,6 +24,7 @@ from support.adapter_files import (
     write,
 )
 from support.damage import EDITS, Edit, damaged
+from support.examples import examples
 from torch import Tensor
 
 from ldm_core import build
@@ -284,9 +285,8 @@ SPOILERS = st.tuples(
 )
 
 
-QUICK = settings(
-    max_examples=60,
-    deadline=None,
+QUICK = examples(
+    60,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 

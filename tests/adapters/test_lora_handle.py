@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.adapter_files import (
     KOHYA_TEXT,
@@ -31,6 +31,7 @@ from support.adapter_files import (
     same_bits,
     write,
 )
+from support.examples import examples
 from support.lora_models import TOLERANCE, Adapters, whole_change
 from support.reference import relative_error
 
@@ -260,7 +261,7 @@ def one_layer(draw: st.DrawFn) -> tuple[tuple[int, ...], Tensors]:
     return shape, lokr(shape, generator, rank=rank, first=first, second=second)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(layer=one_layer(), stride=st.integers(1, 2))
 def test_each_formula_and_what_it_does_to_an_input(layer: Any, stride: int) -> None:
     shape, tensors = layer

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.configs import SMALL
+from support.examples import examples
 from support.reference import random_model
 from torch import Tensor
 
@@ -79,7 +80,7 @@ def test_strides_do_not_matter(backend: str) -> None:
 
 
 @given(n=st.integers(1, 40), m=st.integers(1, 40), rows=st.integers(1, 7), causal=st.booleans())
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_chunks_of_any_size_give_the_same(n: int, m: int, rows: int, causal: bool) -> None:
     m = n if causal else m
     generator = torch.Generator().manual_seed(n * 41 + m)

@@ -128,7 +128,7 @@ def fuzz(examples: int) -> settings:
 
 
 @pytest.mark.parametrize("kind", FILES)
-@fuzz(100)
+@fuzz(25)
 @given(edits=EDITS)
 def test_damaged_files(tmp_path: Path, kind: str, edits: list[Edit]) -> None:
     assert_read_or_refused(tmp_path, damaged(FILES[kind], edits))

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from support.checkpoint_files import safetensors_bytes
 from support.configs import SMALL
+from support.examples import examples
 
 import ldm_core
 from ldm_core.checkpoint import CheckpointError, inspect
@@ -65,7 +66,7 @@ def odd_files(draw: st.DrawFn) -> dict[str, list[int]]:
 
 
 @given(shapes=odd_files(), name=st.sampled_from(["sd1", "sd2", None]))
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@examples(25, suppress_health_check=list(HealthCheck))
 def test_any_shapes_are_explained_or_refused(
     tmp_path_factory: pytest.TempPathFactory, shapes: dict[str, list[int]], name: str | None
 ) -> None:

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.checkpoint_files import largest_file, torch_bytes, zip_members
+from support.examples import examples
 from torch import Tensor
 
 from ldm_core.checkpoint.file_bytes import FileBytes
@@ -120,7 +121,7 @@ def tensors_of(dtypes: list[torch.dtype]) -> st.SearchStrategy[dict[str, Tensor]
     return st.dictionaries(st.text(max_size=80), tensor, min_size=1, max_size=6)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(tensors=tensors_of(SAFETENSORS_DTYPES), metadata=st.dictionaries(st.text(), st.text(), max_size=3))
 def test_any_safetensors_file_is_read_back(
     tmp_path_factory: pytest.TempPathFactory, tensors: dict[str, Tensor], metadata: dict[str, str]
@@ -130,7 +131,7 @@ def test_any_safetensors_file_is_read_back(
     assert_safetensors_holds(path, tensors, metadata)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(
     tensors=tensors_of(TORCH_DTYPES),
     metadata=st.dictionaries(

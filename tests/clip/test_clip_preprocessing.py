@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from support.examples import examples
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from ldm_core.clip import preprocess
@@ -98,7 +99,7 @@ def test_tensors_keep_type_and_gradient() -> None:
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000), st.sampled_from([32, 224, 336]))
-@settings(max_examples=200, deadline=None)
+@examples(200)
 def test_scaled_sizes(height: int, width: int, size: int) -> None:
     if max(height, width) > 64 * min(height, width):
         with pytest.raises(ValueError, match="at most 64 times the shorter"):

@@ -17,8 +17,9 @@ import pytest
 from fuzz import run, targets, watch
 from fuzz.seeds import seeds
 from fuzz.words import WORDS
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
+from support.examples import examples
 
 SEEDS = {name: seeds(name) for name in targets.TARGETS}
 CHANGES = st.tuples(st.floats(0, 1), st.integers(0, 40), st.binary(max_size=8))  # where, what length, by what
@@ -45,7 +46,7 @@ def test_seeds_keep_the_promises(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", targets.TARGETS)
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@examples(40, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_changed_seeds_keep_the_promises(name: str, data: st.DataObject) -> None:
     seed = data.draw(st.sampled_from(SEEDS[name]))

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.configs import TINY
 from support.diffusers_pipelines import Models, from_settings
+from support.examples import examples
 from support.reference import (
     random_model,
     relative_error,
@@ -134,7 +135,7 @@ SMALL_SETTINGS = json.dumps(
 
 
 @given(st.data())
-@settings(max_examples=300, deadline=None)
+@examples(300)
 def test_any_setting_is_read_or_refused(data: st.DataObject) -> None:
     """Whatever stands in the place of a setting, the outcome is a configuration or a CheckpointError."""
     folder = json.loads(SMALL_SETTINGS)

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from support.examples import examples
 from support.hostile_settings import (
     CLAIMS,
     DOCUMENTS,
@@ -199,7 +200,7 @@ def test_a_document_of_a_folder(file: str, document: str, folder: Path, tmp_path
     examined(copy)
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(st.sampled_from(sorted(leaves(VALID))), st.sampled_from(sorted(VALUES)))
 def test_an_odd_value_of_the_metadata_loads_or_is_refused(
     tmp_path_factory: pytest.TempPathFactory, whole: Path, place: tuple[str, ...], value: str

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.configs import SMALL
+from support.examples import examples
 from support.reference import random_model
 from torch import Tensor
 
@@ -164,7 +165,7 @@ def test_a_template_renames_renumbers_and_joins() -> None:
 
 
 @given(st.integers(1, 4), st.integers(1, 5))
-@settings(max_examples=25, deadline=None)
+@examples(25)
 def test_transforms_are_invertible(rows: int, columns: int) -> None:
     for transform, shape in (
         (SAME, (rows, columns)),

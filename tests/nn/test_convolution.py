@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.configs import SMALL
+from support.examples import examples
 from support.reference import random_model
 from torch import Tensor, nn
 
@@ -45,7 +46,7 @@ def case(batch: int, channels: int, outputs: int, h: int, w: int) -> tuple[Tenso
     return torch.randn(batch, channels, h, w), weight, torch.randn(outputs)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.integers(1, 14), st.integers(1, 14), st.data()
 )

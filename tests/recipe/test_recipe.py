@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
+from support.examples import examples
 from support.recipes import PICTURE, RECIPE
 
 from ldm_core.loading.load import bundled_model
@@ -97,7 +98,7 @@ def test_json_gives_an_equal_recipe_back(recipe: Recipe) -> None:
     assert from_json(text) == recipe
 
 
-@settings(max_examples=40, deadline=None)  # each writes a file
+@examples(40)  # each writes a file
 @given(recipes)
 def test_a_png_gives_an_equal_recipe_back(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> None:
     path = tmp_path_factory.getbasetemp() / "hypothesis.png"

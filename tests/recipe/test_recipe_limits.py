@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
+from support.examples import examples
 from support.recipes import RECIPE
 
 from ldm_core.cli import main
@@ -46,7 +47,7 @@ def pairs_by_a_regular_expression(line: str) -> list[tuple[str, str]]:
     return pairs
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(st.text(st.sampled_from('",:\\ ab')))
 def test_pairs_are_separated_by_commas_outside_quotes(line: str) -> None:
     assert list(_pairs(line)) == pairs_by_a_regular_expression(line)
@@ -171,7 +172,7 @@ def outcome(path: Path, keyword: str, text: str) -> Recipe | str:
     return recipe
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(st.dictionaries(st.sampled_from([*GOOD, "eta"]), anything, max_size=3))
 def test_any_values_are_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, changes: dict[str, Any]
@@ -181,7 +182,7 @@ def test_any_values_are_read_or_refused(
     assert isinstance(result, Recipe) or result.startswith(f"{path}: ")
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(
     st.dictionaries(
         st.sampled_from(["Steps", "Sampler", "Seed", "Size", "CFG scale", "Clip skip", "Eta"]), st.text()

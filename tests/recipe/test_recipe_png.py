@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from support.examples import examples
 from support.recipes import PICTURE, RECIPE
 
 from ldm_core.recipe import Recipe, png, read_recipe, to_json, to_parameters_text, write_png
@@ -108,7 +109,7 @@ keywords = st.sampled_from([b"", b"ldm_core\0", b"parameters\0", b"ldm_core\0\0"
 chunks = st.lists(st.builds(lambda kind, key, body: chunk(kind, key + body), kinds, keywords, bodies))
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(chunks, st.binary())
 def test_any_chunks_are_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, chunks: list[bytes], rest: bytes

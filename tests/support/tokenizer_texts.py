@@ -5,15 +5,16 @@ from __future__ import annotations
 import unicodedata
 from collections import defaultdict
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck
 from hypothesis import strategies as st
+from support.examples import examples
 
 from ldm_core.clip.tokenizer import CLIPTokenizer
 
 TOKENIZER = CLIPTokenizer()
 
 
-many = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+many = examples(200, suppress_health_check=[HealthCheck.too_slow])
 
 
 def characters_by_script() -> dict[str, list[str]]:

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.clip_reference import open_clip_module
+from support.examples import examples
 from support.tiny_clip import tiny_clip
 
 from ldm_core.training import ContrastiveObjective, TensorDataset, Trainer, TrainingSettings
@@ -42,7 +43,7 @@ def test_loss_and_gradients_equal_open_clips(batch: int) -> None:
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(st.integers(1, 9), st.integers(1, 6), st.integers(0, 99), st.floats(-3, 6))
 def test_it_is_figure_3(batch: int, width: int, seed: int, t: float) -> None:
     """The paper's NumPy, with the bound on its temperature."""

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from support.examples import examples
 from support.training_pictures import COLOURS, png, quietly
 from support.training_runs import losses, rows, run
 
@@ -172,7 +173,7 @@ def test_metadata_that_cannot_be_understood(folder: Path, name: str, data: bytes
         ImageFolder(folder, 8)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     data=st.binary(max_size=200) | st.text(max_size=100).map(str.encode),
     kind=st.sampled_from(["jsonl", "csv"]),
@@ -198,7 +199,7 @@ def test_any_metadata_is_read_or_refused(
 # --- bad pictures ---
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(
     cut=st.integers(0, 400),
     noise=st.binary(max_size=6),

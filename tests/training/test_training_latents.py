@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.configs import TINY
+from support.examples import examples
 from support.training_pictures import png, quietly
 from support.training_runs import pictures
 
@@ -26,7 +27,7 @@ from ldm_core.training.latents import fingerprint
 # --- order ---
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(
     length=st.integers(1, 30),
     batch=st.integers(1, 7),

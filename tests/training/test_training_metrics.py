@@ -7,10 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 from scipy.ndimage import gaussian_filter
+from support.examples import examples
 from torch import Tensor
 
 from ldm_core.training.metrics import (
@@ -156,7 +157,7 @@ def test_nearest_neighbours() -> None:
     assert np.allclose(cosine_similarity(torch.from_numpy(x), torch.from_numpy(y)), expected, atol=1e-12)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(count=st.integers(1, 6), references=st.integers(1, 12), seed=st.integers(0, 999))
 def test_ranks_by_sorting(count: int, references: int, seed: int) -> None:
     """The place of the right label where labels are listed as their first picture comes in the order of

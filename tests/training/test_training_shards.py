@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.examples import examples
 from support.training_pictures import COLOURS, png, quietly
 from torch.utils.data import DataLoader
 
@@ -101,7 +102,7 @@ def test_shards_that_are_damaged(tmp_path: Path) -> None:
         TarShards([none], 8)[0]
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(cut=st.integers(0, 10240), noise=st.binary(max_size=40), at=st.integers(0, 5000))
 def test_any_damage_of_a_shard_costs_samples_and_no_more(
     tmp_path_factory: pytest.TempPathFactory, cut: int, noise: bytes, at: int

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.configs import SMALL
+from support.configs import SMALL, TINY
 from support.reference import random_model
 from support.wild_files import trained
 from torch import Tensor
@@ -137,7 +137,7 @@ def test_a_file_that_contradicts_itself_is_told_in_full(tmp_path: Path) -> None:
 
 
 def test_averages_that_load_would_refuse(tmp_path: Path) -> None:
-    model = random_model(SMALL["sd1"])
+    model = random_model(TINY["sd1"])
     tensors = trained({k: v.contiguous() for k, v in file_tensors(model).items()})
     path, key = tmp_path / "x.ckpt", "model_ema.diffusion_modelinput_blocks00weight"
     torch.save(tensors, path)

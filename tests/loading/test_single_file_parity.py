@@ -48,8 +48,17 @@ def compare(path: Path, config: LatentDiffusionConfig, folder: Path, size: int) 
         }
 
 
-@pytest.mark.parametrize("ending", ["safetensors", "ckpt"])
-@pytest.mark.parametrize("kind", ["sd1", "sd1-inpaint", "sd2"])
+@pytest.mark.parametrize(
+    ("kind", "ending"),
+    [
+        ("sd1", "safetensors"),
+        ("sd2", "ckpt"),
+        pytest.param("sd1", "ckpt", marks=pytest.mark.slow),
+        pytest.param("sd2", "safetensors", marks=pytest.mark.slow),
+        pytest.param("sd1-inpaint", "safetensors", marks=pytest.mark.slow),
+        pytest.param("sd1-inpaint", "ckpt", marks=pytest.mark.slow),
+    ],
+)
 def test_small_models(kind: str, ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"model.{ending}"
     save(random_model(SMALL[kind]), path)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from support.configs import SMALL
+from support.configs import TINY
 from support.reference import random_model
 from torch import Tensor
 
@@ -16,7 +16,7 @@ from ldm_core.model import LatentDiffusion
 
 @pytest.fixture
 def small(tmp_path: Path) -> tuple[LatentDiffusion, Path]:
-    model = random_model(SMALL["sd1"])
+    model = random_model(TINY["sd1"])
     save(model, tmp_path / "small.safetensors")
     return model, tmp_path / "small.safetensors"
 

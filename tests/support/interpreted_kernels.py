@@ -169,7 +169,7 @@ def test_the_contract_of_attention_holds() -> None:
     check_attention(triton_attention, dtypes=(torch.float32, torch.float16), gradients=True)
 
 
-@pytest.mark.slow  # traces it once more than the next test
+@pytest.mark.slow  # imports PyTorch's compiler
 def test_export_sees_one_operator() -> None:
     class Layer(nn.Module):
         def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -183,6 +183,7 @@ def test_export_sees_one_operator() -> None:
     assert torch.equal(program.module()(*tensors), flash_attention(*tensors))
 
 
+@pytest.mark.slow  # imports PyTorch's compiler
 def test_compiling_sees_through_the_kernel_and_its_gradient() -> None:
     inputs = [x.requires_grad_() for x in laid_out("heads last", torch.float16, 1, 9, 77, 40)]
     compiled = torch.compile(triton_attention, backend="aot_eager", fullgraph=True)
@@ -196,9 +197,9 @@ def test_compiling_sees_through_the_kernel_and_its_gradient() -> None:
 
 CHANNELS_LAST = torch.channels_last
 MAPS = [  # dtype, shape, memory format: 10, 1, 30 and 2 channels to a group, of 32
-    (torch.float32, (2, 320, 5, 7), torch.contiguous_format),
+    pytest.param(torch.float32, (2, 320, 5, 7), torch.contiguous_format, marks=pytest.mark.slow),
     (torch.float32, (1, 32, 64, 65), CHANNELS_LAST),
-    (torch.float16, (1, 960, 8, 8), CHANNELS_LAST),
+    pytest.param(torch.float16, (1, 960, 8, 8), CHANNELS_LAST, marks=pytest.mark.slow),
     (torch.float16, (1, 64, 33, 31), torch.contiguous_format),
 ]
 

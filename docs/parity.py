@@ -19,7 +19,7 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from conftest import SMALL  # noqa: E402
+from support.configs import SMALL  # noqa: E402
 from support.reference import (  # noqa: E402
     computed_alike,
     random_model,

@@ -117,7 +117,7 @@ def test_three_commands_make_a_model_that_draws(data: Path, tmp_path: Path) -> N
     )
 
 
-@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize("joint", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_text_encoder_stays_clips_or_learns(data: Path, tmp_path: Path, joint: bool) -> None:
     for stage in ("autoencoder", "clip"):
         command(stage, data, tmp_path, 1)

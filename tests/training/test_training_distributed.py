@@ -107,13 +107,13 @@ def train(name: str, folder: Path, **options: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "parallel"),
     [
-        ("small", "ddp"),
         ("small", "fsdp"),
         ("diffusion", "ddp"),
         ("autoencoder", "ddp"),
-        ("autoencoder", "fsdp"),
-        ("clip", "ddp"),
-        ("word", "fsdp"),
+        pytest.param("small", "ddp", marks=pytest.mark.slow),
+        pytest.param("autoencoder", "fsdp", marks=pytest.mark.slow),
+        pytest.param("clip", "ddp", marks=pytest.mark.slow),
+        pytest.param("word", "fsdp", marks=pytest.mark.slow),
         pytest.param("word", "ddp", marks=pytest.mark.slow),
         pytest.param("lora", "ddp", marks=pytest.mark.slow),
         pytest.param("lora", "fsdp", marks=pytest.mark.slow),

@@ -43,7 +43,7 @@ def digest(path: Path) -> str:
 # --- what may befall a run ---
 
 
-@pytest.mark.parametrize("save_every", [1, 7])
+@pytest.mark.parametrize("save_every", [7, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_again_and_again_gives_the_same_numbers(tmp_path: Path, save_every: int) -> None:
     """SIGKILL leaves no time for anything; wherever it falls, in a step, in a save or in a row of the log."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -95,7 +95,7 @@ def test_a_signal_saves_and_leaves(whole: Path, tmp_path: Path, number: int, cod
     assert same_state(tmp_path, whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_to_all_processes_saves_and_leaves(whole: Path, tmp_path: Path, number: int) -> None:
     """As a terminal's Ctrl-C and a cluster's end of time are: those that read data get it, too."""
 

@@ -49,7 +49,11 @@ def inpainting_model() -> LatentDiffusion:
     return random_model(SMALL["sd1-inpaint"])
 
 
-@pytest.mark.parametrize("scheduler", [DDIM(), DDIM(eta=1.0), DDPM(), PNDM()], ids=repr)
+@pytest.mark.parametrize(
+    "scheduler",
+    [DDIM(eta=1.0), PNDM(), *(pytest.param(s, marks=pytest.mark.slow) for s in (DDIM(), DDPM()))],
+    ids=repr,
+)
 def test_an_image_is_the_same_alone_in_a_batch_and_in_another_order(
     bundled: LatentDiffusion, scheduler: Any
 ) -> None:
@@ -101,7 +105,7 @@ def test_the_same_call_gives_the_same_bits(bundled: LatentDiffusion) -> None:
     assert not torch.equal(sampler.txt2img("fire", **QUICK), sampler.txt2img("fire", **QUICK))
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("batch_size", [3, pytest.param(1, marks=pytest.mark.slow)])
 def test_chunks_do_not_change_the_result(bundled: LatentDiffusion, batch_size: int) -> None:
     whole = Sampler(bundled).txt2img(PROMPTS[:4], "ugly", seed=0, **QUICK)
     chunks = Sampler(bundled, batch_size=batch_size).txt2img(PROMPTS[:4], "ugly", seed=0, **QUICK)

@@ -108,7 +108,9 @@ REQUEST: dict[str, Any] = {"steps": 7, "seed": 3, "guidance_scale": 5.0, "output
 PROMPTS = ["a cat", "a cat", "", "a dog"]  # alike in context, alike in the unconditional half, neither
 
 
-@pytest.mark.parametrize("scheduler", [DDIM(), Heun()], ids=["DDIM", "Heun"])
+@pytest.mark.parametrize(
+    "scheduler", [pytest.param(DDIM(), id="DDIM"), pytest.param(Heun(), id="Heun", marks=pytest.mark.slow)]
+)
 def test_replays_chunks_and_guidance_in_two_calls_agree(small: LatentDiffusion, scheduler: Any) -> None:
     cached = replace(small, unet=DeepCache(small.unet, 3))
     request = {**REQUEST, "steps": 4}

@@ -16,19 +16,19 @@ from collections.abc import Iterator
 
 from ldm_core.checkpoint.key_map import Transform
 from ldm_core.config import LatentDiffusionConfig
-from ldm_core.loading.parts import Layout, Part, layout_of
+from ldm_core.loading.parts import layout_of
 
 PEFT = "base_model.model."
 SECOND_TEXT_ENCODER = ("lora_te2_", "text_encoder_2.")
 
 # The names of kohya's networks; transformers dropped its `text_model` in version 5.
-_KOHYA: dict[Part, tuple[str, ...]] = {
+_KOHYA: dict[str, tuple[str, ...]] = {
     "unet": ("lora_unet_",),
     "text_encoder": tuple(f"lora_{te}_{inner}" for te in ("te", "te1") for inner in ("text_model_", "")),
 }
 # The layouts whose names `lora_writer` writes, and those that `lora_file` reads.
-_WRITTEN: tuple[tuple[Part, str], ...] = (("unet", "diffusers"), ("text_encoder", "transformers"))
-_LAYOUTS: tuple[tuple[Part, str], ...] = (*_WRITTEN, ("unet", "compvis"))
+_WRITTEN: tuple[tuple[str, str], ...] = (("unet", "diffusers"), ("text_encoder", "transformers"))
+_LAYOUTS: tuple[tuple[str, str], ...] = (*_WRITTEN, ("unet", "compvis"))
 
 # In diffusers' first versions, adapters were attention processors.
 _PROCESSOR_NAMES = (
@@ -43,8 +43,8 @@ def layer_names(config: LatentDiffusionConfig) -> dict[str, str]:
     return {
         spelling: layer
         for part, name in _LAYOUTS
-        for module, layer, _ in _modules(layout_of(part, name), config)
-        for spelling in _spellings(layout_of(part, name), module)
+        for module, layer, _ in _modules(part, name, config)
+        for spelling in _spellings(part, name, module)
     }
 
 
@@ -56,31 +56,31 @@ def module_names(config: LatentDiffusionConfig) -> dict[str, tuple[str, Transfor
     return {
         layer: (module, transform)
         for part, name in _WRITTEN
-        for module, layer, transform in _modules(layout_of(part, name), config)
+        for module, layer, transform in _modules(part, name, config)
     }
 
 
-def kohya_name(part: Part, module: str) -> str:
+def kohya_name(part: str, module: str) -> str:
     """The name in kohya-ss's files of a module of diffusers' U-Net or transformers' text encoder."""
     return _KOHYA[part][0] + module.replace(".", "_")
 
 
-def _modules(layout: Layout, config: LatentDiffusionConfig) -> Iterator[tuple[str, str, Transform]]:
+def _modules(part: str, name: str, config: LatentDiffusionConfig) -> Iterator[tuple[str, str, Transform]]:
     """(module name in the layout, layer name here, transform of its weight)."""
-    for key, entry in layout.key_map(getattr(config, layout.part)).items():
+    for key, entry in layout_of(part, name).key_map(getattr(config, part)).items():
         if key.endswith(".weight"):
-            layer = f"{layout.part}.{entry.parameters[0]}".removesuffix(".weight")
+            layer = f"{part}.{entry.parameters[0]}".removesuffix(".weight")
             yield key.removesuffix(".weight"), layer, entry.transform
 
 
-def _spellings(layout: Layout, module: str) -> Iterator[str]:
+def _spellings(part: str, name: str, module: str) -> Iterator[str]:
     """All names of a module in files, given its name in the layout."""
-    for prefix in _KOHYA[layout.part]:
+    for prefix in _KOHYA[part]:
         yield prefix + module.replace(".", "_")
     older = [pattern.sub(new, module) for pattern, new in _PROCESSOR_NAMES if pattern.search(module)]
-    for base, inner in layout.prefixes:
-        for name in (module, *older):
-            yield base + inner + name
+    for base, inner in layout_of(part, name).prefixes:
+        for spelling in (module, *older):
+            yield base + inner + spelling
 
 
 _FACTORS = (

@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -31,7 +31,6 @@ from ldm_core.checkpoint.writer import (
 )
 from ldm_core.config import LatentDiffusionConfig
 from ldm_core.errors import CheckpointError
-from ldm_core.loading.parts import Part
 
 Names = Literal["kohya", "diffusers", "peft"]
 Factors = Mapping[str, tuple[Tensor, Tensor]]  # by layer: A (r, I, *k) and B (O, r), or (O, r, 1, 1)
@@ -75,14 +74,14 @@ def write_lora(
         _write_peft(path / part, layers, settings[part])
 
 
-Modules = dict[Part, dict[str, tuple[Tensor, Tensor]]]  # by part and name in diffusers or transformers
+Modules = dict[str, dict[str, tuple[Tensor, Tensor]]]  # by part and name in diffusers or transformers
 
 
 def _in_file_shapes(factors: Factors, config: LatentDiffusionConfig, dtype: torch.dtype) -> Modules:
     known = module_names(config)
     modules: Modules = {}
     for layer, (down, up) in factors.items():
-        part = cast(Part, layer.split(".")[0])
+        part = layer.split(".")[0]
         module, transform = known[layer]
         halves = [require_whole(x, f"the LoRA's {layer}").detach().to("cpu", dtype) for x in (down, up)]
         a, b = (transform.save((x,)) for x in halves)

@@ -5,6 +5,8 @@ The training resolution only says at which levels attention lies; here it is 1 a
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ldm_core.autoencoder.config import AutoencoderConfig
 from ldm_core.checkpoint.shapes import Shapes, children
 from ldm_core.support.limits import MAX_LEVELS
@@ -43,3 +45,10 @@ def diffusers_config(shapes: Shapes) -> AutoencoderConfig:
 def fewest_tensors(config: AutoencoderConfig) -> int:
     """How many tensors the blocks of such an autoencoder have at least, on both sides."""
     return 8 * len(config.ch_mult) * (2 * config.num_res_blocks + 1)
+
+
+def blank(config: AutoencoderConfig) -> AutoencoderConfig:
+    """The configuration with the resolution that shapes give it."""
+    top = len(config.ch_mult) - 1
+    attends = tuple(2 ** (top - level) for level in range(top + 1) if config.has_attention(level))
+    return replace(config, resolution=2**top, attn_resolutions=attends)

@@ -9,6 +9,7 @@ from typing import Any
 from ldm_core.checkpoint.folder import ALONE, PREPROCESSOR, SPECIAL_TOKENS, TEXT_ENCODER, TOKENIZER
 from ldm_core.checkpoint.setting_values import Settings, check_fixed, one_of, reading, whole
 from ldm_core.clip.config import ImageEncoderConfig, TextEncoderConfig
+from ldm_core.clip.tokenizer import read_merges, vocabulary
 from ldm_core.errors import ConfigError
 
 END_OF_TEXT, EXCLAMATION_MARK = 49407, 0
@@ -36,6 +37,14 @@ def text_encoder_config(
             activation=settings.get("hidden_act", "quick_gelu"),
             pad_token_id=_pad_token_id(folder, settings.get("hidden_act")),
         )
+
+
+def text_encoder_in(settings: Settings, folder: Mapping[str, Settings]) -> TextEncoderConfig:
+    """The same of a part's `config.json`, which may be that of a folder of a whole CLIP."""
+    inner = settings.get("text_config")
+    if isinstance(inner, dict):
+        return text_encoder_config(inner, folder, f"{ALONE}, text_config")
+    return text_encoder_config(settings, folder)
 
 
 def clip_parts(folder: Mapping[str, Settings]) -> tuple[ImageEncoderConfig, TextEncoderConfig]:
@@ -86,6 +95,14 @@ def _pad_token_id(folder: Mapping[str, Settings], activation: Any) -> int:
     return EXCLAMATION_MARK if activation == "gelu" else END_OF_TEXT
 
 
+def stored_text_encoder(text: TextEncoderConfig) -> TextEncoderConfig:
+    """The text encoder as a diffusers folder holds it: only the blocks that are used, and no projection.
+
+    diffusers' pipelines take the last block's output, so those of SD2 have 23 blocks of OpenCLIP's 24.
+    """
+    return replace(text, layers=text.layers - text.clip_skip, clip_skip=0, projection_dim=None)
+
+
 def text_encoder_settings(text: TextEncoderConfig) -> dict[str, Any]:
     """A text encoder's `config.json`, as diffusers' folders have it."""
     return {
@@ -108,8 +125,8 @@ def text_encoder_settings(text: TextEncoderConfig) -> dict[str, Any]:
     }
 
 
-def tokenizer_settings(text: TextEncoderConfig) -> dict[str, dict[str, Any]]:
-    """The settings of its tokenizer, by file."""
+def tokenizer_settings(text: TextEncoderConfig) -> dict[str, Any]:
+    """The files of its tokenizer: JSON values, or text."""
     spelled = {number: token for token, number in PAD_TOKENS.items()}
     tokens = {
         "bos_token": "<|startoftext|>",
@@ -117,7 +134,10 @@ def tokenizer_settings(text: TextEncoderConfig) -> dict[str, dict[str, Any]]:
         "pad_token": spelled[text.pad_token_id],
         "unk_token": "<|endoftext|>",
     }
+    words = [*vocabulary()[:-2], "<|startoftext|>", "<|endoftext|>"]
     return {
+        "tokenizer/vocab.json": {token: number for number, token in enumerate(words)},
+        "tokenizer/merges.txt": "\n".join(["#version: 0.2", *map(" ".join, read_merges())]) + "\n",
         SPECIAL_TOKENS: tokens,
         TOKENIZER: {
             **tokens,

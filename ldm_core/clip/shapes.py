@@ -10,8 +10,13 @@ from dataclasses import replace
 from ldm_core.checkpoint.shapes import Shapes, children
 from ldm_core.clip.config import TextEncoderConfig
 
-# What no shape proves, as `detect.blank` sets it.
-_BLANK_TEXT = TextEncoderConfig(heads=1, activation="gelu", clip_skip=0, pad_token_id=0)
+
+def blank(config: TextEncoderConfig) -> TextEncoderConfig:
+    """The configuration with everything that shapes cannot prove set to one fixed value."""
+    return replace(config, heads=1, activation="gelu", clip_skip=0, pad_token_id=0)
+
+
+_BLANK_TEXT = blank(TextEncoderConfig())
 
 
 def transformers_config(shapes: Shapes) -> TextEncoderConfig:
@@ -43,3 +48,10 @@ def open_clip_config(shapes: Shapes) -> TextEncoderConfig:
 def fewest_tensors(config: TextEncoderConfig) -> int:
     """How many tensors the blocks of such a text encoder have in either of the layouts."""
     return 12 * config.layers
+
+
+def reduced(config: TextEncoderConfig) -> tuple[TextEncoderConfig, ...]:
+    """The text encoder without its projection, without the blocks after the one whose output is taken, and
+    without both: many files of SD2 lack them, and what is left gives the same numbers."""
+    cut = replace(config, layers=config.layers - config.clip_skip, clip_skip=0)
+    return replace(config, projection_dim=None), cut, replace(cut, projection_dim=None)

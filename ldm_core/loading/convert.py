@@ -18,13 +18,10 @@ import torch
 from torch import Tensor
 
 from ldm_core.checkpoint.writer import WRITERS, Pending
-from ldm_core.clip.names import transformers_map
 from ldm_core.config import LatentDiffusionConfig
 from ldm_core.errors import CheckpointError
-from ldm_core.loading.diffusers_folder import stored_text_encoder
-from ldm_core.loading.match import blank
-from ldm_core.loading.parts import PARTS
-from ldm_core.loading.resolve import undecided
+from ldm_core.loading.decide import Decision
+from ldm_core.loading.parts import part_of
 from ldm_core.loading.save import LayoutName, write_model
 from ldm_core.loading.weights import Weights, open_weights
 from ldm_core.noise_schedule import PredictionType
@@ -45,7 +42,7 @@ def convert(
     unet: str | Path | None = None,
     autoencoder: str | Path | None = None,
     overwrite: bool = True,
-) -> LatentDiffusionConfig:
+) -> Any:
     """Write a checkpoint in another layout, file format or type; the options are those of `load` and `save`.
 
     layout: "compvis" for one file (`.safetensors`, `.ckpt`, `.pt`), "diffusers" for a folder; by default
@@ -54,31 +51,17 @@ def convert(
     overwrite: False raises FileExistsError where there is a file, also one that appeared meanwhile. A folder
         that is not empty is never overwritten.
 
-    Returns the model's configuration. Raises CheckpointError as `load` and `save` do; a model that may
+    A file that holds nothing but one part is written as that part. Returns the configuration, of the model or
+    of the part. Raises CheckpointError as `load` and `save` do; a model that may
     predict eps or v must be told which with `prediction` or `config`, since nothing is computed here.
     """
-    parts = {"text_encoder": text_encoder, "unet": unet, "autoencoder": autoencoder}
-    weights = _decided(
-        open_weights(
-            source,
-            config=config,
-            prediction=prediction,
-            ema=ema,
-            variant=variant,
-            parts={part: parts[part] for part in PARTS},
-        )
+    parts = dict(text_encoder=text_encoder, unet=unet, autoencoder=autoencoder)  # noqa: C408
+    weights = open_weights(
+        source, config=config, prediction=prediction, ema=ema, variant=variant, parts=parts, alone=True
     )
-    tensors = {f"{part}.{name}": t for part in PARTS for name, t in weights.parameters[part].items()}
-    write_model(
-        weights.configs[0],
-        tensors,
-        target,
-        layout=layout or _layout(target),
-        dtype=dtype,
-        added_words=weights.added_words,
-        overwrite=overwrite,
-    )
-    return weights.configs[0]
+    written: dict[str, Any] = {"dtype": dtype, "added_words": weights.added_words, "overwrite": overwrite}
+    write_model(weights.config, weights.flat(), target, layout=layout or _layout(target), **written)
+    return weights.config
 
 
 def weighted_sum(
@@ -114,33 +97,27 @@ def merge_checkpoints(
     CheckpointError naming what differs, and ValueError if `models` are not pairs (path, finite number).
     """
     models = _pairs(models)
-    opened = [
-        _decided(open_weights(path, config=config, prediction=prediction, variant=variant))
-        for path, _ in models
-    ]
-    if len({weights.configs[0].text_encoder for weights in opened}) > 1:
-        opened = [_without_unused_blocks(weights) for weights in opened]
-    first = opened[0]
-    for other in opened[1:]:
+    opened = [open_weights(path, config=config, prediction=prediction, variant=variant) for path, _ in models]
+    if len({tuple(weights.configs.values()) for weights in opened}) > 1:
+        opened = [_as_in_folders(weights) for weights in opened]
+    first, *others = opened
+    for other in others:
         _require_same(first, other)
     factors = [factor for _, factor in models]
+    tensors = [weights.flat() for weights in opened]
     sums: dict[str, Tensor | Pending] = {}
-    for part in PARTS:
-        for name, tensor in first.parameters[part].items():
-            terms = [weights.parameters[part][name] for weights in opened]
-            stored = dtype or tensor.dtype
-            sums[f"{part}.{name}"] = Pending(
-                stored, tuple(tensor.shape), partial(_sum, terms, factors, stored)
-            )
+    for name, tensor in tensors[0].items():
+        terms, stored = [each[name] for each in tensors], dtype or tensor.dtype
+        sums[name] = Pending(stored, tuple(tensor.shape), partial(_sum, terms, factors, stored))
     write_model(
-        first.configs[0],
+        first.config,
         sums,
         target,
         layout=layout or _layout(target),
         added_words=first.added_words,
         overwrite=overwrite,
     )
-    return first.configs[0]
+    return first.config
 
 
 def _pairs(models: Any) -> list[tuple[str | Path, float]]:
@@ -178,34 +155,37 @@ def _sum(terms: list[Tensor], factors: list[float], dtype: torch.dtype) -> Tenso
     return total.to(dtype)
 
 
-def _decided(weights: Weights) -> Weights:
-    """The weights, if their configuration is known."""
-    name = weights.checkpoint.path.name
-    if len(weights.configs) > 1:
-        raise undecided(name, weights.configs)
-    return weights
-
-
-def _without_unused_blocks(weights: Weights) -> Weights:
-    """The weights with the text encoder as diffusers' folders have it, so that SD2's files are all alike."""
-    config = weights.configs[0]
-    config = replace(config, text_encoder=stored_text_encoder(config))
-    kept = {name for entry in transformers_map(config.text_encoder).values() for name in entry.parameters}
-    text = {name: t for name, t in weights.parameters["text_encoder"].items() if name in kept}
-    return replace(weights, configs=[config], parameters={**weights.parameters, "text_encoder": text})
+def _as_in_folders(weights: Weights) -> Weights:
+    """The weights as diffusers' folders have them, without unused blocks: SD2's files are then alike."""
+    config, parameters = weights.config, dict(weights.parameters)
+    configs = dict(weights.configs)
+    for slot, own in weights.configs.items():
+        folder = part_of(own).folder
+        if folder is None:
+            continue
+        configs[slot] = folder.stored(own)
+        key_map = part_of(own).layout(folder.layout).key_map(configs[slot])
+        kept = {name for entry in key_map.values() for name in entry.parameters}
+        parameters[slot] = {name: t for name, t in parameters[slot].items() if name in kept}
+    decision = Decision(replace(config, **configs), (config.prediction,))
+    return replace(weights, configs=configs, parameters=parameters, decision=decision)
 
 
 def _require_same(first: Weights, other: Weights) -> None:
-    ours, theirs = (
-        replace(weights.configs[0], image_size=1, autoencoder=blank(weights.configs[0].autoencoder)).to_dict()
-        for weights in (first, other)
-    )
-    differ = [name for name in ours if ours[name] != theirs[name]]
+    ours, theirs = (_comparable(weights) for weights in (first, other))
+    differ = [name for name in ours if ours[name] != theirs.get(name)]
     if differ:
         raise CheckpointError(
             f"{first.checkpoint.path.name} and {other.checkpoint.path.name} are not of one architecture: "
             f"they differ in {', '.join(differ)}"
         )
+
+
+def _comparable(weights: Weights) -> dict[str, Any]:
+    """A configuration without what changes nothing that is computed."""
+    parts = ((slot, own, part_of(own)) for slot, own in weights.configs.items())
+    same = {slot: part.blank(own) for slot, own, part in parts if part.proves_all}
+    return replace(weights.config, image_size=1, **same).to_dict()
 
 
 def _layout(target: str | Path) -> LayoutName:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ldm_core.checkpoint.key_map import Problems, some
 from ldm_core.checkpoint.reader import Checkpoint
-from ldm_core.config import PRESETS, LatentDiffusionConfig
+from ldm_core.config import PRESETS
 from ldm_core.errors import CheckpointError, UnknownModelError
-from ldm_core.loading.evidence import CONFIG_KEY, added_words_of, stated_prediction
+from ldm_core.loading.claims import Claim, Strength, strongest
+from ldm_core.loading.decide import decide, decide_part
+from ldm_core.loading.evidence import added_words_of, evidence, needed, part_evidence, proofs
 from ldm_core.loading.families import other_family
-from ldm_core.loading.match import Proven, matching_presets
-from ldm_core.loading.parts import PARTS, Part, PartSource, leftovers
-from ldm_core.loading.resolve import resolve_config
-from ldm_core.loading.shapes import prove_all
-from ldm_core.loading.stored_schedule import check_schedule
+from ldm_core.loading.find import PartSource, leftovers
+from ldm_core.loading.match import matching_presets
+from ldm_core.loading.parts import model_slots, part_words
 from ldm_core.loading.weights import UNUSED, misfits
 from ldm_core.support.printable import shown
 
@@ -33,7 +33,6 @@ TITLES = {
 }
 OWN = "a latent diffusion model of its own"
 Sure = Literal["proved", "fits", "unknown"]
-_WORDS = {"text_encoder": "text encoder", "unet": "U-Net", "autoencoder": "autoencoder"}
 
 
 @dataclass(frozen=True)
@@ -46,12 +45,14 @@ class Diagnosis:
     load: str | None
     presets: tuple[str, ...] = ()
     prediction: str | None = None
-    contradictions: list[str] = field(default_factory=list)
+    contradictions: Sequence[str] = ()
+    missing: tuple[str, ...] = ()
+    claims: Sequence[Claim] = ()  # what `load` decides by
     unused: tuple[str, ...] = ()  # tensors under a part's prefix that its network does not have
     is_other: bool = False  # of a kind that is no latent diffusion model, so its tensors are not unknown
 
 
-def diagnose(checkpoint: Checkpoint, sources: Mapping[Part, PartSource]) -> Diagnosis:
+def diagnose(checkpoint: Checkpoint, sources: Mapping[str, PartSource]) -> Diagnosis:
     """What a file is. Never raises for a file that could be read."""
     other = other_family(checkpoint.tensors)
     if other is not None:
@@ -62,16 +63,41 @@ def diagnose(checkpoint: Checkpoint, sources: Mapping[Part, PartSource]) -> Diag
         keys = ", ".join(map(shown, list(checkpoint.tensors)[:3]))
         return Diagnosis("not a known kind", "unknown", f"no names known here (keys such as {keys})", None)
     try:
-        proven = prove_all(sources)
+        proven = {slot: found for slot, found in proofs(sources).items() if found is not None}
     except CheckpointError as error:
         return Diagnosis("of an unknown structure", "unknown", str(error), None)
+    if not any(source.part.fills for source in sources.values()):
+        return _part_alone(checkpoint, next(iter(sources.values())))
     presets = tuple(matching_presets(proven))
-    missing = [part for part in PARTS if part not in sources]
-    if missing:
-        found = _incomplete(checkpoint, proven, presets, missing)
-    else:
-        found = _whole(checkpoint, sources, proven, presets)
-    return _with_misfits(found, misfits(sources, proven))
+    claims: list[Claim] = []
+    try:
+        claims = evidence(checkpoint, sources)
+        missing = tuple(slot for slot in needed(checkpoint, claims) if slot not in sources)
+        found = (
+            _incomplete(checkpoint, sources, presets, missing)
+            if missing
+            else _whole(checkpoint, sources, claims, presets)
+        )
+    except CheckpointError as error:
+        family = _titles(presets) if presets else OWN
+        sure: Sure = "fits" if presets else "unknown"
+        found = Diagnosis(family, sure, str(error), None, presets, contradictions=[str(error)])
+    return _with_misfits(replace(found, claims=claims), misfits(sources, proven))
+
+
+def _part_alone(checkpoint: Checkpoint, source: PartSource) -> Diagnosis:
+    """A network that is no part of a model."""
+    family, part = f"{source.part.words} alone", source.part
+    claims: list[Claim] = []
+    try:
+        claims = part_evidence(source)
+        config = decide_part(source.name, part, claims)
+    except CheckpointError as error:
+        return Diagnosis(family, "unknown", str(error), None, claims=claims)
+    load = f"ldm_core.load_part({str(checkpoint.path)!r}, {part.name!r})"
+    why = f"{claims[-1].source} say so"
+    found = Diagnosis(family, "proved", why, load, claims=claims)
+    return _with_misfits(found, misfits({part.slot: source}, {part.slot: config}))
 
 
 def _with_misfits(found: Diagnosis, problems: Problems) -> Diagnosis:
@@ -122,82 +148,62 @@ def _is_embedding(checkpoint: Checkpoint) -> bool:
 
 
 def _incomplete(
-    checkpoint: Checkpoint, proven: Proven, presets: tuple[str, ...], missing: list[Part]
+    checkpoint: Checkpoint,
+    sources: Mapping[str, PartSource],
+    presets: tuple[str, ...],
+    missing: tuple[str, ...],
 ) -> Diagnosis:
-    """A file of one or two parts."""
-    held = " and ".join(_WORDS[part] for part in PARTS if part in proven)
+    """A file of some of a model's parts."""
+    held = [slot for slot in model_slots() if slot in sources]
     path = repr(str(checkpoint.path))
-    if "unet" in proven:
-        load = f"ldm_core.load({path}, {', '.join(f'{part}=FILE' for part in missing)})"
+    if any("prediction" in sources[slot].part.brings for slot in held):
+        load = f"ldm_core.load({path}, {', '.join(f'{slot}=FILE' for slot in missing)})"
     else:
-        load = f"ldm_core.load(MODEL, {', '.join(f'{part}={path}' for part in proven)})"
+        load = f"ldm_core.load(MODEL, {', '.join(f'{slot}={path}' for slot in held)})"
     of = f", as of {' or '.join(presets)}" if presets else ", of no known model's size"
-    why = f"it holds no {' and no '.join(_WORDS[part] for part in missing)}"
-    return Diagnosis(f"{held} alone{of}", "proved" if presets else "unknown", why, load, presets)
+    why = f"it holds no {' and no '.join(map(part_words, missing))}"
+    sure: Sure = "proved" if presets else "unknown"
+    family = f"{' and '.join(map(part_words, held))} alone{of}"
+    return Diagnosis(family, sure, why, load, presets, missing=missing)
 
 
 def _whole(
-    checkpoint: Checkpoint, sources: Mapping[Part, PartSource], proven: Proven, presets: tuple[str, ...]
+    checkpoint: Checkpoint,
+    sources: Mapping[str, PartSource],
+    claims: list[Claim],
+    presets: tuple[str, ...],
 ) -> Diagnosis:
+    """A whole model. Raises CheckpointError where `load` would."""
     path = repr(str(checkpoint.path))
     try:
-        configs = resolve_config(checkpoint, sources)
-    except CheckpointError as error:
-        if not isinstance(error, UnknownModelError):
-            family = _titles(presets) if presets else OWN
-            sure: Sure = "fits" if presets else "unknown"
-            return Diagnosis(family, sure, str(error), None, presets, contradictions=[str(error)])
+        decision = decide(checkpoint.path.name, claims)
+    except UnknownModelError:
         why = "its tensors are of no preset, and nothing in it says the rest"
         return Diagnosis(OWN, "unknown", why, f"ldm_core.load({path}, config=…)")
-    contradictions = _contradictions(checkpoint, sources, configs[0])
-    loadable = not leftovers(checkpoint, sources.values())[1] and not contradictions
-    if len(configs) > 1:
-        words = " or ".join(f"prediction={config.prediction!r}" for config in configs)
-        load = f"ldm_core.load({path})  # asks the U-Net what it predicts; or say {words}"
+    for slot, source in sources.items():
+        if source.part.tokenizer is not None:
+            added_words_of(source.checkpoint, getattr(decision.config, slot).vocab_size)
+    load = None if leftovers(checkpoint, sources.values())[1] else f"ldm_core.load({path})"
+    if decision.prediction is None:
+        told = " or ".join(f"prediction={choice!r}" for choice in decision.choices)
+        load = load and f"{load}  # evaluates the U-Net to tell what it predicts; or say {told}"
         why = "its tensors are exactly those of both, and nothing in it says what it predicts"
-        return Diagnosis(
-            _titles(presets), "fits", why, load if loadable else None, presets, None, contradictions
-        )
-    named = [name for name in presets if _agrees(name, configs[0])]
-    return Diagnosis(
-        _titles(tuple(named) or presets) if presets else OWN,
-        "proved",
-        _why(checkpoint, presets),
-        f"ldm_core.load({path})" if loadable else None,
-        tuple(named) or presets,
-        configs[0].prediction,
-        contradictions,
-    )
-
-
-def _agrees(name: str, config: LatentDiffusionConfig) -> bool:
-    return PRESETS[name].prediction == config.prediction
+        return Diagnosis(_titles(presets), "fits", why, load, presets)
+    named = tuple(name for name in presets if PRESETS[name].prediction == decision.prediction) or presets
+    family = _titles(named) if named else OWN
+    return Diagnosis(family, "proved", _why(claims, presets), load, named, decision.prediction)
 
 
 def _titles(presets: tuple[str, ...]) -> str:
     return " or ".join(f"{TITLES[name]} ({name})" for name in presets)
 
 
-def _why(checkpoint: Checkpoint, presets: tuple[str, ...]) -> str:
-    if CONFIG_KEY in checkpoint.metadata:
-        return "its configuration is in its metadata, and its tensors agree"
-    if checkpoint.format == "diffusers":
-        return "its settings say so, and its tensors agree"
-    stated = stated_prediction(checkpoint)
-    if stated is not None and len(presets) > 1:
-        return f"its tensors are exactly those, and {stated[1]} says what it predicts"
-    return (
-        "its tensors are exactly those" if presets else "a YAML file beside it says so, and its tensors agree"
-    )
-
-
-def _contradictions(
-    checkpoint: Checkpoint, sources: Mapping[Part, PartSource], config: LatentDiffusionConfig
-) -> list[str]:
-    """What `load` refuses once it has the configuration."""
-    try:
-        check_schedule(checkpoint, config)
-        added_words_of(sources["text_encoder"].checkpoint, config.text_encoder.vocab_size)
-    except CheckpointError as error:
-        return [str(error)]
-    return []
+def _why(claims: list[Claim], presets: tuple[str, ...]) -> str:
+    """Who says what the model is."""
+    whole = (*strongest(claims, "image_size"), *strongest(claims, "latent_size"))[0]
+    if whole.strength > Strength.KNOWN:
+        return f"{whole.source} says so, and its tensors agree"
+    stated = strongest(claims, "prediction")[0]
+    if stated.strength > Strength.KNOWN and len(presets) > 1:
+        return f"its tensors are exactly those, and {stated.source} says what it predicts"
+    return "its tensors are exactly those"

@@ -1,46 +1,21 @@
-"""The configuration files of a diffusers folder: JSON to ours; `diffusers_folder` is the way back.
+"""What a diffusers folder's JSON files say of the whole model: the scheduler and the added words.
 
-What a file says of one network is read beside that network, in its `settings.py`; here are the folder, the
-scheduler and the added words. One of its names misleads: `scaled_linear` is CompVis's "linear".
+What a file says of one network is read beside that network, in its `settings.py`. One name misleads:
+`scaled_linear` is CompVis's "linear".
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ldm_core.autoencoder.config import AutoencoderConfig
-from ldm_core.autoencoder.settings import autoencoder_config
-from ldm_core.checkpoint.folder import (
-    ADDED_TOKENS,
-    ALONE,
-    AUTOENCODER,
-    MODEL_INDEX,
-    SCHEDULER,
-    TEXT_ENCODER,
-    TOKENIZER,
-    UNET,
-)
-from ldm_core.checkpoint.setting_values import (
-    MAX_ID,
-    Settings,
-    check_fixed,
-    one_of,
-    reading,
-    real,
-    whole,
-)
-from ldm_core.clip.config import TextEncoderConfig
-from ldm_core.clip.settings import END_OF_TEXT, text_encoder_config
+from ldm_core.checkpoint.folder import ADDED_TOKENS, SCHEDULER, TOKENIZER, UNET
+from ldm_core.checkpoint.setting_values import MAX_ID, Settings, check_fixed, one_of, reading, real, whole
+from ldm_core.clip.settings import END_OF_TEXT
 from ldm_core.errors import CheckpointError
 from ldm_core.noise_schedule import NoiseScheduleConfig
 from ldm_core.support.limits import MAX_SIZE, is_whole
-from ldm_core.support.printable import printable, shown
-from ldm_core.unet.config import UNetConfig
-from ldm_core.unet.settings import unet_config
-
-if TYPE_CHECKING:
-    from ldm_core.loading.parts import Part
+from ldm_core.support.printable import shown
 
 LATENT_SCALE = 0.18215  # diffusers' default
 
@@ -49,46 +24,6 @@ BETA_SCHEDULES = {"scaled_linear": "scaled_linear", "linear": "linear", "squared
 
 # A setting that changes the schedule, with the one value (or the absence) that it has here.
 _SCHEDULER_FIXED = {"trained_betas": None}
-_CLASSES = {
-    "unet": ("UNet2DConditionModel",),
-    "vae": ("AutoencoderKL",),
-    "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
-    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
-}
-
-
-def part_config(
-    part: Part, settings: Mapping[str, Settings]
-) -> TextEncoderConfig | UNetConfig | AutoencoderConfig | None:
-    """What a folder of a model, or of this part alone, says of a part; None where it says nothing.
-
-    Raises CheckpointError naming the setting that no network of this package has.
-    """
-    file = {"unet": UNET, "autoencoder": AUTOENCODER, "text_encoder": TEXT_ENCODER}[part]
-    own = settings.get(file, settings.get(ALONE))
-    if own is None:
-        return None
-    if part == "unet":
-        return unet_config(own)
-    if part == "autoencoder":
-        return autoencoder_config(own)
-    inner = own.get("text_config")  # of a folder of a whole CLIP
-    if isinstance(inner, dict):
-        return text_encoder_config(inner, settings, f"{ALONE}, text_config")
-    return text_encoder_config(own, settings)
-
-
-def check_classes(settings: Mapping[str, Settings]) -> None:
-    """Raise CheckpointError for a folder whose parts are of classes that this package has no network for."""
-    index = settings.get(MODEL_INDEX, {})
-    for part, classes in _CLASSES.items():
-        entry = index.get(part)
-        name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
-        if name is not None and name not in classes:
-            raise CheckpointError(
-                f"{MODEL_INDEX}: its {part} is a {printable(str(name)[:80])}; only "
-                f"{' and '.join(classes)} can be read"
-            )
 
 
 def prediction(scheduler: Settings) -> Any:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from ldm_core.autoencoder.names import diffusers_map as autoencoder_map
-from ldm_core.autoencoder.settings import autoencoder_settings
-from ldm_core.checkpoint import folder
+from ldm_core.checkpoint.folder import ADDED_TOKENS, MODEL_INDEX, SCHEDULER
 from ldm_core.checkpoint.key_map import KeyMap, prefixed
-from ldm_core.clip.bpe import read_merges, vocabulary
-from ldm_core.clip.config import TextEncoderConfig
-from ldm_core.clip.names import transformers_map
-from ldm_core.clip.settings import text_encoder_settings, tokenizer_settings
+from ldm_core.checkpoint.setting_values import Settings
 from ldm_core.config import LatentDiffusionConfig
-from ldm_core.errors import ConfigError
+from ldm_core.errors import CheckpointError, ConfigError
 from ldm_core.loading import diffusers_config as names
-from ldm_core.unet.names import diffusers_map as unet_map
-from ldm_core.unet.settings import unet_settings
+from ldm_core.loading.parts import Folder, part_configs, part_of, parts
+from ldm_core.support.printable import printable
 
 _FROM_TEXT = "StableDiffusionPipeline"
 # Of a U-Net that sees more than its latents, by how many channels it sees.
@@ -31,34 +27,48 @@ _WITH_SAFETY = (_FROM_TEXT, "StableDiffusionInpaintPipeline")
 
 def part_maps(config: LatentDiffusionConfig) -> dict[str, KeyMap]:
     """The key map of each file of weights, by its path in the folder; parameters as in `model_map`."""
-    text = prefixed(transformers_map(stored_text_encoder(config)), "text_model.", "text_encoder.")
-    return {
-        "unet/diffusion_pytorch_model": prefixed(unet_map(config.unet), "", "unet."),
-        "vae/diffusion_pytorch_model": prefixed(autoencoder_map(config.autoencoder), "", "autoencoder."),
-        "text_encoder/model": text,
-    }
+    maps = {}
+    for slot, own in part_configs(config).items():
+        part = part_of(own)
+        if part.folder is None:
+            raise ConfigError(f"it has no class for {part.article}")
+        key_map = part.layout(part.folder.layout).key_map(part.folder.stored(own))
+        maps[part.folder.file] = prefixed(key_map, part.folder.prefix, f"{slot}.")
+    return maps
 
 
-def stored_text_encoder(config: LatentDiffusionConfig) -> TextEncoderConfig:
-    """The text encoder as a folder holds it: only the blocks that are used, and no projection.
-
-    diffusers' pipelines take the last block's output, so those of SD2 have 23 blocks of OpenCLIP's 24.
-    """
-    text = config.text_encoder
-    return replace(text, layers=text.layers - text.clip_skip, clip_skip=0, projection_dim=None)
+def settings(config: LatentDiffusionConfig) -> dict[str, Any]:
+    """The folder's files beside the weights, by name: JSON values, or text."""
+    folders = [part_of(own).folder for own in part_configs(config).values()]
+    files = {MODEL_INDEX: _model_index(config), SCHEDULER: _scheduler(config)}
+    return {name: value for one in folders if one for name, value in one.write(config).items()} | files
 
 
-def settings(config: LatentDiffusionConfig) -> dict[str, dict[str, Any]]:
-    """The folder's JSON files, by name; the inverse of `diffusers_config.from_settings`."""
-    return {
-        folder.MODEL_INDEX: _model_index(config),
-        folder.UNET: unet_settings(config.unet, config.image_size // config.autoencoder.downsampling),
-        folder.AUTOENCODER: autoencoder_settings(config.autoencoder, config.image_size, config.latent_scale),
-        folder.TEXT_ENCODER: text_encoder_settings(stored_text_encoder(config)),
-        folder.SCHEDULER: _scheduler(config),
-        **tokenizer_settings(config.text_encoder),
-        "tokenizer/vocab.json": {token: number for number, token in enumerate(_vocabulary())},
-    }
+def as_text(value: Any) -> str:
+    """A file of `settings` as it is written."""
+    return value if isinstance(value, str) else json.dumps(value, indent=2) + "\n"
+
+
+def check_classes(settings: Mapping[str, Settings]) -> None:
+    """Raise CheckpointError for a folder whose parts are of classes that this package has no network for."""
+    known: dict[str, list[str]] = {}
+    for name, (_, *classes) in _classes(part.folder for part in parts()):
+        known.setdefault(name, []).extend(classes)
+    index = settings.get(MODEL_INDEX, {})
+    for name, classes in known.items():
+        entry = index.get(name)
+        found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+        if found is not None and found not in classes:
+            raise CheckpointError(
+                f"{MODEL_INDEX}: its {name} is a {printable(str(found)[:80])}; only "
+                f"{' and '.join(classes)} can be read"
+            )
+
+
+def _classes(folders: Iterable[Folder | None]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The names in `model_index.json`, each with its library and classes."""
+    for one in folders:
+        yield from one.classes.items() if one is not None else ()
 
 
 def added_tokens(words: names.Words) -> dict[str, dict[str, int]]:
@@ -68,16 +78,7 @@ def added_tokens(words: names.Words) -> dict[str, dict[str, int]]:
         for word, numbers in words
         for place, number in enumerate(numbers)
     }
-    return {folder.ADDED_TOKENS: tokens} if tokens else {}
-
-
-def merges_text() -> str:
-    """The tokenizer's merges.txt."""
-    return "\n".join(["#version: 0.2", *(" ".join(pair) for pair in read_merges())]) + "\n"
-
-
-def _vocabulary() -> list[str]:
-    return [*vocabulary()[:-2], "<|startoftext|>", "<|endoftext|>"]
+    return {ADDED_TOKENS: tokens} if tokens else {}
 
 
 def _model_index(config: LatentDiffusionConfig) -> dict[str, Any]:
@@ -92,11 +93,9 @@ def _model_index(config: LatentDiffusionConfig) -> dict[str, Any]:
     index: dict[str, Any] = {
         "_class_name": pipeline,
         "scheduler": ["diffusers", "DDIMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
     }
+    folders = (part_of(own).folder for own in part_configs(config).values())
+    index |= {name: list(classes[:2]) for name, classes in _classes(folders)}
     if pipeline in _WITH_SAFETY:
         nothing = [None, None]
         index |= {"feature_extractor": nothing, "image_encoder": nothing, "safety_checker": nothing}

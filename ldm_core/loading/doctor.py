@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ from ldm_core.checkpoint.folder import ADAPTER_FILES, adapter_file
 from ldm_core.checkpoint.key_map import some
 from ldm_core.checkpoint.reader import Checkpoint, read
 from ldm_core.checkpoint.values import all_finite
+from ldm_core.loading.claims import Claim
 from ldm_core.loading.diagnosis import Diagnosis, Sure, diagnose
 from ldm_core.loading.evidence import CONFIG_KEY
-from ldm_core.loading.parts import EMA, PARTS, Part, PartSource, ema_key, find_parts, has_ema, leftovers
-from ldm_core.loading.stored_schedule import describe_betas, stored_betas
-from ldm_core.support.printable import few, printable
+from ldm_core.loading.find import EMA, PartSource, ema_key, find_parts, has_ema, leftovers
+from ldm_core.loading.parts import model_slots
+from ldm_core.loading.stored_schedule import StoredBetas, stored_betas
+from ldm_core.support.printable import few, printable, shown
 
 FOREIGN_SHOWN = 32
 ROWS_SHOWN = 64  # of metadata, which kohya's trainer writes 60 entries of
@@ -38,6 +40,7 @@ class Report:
     parts               part -> its tensors, parameters, names (layout) and the prefix they are under
     ema                 whether there are averaged U-Net weights
     schedule            the betas in the file, in words, or None
+    claims              what `load` decides the configuration by: one line for each source
     prediction          "eps", "v", "x0", or None where the file does not prove it
     step                how long it was trained, if it says so
     ignored, unknown    tensors outside of the parts: with the reason why they are not needed, or without
@@ -61,6 +64,7 @@ class Report:
     dtypes: dict[str, int]
     ema: bool
     schedule: str | None
+    claims: tuple[str, ...]
     prediction: str | None
     step: int | None
     ignored: dict[str, str]
@@ -82,6 +86,7 @@ class Report:
             ("format", f"{self.format}, {self.tensors:,} tensors, {self.bytes / 2**20:,.1f} MiB"),
             ("model", f"{self.family} ({self.sure}: {self.why})"),
             *self._part_rows(),
+            *(("says", claim) for claim in self.claims),
             ("types", ", ".join(f"{name} × {count}" for name, count in self.dtypes.items())),
             ("EMA", self._ema_words()),
             ("schedule", self.schedule or "no betas in the file"),
@@ -151,6 +156,7 @@ def inspect(
     tensors = checkpoint.tensors
     sources = find_parts(checkpoint)
     diagnosis = diagnose(checkpoint, sources)
+    slots = tuple(dict.fromkeys((*diagnosis.missing, *sources))) if sources else model_slots()
     known, unknown = leftovers(checkpoint, sources.values())
     unknown += diagnosis.unused
     betas = stored_betas(checkpoint)
@@ -167,11 +173,12 @@ def inspect(
         sure=diagnosis.sure,
         why=diagnosis.why,
         presets=diagnosis.presets,
-        parts={part: _part(sources.get(part)) for part in PARTS},
-        missing=tuple(part for part in PARTS if part not in sources),
+        parts={slot: _part(sources.get(slot)) for slot in slots},
+        missing=diagnosis.missing if sources else slots,
         dtypes=dict(Counter(str(t.dtype).removeprefix("torch.") for t in tensors.values()).most_common()),
         ema=has_ema(checkpoint),
-        schedule=None if betas is None else describe_betas(betas),
+        schedule=None if betas is None else repr(StoredBetas(betas)),
+        claims=_by_source(diagnosis.claims),
         prediction=diagnosis.prediction,
         step=_step(checkpoint),
         ignored=known,
@@ -208,7 +215,7 @@ def _step(checkpoint: Checkpoint) -> int | None:
 
 
 def _suspicious(
-    checkpoint: Checkpoint, sources: Mapping[Part, PartSource], diagnosis: Diagnosis, unknown: list[str]
+    checkpoint: Checkpoint, sources: Mapping[str, PartSource], diagnosis: Diagnosis, unknown: list[str]
 ) -> tuple[str, ...]:
     found = list(diagnosis.contradictions)
     if checkpoint.foreign:
@@ -223,7 +230,7 @@ def _suspicious(
     empty = [key for key, tensor in checkpoint.tensors.items() if tensor.numel() == 0 and key not in stated]
     if empty:
         found.append(f"tensors without any values: {some(empty)}")
-    unet = sources.get("unet")
+    unet = next((source for source in sources.values() if "prediction" in source.part.brings), None)
     if unet is not None and has_ema(checkpoint):
         lost = [ema_key(name) for name in unet.tensors if ema_key(name) not in checkpoint.tensors]
         if lost:
@@ -231,6 +238,17 @@ def _suspicious(
     if unknown and not diagnosis.is_other:
         found.append("tensors that nobody here knows, so load refuses the file")
     return tuple(found)
+
+
+def _by_source(claims: Iterable[Claim]) -> tuple[str, ...]:
+    """The claims in words: each source with its fields, and their values if they are short."""
+    said: dict[str, list[str]] = {}
+    for claim in claims:
+        is_short = isinstance(claim.value, (str, int, float))
+        said.setdefault(claim.source, []).append(
+            f"{claim.field} {shown(claim.value)}" if is_short else claim.field
+        )
+    return tuple(f"{source}: {', '.join(fields)}" for source, fields in said.items())
 
 
 def _counts_up(ids: Tensor) -> bool:

@@ -1,91 +1,244 @@
-"""What files say of themselves beyond their tensors: metadata, settings files, and what trainers left."""
+"""What is known of a model before it is built: the claims of files, tensors, presets and the caller.
+
+One source speaks for the whole, in this order: a configuration that the caller gives, a YAML file of the
+same name beside the checkpoint, metadata in the file, a diffusers folder's settings, the known models that
+have exactly these tensors. A part from another file brings what that file says of it. Tensors prove the rest.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
-from ldm_core.checkpoint import folder
+from ldm_core.checkpoint.folder import ALONE, MODEL_INDEX, SCHEDULER
 from ldm_core.checkpoint.reader import Checkpoint
 from ldm_core.clip.tokenizer import MAX_WORD_IDS, MAX_WORD_LETTERS, MAX_WORDS, CLIPTokenizer
-from ldm_core.config import LatentDiffusionConfig
+from ldm_core.config import PRESETS, LatentDiffusionConfig, preset
 from ldm_core.errors import CheckpointError, ConfigError
 from ldm_core.loading import diffusers_config
-from ldm_core.loading.parts import PartSource
-from ldm_core.loading.shapes import PartConfig
+from ldm_core.loading.claims import Claim, Strength, strongest
+from ldm_core.loading.compvis_yaml import read_yaml
+from ldm_core.loading.diffusers_folder import check_classes
+from ldm_core.loading.find import PartSource
+from ldm_core.loading.match import Proven, fitted, matching_presets
+from ldm_core.loading.parts import model_slots, part_configs, parts
+from ldm_core.loading.statements import stored_scale
 from ldm_core.support.json_text import parse_json
-from ldm_core.support.limits import MAX_SCALE, is_number, is_whole
+from ldm_core.support.limits import build, is_whole
 from ldm_core.support.printable import shown
 
-# Where the configuration, and words beyond CLIP's vocabulary, lie in a file's metadata, as JSON.
+# Where a file's metadata hold, as JSON, the configuration, those of parts alone, and words beyond CLIP's.
 CONFIG_KEY = "ldm_core.config"
+PARTS_KEY = "ldm_core.parts"
 WORDS_KEY = "ldm_core.added_words"
 
-# Where the metadata of some programs say what a U-Net predicts: "modelspec" is Stability AI's and kohya's.
-STATEMENT = "modelspec.prediction_type"
-_STATED = {
-    **dict.fromkeys(("v", "v_prediction", "v-prediction", "vpred"), "v"),
-    **dict.fromkeys(("epsilon", "eps"), "eps"),
-}
+YAML = (".yaml", ".yml")
+Sources = Mapping[str, PartSource]
+Config = str | Path | LatentDiffusionConfig | None
 
 
-def config_in_metadata(checkpoint: Checkpoint) -> LatentDiffusionConfig:
-    source = f"{checkpoint.path.name}: the configuration in its metadata is damaged"
-    try:
-        stated = parse_json(checkpoint.metadata[CONFIG_KEY], source, CheckpointError)
-        return LatentDiffusionConfig.from_dict(stated)
-    except ConfigError as error:
-        raise CheckpointError(f"{source}: {error}") from error
+def evidence(
+    checkpoint: Checkpoint, sources: Sources, config: Config = None, prediction: str | None = None
+) -> list[Claim]:
+    """The claims on a whole model.
+
+    sources: where each part comes from, by slot. config, prediction: what the caller says, as in `load`.
+    Raises CheckpointError where a claim cannot be read.
+    """
+    proven = proofs(sources)
+    claims = _of_the_whole(checkpoint, sources, proven, config)
+    others = {slot: source for slot, source in sources.items() if source.checkpoint is not checkpoint}
+    for slot, source in others.items():
+        if config is None and "prediction" in source.part.brings:
+            # The main file speaks of its own U-Net.
+            known = known_models({slot: proven[slot]})
+            claims = [claim for claim in claims if claim.field != "prediction"]
+            claims += [claim for claim in known if claim.field == "prediction"]
+    for slot, source in sources.items():
+        said = source.part.says(source.checkpoint)
+        claims += _of_another_file(slot, source, proven, claims, said) if slot in others else said
+        if proven.get(slot) is not None:
+            of = f" of {source.name}" if slot in others else ""
+            claims.append(Claim(slot, proven[slot], f"the tensors{of}", Strength.PROVED))
+    if checkpoint.format == "diffusers" and not any(claim.field == "latent_scale" for claim in claims):
+        claims.append(Claim("latent_scale", diffusers_config.LATENT_SCALE, "diffusers' default"))
+    if prediction is not None:
+        claims.append(Claim("prediction", prediction, f"prediction={prediction!r}", Strength.ASKED))
+    return claims
 
 
-def described_part(source: PartSource) -> PartConfig | None:
-    """A part's configuration in the words of its own file or folder, if there are any."""
-    metadata, part = source.checkpoint.metadata, source.layout.part
-    if CONFIG_KEY in metadata:
-        config: PartConfig = getattr(config_in_metadata(source.checkpoint), part)
+def part_evidence(source: PartSource, config: Any = None) -> list[Claim]:
+    """The claims on one part alone. config: as in `load_part`."""
+    slot, claims = source.part.slot, []
+    proven, described = source.prove(), described_part(source)
+    if proven is not None:
+        claims.append(Claim(slot, proven, "the tensors", Strength.PROVED))
+    if config is not None:
+        given = config if isinstance(config, source.part.config) else _given(config)
+        if isinstance(given, LatentDiffusionConfig):
+            given = getattr(given, slot, None)
+        claims.append(Claim(slot, given, "the given configuration", Strength.GIVEN))
+    elif described is not None:
+        claims.append(Claim(slot, described, "its settings"))
+    elif proven is not None and not source.part.proves_all:
+        claims += [claim for claim in known_models({slot: proven}) if claim.field == slot]
+    return claims
+
+
+def needed(checkpoint: Checkpoint, claims: Iterable[Claim]) -> list[str]:
+    """The slots of the parts that a model consists of, as far as anybody says; all of them if nobody does."""
+    said = {slot: strongest(claims, slot) for slot in model_slots()}
+    if all(said.values()):
+        return [slot for slot, words in said.items() if words[0].value is not None]
+    index = checkpoint.metadata.get(MODEL_INDEX)
+    if not isinstance(index, dict):
+        return list(said)
+    named = {name for name, entry in index.items() if entry not in (None, [None, None])}
+    return [
+        slot for slot in said if any(p.folder and p.folder.name in named for p in parts() if p.fills == slot)
+    ]
+
+
+def proofs(sources: Sources) -> dict[str, Any]:
+    """What shapes prove of each part."""
+    return {slot: source.prove() for slot, source in sources.items()}
+
+
+def known_models(proven: Proven) -> list[Claim]:
+    """The claims of the presets that have exactly these tensors in these parts."""
+    return [
+        claim
+        for name in matching_presets(proven)
+        for claim in _all_of(PRESETS[name], f"preset {name}", Strength.KNOWN)
+    ]
+
+
+def _all_of(config: LatentDiffusionConfig, source: str, strength: Strength = Strength.SAID) -> list[Claim]:
+    return [Claim(field.name, getattr(config, field.name), source, strength) for field in fields(config)]
+
+
+def _of_the_whole(checkpoint: Checkpoint, sources: Sources, proven: Proven, config: Config) -> list[Claim]:
+    """The claims of the one source that speaks for the whole model."""
+    yaml = _yaml(checkpoint, config)
+    if yaml is not None:
+        read = read_yaml(yaml, stored_scale=stored_scale(checkpoint))
+        return [_sized(claim, sources, proven) for claim in _all_of(read, str(yaml))]
+    if isinstance(config, LatentDiffusionConfig):
+        return _all_of(config, "the given configuration", Strength.GIVEN)
+    if config is not None:
+        return _all_of(preset(str(config)), f"preset {config}")
+    if CONFIG_KEY in checkpoint.metadata:
+        return _all_of(config_in_metadata(checkpoint), "the file's own metadata")
+    if checkpoint.format == "diffusers":
+        return _of_a_folder(checkpoint, sources, proven)
+    return known_models(proven)
+
+
+def _given(config: Any) -> LatentDiffusionConfig:
+    if isinstance(config, LatentDiffusionConfig):
         return config
-    if source.checkpoint.format != "diffusers":
-        return None
-    return diffusers_config.part_config(part, metadata)
+    return read_yaml(config) if Path(config).suffix in YAML else preset(str(config))
 
 
-def stated_prediction(checkpoint: Checkpoint) -> tuple[str, str] | None:
-    """What a file says that its U-Net predicts, and where it says so; None where it does not."""
-    if "v_pred" in checkpoint.tensors:
-        return "v", "its tensor v_pred"
-    stated = checkpoint.metadata.get(STATEMENT)
-    if isinstance(stated, str) and stated.lower() in _STATED:
-        return _STATED[stated.lower()], f"its metadata {STATEMENT}"
+def _yaml(checkpoint: Checkpoint, config: Config) -> Path | None:
+    """The YAML file to read, if the configuration is to come from one."""
+    if isinstance(config, (str, Path)):
+        return Path(config) if Path(config).suffix in YAML else None
+    if config is None and checkpoint.format != "diffusers":
+        beside = (checkpoint.path.with_suffix(ending) for ending in YAML)
+        return next((path for path in beside if path.is_file()), None)
     return None
 
 
-def with_stated_schedule(config: LatentDiffusionConfig, unet: Checkpoint) -> LatentDiffusionConfig:
-    """The configuration with a zero terminal SNR if the U-Net's file states one: CompVis's YAML has no name
-    for it, so whatever the configuration was read from cannot deny it."""
-    if "ztsnr" not in unet.tensors:
-        return config
-    return replace(config, noise_schedule=replace(config.noise_schedule, zero_terminal_snr=True))
+def _sized(claim: Claim, sources: Sources, proven: Proven) -> Claim:
+    """YAML files name a text encoder by its class, and not its size: that is taken from the tensors."""
+    source, found = sources.get(claim.field), proven.get(claim.field)
+    if source is None or found is None or source.part.section is None:
+        return claim
+    named = fitted(claim.value, found) or claim.value
+    return replace(claim, value=source.part.section.sized(named, found))
 
 
-def stored_scale(checkpoint: Checkpoint) -> float | None:
-    """The latent scale that CompVis's trainer leaves in a checkpoint if it measured one (`scale_by_std`)."""
-    stored = checkpoint.tensors.get("scale_factor")
-    return float(stored) if stored is not None and stored.numel() == 1 and not stored.is_meta else None
+def _of_a_folder(checkpoint: Checkpoint, sources: Sources, proven: Proven) -> list[Claim]:
+    """What a diffusers folder's settings say. One without a scheduler must have a known model's tensors."""
+    settings, claims = checkpoint.metadata, []
+    try:
+        check_classes(settings)
+        for slot, source in sources.items():
+            if source.checkpoint is checkpoint and (described := described_part(source)) is not None:
+                claims.append(Claim(slot, described, "the folder's settings"))
+        if SCHEDULER not in settings:
+            return known_models(proven) + claims
+        size = diffusers_config.sample_size(settings)
+        return [*claims, *_of_a_scheduler(checkpoint), Claim("latent_size", size, "the folder's settings")]
+    except CheckpointError as error:
+        if str(error).startswith(checkpoint.path.name):
+            raise
+        raise CheckpointError(f"{checkpoint.path.name}: {error}") from error
 
 
-def folder_scale(checkpoint: Checkpoint) -> float | None:
-    """The latent scale that an autoencoder's own settings file states."""
-    alone = checkpoint.metadata.get(folder.ALONE)
-    settings = checkpoint.metadata.get(folder.AUTOENCODER, alone)
-    if checkpoint.format != "diffusers" or settings is None or "scaling_factor" not in settings:
+def _of_a_scheduler(checkpoint: Checkpoint) -> list[Claim]:
+    settings = checkpoint.metadata[SCHEDULER]
+    return [
+        Claim("noise_schedule", diffusers_config.noise_schedule_config(settings), SCHEDULER),
+        Claim("prediction", diffusers_config.prediction(settings), SCHEDULER),
+    ]
+
+
+def _of_another_file(
+    slot: str, source: PartSource, proven: Proven, claims: list[Claim], said: Iterable[Claim]
+) -> list[Claim]:
+    """What the file of its own, that a part is taken from, says of it; or whose its tensors are."""
+    described = described_part(source)
+    mine = list(said)
+    if described is not None:
+        mine.append(Claim(slot, described, "the settings"))
+    elif proven[slot] and not any(c.field == slot and fitted(c.value, proven[slot]) for c in claims):
+        known = known_models({slot: proven[slot]})
+        values = {fitted(claim.value, proven[slot]) for claim in known if claim.field == slot}
+        if source.part.proves_all or len(values) == 1:
+            value = proven[slot] if source.part.proves_all else values.pop()
+            mine.append(Claim(slot, value, "the tensors"))
+    if CONFIG_KEY in source.checkpoint.metadata:
+        theirs = _all_of(config_in_metadata(source.checkpoint), "the metadata")
+        mine += [claim for claim in theirs if claim.field in source.part.brings]
+    elif SCHEDULER in source.checkpoint.metadata and source.part.brings:
+        mine += _of_a_scheduler(source.checkpoint)
+    return [
+        replace(claim, source=f"{claim.source} of {source.name}", strength=max(claim.strength, Strength.PART))
+        for claim in mine
+    ]
+
+
+def config_in_metadata(checkpoint: Checkpoint) -> LatentDiffusionConfig:
+    damaged = f"{checkpoint.path.name}: the configuration in its metadata is damaged"
+    try:
+        stated = parse_json(checkpoint.metadata[CONFIG_KEY], damaged, CheckpointError)
+        return LatentDiffusionConfig.from_dict(stated)
+    except ConfigError as error:
+        raise CheckpointError(f"{damaged}: {error}") from error
+
+
+def described_part(source: PartSource) -> Any:
+    """A part's configuration in the words of its own file or folder; None if there are none."""
+    metadata, part = source.checkpoint.metadata, source.part
+    if CONFIG_KEY in metadata and part.fills:
+        return part_configs(config_in_metadata(source.checkpoint)).get(part.fills)
+    if PARTS_KEY in metadata:
+        damaged = f"{source.name}: the configuration in its metadata is damaged"
+        stated = parse_json(metadata[PARTS_KEY], damaged, CheckpointError)
+        try:
+            if not isinstance(stated, dict) or part.name not in stated:
+                raise ConfigError(f"expected a mapping with {part.name!r}, not {shown(stated)}")
+            return build(part.config, stated[part.name])
+        except (ConfigError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{damaged}: {error}") from error
+    if source.checkpoint.format != "diffusers" or part.folder is None:
         return None
-    scale = settings["scaling_factor"]
-    if not is_number(scale) or not 0 < scale <= MAX_SCALE:
-        raise CheckpointError(
-            f"{folder.AUTOENCODER}: scaling_factor must be a positive number up to {MAX_SCALE:g}, "
-            f"not {shown(scale)}"
-        )
-    return float(scale)
+    own = metadata.get(f"{part.folder.name}/{ALONE}", metadata.get(ALONE))
+    return None if own is None else part.folder.read(own, metadata)
 
 
 def added_words_of(checkpoint: Checkpoint, vocab_size: int) -> diffusers_config.Words:

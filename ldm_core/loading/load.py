@@ -15,11 +15,13 @@ from torch import nn
 
 from ldm_core.checkpoint.key_map import report
 from ldm_core.checkpoint.values import all_finite
-from ldm_core.clip.tokenizer import CLIPTokenizer
 from ldm_core.config import LatentDiffusionConfig
 from ldm_core.errors import CheckpointError
-from ldm_core.loading.parts import Part
-from ldm_core.loading.resolve import undecided
+from ldm_core.loading.claims import Claim, Strength
+from ldm_core.loading.decide import decide
+from ldm_core.loading.diffusers_config import Words
+from ldm_core.loading.parts import model_slots, part_configs, part_of
+from ldm_core.loading.prediction import predicted
 from ldm_core.loading.weights import Weights, build_networks, open_part, open_weights
 from ldm_core.model import LatentDiffusion
 from ldm_core.nn.placement import check_device, check_dtype, choose_dtype, fill
@@ -33,15 +35,40 @@ def build(config: LatentDiffusionConfig, device: Any = "cpu") -> LatentDiffusion
     return _bundle(config, build_networks(config, device))
 
 
-def _bundle(config: LatentDiffusionConfig, networks: Mapping[Part, Any]) -> LatentDiffusion:
+def _bundle(
+    config: LatentDiffusionConfig, networks: Mapping[str, nn.Module], tokenizer: Any = None
+) -> LatentDiffusion:
+    every: dict[str, Any] = dict.fromkeys(model_slots())
     return LatentDiffusion(
-        tokenizer=CLIPTokenizer(config.text_encoder.context_length, config.text_encoder.pad_token_id),
+        tokenizer=tokenizer or _tokenizer(config),
         noise_schedule=NoiseSchedule(config.noise_schedule),
         config=config,
-        text_encoder=networks["text_encoder"],
-        unet=networks["unet"],
-        autoencoder=networks["autoencoder"],
+        **every | dict(networks),
     )
+
+
+def _tokenizer(config: LatentDiffusionConfig, words: Words = (), source: str | None = None) -> Any:
+    """What turns text into the model's input; None for a model without text.
+
+    words: those that its file adds (from DreamBooth, say). source: the file, for errors.
+    """
+    for own in part_configs(config).values():
+        make = part_of(own).tokenizer
+        if make is None:
+            continue
+        tokenizer = make(own, ())
+        if source is not None and own.vocab_size < tokenizer.vocab_size:
+            raise CheckpointError(
+                f"{source}: its text encoder knows {own.vocab_size} tokens, its tokenizer has "
+                f"{tokenizer.vocab_size}"
+            )
+        try:
+            return make(own, words)
+        except ValueError as error:
+            text = f"{source}: the words that its tokenizer adds cannot be used: {error}"
+            warnings.warn(text, stacklevel=3)
+            return tokenizer
+    return None
 
 
 def bundled_model() -> Path:
@@ -111,92 +138,57 @@ def load(
             prediction=prediction,
             ema=ema,
             variant=variant,
-            parts={"text_encoder": text_encoder, "unet": unet, "autoencoder": autoencoder},
+            parts=dict(text_encoder=text_encoder, unet=unet, autoencoder=autoencoder),  # noqa: C408
             mmap=mmap,
         )
-        model = _bundle(weights.configs[0], weights.networks)
-        model.tokenizer = _tokenizer(weights)
-        source = weights.checkpoint.path.name
-        parameters = weights.parameters
-        report(source, {"with values that are not finite": _not_finite(weights)})
-        dtype = choose_dtype(dtype, device, parameters["unet"].values())
-        for part, network in weights.networks.items():
-            fill(network, parameters[part], device, dtype)
-    if len(weights.configs) == 1:
+        assert weights.decision is not None
+        chosen, name = weights.decision.config, weights.checkpoint.path.name
+        model = _bundle(chosen, weights.networks, _tokenizer(chosen, weights.added_words, name))
+        main = next((s for s, source in weights.sources.items() if "prediction" in source.part.brings))
+        _fill(weights, name, device, choose_dtype(dtype, device, weights.parameters[main].values()))
+    if weights.decision.prediction is not None:
         return model
-    return _with_asked_prediction(model, weights.configs, source if unet is None else Path(unet).name)
+    answer = predicted(model, weights.sources[main].name, weights.decision.choices)
+    claims = [*weights.claims, Claim("prediction", answer, "its output for noise", Strength.ASKED)]
+    return replace(model, config=decide(name, claims).config)
 
 
 def load_part(
     path: str | Path,
-    part: Part,
+    part: str,
     *,
     device: Any = "cpu",
     dtype: torch.dtype | Literal["auto"] | None = None,
-    config: str | LatentDiffusionConfig | None = None,
+    config: Any = None,
     variant: str | None = None,
     mmap: bool = True,
 ) -> nn.Module:
-    """One network of a file or folder, which may hold nothing else: "text_encoder", "unet" or "autoencoder".
+    """One network of a file or folder, which may hold nothing else.
 
-    Options and errors are `load`'s. An autoencoder needs no configuration, since its shapes prove it; the
-    others must be a known model's, or have their settings beside them, or be given `config`.
+    part: the name of a row of `ldm_core.loading.parts`, such as `unet` or `autoencoder`.
+    config: a preset's name, a whole model's configuration, or the part's own.
+
+    Other options and errors are `load`'s. An autoencoder needs no configuration, since its shapes prove it;
+    the others must be a known model's, or have their settings beside them, or be given `config`.
     """
     check_dtype(dtype)
     check_device(device)
     with _collection_paused():
-        network, parameters = open_part(path, part, config, variant, mmap)
-        bad = [name for name, tensor in parameters.items() if not all_finite(tensor)]
-        report(Path(path).name, {"with values that are not finite": bad})
-        fill(network, parameters, device, choose_dtype(dtype, device, parameters.values()))
+        weights = open_part(path, part, config, variant, mmap)
+        ((slot, network),) = weights.networks.items()
+        dtype = choose_dtype(dtype, device, weights.parameters[slot].values())
+        _fill(weights, weights.checkpoint.path.name, device, dtype)
     return network
 
 
-def _with_asked_prediction(
-    model: LatentDiffusion, configs: list[LatentDiffusionConfig], source: str
-) -> LatentDiffusion:
-    """The model with that one of the configurations that its U-Net's answer fits."""
-    from ldm_core.loading.prediction import decide_prediction, noise_similarity
-
-    try:
-        similarity = noise_similarity(model)
-    except (RuntimeError, NotImplementedError) as error:  # on "meta", or in a type in which nothing computes
-        raise undecided(source, configs, f", and it cannot be asked here ({error})") from error
-    answer = decide_prediction(similarity)
-    fitting = [config for config in configs if config.prediction == answer]
-    if len(fitting) != 1:
-        raise undecided(source, configs, f", and its answer to pure noise settles nothing ({similarity:.2f})")
-    warnings.warn(
-        f"nothing in {source} says what its U-Net predicts. Its answer to pure noise has a likeness of "
-        f"{similarity:.2f} to that noise, as of one that predicts {answer}; prediction={answer!r} spares "
-        "the question",
-        stacklevel=3,
-    )
-    return replace(model, config=fitting[0])
-
-
-def _tokenizer(weights: Weights) -> CLIPTokenizer:
-    """The tokenizer, with the words that were added to a diffusers folder's (by DreamBooth, say)."""
-    text, name = weights.configs[0].text_encoder, weights.checkpoint.path.name
-    if text.vocab_size < CLIPTokenizer.vocab_size:
-        raise CheckpointError(
-            f"{name}: its text encoder knows {text.vocab_size} tokens, CLIP's tokenizer has "
-            f"{CLIPTokenizer.vocab_size}"
-        )
-    tokenizer = CLIPTokenizer(text.context_length, text.pad_token_id)
-    try:
-        return replace(tokenizer, added_words=weights.added_words)
-    except ValueError as error:
-        warnings.warn(f"{name}: the words that its tokenizer adds cannot be used: {error}", stacklevel=3)
-        return tokenizer
-
-
-def _not_finite(weights: Weights) -> list[str]:
-    """The keys of tensors with NaN or infinity."""
-    bad = [
-        weights.keys[part][name]
-        for part, tensors in weights.parameters.items()
+def _fill(weights: Weights, source: str, device: Any, dtype: torch.dtype) -> None:
+    """Give the networks their weights. Raises CheckpointError that names tensors with NaN or infinity."""
+    bad = {
+        weights.keys[slot][name]: None
+        for slot, tensors in weights.parameters.items()
         for name, tensor in tensors.items()
         if not all_finite(tensor)
-    ]
-    return list(dict.fromkeys(bad))
+    }
+    report(source, {"with values that are not finite": bad})
+    for slot, network in weights.networks.items():
+        fill(network, weights.parameters[slot], device, dtype)

@@ -1,40 +1,177 @@
-"""Where the parts of a model lie in a file, and under whose names.
+"""The registry of parts: each network that files hold, with its configuration and the names that it goes by.
 
-People's files put the same three networks under many prefixes: CompVis's `model.diffusion_model.`, the
-`unet.` of repackaged files, nothing at all in a file of one part. A layout is a set of names with the
-prefixes that it is found under; `find_parts` says which of them a file has, and `leftovers` what else
-is in it.
+One row per network. Everything else that reads, recognises, converts or writes models goes through the rows
+and names none of them, so a new network is its own files and one row here. `register` adds a row from
+outside:
 
-EMA: CompVis's trainer keeps averaged U-Net weights beside the trained ones, under names without dots.
+    with register(Part("toy", "toy network", ToyConfig, Toy, (Layout("toy", ("toy.",), toy_map),))):
+        network = ldm_core.load_part("toy.safetensors", "toy")
+
+A layout is one set of names that people's files give a network's tensors, with the prefixes that it is found
+under: CompVis's `model.diffusion_model.`, the `unet.` of repackaged files, nothing in a file of one part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from itertools import product
-from typing import Any, Literal
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ldm_core.autoencoder import names as autoencoder_names
-from ldm_core.checkpoint.key_map import KeyMap, prefixed
-from ldm_core.checkpoint.reader import Checkpoint
-from ldm_core.clip import names as clip_names
+from ldm_core.autoencoder import settings as autoencoder_settings
+from ldm_core.autoencoder import shapes as autoencoder_shapes
+from ldm_core.autoencoder.config import AutoencoderConfig
+from ldm_core.autoencoder.kl import AutoencoderKL
+from ldm_core.checkpoint import folder
+from ldm_core.checkpoint.key_map import KeyMap
+from ldm_core.checkpoint.shapes import Shapes
+from ldm_core.clip import names as text_names
+from ldm_core.clip import settings as text_settings
+from ldm_core.clip import shapes as text_shapes
+from ldm_core.clip.config import TextEncoderConfig
 from ldm_core.clip.extras import OPEN_CLIP_EXTRAS, TRANSFORMERS_EXTRAS
-from ldm_core.loading.ignored import AUTOENCODER_EXTRAS, IGNORED, IGNORED_PREFIXES
+from ldm_core.clip.text_encoder import CLIPTextEncoder
+from ldm_core.clip.tokenizer import CLIPTokenizer
+from ldm_core.config import LatentDiffusionConfig
+from ldm_core.errors import CheckpointError
+from ldm_core.loading import statements, yaml_sections
+from ldm_core.loading.ignored import AUTOENCODER_EXTRAS
+from ldm_core.loading.statements import Says
 from ldm_core.unet import names as unet_names
+from ldm_core.unet import settings as unet_settings
+from ldm_core.unet import shapes as unet_shapes
+from ldm_core.unet.config import UNetConfig
+from ldm_core.unet.network import UNet
 
-Part = Literal["text_encoder", "unet", "autoencoder"]
-PARTS: tuple[Part, ...] = ("text_encoder", "unet", "autoencoder")
 
-# The prefixes of the original files, which `save` writes.
-UNET = "model.diffusion_model."
-AUTOENCODER = "first_stage_model."
-TEXT_ENCODER = "cond_stage_model.transformer.text_model."
-OPEN_CLIP = "cond_stage_model.model."
+def unchanged(config: Any) -> Any:
+    return config
 
-# Where a text encoder lies: in CompVis's files, SDXL's, diffusers' and mlx's, ComfyUI's, or alone.
+
+@dataclass(frozen=True)
+class Layout:
+    """One set of names for a part's tensors.
+
+    marks      how keys begin, after the prefix; a file has the part where there is a key for each mark
+    key_map    a configuration's map from these names to the network's parameters
+    prove      the configuration that the shapes of tensors of these names prove; None if they prove none
+    prefixes   where the part is found, in this order: pairs of what a file puts before the part, and what
+               the part's own class puts before its names
+    original   the prefix that `save` writes in a file of a whole model
+    extras     what else such files hold, and why it is not needed
+    canonical  older spellings of a name to the map's
+    together   tensors that are dropped unless all of them are there
+    buffers    what the original class keeps besides parameters, for a configuration
+    """
+
+    name: str
+    marks: tuple[str, ...]
+    key_map: Callable[[Any], KeyMap]
+    prove: Callable[[Shapes], Any] | None = None
+    prefixes: tuple[tuple[str, str], ...] = (("", ""),)
+    original: str = ""
+    extras: Mapping[str, str] = field(default_factory=dict)
+    canonical: Callable[[str], str] = str
+    together: tuple[str, ...] = ()
+    buffers: Callable[[Any], dict[str, Tensor]] = lambda config: {}
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A part in a diffusers folder.
+
+    name     the subfolder, and file the path of the weights without its ending
+    layout   the names of its tensors, and prefix what its class puts before them
+    read     its `config.json` and all of the folder's JSON files to a configuration
+    write    a model's configuration to the part's files, by path: JSON values, or text
+    classes  by name in `model_index.json`: the library, the class that is written, others that are read
+    stored   the configuration of what the folder keeps
+    """
+
+    name: str
+    file: str
+    layout: str
+    read: Callable[[Mapping[str, Any], Mapping[str, Any]], Any]
+    write: Callable[[LatentDiffusionConfig], dict[str, Any]]
+    classes: Mapping[str, tuple[str, ...]]
+    prefix: str = ""
+    stored: Callable[[Any], Any] = unchanged
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part in CompVis's YAML.
+
+    name     the section, and targets the classes that it may name; none stands for any
+    read     all of the model's parameters to a configuration
+    sized    that configuration with the sizes, proved by shapes, that YAML does not state
+    """
+
+    name: str
+    read: Callable[[Mapping[str, Any]], Any]
+    targets: tuple[str, ...] = ()
+    sized: Callable[[Any, Any], Any] = lambda named, proven: named
+
+
+@dataclass(frozen=True)
+class Part:
+    """One kind of network.
+
+    name       for `load_part`, and words for messages
+    config     the class of its configuration, a frozen dataclass that raises ConfigError for values that no
+               file may claim; network what is built from one
+    fills      the field of `LatentDiffusion` and of its configuration that it is, or None for neither;
+               several parts may fill one, and a file has the first of them that is found in it
+    layouts    the names that files give its tensors; written: which of them `save` writes
+    blank      a configuration with what shapes cannot prove set to one value; with proves_all, nothing that
+               the network computes is lost by it
+    fewest     how many tensors a network of a configuration has at least, counted in a moment
+    reduced    configurations of fewer tensors that give the same numbers, for files that lack the others
+    says       what a file of this part says of the whole model; brings: which of its fields are this part's
+    tokenizer  (configuration, words beyond its vocabulary) to what turns text into its input
+    """
+
+    name: str
+    words: str
+    config: type[Any]
+    network: Callable[[Any], nn.Module]
+    layouts: tuple[Layout, ...]
+    fills: str | None = None
+    written: Callable[[Any], str | None] = lambda config: None
+    blank: Callable[[Any], Any] = unchanged
+    proves_all: bool = False
+    fewest: Callable[[Any], int] = lambda config: 0
+    reduced: Callable[[Any], tuple[Any, ...]] = lambda config: ()
+    says: Says = lambda checkpoint: ()
+    brings: tuple[str, ...] = ()
+    folder: Folder | None = None
+    section: Section | None = None
+    tokenizer: Callable[[Any, Any], Any] | None = None
+
+    @property
+    def slot(self) -> str:
+        """The key of this part among the parts of a file or model."""
+        return self.fills or self.name
+
+    @property
+    def article(self) -> str:
+        return f"{'an' if self.words[0] in 'aeio' else 'a'} {self.words}"
+
+    def layout(self, name: str | None) -> Layout:
+        """The layout of this name; None for the first."""
+        return next(layout for layout in self.layouts if name in (None, layout.name))
+
+
+def _alone(*prefixes: str) -> tuple[tuple[str, str], ...]:
+    return tuple((prefix, "") for prefix in prefixes)
+
+
+# Where a text encoder lies: in CompVis's files, SDXL's, diffusers' and mlx's, ComfyUI's, or alone. The
+# longest prefix first, since a shorter one would also match.
 _TEXT_BASES = (
     "cond_stage_model.clip_l.",
     "cond_stage_model.clip_h.",
@@ -46,196 +183,247 @@ _TEXT_BASES = (
     "clip_h.",
     "",
 )
-
-
-@dataclass(frozen=True)
-class Layout:
-    """One part's names: the prefixes they are found under, and the key map of a configuration.
-
-    mark: how a key of this layout begins, after the prefix. A prefix is a pair: what the part's own
-    class puts before its names follows what the file puts before the part.
-    """
-
-    part: Part
-    name: str
-    mark: str
-    prefixes: tuple[tuple[str, str], ...]
-    key_map: Callable[[Any], KeyMap]
-    extras: Mapping[str, str] = field(default_factory=dict)  # what else such files hold, and why
-    canonical: Callable[[str], str] = str  # older spellings of a key to the map's
-
-
-def _alone(*prefixes: str) -> tuple[tuple[str, str], ...]:
-    return tuple((prefix, "") for prefix in prefixes)
-
-
-# The longest prefix first, since a shorter one would also match.
 _TRANSFORMERS_INNER = ("transformer.text_model.", "text_model.", "transformer.", "")
-LAYOUTS = (
-    Layout(
+
+
+def _position_ids(config: TextEncoderConfig) -> dict[str, Tensor]:
+    return {"embeddings.position_ids": torch.arange(config.context_length)[None]}
+
+
+def _causal_mask(config: TextEncoderConfig) -> dict[str, Tensor]:
+    length = config.context_length
+    return {"attn_mask": torch.full((length, length), float("-inf")).triu(1)}
+
+
+def _written_text(config: TextEncoderConfig) -> str:
+    """Original files hold open_clip's encoders, which have the exact gelu, under open_clip's own names.
+
+    OpenAI's have the quick one, and SD1 takes them from transformers.
+    """
+    exact = config.activation == "gelu" or config.projection_dim is not None
+    return "open_clip" if exact else "transformers"
+
+
+def _text_files(model: LatentDiffusionConfig) -> dict[str, Any]:
+    text = text_settings.stored_text_encoder(model.text_encoder)
+    settings = text_settings.text_encoder_settings(text)
+    return {folder.TEXT_ENCODER: settings, **text_settings.tokenizer_settings(text)}
+
+
+def _unet_files(model: LatentDiffusionConfig) -> dict[str, Any]:
+    size = model.image_size // model.autoencoder.downsampling
+    return {folder.UNET: unet_settings.unet_settings(model.unet, size)}
+
+
+def _autoencoder_files(model: LatentDiffusionConfig) -> dict[str, Any]:
+    own, size, scale = model.autoencoder, model.image_size, model.latent_scale
+    return {folder.AUTOENCODER: autoencoder_settings.autoencoder_settings(own, size, scale)}
+
+
+_TEXT_ENCODER = Part(
+    "text_encoder",
+    "text encoder",
+    TextEncoderConfig,
+    CLIPTextEncoder,
+    (
+        Layout(
+            "transformers",
+            ("encoder.layers.",),
+            text_names.transformers_map,
+            text_shapes.transformers_config,
+            tuple(product(_TEXT_BASES, _TRANSFORMERS_INNER)),
+            "cond_stage_model.transformer.text_model.",
+            TRANSFORMERS_EXTRAS,
+            buffers=_position_ids,
+        ),
+        Layout(
+            "open_clip",
+            ("transformer.resblocks.",),
+            text_names.open_clip_map,
+            text_shapes.open_clip_config,
+            tuple(product(_TEXT_BASES, ("model.", ""))),
+            "cond_stage_model.model.",
+            OPEN_CLIP_EXTRAS,
+            # Neither conditions a U-Net; some converters dropped one of the two.
+            together=("text_projection", "logit_scale"),
+            buffers=_causal_mask,
+        ),
+    ),
+    fills="text_encoder",
+    written=_written_text,
+    blank=text_shapes.blank,
+    fewest=text_shapes.fewest_tensors,
+    reduced=text_shapes.reduced,
+    folder=Folder(
         "text_encoder",
+        "text_encoder/model",
         "transformers",
-        "encoder.layers.",
-        tuple(product(_TEXT_BASES, _TRANSFORMERS_INNER)),
-        clip_names.transformers_map,
-        TRANSFORMERS_EXTRAS,
+        text_settings.text_encoder_in,
+        _text_files,
+        {
+            "text_encoder": ("transformers", "CLIPTextModel", "CLIPTextModelWithProjection"),
+            "tokenizer": ("transformers", "CLIPTokenizer", "CLIPTokenizerFast"),
+        },
+        prefix="text_model.",
+        stored=text_settings.stored_text_encoder,
     ),
-    Layout(
-        "text_encoder",
-        "open_clip",
-        "transformer.resblocks.",
-        tuple(product(_TEXT_BASES, ("model.", ""))),
-        clip_names.open_clip_map,
-        OPEN_CLIP_EXTRAS,
+    section=Section(
+        "cond_stage_config",
+        yaml_sections.text_encoder,
+        tuple(yaml_sections.TEXT_ENCODERS),
+        yaml_sections.sized_text_encoder,
     ),
-    Layout(
+    tokenizer=lambda config, words: CLIPTokenizer(config.context_length, config.pad_token_id, words),
+)
+_UNET = Part(
+    "unet",
+    "U-Net",
+    UNetConfig,
+    UNet,
+    (
+        Layout(
+            "compvis",
+            ("input_blocks.",),
+            unet_names.compvis_map,
+            unet_shapes.compvis_config,
+            _alone("model.diffusion_model.", "diffusion_model.", "unet.", ""),
+            "model.diffusion_model.",
+        ),
+        Layout(
+            "diffusers",
+            ("down_blocks.",),
+            unet_names.diffusers_map,
+            unet_shapes.diffusers_config,
+            _alone("unet.", "model.diffusion_model.", ""),
+        ),
+    ),
+    fills="unet",
+    blank=unet_shapes.blank,
+    fewest=unet_shapes.fewest_tensors,
+    says=statements.of_a_unet,
+    brings=("prediction", "noise_schedule"),
+    folder=Folder(
         "unet",
-        "compvis",
-        "input_blocks.",
-        _alone(UNET, "diffusion_model.", "unet.", ""),
-        unet_names.compvis_map,
-    ),
-    Layout("unet", "diffusers", "down_blocks.", _alone("unet.", UNET, ""), unet_names.diffusers_map),
-    Layout(
-        "autoencoder",
-        "compvis",
-        "decoder.up.",
-        _alone(AUTOENCODER, "vae.", ""),
-        autoencoder_names.compvis_map,
-        AUTOENCODER_EXTRAS,
-        autoencoder_names.original_name,
-    ),
-    Layout(
-        "autoencoder",
+        "unet/diffusion_pytorch_model",
         "diffusers",
-        "decoder.up_blocks.",
-        _alone("vae.", AUTOENCODER, ""),
-        autoencoder_names.diffusers_map,
-        AUTOENCODER_EXTRAS,
-        autoencoder_names.modern_name,
+        lambda own, folder: unet_settings.unet_config(own),
+        _unet_files,
+        {"unet": ("diffusers", "UNet2DConditionModel")},
     ),
+    section=Section("unet_config", yaml_sections.unet),
+)
+_AUTOENCODER = Part(
+    "autoencoder",
+    "autoencoder",
+    AutoencoderConfig,
+    AutoencoderKL,
+    (
+        Layout(
+            "compvis",
+            ("decoder.up.",),
+            autoencoder_names.compvis_map,
+            autoencoder_shapes.compvis_config,
+            _alone("first_stage_model.", "vae.", ""),
+            "first_stage_model.",
+            AUTOENCODER_EXTRAS,
+            autoencoder_names.original_name,
+        ),
+        Layout(
+            "diffusers",
+            ("decoder.up_blocks.",),
+            autoencoder_names.diffusers_map,
+            autoencoder_shapes.diffusers_config,
+            _alone("vae.", "first_stage_model.", ""),
+            extras=AUTOENCODER_EXTRAS,
+            canonical=autoencoder_names.modern_name,
+        ),
+    ),
+    fills="autoencoder",
+    blank=autoencoder_shapes.blank,
+    fewest=autoencoder_shapes.fewest_tensors,
+    proves_all=True,
+    says=statements.of_an_autoencoder,
+    brings=("latent_scale",),
+    folder=Folder(
+        "vae",
+        "vae/diffusion_pytorch_model",
+        "diffusers",
+        lambda own, folder: autoencoder_settings.autoencoder_config(own),
+        _autoencoder_files,
+        {"vae": ("diffusers", "AutoencoderKL")},
+    ),
+    section=Section("first_stage_config", yaml_sections.autoencoder),
 )
 
+_BUILT_IN = (_TEXT_ENCODER, _UNET, _AUTOENCODER)
+_registered: tuple[Part, ...] = ()
 
-def layout_of(part: Part, name: str) -> Layout:
+
+def parts() -> tuple[Part, ...]:
+    """Every part: those that were registered from outside first, then this package's own."""
+    return _registered + _BUILT_IN
+
+
+class Registration:
+    """What `register` returns: `remove()` takes the part out again, and so does leaving a `with` block."""
+
+    def __init__(self, part: Part) -> None:
+        self._part = part
+
+    def remove(self) -> None:
+        global _registered
+        _registered = tuple(part for part in _registered if part is not self._part)
+
+    def __enter__(self) -> Part:
+        return self._part
+
+    def __exit__(self, *error: object) -> None:
+        self.remove()
+
+
+def register(part: Part) -> Registration:
+    """Add a part. Raises ValueError for a name that is taken, or to fill a field that no model has."""
+    global _registered
+    if part.name in {other.name for other in parts()} | set(model_slots()):
+        raise ValueError(f"there is a part {part.name!r} already")
+    if part.fills is not None and part.fills not in {f.name for f in fields(LatentDiffusionConfig)}:
+        raise ValueError(f"fills must be a field of LatentDiffusionConfig, not {part.fills!r}")
+    _registered = (part, *_registered)
+    return Registration(part)
+
+
+def model_slots() -> tuple[str, ...]:
+    """The fields of a model that parts fill."""
+    return tuple(dict.fromkeys(part.fills for part in (*_BUILT_IN, *_registered) if part.fills))
+
+
+def part_of(config: Any) -> Part:
+    """The part that has this configuration. Raises CheckpointError if there is none."""
+    for part in parts():
+        if type(config) is part.config:
+            return part
+    raise CheckpointError(f"no part that is registered has a {type(config).__name__} for its configuration")
+
+
+def part_named(name: str) -> Part:
+    """The part of this name. Raises CheckpointError with the known names."""
+    for part in parts():
+        if part.name == name:
+            return part
+    raise CheckpointError(f"the part must be one of {', '.join(part.name for part in parts())}, not {name!r}")
+
+
+def part_configs(config: LatentDiffusionConfig) -> dict[str, Any]:
+    """The configurations of a model's parts, by slot, without those that it does not have."""
+    configs = {slot: getattr(config, slot) for slot in model_slots()}
+    return {slot: value for slot, value in configs.items() if value is not None}
+
+
+def part_words(slot: str) -> str:
+    """What fills a slot, in words."""
+    return next((part.words for part in reversed(parts()) if part.slot == slot), slot)
+
+
+def layout_of(part: str, name: str) -> Layout:
     """The layout of this name for this part."""
-    return next(layout for layout in LAYOUTS if (layout.part, layout.name) == (part, name))
-
-
-@dataclass(frozen=True)
-class PartSource:
-    """One part in one file: its tensors by the layout's own names, without a prefix."""
-
-    checkpoint: Checkpoint
-    layout: Layout
-    base: str  # the file's prefix
-    prefix: str  # the file's, and the part's own
-    tensors: Mapping[str, Tensor]
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
-
-    def key_map(self, config: Any) -> KeyMap:
-        """The part's map from the file's keys; spellings are the present ones."""
-        return prefixed(self.layout.key_map(config), self.prefix, "")
-
-    def file_tensors(self) -> dict[str, Tensor]:
-        """The tensors under the keys of `key_map`."""
-        return {self.prefix + name: tensor for name, tensor in self.tensors.items()}
-
-
-def find_parts(checkpoint: Checkpoint) -> dict[Part, PartSource]:
-    """The parts that a file holds, each where it is found first."""
-    places: dict[Part, tuple[Layout, str, str]] = {}
-    for layout in LAYOUTS:
-        if layout.part in places:
-            continue
-        for base, inner in layout.prefixes:
-            if any(key.startswith(base + inner + layout.mark) for key in checkpoint.tensors):
-                places[layout.part] = layout, base, base + inner
-                break
-    # A part without a prefix lies beside the others, and what is under their prefixes is theirs.
-    claimed = tuple(base or prefix for _, base, prefix in places.values() if prefix)
-    found: dict[Part, PartSource] = {}
-    for part, (layout, base, prefix) in places.items():
-        others = () if prefix else claimed
-        tensors = _part_tensors(checkpoint, layout, base, prefix, others)
-        found[part] = PartSource(checkpoint, layout, base, prefix, tensors)
-    return found
-
-
-def _part_tensors(
-    checkpoint: Checkpoint, layout: Layout, base: str, prefix: str, others: tuple[str, ...]
-) -> dict[str, Tensor]:
-    """The tensors under a prefix by the layout's own names, but for those that are known not to be needed.
-
-    A tensor that is there under its older spelling, too, keeps that, and so is left over.
-    """
-    named = {
-        key[len(prefix) :]: tensor
-        for key, tensor in checkpoint.tensors.items()
-        if key.startswith(prefix)
-        and not key.startswith(others)
-        and _why_ignored(layout, key, base, prefix) is None
-    }
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in named.items():
-        canonical = layout.canonical(name)
-        tensors[name if canonical != name and (canonical in named or canonical in tensors) else canonical] = (
-            tensor
-        )
-    if layout.name == "open_clip" and ("text_projection" in tensors) != ("logit_scale" in tensors):
-        # Neither conditions a U-Net; a converter dropped one of the two.
-        tensors.pop("text_projection", None), tensors.pop("logit_scale", None)
-    return tensors
-
-
-def leftovers(checkpoint: Checkpoint, sources: Iterable[PartSource]) -> tuple[dict[str, str], list[str]]:
-    """What is in a file besides its parts: ({key: why it is not needed}, keys that nobody knows).
-
-    A key under a part's prefix counts as the part's, whether its network takes it or not.
-    """
-    mine = [source for source in sources if source.checkpoint is checkpoint]
-    known: dict[str, str] = {}
-    unknown: list[str] = []
-    for key in checkpoint.tensors:
-        reasons = (_why_ignored(s.layout, key, s.base, s.prefix) for s in mine)
-        why = next(filter(None, reasons), None) or ignored(key)
-        if why is not None:
-            known[key] = why
-        elif not any(key.startswith(source.prefix) for source in mine):
-            unknown.append(key)
-    return known, unknown
-
-
-def ignored(key: str) -> str | None:
-    """Why a key that lies in no part is not needed, or None if that is not known."""
-    if key in IGNORED:
-        return IGNORED[key]
-    return next((why for prefix, why in IGNORED_PREFIXES.items() if key.startswith(prefix)), None)
-
-
-def _why_ignored(layout: Layout, key: str, base: str, prefix: str) -> str | None:
-    """Why a key that lies in this part is not needed, or None."""
-    if not base and (why := ignored(key)) is not None:
-        return why  # a file of one part, without a prefix, and what its trainer left beside it
-    for name, why in layout.extras.items():
-        names = (base + name, prefix + name)
-        if key in names or (name.endswith(".") and key.startswith(names)):
-            return why
-    return None
-
-
-EMA = "model_ema."
-
-
-def ema_key(name: str) -> str:
-    """Where a file keeps the average of a U-Net tensor, given its name without prefix (`LitEma`)."""
-    return EMA + "diffusion_model" + name.replace(".", "")
-
-
-def has_ema(checkpoint: Checkpoint) -> bool:
-    """Whether a file holds averaged weights, and not only the counters that every training run leaves."""
-    counters = (f"{EMA}decay", f"{EMA}num_updates")
-    return any(key.startswith(EMA) and key not in counters for key in checkpoint.tensors)
+    return part_named(part).layout(name)

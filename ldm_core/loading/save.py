@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
@@ -13,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from ldm_core.checkpoint.key_map import Entry, KeyMap, to_file
-from ldm_core.checkpoint.reader import Checkpoint
 from ldm_core.checkpoint.values import all_finite
 from ldm_core.checkpoint.writer import (
     WRITERS,
@@ -26,36 +26,32 @@ from ldm_core.checkpoint.writer import (
 from ldm_core.config import LatentDiffusionConfig
 from ldm_core.errors import CheckpointError, ConfigError
 from ldm_core.loading.diffusers_config import Words
-from ldm_core.loading.diffusers_folder import added_tokens, merges_text, part_maps, settings
-from ldm_core.loading.evidence import CONFIG_KEY, WORDS_KEY
-from ldm_core.loading.match import differences
-from ldm_core.loading.original_file import buffers, model_map
-from ldm_core.loading.parts import PARTS, find_parts
-from ldm_core.loading.shapes import prove_all
+from ldm_core.loading.diffusers_folder import added_tokens, as_text, part_maps, settings
+from ldm_core.loading.evidence import CONFIG_KEY, PARTS_KEY, WORDS_KEY
+from ldm_core.loading.original_file import buffers, file_map
+from ldm_core.loading.parts import part_configs, part_of
+from ldm_core.loading.weights import blank_network
 from ldm_core.noise_schedule import NoiseSchedule, betas_of
 from ldm_core.support.atomic_files import write_whole_folder
 
 LayoutName = Literal["compvis", "diffusers"]
-Parameters = Mapping[str, Tensor]  # by "part.name"
 
 
 class Model(Protocol):
-    """What can be saved: three networks and their configuration."""
+    """What can be saved: networks, in fields of the names that its configuration has for them."""
 
     @property
     def config(self) -> LatentDiffusionConfig: ...
-    @property
-    def text_encoder(self) -> nn.Module: ...
-    @property
-    def unet(self) -> nn.Module: ...
-    @property
-    def autoencoder(self) -> nn.Module: ...
 
 
 def save(
-    model: Model, path: str | Path, *, layout: LayoutName = "compvis", dtype: torch.dtype | None = None
+    model: Model | nn.Module,
+    path: str | Path,
+    *,
+    layout: LayoutName = "compvis",
+    dtype: torch.dtype | None = None,
 ) -> None:
-    """Write a model.
+    """Write a model, or one network of a kind that is registered in `ldm_core.loading.parts`.
 
     layout: "compvis", one file with the original's keys, `.safetensors`, or a PyTorch zip for `.ckpt` and
         `.pt`; or "diffusers", a new folder that `StableDiffusionPipeline.from_pretrained` reads.
@@ -66,20 +62,19 @@ def save(
     for another ending, a folder that is not there (or, for "diffusers", one that is), or a model whose
     parameters or noise schedule are not its configuration's, or with values that are not finite (in `dtype`).
     """
+    config, networks = _networks(model)
     schedule = getattr(model, "noise_schedule", None)
-    if isinstance(schedule, NoiseSchedule) and not schedule.betas.equal(
-        betas_of(model.config.noise_schedule)
-    ):
+    if isinstance(schedule, NoiseSchedule) and not schedule.betas.equal(betas_of(config.noise_schedule)):
         raise CheckpointError("the model's betas are not its configuration's, which is all that a file keeps")
     words = getattr(getattr(model, "tokenizer", None), "added_words", ())
-    parameters = _parameters(model)
+    parameters = _parameters(networks)
     if any(value.is_meta for value in parameters.values()):
         raise CheckpointError("the model is on the meta device and has no values to save")
-    write_model(model.config, parameters, path, layout=layout, dtype=dtype, added_words=words)
+    write_model(config, parameters, path, layout=layout, dtype=dtype, added_words=words)
 
 
 def write_model(
-    config: LatentDiffusionConfig,
+    config: Any,
     parameters: Mapping[str, Tensor | Pending],
     path: str | Path,
     *,
@@ -88,73 +83,97 @@ def write_model(
     added_words: Words = (),
     overwrite: bool = True,
 ) -> None:
-    """`save` for parameters by "part.name", some of which may only be made when they are written.
+    """`save` for parameters by "slot.name", some of which may only be made when they are written.
 
+    config: a model's, or that of one part alone.
     added_words: what the tokenizer knows beyond CLIP's vocabulary; kept are those in the encoder's table.
     overwrite: False raises FileExistsError where there is a file, also one that appeared meanwhile.
     """
     path = Path(os.path.realpath(path))  # a link's target is what is to be written
-    words = tuple(word for word in added_words if max(word[1]) < config.text_encoder.vocab_size)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise CheckpointError(f"dtype must be a floating-point type of torch, not {dtype!r}")
     if layout not in get_args(LayoutName):
         raise CheckpointError(f"layout must be 'compvis' or 'diffusers', not {layout!r}")
-    _check_names(config, parameters)
-    _check_shapes(config, parameters)
-    if layout == "diffusers":
+    configs = _configs(config)
+    known = [own.vocab_size for own in configs.values() if part_of(own).tokenizer is not None]
+    words = tuple(word for word in added_words if known and max(word[1]) < known[0])
+    _check(configs, parameters)
+    if layout == "compvis":
+        _write_file(config, configs, parameters, path, dtype, words, overwrite)
+    elif isinstance(config, LatentDiffusionConfig):
         _write_folder(config, parameters, path, dtype, words)
     else:
-        _write_file(config, parameters, path, dtype, words, overwrite)
+        raise CheckpointError(f"{path}: a diffusers folder holds a whole model, not one part of it")
 
 
 def file_tensors(model: Model) -> dict[str, Tensor]:
     """The tensors of `model` under the original file's keys, buffers included."""
-    parameters = _parameters(model)
-    _check_names(model.config, parameters)
-    return to_file(model_map(model.config), parameters) | buffers(model.config)
+    config, networks = _networks(model)
+    configs, parameters = _configs(config), _parameters(networks)
+    _check(configs, parameters)
+    return to_file(file_map(configs), parameters) | buffers(configs)
 
 
-def _parameters(model: Model) -> dict[str, Tensor]:
-    parameters: dict[str, Tensor] = {}
-    for part in PARTS:
-        module = getattr(model, part)
+def _networks(model: Any) -> tuple[Any, dict[str, nn.Module]]:
+    """(the configuration, the networks by slot) of a model, or of one part alone."""
+    config = getattr(model, "config", None)
+    if not isinstance(config, LatentDiffusionConfig):
+        return config, {part_of(config).slot: model}
+    networks = {slot: getattr(model, slot) for slot in part_configs(config)}
+    for slot, module in networks.items():
         if not isinstance(module, nn.Module):
             kind = type(module).__name__
-            raise CheckpointError(f"the model's {part} has no weights to save: it is a {kind}")
-        parameters |= {f"{part}.{name}": value for name, value in module.state_dict().items()}
-    return parameters
+            raise CheckpointError(f"the model's {slot} has no weights to save: it is a {kind}")
+    return config, networks
 
 
-def _check_shapes(config: LatentDiffusionConfig, parameters: Mapping[str, Tensor | Pending]) -> None:
-    """Raise CheckpointError where a file would contradict its own configuration."""
-    pending = _pending(model_map(config), parameters, None)
-    blanks = {key: torch.empty(value.shape, device="meta") for key, value in pending.items()}
-    proven = prove_all(find_parts(Checkpoint(Path("the model"), "safetensors", blanks, {})))
-    wrong = differences(config, proven)
-    if wrong:
-        raise CheckpointError(f"the model is not of its own configuration: {wrong[0]}")
+def _configs(config: Any) -> dict[str, Any]:
+    """The configurations of the parts, by slot."""
+    return (
+        part_configs(config) if isinstance(config, LatentDiffusionConfig) else {part_of(config).slot: config}
+    )
 
 
-def _check_names(config: LatentDiffusionConfig, parameters: Mapping[str, Any]) -> None:
-    known = {name for entry in model_map(config).values() for name in entry.parameters}
-    if known != set(parameters):
-        odd = sorted(known ^ set(parameters))
+def _parameters(networks: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    return {
+        f"{slot}.{n}": value for slot, module in networks.items() for n, value in module.state_dict().items()
+    }
+
+
+def _check(configs: Mapping[str, Any], parameters: Mapping[str, Tensor | Pending]) -> None:
+    """Raise CheckpointError where a file would contradict its own configuration, or lack a parameter."""
+    wanted = _parameters({slot: blank_network(config) for slot, config in configs.items()})
+    written = {name for entry in file_map(configs).values() for name in entry.parameters}
+    odd = sorted((wanted.keys() ^ parameters.keys()) | (written ^ parameters.keys()))
+    if odd:
         raise CheckpointError(
             f"the model's parameters are not those of its configuration: {len(odd)} differ, such as {odd[0]}"
         )
+    for name, value in wanted.items():
+        ours = tuple(parameters[name].shape)
+        if ours != tuple(value.shape):
+            raise CheckpointError(
+                f"the model is not of its own configuration: {name}: expected {tuple(value.shape)}, "
+                f"got {ours}"
+            )
 
 
 def _write_file(
-    config: LatentDiffusionConfig,
+    config: Any,
+    configs: Mapping[str, Any],
     parameters: Mapping[str, Tensor | Pending],
     path: Path,
     dtype: torch.dtype | None,
     words: Words,
     overwrite: bool,
 ) -> None:
-    tensors = _pending(model_map(config), parameters, dtype)
-    tensors |= {key: _cast(_to_come(key, value), dtype) for key, value in buffers(config).items()}
-    metadata = {"format": "pt", CONFIG_KEY: json.dumps(config.to_dict())}
+    tensors = _pending(file_map(configs), parameters, dtype)
+    tensors |= {key: _cast(_to_come(key, value), dtype) for key, value in buffers(configs).items()}
+    metadata = {"format": "pt"}
+    if isinstance(config, LatentDiffusionConfig):
+        metadata[CONFIG_KEY] = json.dumps(config.to_dict())
+    else:
+        metadata[PARTS_KEY] = json.dumps({part_of(config).name: asdict(config)})
     if words:
         metadata[WORDS_KEY] = json.dumps(words)
     if path.suffix not in WRITERS:
@@ -171,16 +190,15 @@ def _write_folder(
 ) -> None:
     try:
         files = settings(config) | added_tokens(words)
-        texts = {name: json.dumps(value, indent=2) + "\n" for name, value in files.items()}
+        texts, maps = {name: as_text(value) for name, value in files.items()}, part_maps(config)
     except (KeyError, ConfigError) as error:
         raise CheckpointError(f"diffusers has no name for a setting of this model: {error}") from error
-    texts["tokenizer/merges.txt"] = merges_text()
 
     def fill(folder: Path) -> None:
         for name, text in texts.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(text, encoding="utf-8")
-        for name, key_map in part_maps(config).items():
+        for name, key_map in maps.items():
             file = folder / f"{name}.safetensors"
             write_safetensors(_pending(key_map, parameters, dtype), {"format": "pt"}, file)
 

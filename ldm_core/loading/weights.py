@@ -1,4 +1,5 @@
-"""From files to the parameters of the networks: parts found, configuration resolved, shapes checked.
+"""From files to the parameters of the networks: parts found, claims gathered, a configuration decided, shapes
+checked.
 
 This is the half of `load` that needs no arithmetic: the parameters are views of memory-mapped files,
 whatever the layout of the files and however many they are. Converting and merging work on them as they are.
@@ -6,233 +7,228 @@ whatever the layout of the files and however many they are. Converting and mergi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ldm_core.autoencoder.kl import AutoencoderKL
 from ldm_core.checkpoint.key_map import KeyMap, Problems, matched, report
 from ldm_core.checkpoint.reader import Checkpoint, read
-from ldm_core.clip.text_encoder import CLIPTextEncoder
 from ldm_core.config import LatentDiffusionConfig
 from ldm_core.errors import CheckpointError
+from ldm_core.loading.claims import Claim
+from ldm_core.loading.decide import Decision, decide, decide_part
 from ldm_core.loading.diffusers_config import Words
-from ldm_core.loading.evidence import added_words_of
+from ldm_core.loading.evidence import Config, Sources, added_words_of, evidence, needed, part_evidence
 from ldm_core.loading.families import other_family
-from ldm_core.loading.parts import PARTS, Part, PartSource, ema_key, find_parts, has_ema, leftovers
-from ldm_core.loading.resolve import resolve_config, resolve_part
-from ldm_core.loading.stored_schedule import check_schedule
+from ldm_core.loading.find import PartSource, averaged, ema_key, find_parts, leftovers
+from ldm_core.loading.parts import part_configs, part_named, part_of, part_words
+from ldm_core.loading.prediction import undecided
 from ldm_core.nn.placement import blank
-from ldm_core.unet.network import UNet
 
 UNUSED = "that no network of the model takes"
+FileOrNone = str | Path | None
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Everything that files say about a model.
+    """Everything that files say about a model, or about one part alone.
 
-    configs      the configuration; several, where nothing says what the U-Net predicts
-    parameters   by part and name, as views of the mapped files (or read, without `mmap`), in their own types
+    configs      of the parts, by slot
+    parameters   by slot and name, as views of the mapped files (or read, without `mmap`), in their own types
     keys         the files' names of the parameters
-    networks     the networks on the meta device, without weights
+    networks     on the meta device, without weights
     checkpoint   the main file
-    added_words  what the text encoder knows beyond CLIP's vocabulary
+    sources      where each part comes from
+    claims       what the configuration was decided by
+    decision     on the whole model's configuration; None for a part alone
+    added_words  what the text encoder knows beyond its vocabulary
     """
 
-    configs: list[LatentDiffusionConfig]
-    parameters: dict[Part, dict[str, Tensor]]
-    keys: dict[Part, dict[str, str]]
-    networks: dict[Part, nn.Module]
+    configs: dict[str, Any]
+    parameters: dict[str, dict[str, Tensor]]
+    keys: dict[str, dict[str, str]]
+    networks: dict[str, nn.Module]
     checkpoint: Checkpoint
+    sources: dict[str, PartSource]
+    claims: list[Claim]
+    decision: Decision | None = None
     added_words: Words = ()
 
+    @property
+    def config(self) -> Any:
+        """The model's, or the part's. Raises CheckpointError where nothing says what a U-Net predicts."""
+        if self.decision is None:
+            return next(iter(self.configs.values()))
+        if self.decision.prediction is None:
+            raise undecided(self.checkpoint.path.name, self.decision.choices)
+        return self.decision.config
 
-_NETWORKS: dict[Part, Callable[[Any], nn.Module]] = {
-    "text_encoder": CLIPTextEncoder,
-    "unet": UNet,
-    "autoencoder": AutoencoderKL,
-}
+    def flat(self) -> dict[str, Tensor]:
+        """The parameters by "slot.name"."""
+        return {f"{slot}.{n}": t for slot, tensors in self.parameters.items() for n, t in tensors.items()}
 
 
-def build_networks(config: LatentDiffusionConfig, device: Any = "cpu") -> dict[Part, nn.Module]:
-    """The three networks, freshly initialised; on "meta", without any weights."""
+def build_networks(config: LatentDiffusionConfig, device: Any = "cpu") -> dict[str, nn.Module]:
+    """A model's networks by slot, freshly initialised; on "meta", without any weights."""
     with torch.device(device):
-        return {part: network(getattr(config, part)).eval() for part, network in _NETWORKS.items()}
+        return {slot: part_of(own).network(own).eval() for slot, own in part_configs(config).items()}
 
 
-def blank_networks(config: LatentDiffusionConfig) -> dict[Part, nn.Module]:
-    """The three networks on the meta device, in a moment."""
-    return {part: blank_network(part, getattr(config, part)) for part in PARTS}
-
-
-def blank_network(part: Part, config: Any) -> nn.Module:
-    """One of them."""
-    return blank(_NETWORKS[part], config)
+def blank_network(config: Any) -> nn.Module:
+    """One network, by its configuration, on the meta device, in a moment."""
+    return blank(part_of(config).network, config)
 
 
 def open_weights(
     path: str | Path,
     *,
-    config: str | Path | LatentDiffusionConfig | None = None,
+    config: Config = None,
     prediction: str | None = None,
     ema: bool = False,
     variant: str | None = None,
-    parts: Mapping[Part, str | Path | None] | None = None,
+    parts: Mapping[str, FileOrNone] | None = None,
     mmap: bool = True,
+    alone: bool = False,
 ) -> Weights:
     """Open a model's file or folder, with other files for some of its parts. The options are `load`'s.
 
+    alone: a file that holds nothing but one part is opened as that part.
     Raises CheckpointError for a file that cannot be read, lacks a part, or does not fit its configuration.
     """
-    checkpoint = read(path, variant=variant, mmap=mmap)
-    _refuse_other_families(checkpoint)
-    own = find_parts(checkpoint)
+    checkpoint = _read(path, variant, mmap)
+    found = find_parts(checkpoint)
+    if alone and len(found) == 1 and not (ema or prediction or any((parts or {}).values())):
+        _refuse_leftovers(checkpoint, found)
+        return _open_alone(next(iter(found.values())), config)
+    own = {slot: source for slot, source in found.items() if source.part.fills}
     sources = {**own, **_replacements(parts or {}, variant, mmap)}
-    _require_all(checkpoint, sources)
+    claims = evidence(checkpoint, sources, config, prediction)
+    _require_parts(checkpoint, found, sources, claims)
+    decision = decide(checkpoint.path.name, claims)
     if ema:
-        sources["unet"] = _averaged(sources["unet"])
-    configs = resolve_config(checkpoint, sources, config, prediction)
-    check_schedule(sources["unet"].checkpoint, configs[0])
-    networks = blank_networks(configs[0])
-    parameters: dict[Part, dict[str, Tensor]] = {}
-    keys: dict[Part, dict[str, str]] = {}
-    for part in PARTS:
-        key_map = sources[part].key_map(getattr(configs[0], part))
-        parameters[part] = _parameters(sources[part], key_map, networks[part])
-        averaged = part == "unet" and ema
-        keys[part] = {
-            name: ema_key(key.removeprefix(sources[part].prefix)) if averaged else key
-            for key, entry in key_map.items()
-            for name in entry.parameters
-        }
+        sources = {s: averaged(one) if "prediction" in one.part.brings else one for s, one in sources.items()}
+    opened = _opened(checkpoint, sources, part_configs(decision.config), claims, decision, ema)
     _refuse_leftovers(checkpoint, own)
-    words = added_words_of(sources["text_encoder"].checkpoint, configs[0].text_encoder.vocab_size)
-    return Weights(configs, parameters, keys, networks, checkpoint, words)
+    return opened
 
 
 def open_part(
-    path: str | Path,
-    part: Part,
-    config: str | LatentDiffusionConfig | None,
-    variant: str | None,
-    mmap: bool = True,
-) -> tuple[nn.Module, dict[str, Tensor]]:
-    """One part of a file, whatever else is in it: its network without weights, and its parameters."""
-    if part not in PARTS:
-        raise CheckpointError(f"the part must be one of {', '.join(PARTS)}, not {part!r}")
-    source = _replacements({part: path}, variant, mmap)[part]
-    resolved: Any = resolve_part(source, config)
-    network = blank_network(part, resolved)
-    return network, _parameters(source, source.key_map(resolved), network)
+    path: str | Path, name: str, config: Any = None, variant: str | None = None, mmap: bool = True
+) -> Weights:
+    """One part of a file, whatever else is in it."""
+    part = part_named(name)
+    source = _replacements({part.slot: path}, variant, mmap)[part.slot]
+    if source.part is not part:
+        raise CheckpointError(f"{source.name} holds {source.part.article}, not {part.article}")
+    return _open_alone(source, config)
 
 
-def _parameters(source: PartSource, key_map: KeyMap, network: nn.Module) -> dict[str, Tensor]:
-    """One part's parameters. Raises CheckpointError naming what is missing, misshapen or left over."""
-    parameters, problems = _matched(source, key_map, network)
-    report(source.checkpoint.path.name, problems)
-    return parameters
+def _open_alone(source: PartSource, config: Any) -> Weights:
+    slot, claims = source.part.slot, part_evidence(source, config)
+    resolved = decide_part(source.name, source.part, claims)
+    return _opened(source.checkpoint, {slot: source}, {slot: resolved}, claims)
+
+
+def _opened(
+    checkpoint: Checkpoint,
+    sources: dict[str, PartSource],
+    configs: dict[str, Any],
+    claims: list[Claim],
+    decision: Decision | None = None,
+    ema: bool = False,
+) -> Weights:
+    networks = {slot: blank_network(config) for slot, config in configs.items()}
+    parameters: dict[str, dict[str, Tensor]] = {}
+    keys: dict[str, dict[str, str]] = {}
+    words: Words = ()
+    for slot, config in configs.items():
+        source = sources[slot]
+        key_map = source.key_map(config)
+        parameters[slot], problems = _matched(source, key_map, networks[slot])
+        report(source.name, problems)
+        is_average = ema and "prediction" in source.part.brings
+        keys[slot] = {
+            name: ema_key(key.removeprefix(source.prefix)) if is_average else key
+            for key, entry in key_map.items()
+            for name in entry.parameters
+        }
+        if source.part.tokenizer is not None:
+            words = added_words_of(source.checkpoint, config.vocab_size)
+    return Weights(configs, parameters, keys, networks, checkpoint, sources, claims, decision, words)
 
 
 def _matched(source: PartSource, key_map: KeyMap, network: nn.Module) -> tuple[dict[str, Tensor], Problems]:
+    """A part's parameters, and what is missing, misshapen or left over."""
     tensors = source.file_tensors()
     shapes = {key: value.shape for key, value in network.state_dict().items()}
     parameters, problems = matched(key_map, tensors, shapes)
-    unused = [key for key in tensors if key not in key_map]
-    return parameters, {**problems, UNUSED: unused}
+    return parameters, {**problems, UNUSED: [key for key in tensors if key not in key_map]}
 
 
-def misfits(sources: Mapping[Part, PartSource], configs: Mapping[Part, Any]) -> Problems:
+def misfits(sources: Sources, configs: Mapping[str, Any]) -> Problems:
     """What keeps these parts from being loaded as of these configurations: names, by what is wrong.
 
     The parts' tensors may be on the meta device.
     """
     found: Problems = {}
-    for part, source in sources.items():
-        network = blank_network(part, configs[part])
-        for what, names in _matched(source, source.key_map(configs[part]), network)[1].items():
+    for slot, config in configs.items():
+        problems = _matched(sources[slot], sources[slot].key_map(config), blank_network(config))[1]
+        for what, names in problems.items():
             found.setdefault(what, []).extend(names)
     return {what: names for what, names in found.items() if names}
 
 
-def _refuse_other_families(checkpoint: Checkpoint) -> None:
+def _read(path: str | Path, variant: str | None, mmap: bool) -> Checkpoint:
+    checkpoint = read(path, variant=variant, mmap=mmap)
     other = other_family(checkpoint.tensors)
     if other is not None:
         raise CheckpointError(f"{checkpoint.path.name} is {other}")
+    return checkpoint
 
 
-def _replacements(
-    parts: Mapping[Part, str | Path | None], variant: str | None, mmap: bool
-) -> dict[Part, PartSource]:
+def _replacements(files: Mapping[str, FileOrNone], variant: str | None, mmap: bool) -> dict[str, PartSource]:
     """The parts that come from files of their own, which may be whole models."""
-    sources: dict[Part, PartSource] = {}
-    for part, path in parts.items():
+    sources = {}
+    for slot, path in files.items():
         if path is None:
             continue
-        checkpoint = read(path, variant=variant, mmap=mmap)
-        _refuse_other_families(checkpoint)
+        checkpoint = _read(path, variant, mmap)
         found = find_parts(checkpoint)
-        if part not in found:
+        if slot not in found:
             raise CheckpointError(
-                f"{checkpoint.path.name} was given as the {_words(part)}, but holds none; {_held(checkpoint)}"
+                f"{checkpoint.path.name} was given as the {part_words(slot)}, but holds none; "
+                f"{_held(checkpoint, found)}"
             )
         _refuse_leftovers(checkpoint, found)
-        sources[part] = found[part]
+        sources[slot] = found[slot]
     return sources
 
 
-def _refuse_leftovers(checkpoint: Checkpoint, found: Mapping[Part, PartSource]) -> None:
-    unknown = leftovers(checkpoint, found.values())[1]
-    report(checkpoint.path.name, {UNUSED: unknown})
-
-
-def _words(part: Part) -> str:
-    return {"text_encoder": "text encoder", "unet": "U-Net", "autoencoder": "autoencoder"}[part]
-
-
-def _article(part: Part) -> str:
-    return f"{'an' if part == 'autoencoder' else 'a'} {_words(part)}"
-
-
-def _held(checkpoint: Checkpoint) -> str:
-    """What a file does hold, for an error."""
-    found = find_parts(checkpoint)
-    if found:
-        return "it holds " + " and ".join(
-            f"{_article(part)} ({source.layout.name} names)" for part, source in found.items()
+def _require_parts(checkpoint: Checkpoint, found: Sources, sources: Sources, claims: Iterable[Claim]) -> None:
+    absent = [slot for slot in needed(checkpoint, claims) if slot not in sources]
+    if absent:
+        what = " and no ".join(map(part_words, absent))
+        options = ", ".join(f"{slot}=FILE" for slot in absent)
+        raise CheckpointError(
+            f"{checkpoint.path.name} holds no {what}; {_held(checkpoint, found)}. "
+            f"Give the rest: load(…, {options})"
         )
+
+
+def _refuse_leftovers(checkpoint: Checkpoint, found: Sources) -> None:
+    report(checkpoint.path.name, {UNUSED: leftovers(checkpoint, found.values())[1]})
+
+
+def _held(checkpoint: Checkpoint, found: Sources) -> str:
+    """What a file does hold, for an error."""
+    if found:
+        held = (f"{source.part.article} ({source.layout.name} names)" for source in found.values())
+        return f"it holds {' and '.join(held)}"
     keys = ", ".join(repr(key) for key in list(checkpoint.tensors)[:3])
     return (
         f"it holds no part of a latent diffusion model under names known here (its keys are such as {keys})"
     )
-
-
-def _require_all(checkpoint: Checkpoint, sources: Mapping[Part, PartSource]) -> None:
-    absent = [part for part in PARTS if part not in sources]
-    if absent:
-        what = " and no ".join(_words(part) for part in absent)
-        options = ", ".join(f"{part}=FILE" for part in absent)
-        raise CheckpointError(
-            f"{checkpoint.path.name} holds no {what}; {_held(checkpoint)}. Give the rest: load(…, {options})"
-        )
-
-
-def _averaged(source: PartSource) -> PartSource:
-    """The U-Net with its averaged weights, which lie in the same file under names of their own."""
-    checkpoint = source.checkpoint
-    if not has_ema(checkpoint):
-        hint = " (in a diffusers folder the U-Net's weights are the averaged ones, if any were kept)"
-        raise CheckpointError(
-            f"{checkpoint.path.name} holds no averaged (EMA) weights: load it with ema=False"
-            + (hint if checkpoint.format == "diffusers" else "")
-        )
-    missing = [name for name in source.tensors if ema_key(name) not in checkpoint.tensors]
-    if missing or source.layout.name != "compvis":
-        raise CheckpointError(
-            f"{checkpoint.path.name}: no averaged weights for {next(iter(missing), 'its U-Net')}"
-        )
-    return replace(source, tensors={name: checkpoint.tensors[ema_key(name)] for name in source.tensors})

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 
 from ldm_core.adapters.lora import adaptable_layers, change_of
 from ldm_core.adapters.lora_writer import Names, write_lora
-from ldm_core.loading.parts import Part
 from ldm_core.model import LatentDiffusion
 
 # Suffixes of layer names. Defaults of other trainers: diffusers ATTENTION; kohya-ss the first three.
@@ -59,7 +58,7 @@ class TrainableLora(nn.Module):
         alpha: float | None = None,
         *,
         layers: Sequence[str] = ATTENTION,
-        parts: Sequence[Part] = ("unet",),
+        parts: Sequence[str] = ("unet",),
         seed: int = 0,
     ) -> None:
         super().__init__()

@@ -6,7 +6,7 @@ Shapes prove widths, depths and where attention sits, but not the number of head
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ldm_core.checkpoint.shapes import Shapes, children
 from ldm_core.support.limits import MAX_BLOCKS, MAX_LEVELS
@@ -108,3 +108,23 @@ def fewest_tensors(config: UNetConfig) -> int:
     blocks = 2 * config.num_res_blocks + 1  # of a level, on the way down and up
     transformers = 1 + len(config.attention_levels) * blocks
     return 10 * len(config.channel_mult) * blocks + 20 * config.transformer_depth * transformers
+
+
+def blank(config: UNetConfig) -> UNetConfig:
+    """The configuration with everything that shapes cannot prove set to one fixed value."""
+    levels = config.attention_levels
+    disabled = tuple(
+        # Where the level is as wide as the context, both kinds of attention have the same shapes.
+        bool(config.disable_self_attentions)
+        and config.disable_self_attentions[level]
+        and level in levels
+        and config.model_channels * mult != config.context_dim
+        for level, mult in enumerate(config.channel_mult)
+    )
+    return replace(
+        config,
+        num_heads=1,
+        num_head_channels=None,
+        attention_resolutions=tuple(2**level for level in levels),
+        disable_self_attentions=disabled if any(disabled) else (),
+    )

@@ -113,7 +113,8 @@ def test_a_part_of_another_size_is_refused(
     wide = random_model(replace(sd1.config, text_encoder=replace(sd1.config.text_encoder, layers=5)))
     text = write(only(original(wide), TEXT), tmp_path / "text.safetensors")
     with pytest.raises(
-        CheckpointError, match=r"text_encoder.layers: the configuration says 3, the tensors 5"
+        CheckpointError,
+        match=r"text_encoder.layers is 3 according to the given configuration, and 5 according to the ten",
     ):
         ldm_core.load(whole, config=sd1.config, text_encoder=text)
 
@@ -150,18 +151,3 @@ def test_an_error_under_ema_names_the_average(sd1: LatentDiffusion, tmp_path: Pa
     path = write(tensors, tmp_path / "x.ckpt")
     with pytest.raises(CheckpointError, match=key):
         ldm_core.load(path, config=sd1.config, ema=True)
-
-
-@pytest.mark.xfail(strict=True, reason="the other part's tensors are named as unknown, by the hundred")
-@pytest.mark.parametrize("other", [UNET, TEXT])
-def test_two_parts_without_prefixes_load_or_are_named(
-    other: str, sd1: LatentDiffusion, tmp_path: Path
-) -> None:
-    tensors = original(sd1)
-    path = write({**only(tensors, VAE), **only(tensors, other)}, tmp_path / "both.safetensors")
-    said = "loads without regard to a prefix"
-    try:
-        load_part("autoencoder", path)
-    except CheckpointError as error:
-        said = str(error)
-    assert "prefix" in said

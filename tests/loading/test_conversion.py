@@ -105,8 +105,7 @@ def test_a_model_that_may_predict_either_must_be_told(
 
     def both(*args: Any, **options: Any) -> Any:
         opened = weights(*args, **options)
-        other = replace(opened.configs[0], prediction="eps")
-        return replace(opened, configs=[opened.configs[0], other])
+        return replace(opened, decision=replace(opened.decision, choices=("v", "eps")))
 
     save(random_model(TINY["sd2"]), tmp_path / "a.safetensors")
     monkeypatch.setattr(conversion, "open_weights", both)

@@ -30,9 +30,9 @@ from support.hostile_settings import (
 from support.reference import random_model
 
 import ldm_core
+from ldm_core.checkpoint import folder as names
 from ldm_core.checkpoint import save
 from ldm_core.config import ConfigError, LatentDiffusionConfig
-from ldm_core.loading import diffusers_config as names
 
 VALID = NARROW.to_dict()
 

@@ -23,6 +23,7 @@ from support.hostile_settings import (
     soon,
 )
 from support.reference import random_model
+from support.wild_files import TEXT
 
 from ldm_core.adapters.embedding_file import read_embedding
 from ldm_core.adapters.peft_settings import parse_settings
@@ -33,8 +34,8 @@ from ldm_core.clip.open_clip_settings import open_clip_parts
 from ldm_core.clip.tokenizer import CLIPTokenizer
 from ldm_core.config import SD1, ConfigError, UNetConfig
 from ldm_core.loading.compvis_yaml import from_yaml, read_yaml
-from ldm_core.loading.parts import TEXT_ENCODER, find_parts
-from ldm_core.loading.shapes import prove_all
+from ldm_core.loading.evidence import proofs
+from ldm_core.loading.find import find_parts
 from ldm_core.unet import UNet
 
 YAML: dict[str, Any] = {
@@ -203,7 +204,7 @@ NAMES: dict[str, dict[str, torch.Tensor]] = {
         **{f"first_stage_model.encoder.down.{i}.block.0.conv2.weight": torch.ones(32, 1) for i in range(16)},
         **{f"first_stage_model.encoder.down.0.block.{i}.x": EMPTY for i in range(64)},
     },
-    "10,000 layers": {f"{TEXT_ENCODER}encoder.layers.{i}.x": EMPTY for i in range(10_000)},
+    "10,000 layers": {f"{TEXT}encoder.layers.{i}.x": EMPTY for i in range(10_000)},
     "10,000 input blocks": {f"model.diffusion_model.input_blocks.{i}.x": EMPTY for i in range(10_000)},
     "a transformer by the cube": {
         f"model.diffusion_model.middle_block.1.transformer_blocks.{i}.x": EMPTY for i in range(250)
@@ -239,4 +240,4 @@ def test_a_few_names_of_a_large_network_are_refused_before_it_is_built(
     }
     parts = find_parts(Checkpoint(tmp_path / "x.ckpt", "pickle", tensors, {}))
     monkeypatch.setattr(UNet, "__init__", lambda *args: pytest.fail("the network is built"))
-    assert "only 267 of at least 51,090 tensors" in refused(lambda: prove_all(parts))
+    assert "only 267 of at least 51,090 tensors" in refused(lambda: proofs(parts))

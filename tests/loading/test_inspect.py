@@ -23,8 +23,8 @@ from ldm_core.checkpoint import CheckpointError, inspect, save
 from ldm_core.config import PRESETS
 from ldm_core.loading.doctor import Report
 from ldm_core.loading.evidence import CONFIG_KEY
+from ldm_core.loading.find import ema_key
 from ldm_core.loading.load import build, bundled_model
-from ldm_core.loading.parts import ema_key
 from ldm_core.loading.save import file_tensors
 
 
@@ -38,7 +38,7 @@ def test_the_bundled_model() -> None:
         "text_encoder": 7_127_424,
     }
     text = str(report)
-    assert "of its own (proved: its configuration is in its metadata, and its tensors agree)" in text
+    assert "of its own (proved: the file's own metadata says so, and its tensors agree)" in text
     assert "float16 × 684, int64 × 1" in text
     assert json.loads(json.dumps(report.to_dict()))["presets"] == []
 
@@ -170,7 +170,7 @@ def test_a_saved_ckpt_says_what_it_is(tmp_path: Path) -> None:
     report = inspect(path)
     assert report.format == "torch-zip"
     assert report.foreign == ()
-    assert "configuration is in its metadata" in str(report)
+    assert "the file's own metadata says so" in str(report)
 
 
 def test_no_checkpoint(tmp_path: Path) -> None:

@@ -31,11 +31,12 @@ from ldm_core.checkpoint.key_map import (
 from ldm_core.checkpoint.reader import Checkpoint
 from ldm_core.config import PRESETS, AutoencoderConfig, LatentDiffusionConfig, UNetConfig
 from ldm_core.loading.compvis_yaml import from_yaml
-from ldm_core.loading.match import blank, differences, matching_presets
+from ldm_core.loading.evidence import proofs
+from ldm_core.loading.find import ema_key, find_parts, ignored
+from ldm_core.loading.match import fitted, matching_presets
 from ldm_core.loading.original_file import model_map
-from ldm_core.loading.parts import LAYOUTS, PARTS, ema_key, find_parts, ignored
+from ldm_core.loading.parts import part_configs, part_of
 from ldm_core.loading.save import file_tensors
-from ldm_core.loading.shapes import prove_all
 from ldm_core.loading.weights import blank_network
 from ldm_core.model import LatentDiffusion
 
@@ -133,13 +134,12 @@ def test_a_parameter_of_any_network_has_one_place_in_every_layout(
         num_res_blocks=blocks,
         attn_resolutions=tuple(256 // 2**i for i in attends),
     )
-    for part, config in (("unet", unet), ("autoencoder", autoencoder)):
-        names = dict(blank_network(part, config).named_parameters()).keys()
-        for layout in LAYOUTS:
-            if layout.part == part:
-                entries = layout.key_map(config).values()
-                assert sorted(p for entry in entries for p in entry.parameters) == sorted(names)
-                assert all(len(entry.parameters) == 1 for entry in entries)
+    for config in (unet, autoencoder):
+        names = dict(blank_network(config).named_parameters()).keys()
+        for layout in part_of(config).layouts:
+            entries = layout.key_map(config).values()
+            assert sorted(p for entry in entries for p in entry.parameters) == sorted(names)
+            assert all(len(entry.parameters) == 1 for entry in entries)
 
 
 def test_a_template_renames_renumbers_and_joins() -> None:
@@ -176,11 +176,16 @@ def test_transforms_are_invertible(rows: int, columns: int) -> None:
         assert torch.equal(transform.save(transform.load(stored)), stored)
 
 
+def blanks(name: str) -> dict[str, Any]:
+    """A preset's parts without what shapes cannot prove."""
+    return {slot: part_of(own).blank(own) for slot, own in part_configs(PRESETS[name]).items()}
+
+
 @NAMES
 def test_shapes_prove_the_preset_up_to_what_they_cannot_prove(name: str, published: dict[str, Any]) -> None:
     tensors = on_meta(published[PUBLISHED[name]]["tensors"])
-    proven = prove_all(find_parts(Checkpoint(Path(name), "safetensors", tensors, {})))
-    assert proven == {part: blank(getattr(PRESETS[name], part)) for part in PARTS}
+    proven = proofs(find_parts(Checkpoint(Path(name), "safetensors", tensors, {})))
+    assert proven == blanks(name)
     expected = ["sd2-base", "sd2-v"] if name in ("sd2-base", "sd2-v") else [name]
     assert matching_presets(proven) == expected
 
@@ -193,7 +198,7 @@ def test_published_yaml_gives_the_preset(name: str, published: dict[str, Any]) -
     for field in fields:
         assert getattr(config, field) == getattr(PRESETS[name], field), field
     assert sorted(config.unet.attention_resolutions) == sorted(PRESETS[name].unet.attention_resolutions)
-    assert differences(config, {part: blank(getattr(PRESETS[name], part)) for part in PARTS}) == []
+    assert all(fitted(getattr(config, slot), blank) is not None for slot, blank in blanks(name).items())
     assert config.unet.num_heads == PRESETS[name].unet.num_heads
     assert config.unet.num_head_channels == PRESETS[name].unet.num_head_channels
 

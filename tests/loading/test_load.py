@@ -20,9 +20,10 @@ from ldm_core.checkpoint import CheckpointError, inspect, save
 from ldm_core.checkpoint.reader import Checkpoint
 from ldm_core.config import SD1, SD2_BASE, SD2_V, NoiseScheduleConfig
 from ldm_core.loading import save as saving
+from ldm_core.loading.decide import Decision, decide
+from ldm_core.loading.evidence import evidence
+from ldm_core.loading.find import ema_key, find_parts
 from ldm_core.loading.load import bundled_model
-from ldm_core.loading.parts import ema_key, find_parts
-from ldm_core.loading.resolve import resolve_config
 from ldm_core.loading.save import file_tensors
 from ldm_core.model import LatentDiffusion
 from ldm_core.noise_schedule import NoiseSchedule
@@ -139,7 +140,7 @@ def test_a_yaml_can_be_given_by_its_path(tmp_path: Path, bundled: LatentDiffusio
         (
             "model_channels: 64",
             "model_channels: 96",
-            "unet.model_channels: the configuration says 96, the tensors 64",
+            r"unet.model_channels is 96 according to .*wrong.yaml, and 64 according to the tensors",
         ),
         ("ch_mult: [1, 1, 2, 4, 4]", "ch_mult: [1, 2, 2, 4, 4]", "autoencoder.ch_mult"),
         ("scale_factor: 0.5443753482811984", "scale_factor: -1", "latent_scale must be a positive number"),
@@ -196,7 +197,8 @@ def test_a_measured_latent_scale_comes_from_the_file(tmp_path: Path) -> None:
     assert ldm_core.load(path).config.latent_scale == 0.25
     yaml.write_text(EMOJI_YAML)
     with pytest.raises(
-        CheckpointError, match=r"latent_scale: the configuration says 0\.544\d+, the file 0\.25"
+        CheckpointError,
+        match=r"latent_scale is 0\.544\d+ according to .*emoji.yaml, and 0\.25 according to the tensor scale",
     ):
         ldm_core.load(path)
 
@@ -229,7 +231,7 @@ def test_a_config_that_contradicts_the_file(small: tuple[LatentDiffusion, Path])
     _, path = small
     with pytest.raises(
         CheckpointError,
-        match=r"small.safetensors contradicts preset sd1:\n    text_encoder.width: the config",
+        match=r"small.safetensors contradicts preset sd1:\n    text_encoder.width is 768 .*, and 64 ",
     ):
         ldm_core.load(path, config="sd1")
     with pytest.raises(ValueError, match="unknown model configuration 'sd9'; expected one of sd1, "):
@@ -269,7 +271,10 @@ def test_betas_in_the_file_must_be_the_configurations(small: tuple[LatentDiffusi
     save_file(tensors, path)
     ldm_core.load(path, config=model.config)
     other = replace(model.config, noise_schedule=NoiseScheduleConfig(linear_end=0.02))
-    with pytest.raises(CheckpointError, match=r"trained with 1000 betas from 0.00085\d* to 0.012"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"is 1000 betas from 0.00085\d* to 0.02 .*, and 1000 betas from 0.00085\d* to 0.012",
+    ):
         ldm_core.load(path, config=other)
 
 
@@ -295,29 +300,32 @@ def test_convolutions_of_16_bits_are_channels_last(
     assert same_weights(ldm_core.load(tmp_path / "again.safetensors", dtype=dtype), model)
 
 
-def resolved(listed: dict[str, list[int]], metadata: dict[str, str], *args: Any, **options: Any) -> Any:
+def decided(listed: dict[str, list[int]], metadata: dict[str, str], *args: Any, **options: Any) -> Decision:
     tensors = {key: torch.empty(shape, device="meta") for key, shape in listed.items()}
     checkpoint = Checkpoint(path=Path("768.ckpt"), format="torch-zip", tensors=tensors, metadata=metadata)
-    return resolve_config(checkpoint, find_parts(checkpoint), *args, **options)
+    return decide("768.ckpt", evidence(checkpoint, find_parts(checkpoint), *args, **options))
 
 
 def test_sd2_without_a_word_on_what_it_predicts_is_not_guessed(published: dict[str, Any]) -> None:
     listed = published["stable-diffusion-2/v2-inference-v"]["tensors"]
-    assert resolved(listed, {}, None) == [SD2_BASE, SD2_V]
-    assert resolved(listed, {}, "sd2-v") == [SD2_V]
-    assert resolved(listed, {}, None, prediction="eps") == [SD2_BASE]
-    assert resolved({**listed, "v_pred": [0]}, {}, None) == [SD2_V]
-    assert resolved(listed, {"modelspec.prediction_type": "v"}, None) == [SD2_V]
-    assert resolved(listed, {"modelspec.prediction_type": "epsilon"}, None) == [SD2_BASE]
+    left_open = decided(listed, {}, None)
+    assert (left_open.prediction, left_open.choices) == (None, ("eps", "v"))
+    assert left_open.config == SD2_BASE
+    assert decided(listed, {}, None, prediction="v").config == SD2_V
+    assert decided(listed, {}, "sd2-v").config == SD2_V
+    assert decided(listed, {}, None, prediction="eps").config == SD2_BASE
+    assert decided({**listed, "v_pred": [0]}, {}, None).config == SD2_V
+    assert decided(listed, {"modelspec.prediction_type": "v"}, None).config == SD2_V
+    assert decided(listed, {"modelspec.prediction_type": "epsilon"}, None).config == SD2_BASE
     with pytest.raises(CheckpointError, match="prediction must be 'eps', 'v' or 'x0', not 'x1'"):
-        resolved(listed, {}, None, prediction="x1")
+        decided(listed, {}, None, prediction="x1")
 
 
 def test_a_file_with_exactly_sd1s_tensors_is_sd1(published: dict[str, Any]) -> None:
     listed = published["stable-diffusion/v1-inference"]["tensors"]
     assert len(listed) == 1131
-    assert resolved(listed, {}, None) == [SD1]
-    assert resolved(listed, {"modelspec.prediction_type": "v"}, None) == [replace(SD1, prediction="v")]
+    assert decided(listed, {}, None).config == SD1
+    assert decided(listed, {"modelspec.prediction_type": "v"}, None).config == replace(SD1, prediction="v")
 
 
 def test_saving_refuses_what_it_cannot_write(small: tuple[LatentDiffusion, Path], tmp_path: Path) -> None:

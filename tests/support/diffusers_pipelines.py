@@ -19,9 +19,12 @@ from support.reference import (
 )
 
 from ldm_core.checkpoint import save
+from ldm_core.checkpoint.folder import AUTOENCODER, SCHEDULER
+from ldm_core.clip.settings import stored_text_encoder
 from ldm_core.config import LatentDiffusionConfig
 from ldm_core.loading import diffusers_config
-from ldm_core.loading.diffusers_folder import stored_text_encoder
+from ldm_core.loading.diffusers_folder import check_classes
+from ldm_core.loading.parts import parts
 from ldm_core.model import LatentDiffusion
 
 logging.getLogger("diffusers").setLevel(logging.ERROR)
@@ -72,21 +75,22 @@ def write_theirs(model: LatentDiffusion, folder: Path, **options: Any) -> Path:
 
 def from_settings(folder: dict[str, Any]) -> LatentDiffusionConfig:
     """A whole folder's settings, as `load` reads them."""
-    diffusers_config.check_classes(folder)
-    scheduler = folder[diffusers_config.SCHEDULER]
-    parts: Any = {
-        part: diffusers_config.part_config(part, folder)  # type: ignore[arg-type]
-        for part in ("text_encoder", "unet", "autoencoder")
+    check_classes(folder)
+    scheduler = folder[SCHEDULER]
+    networks: Any = {
+        part.fills: part.folder.read(folder[f"{part.folder.name}/config.json"], folder)
+        for part in parts()
+        if part.folder is not None
     }
     return LatentDiffusionConfig(
-        **parts,
+        **networks,
         noise_schedule=diffusers_config.noise_schedule_config(scheduler),
         prediction=diffusers_config.prediction(scheduler),
-        latent_scale=folder[diffusers_config.AUTOENCODER]["scaling_factor"],
-        image_size=diffusers_config.sample_size(folder) * parts["autoencoder"].downsampling,
+        latent_scale=folder[AUTOENCODER]["scaling_factor"],
+        image_size=diffusers_config.sample_size(folder) * networks["autoencoder"].downsampling,
     )
 
 
 def used(config: LatentDiffusionConfig) -> LatentDiffusionConfig:
     """What a folder keeps of a configuration: the text encoder without what is never used."""
-    return replace(config, text_encoder=stored_text_encoder(config))
+    return replace(config, text_encoder=stored_text_encoder(config.text_encoder))

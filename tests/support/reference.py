@@ -7,7 +7,6 @@ the network and the key map at once.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -37,7 +36,7 @@ import ldm_core
 from ldm_core import build
 from ldm_core.clip.bpe import read_merges, vocabulary
 from ldm_core.config import AutoencoderConfig, LatentDiffusionConfig, TextEncoderConfig, UNetConfig
-from ldm_core.loading.diffusers_folder import merges_text, settings
+from ldm_core.loading.diffusers_folder import as_text, settings
 from ldm_core.loading.save import file_tensors
 from ldm_core.model import LatentDiffusion
 
@@ -225,6 +224,5 @@ def settings_folder(config: LatentDiffusionConfig, folder: Path) -> Path:
     """The JSON files alone: from_single_file wants them, and would fetch them from the network."""
     for name, value in settings(config).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(json.dumps(value))
-    (folder / "tokenizer" / "merges.txt").write_text(merges_text())
+        (folder / name).write_text(as_text(value))
     return folder

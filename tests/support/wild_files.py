@@ -15,7 +15,7 @@ from support.checkpoint_files import fake_class
 from torch import Tensor
 
 from ldm_core.config import NoiseScheduleConfig
-from ldm_core.loading.parts import ema_key
+from ldm_core.loading.find import ema_key
 from ldm_core.noise_schedule import NoiseSchedule
 
 Tensors = dict[str, Tensor]

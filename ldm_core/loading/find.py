@@ -1,0 +1,217 @@
+"""Finding parts in a file: which there are, under whose names, and what else is in it.
+
+EMA: CompVis's trainer keeps averaged U-Net weights beside the trained ones, under names without dots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from ldm_core.checkpoint.key_map import KeyMap, prefixed
+from ldm_core.checkpoint.reader import Checkpoint
+from ldm_core.errors import CheckpointError, ConfigError
+from ldm_core.loading.ignored import IGNORED, IGNORED_PREFIXES
+from ldm_core.loading.parts import Layout, Part, parts
+from ldm_core.support.printable import shown_error
+
+
+@dataclass(frozen=True)
+class PartSource:
+    """One part in one file: its tensors by the layout's own names, without a prefix."""
+
+    checkpoint: Checkpoint
+    part: Part
+    layout: Layout
+    base: str  # the file's prefix
+    prefix: str  # the file's, and the part's own
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def name(self) -> str:
+        """The file's."""
+        return self.checkpoint.path.name
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+
+    def key_map(self, config: Any) -> KeyMap:
+        """The part's map from the file's keys; spellings are the present ones."""
+        return prefixed(self.layout.key_map(config), self.prefix, "")
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        """The tensors under the keys of `key_map`."""
+        return {self.prefix + name: tensor for name, tensor in self.tensors.items()}
+
+    def prove(self) -> Any:
+        """The configuration that the shapes prove, blank where they prove nothing.
+
+        None for a layout whose shapes prove nothing at all. Raises CheckpointError where the tensors are of
+        no network, or where most of one is missing: a few names can prove one of any size.
+        """
+        if self.layout.prove is None:
+            return None
+        try:
+            config = self.layout.prove(self.shapes)
+        except ConfigError as error:
+            raise CheckpointError(f"{self.name}: {error}") from error
+        except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+            lacks = isinstance(error, KeyError)
+            wrong = (
+                f"{shown_error(error)} is missing" if lacks else "the shapes or numbers of layers do not fit"
+            )
+            raise CheckpointError(
+                f"{self.name}: the tensors under {self.prefix!r} do not form a known {self.part.name} "
+                f"({self.layout.name} names): {wrong}"
+            ) from error
+        there, wanted = len(self.tensors), self.part.fewest(config)
+        if wanted > 2 * there:
+            raise CheckpointError(
+                f"{self.name}: only {there:,} of at least {wanted:,} tensors that this {self.part.words} "
+                "needs are there"
+            )
+        return config
+
+
+def find_parts(checkpoint: Checkpoint) -> dict[str, PartSource]:
+    """The parts that a file holds, by slot, each where it is found first."""
+    places: dict[str, tuple[Part, Layout, str, str]] = {}
+    for part in parts():
+        for layout in part.layouts:
+            if part.slot not in places and (place := _place(checkpoint, layout)) is not None:
+                places[part.slot] = part, layout, *place
+    # A part without a prefix lies beside the others, and what is under their prefixes is theirs.
+    claimed = tuple(base or prefix for _, _, base, prefix in places.values() if prefix)
+    found = {}
+    for slot, (part, layout, base, prefix) in places.items():
+        tensors = _part_tensors(checkpoint, layout, base, prefix, () if prefix else claimed)
+        found[slot] = PartSource(checkpoint, part, layout, base, prefix, tensors)
+    return _told_apart(found)
+
+
+def _place(checkpoint: Checkpoint, layout: Layout) -> tuple[str, str] | None:
+    """(the file's prefix, the whole prefix) under which a file has this layout, or None."""
+    for base, inner in layout.prefixes:
+        marks = (base + inner + mark for mark in layout.marks)
+        if all(any(key.startswith(mark) for key in checkpoint.tensors) for mark in marks):
+            return base, base + inner
+    return None
+
+
+def _part_tensors(
+    checkpoint: Checkpoint, layout: Layout, base: str, prefix: str, others: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """The tensors under a prefix by the layout's own names, but for those that are known not to be needed.
+
+    A tensor that is there under its older spelling, too, keeps that, and so is left over.
+    """
+    named = {
+        key[len(prefix) :]: tensor
+        for key, tensor in checkpoint.tensors.items()
+        if key.startswith(prefix)
+        and not key.startswith(others)
+        and _why_ignored(layout, key, base, prefix) is None
+    }
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in named.items():
+        canonical = layout.canonical(name)
+        twice = canonical != name and (canonical in named or canonical in tensors)
+        tensors[name if twice else canonical] = tensor
+    if not all(name in tensors for name in layout.together):
+        for name in layout.together:
+            tensors.pop(name, None)
+    return tensors
+
+
+def _told_apart(found: dict[str, PartSource]) -> dict[str, PartSource]:
+    """The parts without a prefix that lie in one file, each without what another one names or ignores."""
+    bare = {slot: source for slot, source in found.items() if not source.prefix}
+    if len(bare) < 2:
+        return found
+    names: dict[str, set[str]] = {}
+    for slot, source in bare.items():
+        with suppress(CheckpointError):  # what is wrong with it is told where it is needed
+            proven = source.prove()
+            names[slot] = set() if proven is None else set(source.layout.key_map(proven))
+    for slot, source in bare.items():
+        theirs = {name for other, known in names.items() if other != slot for name in known}
+        theirs |= {
+            name
+            for name in source.tensors
+            for other in bare.values()
+            if other is not source and _why_ignored(other.layout, name, other.base, other.prefix)
+        }
+        theirs -= names.get(slot, set())
+        tensors = {name: tensor for name, tensor in source.tensors.items() if name not in theirs}
+        found[slot] = replace(source, tensors=tensors)
+    return found
+
+
+def leftovers(checkpoint: Checkpoint, sources: Iterable[PartSource]) -> tuple[dict[str, str], list[str]]:
+    """What is in a file besides its parts: ({key: why it is not needed}, keys that nobody knows).
+
+    A key under a part's prefix counts as the part's, whether its network takes it or not.
+    """
+    mine = [source for source in sources if source.checkpoint is checkpoint]
+    known: dict[str, str] = {}
+    unknown: list[str] = []
+    for key in checkpoint.tensors:
+        reasons = (_why_ignored(s.layout, key, s.base, s.prefix) for s in mine)
+        why = next(filter(None, reasons), None) or ignored(key)
+        if why is not None:
+            known[key] = why
+        elif not any(key.startswith(source.prefix) for source in mine):
+            unknown.append(key)
+    return known, unknown
+
+
+def ignored(key: str) -> str | None:
+    """Why a key that lies in no part is not needed, or None if that is not known."""
+    if key in IGNORED:
+        return IGNORED[key]
+    return next((why for prefix, why in IGNORED_PREFIXES.items() if key.startswith(prefix)), None)
+
+
+def _why_ignored(layout: Layout, key: str, base: str, prefix: str) -> str | None:
+    """Why a key that lies in this part is not needed, or None."""
+    if not base and (why := ignored(key)) is not None:
+        return why  # a file of one part, without a prefix, and what its trainer left beside it
+    for name, why in layout.extras.items():
+        names = (base + name, prefix + name)
+        if key in names or (name.endswith(".") and key.startswith(names)):
+            return why
+    return None
+
+
+EMA = "model_ema."
+
+
+def ema_key(name: str) -> str:
+    """Where a file keeps the average of a U-Net tensor, given its name without prefix (`LitEma`)."""
+    return EMA + "diffusion_model" + name.replace(".", "")
+
+
+def has_ema(checkpoint: Checkpoint) -> bool:
+    """Whether a file holds averaged weights, and not only the counters that every training run leaves."""
+    counters = (f"{EMA}decay", f"{EMA}num_updates")
+    return any(key.startswith(EMA) and key not in counters for key in checkpoint.tensors)
+
+
+def averaged(source: PartSource) -> PartSource:
+    """The U-Net with its averaged weights, which lie in the same file under names of their own."""
+    checkpoint = source.checkpoint
+    if not has_ema(checkpoint):
+        hint = " (in a diffusers folder the U-Net's weights are the averaged ones, if any were kept)"
+        raise CheckpointError(
+            f"{source.name} holds no averaged (EMA) weights: load it with ema=False"
+            + (hint if checkpoint.format == "diffusers" else "")
+        )
+    missing = [name for name in source.tensors if ema_key(name) not in checkpoint.tensors]
+    if missing or source.layout.name != "compvis":
+        raise CheckpointError(f"{source.name}: no averaged weights for {next(iter(missing), 'its U-Net')}")
+    return replace(source, tensors={name: checkpoint.tensors[ema_key(name)] for name in source.tensors})

@@ -1,0 +1,58 @@
+"""What a network's file says of the whole model beyond its own configuration, in tensors and settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ldm_core.checkpoint.folder import ALONE, AUTOENCODER
+from ldm_core.checkpoint.reader import Checkpoint
+from ldm_core.errors import CheckpointError
+from ldm_core.loading.claims import Claim, Strength
+from ldm_core.loading.stored_schedule import StoredBetas, stored_betas
+from ldm_core.support.limits import MAX_SCALE, is_number
+from ldm_core.support.printable import shown
+
+Says = Callable[[Checkpoint], Sequence[Claim]]
+
+# Where the metadata of some programs say what a U-Net predicts: "modelspec" is Stability AI's and kohya's.
+STATEMENT = "modelspec.prediction_type"
+_STATED = {
+    **dict.fromkeys(("v", "v_prediction", "v-prediction", "vpred"), "v"),
+    **dict.fromkeys(("epsilon", "eps"), "eps"),
+}
+
+
+def of_a_unet(checkpoint: Checkpoint) -> list[Claim]:
+    """What it predicts, its noise schedule, and the latent scale that it was trained with."""
+    claims = []
+    stated = checkpoint.metadata.get(STATEMENT)
+    if "v_pred" in checkpoint.tensors:
+        claims.append(Claim("prediction", "v", "the tensor v_pred"))
+    elif isinstance(stated, str) and stated.lower() in _STATED:
+        claims.append(Claim("prediction", _STATED[stated.lower()], f"the metadata {STATEMENT}"))
+    if "ztsnr" in checkpoint.tensors:
+        claims.append(Claim("zero_terminal_snr", True, "the tensor ztsnr", Strength.PROVED))
+    if (scale := stored_scale(checkpoint)) is not None:
+        claims.append(Claim("latent_scale", scale, "the tensor scale_factor", Strength.PROVED))
+    if (betas := stored_betas(checkpoint)) is not None:
+        claims.append(Claim("noise_schedule", StoredBetas(betas), "the tensor betas", Strength.PROVED))
+    return claims
+
+
+def stored_scale(checkpoint: Checkpoint) -> float | None:
+    """The latent scale that CompVis's trainer leaves in a checkpoint if it measured one (`scale_by_std`)."""
+    stored = checkpoint.tensors.get("scale_factor")
+    return float(stored) if stored is not None and stored.numel() == 1 and not stored.is_meta else None
+
+
+def of_an_autoencoder(checkpoint: Checkpoint) -> list[Claim]:
+    """The latent scale in its settings in a diffusers folder."""
+    settings = checkpoint.metadata.get(AUTOENCODER, checkpoint.metadata.get(ALONE))
+    if checkpoint.format != "diffusers" or settings is None or "scaling_factor" not in settings:
+        return []
+    scale = settings["scaling_factor"]
+    if not is_number(scale) or not 0 < scale <= MAX_SCALE:
+        raise CheckpointError(
+            f"{AUTOENCODER}: scaling_factor must be a positive number up to {MAX_SCALE:g}, not {shown(scale)}"
+        )
+    return [Claim("latent_scale", float(scale), AUTOENCODER, Strength.PROVED)]

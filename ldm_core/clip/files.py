@@ -94,10 +94,12 @@ def sizes_of(config: CLIPConfig) -> tuple[int, ...]:
     )
 
 
-def find_clip(path: str | Path) -> CLIPSource:
-    """Read a file, or a folder of transformers or open_clip, and find the CLIP in it.
+def find_clip(path: str | Path, mmap: bool = True) -> CLIPSource:
+    """Read a file, or a folder of transformers' or open_clip's, and find the CLIP in it.
 
-    Raises CheckpointError for a file that cannot be read, contains no CLIP, or only one of its encoders.
+    mmap: False reads the tensors into memory.
+
+    Raises CheckpointError for a file that cannot be read or holds no CLIP, or one half only.
     """
     path = file = Path(path)
     folder = path.parent if path.name in OPEN_CLIP_WEIGHTS else path
@@ -105,7 +107,7 @@ def find_clip(path: str | Path) -> CLIPSource:
     settings = {name: read_json(folder / name) for name in wanted if (folder / name).is_file()}
     if OPEN_CLIP_CONFIG in settings and path.is_dir():
         file = next((path / name for name in OPEN_CLIP_WEIGHTS if (path / name).is_file()), path)
-    checkpoint = read(file)
+    checkpoint = read(file, mmap=mmap)
     for layout in LAYOUTS:
         for prefix in PREFIXES:
             marks = (prefix + layout.image_mark, prefix + layout.text_mark)

@@ -55,19 +55,20 @@ class CLIP(nn.Module):
         device: torch.device | str = "cpu",
         dtype: torch.dtype | Literal["auto"] | None = None,
         config: str | CLIPConfig | None = None,
+        mmap: bool = True,
     ) -> CLIP:
         """Load a file of OpenAI, open_clip or transformers, or a folder of open_clip or transformers.
 
         path: `.pt` (including OpenAI's TorchScript archives, whose code is not executed), `.bin`, `.ckpt`,
             `.safetensors`; or a folder with `config.json` or `open_clip_config.json`.
-        device, dtype: as in `ldm_core.load`.
+        device, dtype, mmap: as in `ldm_core.load`.
         config: a preset's name ("ViT-B/32", "open_clip/ViT-H-14", …: `ldm_core.clip.PRESETS`) or a
             `CLIPConfig`; needed if neither the file nor its folder defines what tensors do not determine.
         Raises CheckpointError for a file that cannot be read, does not match the configuration, or contains
         NaN or infinity.
         """
         check_dtype(dtype)
-        source = find_clip(path)
+        source = find_clip(path, mmap)
         resolved = resolve_config(source, config)
         model = blank(cls, resolved)
         shapes = {name: value.shape for name, value in model.state_dict().items()}

@@ -226,6 +226,14 @@ def test_open_clip_reads_what_is_saved(tmp_path: Path) -> None:
         assert torch.allclose(theirs.encode_text(tokens), exact.encode_text(tokens), atol=1e-5)
 
 
+def test_without_a_map_the_file_may_change_afterwards(clip: CLIP, tmp_path: Path) -> None:
+    path = write(tmp_path / "clip.safetensors", openai_tensors(clip))
+    loaded = CLIP.load(path, config=CONFIG, mmap=False)
+    with open(path, "r+b") as file:
+        file.write(b"\xff" * path.stat().st_size)
+    assert same_bits(loaded, clip)
+
+
 def test_types_and_devices(clip: CLIP, tmp_path: Path) -> None:
     clip.save(tmp_path / "half.safetensors", dtype=torch.float16)
     loaded = CLIP.load(tmp_path / "half.safetensors")

@@ -8,8 +8,8 @@ from typing import Any
 
 from ldm_core.checkpoint.folder import ALONE, PREPROCESSOR, SPECIAL_TOKENS, TEXT_ENCODER, TOKENIZER
 from ldm_core.checkpoint.setting_values import Settings, check_fixed, one_of, reading, whole
+from ldm_core.clip.bpe import read_merges, vocabulary
 from ldm_core.clip.config import ImageEncoderConfig, TextEncoderConfig
-from ldm_core.clip.tokenizer import read_merges, vocabulary
 from ldm_core.errors import ConfigError
 
 END_OF_TEXT, EXCLAMATION_MARK = 49407, 0

@@ -205,6 +205,7 @@ def _written_text(config: TextEncoderConfig) -> str:
 
 
 def _text_files(model: LatentDiffusionConfig) -> dict[str, Any]:
+    assert model.text_encoder is not None
     text = text_settings.stored_text_encoder(model.text_encoder)
     settings = text_settings.text_encoder_settings(text)
     return {folder.TEXT_ENCODER: settings, **text_settings.tokenizer_settings(text)}

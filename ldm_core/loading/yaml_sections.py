@@ -18,7 +18,10 @@ from ldm_core.unet.config import UNetConfig
 Params = Mapping[str, Any]
 
 # The text encoders, which a YAML file names by class only.
-TEXT_ENCODERS = {"FrozenCLIPEmbedder": SD1.text_encoder, "FrozenOpenCLIPEmbedder": SD2_BASE.text_encoder}
+TEXT_ENCODERS: dict[str, Any] = {
+    "FrozenCLIPEmbedder": SD1.text_encoder,
+    "FrozenOpenCLIPEmbedder": SD2_BASE.text_encoder,
+}
 HEAD_SIZE = 64  # of every published CLIP text encoder
 
 
@@ -34,7 +37,9 @@ def text_encoder(params: Params) -> TextEncoderConfig:
     target = class_name(stage)
     layer = (stage.get("params") or {}).get("layer", "last")
     skips = {"last": 0, "penultimate": 1} if target == "FrozenOpenCLIPEmbedder" else {"last": 0}
-    config = replace(TEXT_ENCODERS[target], clip_skip=lookup(skips, layer, f"{target}'s layer"))
+    config: TextEncoderConfig = replace(
+        TEXT_ENCODERS[target], clip_skip=lookup(skips, layer, f"{target}'s layer")
+    )
     width = section(params, "unet_config", "params")["context_dim"]
     # Another size than the class's default: its width is the context's, the rest is in the tensors.
     return config if width == config.width else replace(config, width=width, heads=1)

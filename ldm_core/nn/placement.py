@@ -52,7 +52,7 @@ def _names_of(network: Callable[[Any], nn.Module], config: Any) -> list[str]:
 def fill(
     network: nn.Module, parameters: dict[str, Tensor], device: torch.device | str, dtype: torch.dtype
 ) -> None:
-    """Load `parameters` into a network, removing each from the dict once it is placed; none requires a gradient."""
+    """Load `parameters` into a network, without gradients; each leaves the dict once it is placed."""
     state = {name: _placed(parameters.pop(name), device, dtype) for name in list(parameters)}
     network.load_state_dict(state, strict=True, assign=True)
     network.requires_grad_(False)

@@ -57,8 +57,8 @@ class DiffusionObjective(Objective):
     adapter: a `TrainableLora` or a `TrainableEmbedding` of the model. Only the adapter is trained; the
         networks are frozen and may be in bfloat16.
 
-    Batches have "image", or "mean" and "logvar" from `CachedLatents`; and "text", or "inputs" for a conditioner
-    that takes something else, such as class labels, or neither for an unconditional model.
+    Batches have "image", or "mean" and "logvar" from `CachedLatents`; and "text", or "inputs" for a
+    conditioner of something else, such as class labels, or neither for an unconditional model.
     Raises ValueError for a U-Net with further input channels, for 16-bit weights (with an adapter, for
     float16), and for target "eps" with a zero-terminal-SNR schedule.
     """

@@ -156,4 +156,6 @@ def _chosen(model: LatentDiffusion, ends: Sequence[str], parts: Sequence[str]) -
 def _unused_blocks(model: LatentDiffusion) -> tuple[str, ...]:
     """Name prefixes of the text encoder's last blocks, which clip_skip and diffusers' files leave out."""
     text = model.config.text_encoder
+    if text is None:
+        return ()
     return tuple(f"text_encoder.blocks.{i}." for i in range(text.layers - text.clip_skip, text.layers))

@@ -54,6 +54,8 @@ class Request:
         }
         if isinstance(plain["inputs"], str):
             plain = {"prompt": plain["inputs"], "negative_prompt": plain["unconditional"]}
+        if "negative_prompt" in plain and self.unconditional_condition is None:
+            plain["negative_prompt"] = plain["negative_prompt"] or ""
         return {name: value for name, value in plain.items() if value is not None} | {
             "seed": start.seeds[image],
             "steps": self.steps,

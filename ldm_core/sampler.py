@@ -144,7 +144,7 @@ class Sampler(Tasks):
             raise ValueError(f"output must be 'pil', 'tensor' or 'latent', not {output!r}")
         with torch.no_grad():
             start = self._prepare(request)
-        if on_step is None:
+        if on_step is None or _is_own(on_step):
             start = self._with_kept_context(start)
         latent, finite = start.latent, FiniteCheck()
         for step in _with_bar(self._run(start, on_step), len(start.timesteps), progress):
@@ -176,14 +176,19 @@ class Sampler(Tasks):
             cond.context is None
             or uncond.context is None
             or cond.context.shape != uncond.context.shape
-            or type(self.guidance) is not ClassifierFreeGuidance
-            or not type(self.scheduler).__module__.startswith("ldm_core.schedulers.")
+            or not _is_own(self.guidance)
+            or not _is_own(self.scheduler)
             or not vars(type(unet)).get("takes_kept_context")
             or any(module._forward_hooks or module._forward_pre_hooks for module in unet.modules())
         ):
             return start
         kept, rows = KeptContext(torch.cat([uncond.context, cond.context])), len(cond.context)
         return replace(start, cond=cond.keeping(kept[rows:]), uncond=uncond.keeping(kept[:rows]))
+
+
+def _is_own(part: Any) -> bool:
+    """Whether a function, or an object's class, is defined in this package."""
+    return str(getattr(part, "__module__", "")).startswith("ldm_core.")
 
 
 def _with_bar(steps: Iterator[SamplerStep], total: int, shown: bool) -> Iterable[SamplerStep]:

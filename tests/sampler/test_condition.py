@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.configs import SMALL, TINY
+from support.configs import TINY
 from support.reference import random_model
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from ldm_core.conditioners import ClassLabels, Unconditional
 from ldm_core.guidance import ClassifierFreeGuidance
 from ldm_core.model import LatentDiffusion
 from ldm_core.unet import UNet
+from ldm_core.watch import Recorder
 
 DRAWN = torch.Generator().manual_seed(0)
 
@@ -111,7 +112,7 @@ def test_inputs_and_conditions_exclude_one_another(sd1: LatentDiffusion) -> None
 
 def other_parts(kind: str, rows: int) -> dict[str, Tensor]:
     """What a small model of this kind needs besides its prompt."""
-    unet, (h, w) = SMALL[kind].unet, (8, 16)
+    unet, (h, w) = TINY[kind].unet, (8, 16)
     parts: dict[str, Tensor] = {}
     if unet.in_channels > unet.out_channels:
         parts["concat"] = randn(rows, unet.in_channels - unet.out_channels, h, w)
@@ -125,7 +126,7 @@ def other_parts(kind: str, rows: int) -> dict[str, Tensor]:
 @pytest.mark.parametrize("kind", ["sd2-depth", "sd2-unclip", "x4-upscaler"])
 def test_models_of_concat_and_vector_sample(kind: str) -> None:
     """A step by hand agrees, and a picture does not depend on its batch."""
-    model = random_model(SMALL[kind])
+    model = random_model(TINY[kind])
     parts = other_parts(kind, 2)
     cond = replace(model.condition(["a", "b"]), **parts)
     f = model.config.autoencoder.downsampling
@@ -150,7 +151,7 @@ def test_models_of_concat_and_vector_sample(kind: str) -> None:
 
 
 def test_a_missing_part_is_named() -> None:
-    depth, unclip = random_model(SMALL["sd2-depth"]), random_model(SMALL["sd2-unclip"])
+    depth, unclip = random_model(TINY["sd2-depth"]), random_model(TINY["sd2-unclip"])
     with pytest.raises(ValueError, match=r"takes 5 channels: 4 of latents, and 1 that condition\.concat"):
         Sampler(depth).sample("a")
     with pytest.raises(ValueError, match=r"class labels or vectors, which condition\.vector has to give"):
@@ -227,6 +228,8 @@ def test_keys_and_values_are_made_once_a_run(sd1: LatentDiffusion, monkeypatch: 
     assert len(made) == 1
     plain = list(Sampler(sd1).steps(["a", "b"], steps=3, seed=1))[-1].latent
     assert len(made) == 4, "a run that other code can look into keeps nothing"
+    Sampler(sd1).txt2img(["a", "b"], steps=3, seed=1, output="latent", on_step=Recorder(sd1))
+    assert len(made) == 5, "the package's own observers change nothing"
     torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
     chunked = Sampler(sd1, batch_size=1).txt2img(["a", "b"], steps=3, seed=1, output="latent")
     torch.testing.assert_close(chunked, plain, rtol=1e-4, atol=1e-4)

@@ -26,6 +26,7 @@ class Claim:
     """One claim on a field of `LatentDiffusionConfig`, or on one of these:
 
     zero_terminal_snr   changes the noise schedule
+    added_words         beyond the tokenizer's vocabulary, with their ids
     latent_size         rows and columns of the latents, from which follows the size of the pictures
     """
 

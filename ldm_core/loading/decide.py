@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from ldm_core.checkpoint.folder import MODEL_INDEX
 from ldm_core.checkpoint.key_map import NAMES_SHOWN
+from ldm_core.checkpoint.reader import Checkpoint
 from ldm_core.config import LatentDiffusionConfig
 from ldm_core.errors import CheckpointError, ConfigError, UnknownModelError
 from ldm_core.loading.claims import Claim, Strength, strongest
-from ldm_core.loading.match import differences, fitted
-from ldm_core.loading.parts import Part, model_slots, part_of
-from ldm_core.loading.stored_schedule import StoredBetas, in_words
+from ldm_core.loading.parts import Part, fitted, model_slots, part_of, parts
+from ldm_core.loading.statements import StoredBetas, in_words
 from ldm_core.noise_schedule import NoiseScheduleConfig, betas_of
 from ldm_core.support.printable import shown
 
@@ -47,7 +48,7 @@ def decide(name: str, claims: Sequence[Claim]) -> Decision:
     _require_parts_to_fit(name, claims)
     values: dict[str, Any] = dict.fromkeys(model_slots())
     lines: dict[str, str] = {}
-    for field in dict.fromkeys(claim.field for claim in claims):
+    for field in dict.fromkeys(claim.field for claim in claims if claim.field != "added_words"):
         values[field], wrong = settle(field, claims)
         lines |= wrong
     if lines:
@@ -55,6 +56,7 @@ def decide(name: str, claims: Sequence[Claim]) -> Decision:
         listed = "\n    ".join(list(lines)[:NAMES_SHOWN])
         raise CheckpointError(f"{name} contradicts {sources}:\n    {listed}")
     wanted = {"noise_schedule", "latent_scale", *(claim.field for claim in claims if claim.value is not None)}
+    wanted.discard("added_words")
     if any(values.get(field) is None for field in wanted):
         raise UnknownModelError(
             f"{name} is of no model known here: its tensors prove neither the number of attention heads nor "
@@ -64,6 +66,20 @@ def decide(name: str, claims: Sequence[Claim]) -> Decision:
         return Decision(_config(**values | {"prediction": choices[0]}), choices)
     except ConfigError as error:
         raise CheckpointError(f"{name}: {error}") from error
+
+
+def needed(checkpoint: Checkpoint, claims: Iterable[Claim]) -> list[str]:
+    """The slots of the parts that a model consists of, as far as anybody says; all of them if nobody does."""
+    said = {slot: strongest(claims, slot) for slot in model_slots()}
+    if all(said.values()):
+        return [slot for slot, words in said.items() if words[0].value is not None]
+    index = checkpoint.metadata.get(MODEL_INDEX)
+    if not isinstance(index, dict):
+        return list(said)
+    named = {name for name, entry in index.items() if entry not in (None, [None, None])}
+    return [
+        slot for slot in said if any(p.folder and p.folder.name in named for p in parts() if p.fills == slot)
+    ]
 
 
 def decide_part(name: str, part: Part, claims: Sequence[Claim]) -> Any:
@@ -147,12 +163,19 @@ def _fit(value: Any, proof: Any) -> Any:
 def _contradiction(word: Claim, other: Claim) -> dict[str, str]:
     pairs = [("", word.value, other.value)]
     if type(word.value) is type(other.value) and other.field in model_slots():
-        pairs = [(f".{name}", a, b) for name, a, b in differences(word.value, other.value)]
+        pairs = [(f".{name}", a, b) for name, a, b in _differences(word.value, other.value)]
     return {
         f"{word.field}{name} is {_shown(a)} according to {word.source}, and {_shown(b)} according to "
         f"{other.source}": word.source
         for name, a, b in pairs
     }
+
+
+def _differences(config: Any, proven: Any) -> list[tuple[str, Any, Any]]:
+    """(field, value here, value proved) where a part's configuration contradicts its tensors."""
+    ours = part_of(proven).blank(config)
+    values = ((field.name, getattr(ours, field.name), getattr(proven, field.name)) for field in fields(ours))
+    return [(name, a, b) for name, a, b in values if a != b]
 
 
 def _shown(value: Any) -> str:

@@ -11,13 +11,12 @@ from ldm_core.checkpoint.reader import Checkpoint
 from ldm_core.config import PRESETS
 from ldm_core.errors import CheckpointError, UnknownModelError
 from ldm_core.loading.claims import Claim, Strength, strongest
-from ldm_core.loading.decide import decide, decide_part
-from ldm_core.loading.evidence import added_words_of, evidence, needed, part_evidence, proofs
+from ldm_core.loading.decide import decide, decide_part, needed
+from ldm_core.loading.evidence import evidence, matching_presets, part_evidence, proofs
 from ldm_core.loading.families import other_family
-from ldm_core.loading.find import PartSource, leftovers
-from ldm_core.loading.match import matching_presets
+from ldm_core.loading.find import UNUSED, PartSource, leftovers
 from ldm_core.loading.parts import model_slots, part_words
-from ldm_core.loading.weights import UNUSED, misfits
+from ldm_core.loading.weights import misfits
 from ldm_core.support.printable import shown
 
 TITLES = {
@@ -180,9 +179,6 @@ def _whole(
     except UnknownModelError:
         why = "its tensors are of no preset, and nothing in it says the rest"
         return Diagnosis(OWN, "unknown", why, f"ldm_core.load({path}, config=…)")
-    for slot, source in sources.items():
-        if source.part.tokenizer is not None:
-            added_words_of(source.checkpoint, getattr(decision.config, slot).vocab_size)
     load = None if leftovers(checkpoint, sources.values())[1] else f"ldm_core.load({path})"
     if decision.prediction is None:
         told = " or ".join(f"prediction={choice!r}" for choice in decision.choices)

@@ -24,7 +24,7 @@ from ldm_core.loading.diagnosis import Diagnosis, Sure, diagnose
 from ldm_core.loading.evidence import CONFIG_KEY
 from ldm_core.loading.find import EMA, PartSource, ema_key, find_parts, has_ema, leftovers
 from ldm_core.loading.parts import model_slots
-from ldm_core.loading.stored_schedule import StoredBetas, stored_betas
+from ldm_core.loading.statements import StoredBetas, stored_betas
 from ldm_core.support.printable import few, printable, shown
 
 FOREIGN_SHOWN = 32

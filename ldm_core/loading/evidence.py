@@ -12,18 +12,17 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from ldm_core.checkpoint.folder import ALONE, MODEL_INDEX, SCHEDULER
+from ldm_core.checkpoint.folder import ALONE, SCHEDULER
 from ldm_core.checkpoint.reader import Checkpoint
 from ldm_core.clip.tokenizer import MAX_WORD_IDS, MAX_WORD_LETTERS, MAX_WORDS, CLIPTokenizer
 from ldm_core.config import PRESETS, LatentDiffusionConfig, preset
 from ldm_core.errors import CheckpointError, ConfigError
 from ldm_core.loading import diffusers_config
-from ldm_core.loading.claims import Claim, Strength, strongest
+from ldm_core.loading.claims import Claim, Strength
 from ldm_core.loading.compvis_yaml import read_yaml
 from ldm_core.loading.diffusers_folder import check_classes
 from ldm_core.loading.find import PartSource
-from ldm_core.loading.match import Proven, fitted, matching_presets
-from ldm_core.loading.parts import model_slots, part_configs, parts
+from ldm_core.loading.parts import fitted, model_slots, part_configs
 from ldm_core.loading.statements import stored_scale
 from ldm_core.support.json_text import parse_json
 from ldm_core.support.limits import build, is_whole
@@ -36,6 +35,7 @@ WORDS_KEY = "ldm_core.added_words"
 
 YAML = (".yaml", ".yml")
 Sources = Mapping[str, PartSource]
+Proven = Mapping[str, Any]  # configurations by slot
 Config = str | Path | LatentDiffusionConfig | None
 
 
@@ -62,6 +62,7 @@ def evidence(
         if proven.get(slot) is not None:
             of = f" of {source.name}" if slot in others else ""
             claims.append(Claim(slot, proven[slot], f"the tensors{of}", Strength.PROVED))
+            claims += _of_a_tokenizer(source, proven[slot])
     if checkpoint.format == "diffusers" and not any(claim.field == "latent_scale" for claim in claims):
         claims.append(Claim("latent_scale", diffusers_config.LATENT_SCALE, "diffusers' default"))
     if prediction is not None:
@@ -75,6 +76,7 @@ def part_evidence(source: PartSource, config: Any = None) -> list[Claim]:
     proven, described = source.prove(), described_part(source)
     if proven is not None:
         claims.append(Claim(slot, proven, "the tensors", Strength.PROVED))
+        claims += _of_a_tokenizer(source, proven)
     if config is not None:
         given = config if isinstance(config, source.part.config) else _given(config)
         if isinstance(given, LatentDiffusionConfig):
@@ -87,23 +89,19 @@ def part_evidence(source: PartSource, config: Any = None) -> list[Claim]:
     return claims
 
 
-def needed(checkpoint: Checkpoint, claims: Iterable[Claim]) -> list[str]:
-    """The slots of the parts that a model consists of, as far as anybody says; all of them if nobody does."""
-    said = {slot: strongest(claims, slot) for slot in model_slots()}
-    if all(said.values()):
-        return [slot for slot, words in said.items() if words[0].value is not None]
-    index = checkpoint.metadata.get(MODEL_INDEX)
-    if not isinstance(index, dict):
-        return list(said)
-    named = {name for name, entry in index.items() if entry not in (None, [None, None])}
-    return [
-        slot for slot in said if any(p.folder and p.folder.name in named for p in parts() if p.fills == slot)
-    ]
-
-
 def proofs(sources: Sources) -> dict[str, Any]:
     """What shapes prove of each part."""
     return {slot: source.prove() for slot, source in sources.items()}
+
+
+def matching_presets(proven: Proven) -> list[str]:
+    """The names of the presets that have exactly the proven tensors in each of these parts."""
+    proven = {slot: found for slot, found in proven.items() if slot in model_slots()}
+    return [
+        name
+        for name, config in PRESETS.items()
+        if proven and all(found and fitted(getattr(config, slot), found) for slot, found in proven.items())
+    ]
 
 
 def known_models(proven: Proven) -> list[Claim]:
@@ -239,6 +237,12 @@ def described_part(source: PartSource) -> Any:
         return None
     own = metadata.get(f"{part.folder.name}/{ALONE}", metadata.get(ALONE))
     return None if own is None else part.folder.read(own, metadata)
+
+
+def _of_a_tokenizer(source: PartSource, proven: Any) -> list[Claim]:
+    """The words that a text encoder's file adds to its vocabulary."""
+    words = added_words_of(source.checkpoint, proven.vocab_size) if source.part.tokenizer else ()
+    return [Claim("added_words", words, f"the tokenizer of {source.name}", Strength.PROVED)] if words else []
 
 
 def added_words_of(checkpoint: Checkpoint, vocab_size: int) -> diffusers_config.Words:

@@ -10,14 +10,16 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from ldm_core.checkpoint.key_map import KeyMap, prefixed
+from ldm_core.checkpoint.key_map import Problems, matched, prefixed
 from ldm_core.checkpoint.reader import Checkpoint
 from ldm_core.errors import CheckpointError, ConfigError
 from ldm_core.loading.ignored import IGNORED, IGNORED_PREFIXES
 from ldm_core.loading.parts import Layout, Part, parts
 from ldm_core.support.printable import shown_error
+
+UNUSED = "that no network of the model takes"
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,16 @@ class PartSource:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
 
-    def key_map(self, config: Any) -> KeyMap:
-        """The part's map from the file's keys; spellings are the present ones."""
-        return prefixed(self.layout.key_map(config), self.prefix, "")
-
-    def file_tensors(self) -> dict[str, Tensor]:
-        """The tensors under the keys of `key_map`."""
-        return {self.prefix + name: tensor for name, tensor in self.tensors.items()}
+    def parameters(
+        self, config: Any, network: nn.Module
+    ) -> tuple[dict[str, Tensor], dict[str, str], Problems]:
+        """(the parameters by name, the file's names of them, what is missing, misshapen or left over)."""
+        key_map = prefixed(self.layout.key_map(config), self.prefix, "")
+        tensors = {self.prefix + name: tensor for name, tensor in self.tensors.items()}
+        shapes = {name: value.shape for name, value in network.state_dict().items()}
+        found, problems = matched(key_map, tensors, shapes)
+        keys = {name: key for key, entry in key_map.items() for name in entry.parameters}
+        return found, keys, {**problems, UNUSED: [key for key in tensors if key not in key_map]}
 
     def prove(self) -> Any:
         """The configuration that the shapes prove, blank where they prove nothing.
@@ -191,9 +196,9 @@ def _why_ignored(layout: Layout, key: str, base: str, prefix: str) -> str | None
 EMA = "model_ema."
 
 
-def ema_key(name: str) -> str:
-    """Where a file keeps the average of a U-Net tensor, given its name without prefix (`LitEma`)."""
-    return EMA + "diffusion_model" + name.replace(".", "")
+def ema_key(name: str, prefix: str = "") -> str:
+    """Where a file keeps the average of a U-Net tensor, given its name behind a prefix (`LitEma`)."""
+    return EMA + "diffusion_model" + name.removeprefix(prefix).replace(".", "")
 
 
 def has_ema(checkpoint: Checkpoint) -> bool:

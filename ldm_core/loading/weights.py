@@ -15,21 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm_core.checkpoint.key_map import KeyMap, Problems, matched, report
+from ldm_core.checkpoint.key_map import Problems, report
 from ldm_core.checkpoint.reader import Checkpoint, read
 from ldm_core.config import LatentDiffusionConfig
 from ldm_core.errors import CheckpointError
 from ldm_core.loading.claims import Claim
-from ldm_core.loading.decide import Decision, decide, decide_part
+from ldm_core.loading.decide import Decision, decide, decide_part, needed
 from ldm_core.loading.diffusers_config import Words
-from ldm_core.loading.evidence import Config, Sources, added_words_of, evidence, needed, part_evidence
+from ldm_core.loading.evidence import Config, Sources, evidence, part_evidence
 from ldm_core.loading.families import other_family
-from ldm_core.loading.find import PartSource, averaged, ema_key, find_parts, leftovers
+from ldm_core.loading.find import UNUSED, PartSource, averaged, ema_key, find_parts, leftovers
 from ldm_core.loading.parts import part_configs, part_named, part_of, part_words
 from ldm_core.loading.prediction import undecided
 from ldm_core.nn.placement import blank
 
-UNUSED = "that no network of the model takes"
 FileOrNone = str | Path | None
 
 
@@ -45,7 +44,6 @@ class Weights:
     sources      where each part comes from
     claims       what the configuration was decided by
     decision     on the whole model's configuration; None for a part alone
-    added_words  what the text encoder knows beyond its vocabulary
     """
 
     configs: dict[str, Any]
@@ -56,7 +54,11 @@ class Weights:
     sources: dict[str, PartSource]
     claims: list[Claim]
     decision: Decision | None = None
-    added_words: Words = ()
+
+    @property
+    def added_words(self) -> Words:
+        """What the text encoder knows beyond its vocabulary."""
+        return next((claim.value for claim in self.claims if claim.field == "added_words"), ())
 
     @property
     def config(self) -> Any:
@@ -144,29 +146,12 @@ def _opened(
     networks = {slot: blank_network(config) for slot, config in configs.items()}
     parameters: dict[str, dict[str, Tensor]] = {}
     keys: dict[str, dict[str, str]] = {}
-    words: Words = ()
     for slot, config in configs.items():
-        source = sources[slot]
-        key_map = source.key_map(config)
-        parameters[slot], problems = _matched(source, key_map, networks[slot])
-        report(source.name, problems)
-        is_average = ema and "prediction" in source.part.brings
-        keys[slot] = {
-            name: ema_key(key.removeprefix(source.prefix)) if is_average else key
-            for key, entry in key_map.items()
-            for name in entry.parameters
-        }
-        if source.part.tokenizer is not None:
-            words = added_words_of(source.checkpoint, config.vocab_size)
-    return Weights(configs, parameters, keys, networks, checkpoint, sources, claims, decision, words)
-
-
-def _matched(source: PartSource, key_map: KeyMap, network: nn.Module) -> tuple[dict[str, Tensor], Problems]:
-    """A part's parameters, and what is missing, misshapen or left over."""
-    tensors = source.file_tensors()
-    shapes = {key: value.shape for key, value in network.state_dict().items()}
-    parameters, problems = matched(key_map, tensors, shapes)
-    return parameters, {**problems, UNUSED: [key for key in tensors if key not in key_map]}
+        parameters[slot], keys[slot], problems = sources[slot].parameters(config, networks[slot])
+        report(sources[slot].name, problems)
+        if ema and "prediction" in sources[slot].part.brings:
+            keys[slot] = {name: ema_key(key, sources[slot].prefix) for name, key in keys[slot].items()}
+    return Weights(configs, parameters, keys, networks, checkpoint, sources, claims, decision)
 
 
 def misfits(sources: Sources, configs: Mapping[str, Any]) -> Problems:
@@ -176,8 +161,7 @@ def misfits(sources: Sources, configs: Mapping[str, Any]) -> Problems:
     """
     found: Problems = {}
     for slot, config in configs.items():
-        problems = _matched(sources[slot], sources[slot].key_map(config), blank_network(config))[1]
-        for what, names in problems.items():
+        for what, names in sources[slot].parameters(config, blank_network(config))[2].items():
             found.setdefault(what, []).extend(names)
     return {what: names for what, names in found.items() if names}
 

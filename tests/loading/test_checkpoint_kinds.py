@@ -238,10 +238,9 @@ def test_a_file_that_fits_both_is_asked_or_told(
     sd2: LatentDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     eps, v = replace(sd2.config, prediction="eps"), replace(sd2.config, prediction="v")
-    from ldm_core.loading import evidence, match
+    from ldm_core.loading import evidence
 
     presets: dict[str, LatentDiffusionConfig] = {"sd2-base": eps, "sd2-v": v}
-    monkeypatch.setattr(match, "PRESETS", presets)
     monkeypatch.setattr(evidence, "PRESETS", presets)
     monkeypatch.setattr(evidence, "preset", presets.__getitem__)
     path = write(original(sd2), tmp_path / "bare.safetensors")

@@ -40,6 +40,9 @@ def test_the_bundled_model() -> None:
     text = str(report)
     assert "of its own (proved: the file's own metadata says so, and its tensors agree)" in text
     assert "float16 × 684, int64 × 1" in text
+    assert report.claims[0].startswith("the file's own metadata: text_encoder, unet, autoencoder, ")
+    assert report.claims[0].endswith("latent_scale 0.5443753482811984, prediction 'v', image_size 128")
+    assert report.claims[1] == "the tensors: text_encoder, unet, autoencoder"
     assert json.loads(json.dumps(report.to_dict()))["presets"] == []
 
 
@@ -232,6 +235,7 @@ def test_what_the_file_says_against_what_is_proved(tmp_path: Path, published: di
     assert "prediction='eps' or prediction='v'" in str(bare.load)
     told = report({"modelspec.prediction_type": "v"})
     assert (told.sure, told.prediction, told.presets) == ("proved", "v", ("sd2-v",))
+    assert "the metadata modelspec.prediction_type: prediction 'v'" in told.claims
     wrong = report({"ldm_core.config": json.dumps(PRESETS["sd1"].to_dict())})
     assert wrong.load is None
     assert any("contradicts the file's own metadata" in sentence for sentence in wrong.suspicious)

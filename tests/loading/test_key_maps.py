@@ -31,11 +31,10 @@ from ldm_core.checkpoint.key_map import (
 from ldm_core.checkpoint.reader import Checkpoint
 from ldm_core.config import PRESETS, AutoencoderConfig, LatentDiffusionConfig, UNetConfig
 from ldm_core.loading.compvis_yaml import from_yaml
-from ldm_core.loading.evidence import proofs
+from ldm_core.loading.evidence import matching_presets, proofs
 from ldm_core.loading.find import ema_key, find_parts, ignored
-from ldm_core.loading.match import fitted, matching_presets
 from ldm_core.loading.original_file import model_map
-from ldm_core.loading.parts import part_configs, part_of
+from ldm_core.loading.parts import fitted, part_configs, part_of
 from ldm_core.loading.save import file_tensors
 from ldm_core.loading.weights import blank_network
 from ldm_core.model import LatentDiffusion

@@ -6,18 +6,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from support.configs import TINY
 from support.reference import random_model
-from torch import nn
+from torch import Tensor, nn
 
 import ldm_core
-from ldm_core.checkpoint import CheckpointError
+from ldm_core.checkpoint import Checkpoint, CheckpointError
+from ldm_core.checkpoint.folder import MODEL_INDEX
 from ldm_core.checkpoint.key_map import KeyMap, expand
-from ldm_core.loading.parts import Layout, Part, model_slots, parts, register
+from ldm_core.loading.claims import Claim
+from ldm_core.loading.decide import needed
+from ldm_core.loading.find import find_parts
+from ldm_core.loading.parts import Layout, Part, model_slots, part_configs, parts, register
 from ldm_core.nn.placement import parameter_names
 
 
@@ -83,6 +89,32 @@ def test_settings_that_are_damaged(stated: str, toy: Part, tmp_path: Path) -> No
     with pytest.raises(CheckpointError, match=r"a.safetensors"):
         ldm_core.load_part(path, "toy")
     assert ldm_core.inspect(path).load is None
+
+
+def test_the_first_part_that_fills_a_field_and_is_found_is_taken() -> None:
+    tensors = {key: torch.empty(1, device="meta") for key in ("decoder.up.0.x", "quantize.embedding.weight")}
+    layout = Layout("vq", ("decoder.up.", "quantize.embedding."), toy_map)
+    with register(Part("vq", "VQ autoencoder", ToyConfig, Toy, (layout,), fills="autoencoder")):
+        assert {k: s.part.name for k, s in find_parts(file_of(tensors)).items()} == {"autoencoder": "vq"}
+        del tensors["quantize.embedding.weight"]
+        assert find_parts(file_of(tensors))["autoencoder"].part.name == "autoencoder"
+
+
+def file_of(tensors: dict[str, Tensor], **metadata: Any) -> Checkpoint:
+    return Checkpoint(Path("x"), "safetensors", tensors, metadata)
+
+
+def test_a_part_that_a_model_lacks_is_not_needed() -> None:
+    """As its configuration says, or the index of its folder; all parts are where nothing is said."""
+    said = [Claim(slot, None if slot == "text_encoder" else 3, "the metadata") for slot in model_slots()]
+    assert needed(file_of({}), said) == ["unet", "autoencoder"]
+    classes = ["diffusers", "X"]
+    for absent in ({}, {"text_encoder": [None, None]}):
+        index = {"_class_name": "LDMPipeline", "unet": classes, "vae": classes, **absent}
+        assert needed(file_of({}, **{MODEL_INDEX: index}), []) == ["unet", "autoencoder"]
+    assert needed(file_of({}), []) == ["text_encoder", "unet", "autoencoder"]
+    config = SimpleNamespace(text_encoder=None, unet=1, autoencoder=2)
+    assert part_configs(config) == {"unet": 1, "autoencoder": 2}  # type: ignore[arg-type]
 
 
 def test_registration_ends(tmp_path: Path) -> None:

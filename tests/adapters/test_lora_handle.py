@@ -43,13 +43,20 @@ from ldm_core.checkpoint import CheckpointError
 # --- types, devices, modes ---
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.06), (torch.float16, 0.012)])
-@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance", "fused"),
+    [
+        (torch.bfloat16, 0.06, True),
+        (torch.float16, 0.012, False),
+        pytest.param(torch.bfloat16, 0.06, False, marks=pytest.mark.slow),
+        pytest.param(torch.float16, 0.012, True, marks=pytest.mark.slow),
+    ],
+)
 def test_the_model_may_change_its_type(
     adapters: Adapters, paths: list[Path], dtype: torch.dtype, tolerance: float, fused: bool
 ) -> None:
     """Tolerances: eight and eleven bits through some 60 layers, as without an adapter."""
-    pair = Pair(TINY)
+    pair = Pair(TINY, references=False)
     on = [apply_lora(pair.model, path, scale=0.5) for path in paths]
     wide = pair.ours()
     if fused:
@@ -67,11 +74,14 @@ def test_the_model_may_change_its_type(
         adapter.remove()
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.1), (torch.float16, 0.015)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float16, 0.015), pytest.param(torch.bfloat16, 0.1, marks=pytest.mark.slow)],
+)
 def test_fusing_rounds_once_and_restores_16_bit_weights(
     adapters: Adapters, paths: list[Path], dtype: torch.dtype, tolerance: float
 ) -> None:
-    pair = Pair(TINY)
+    pair = Pair(TINY, references=False)
     pair.model.to(dtype=dtype)
     for parameter in pair.model.unet.parameters():
         if parameter.ndim == 4:
@@ -100,7 +110,7 @@ def test_fusing_rounds_once_and_restores_16_bit_weights(
 
 
 def test_fused_cast_and_removed_is_cast(pair: Pair, paths: list[Path]) -> None:
-    theirs, ours = Pair(TINY).model, Pair(TINY).model
+    theirs, ours = Pair(TINY, references=False).model, Pair(TINY, references=False).model
     adapter = apply_lora(ours, paths[0])
     adapter.fuse()
     ours.to(dtype=torch.bfloat16)

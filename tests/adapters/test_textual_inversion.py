@@ -41,8 +41,15 @@ def with_larger_table(reference: Any, vectors: Tensor) -> Any:
     return reference
 
 
-@pytest.mark.parametrize("kind", ["sd1", "sd2"])
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [
+        ("sd1", 3),
+        ("sd2", 1),
+        pytest.param("sd1", 1, marks=pytest.mark.slow),
+        pytest.param("sd2", 3, marks=pytest.mark.slow),
+    ],
+)
 def test_hidden_states_agree_with_transformers(tmp_path: Path, kind: str, count: int) -> None:
     """1e-5: room for another order of float32 sums."""
     model = random_model(SMALL[kind])
@@ -81,7 +88,11 @@ DIFFUSERS_PROMPTS = [
 ]
 
 
-@pytest.mark.parametrize("counts", [(1, 1), (3, 1), (2, 4)], ids=str)
+@pytest.mark.parametrize(
+    "counts",
+    [(3, 1), *(pytest.param(counts, marks=pytest.mark.slow) for counts in [(1, 1), (2, 4)])],
+    ids=str,
+)
 def test_prompts_agree_with_diffusers(
     tmp_path: Path,
     model: LatentDiffusion,

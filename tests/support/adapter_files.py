@@ -47,12 +47,12 @@ TINY = replace(
 
 
 class Pair:
-    """A model of this package and the same networks of the reference libraries."""
+    """A model of this package and, where they are wanted, the same networks of the reference libraries."""
 
-    def __init__(self, config: LatentDiffusionConfig) -> None:
+    def __init__(self, config: LatentDiffusionConfig, references: bool = True) -> None:
         self.model: LatentDiffusion = random_model(config)
-        self.unet: Any = reference_unet(self.model)
-        self.text_encoder: Any = reference_text_encoder(self.model)
+        self.unet: Any = reference_unet(self.model) if references else None
+        self.text_encoder: Any = reference_text_encoder(self.model) if references else None
         generator = torch.Generator().manual_seed(7)
         self.x = torch.randn(1, config.unet.in_channels, 8, 8, generator=generator)
         self.context = torch.randn(1, 9, config.unet.context_dim, generator=generator)

@@ -6,12 +6,19 @@ import pytest
 from support.adapter_files import (
     Pair,
 )
-from support.configs import SMALL
+from support.configs import SMALL, TINY
+
+PAIRS = [
+    pytest.param(TINY["sd1"], id="sd1"),
+    pytest.param(TINY["sd2"], id="sd2"),
+    pytest.param(SMALL["sd1"], id="four levels, sd1", marks=pytest.mark.slow),
+    pytest.param(SMALL["sd2"], id="four levels, sd2", marks=pytest.mark.slow),
+]
 
 
-@pytest.fixture(scope="module", params=["sd1", "sd2"])
+@pytest.fixture(scope="module", params=PAIRS)
 def small_pair(request: pytest.FixtureRequest) -> Pair:
-    return Pair(SMALL[request.param])
+    return Pair(request.param)
 
 
 @pytest.fixture(scope="module")

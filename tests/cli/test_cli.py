@@ -55,20 +55,28 @@ def test_every_option_reaches_the_library(draw: Draw, bundled: ldm_core.LatentDi
     assert (pixels("a.png") == np.array(expected)).all()
 
 
+SCHEDULERS = {
+    "plms": ldm_core.PNDM(),
+    "dpm++2m-karras": ldm_core.DPMSolverMultistep(spacing="karras"),
+    "euler-a": ldm_core.EulerAncestral(),
+}
+OTHER_SCHEDULERS = {
+    "ddpm": ldm_core.DDPM(),
+    "pndm": ldm_core.PNDM(),
+    "pndm-rk": ldm_core.PNDM(warmup="runge_kutta"),
+    "dpm++2m": ldm_core.DPMSolverMultistep(),
+    "unipc": ldm_core.UniPC(),
+    "euler": ldm_core.Euler(),
+    "heun": ldm_core.Heun(),
+    "lms": ldm_core.LMS(),
+}
+
+
 @pytest.mark.parametrize(
     ("name", "scheduler"),
     [
-        ("ddpm", ldm_core.DDPM()),
-        ("plms", ldm_core.PNDM()),
-        ("pndm", ldm_core.PNDM()),
-        ("pndm-rk", ldm_core.PNDM(warmup="runge_kutta")),
-        ("dpm++2m", ldm_core.DPMSolverMultistep()),
-        ("dpm++2m-karras", ldm_core.DPMSolverMultistep(spacing="karras")),
-        ("unipc", ldm_core.UniPC()),
-        ("euler", ldm_core.Euler()),
-        ("euler-a", ldm_core.EulerAncestral()),
-        ("heun", ldm_core.Heun()),
-        ("lms", ldm_core.LMS()),
+        *SCHEDULERS.items(),
+        *(pytest.param(*other, marks=pytest.mark.slow) for other in OTHER_SCHEDULERS.items()),
     ],
 )
 def test_schedulers_by_name(draw: Draw, bundled: ldm_core.LatentDiffusion, name: str, scheduler: Any) -> None:

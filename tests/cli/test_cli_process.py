@@ -197,15 +197,22 @@ def test_adapters_and_another_autoencoder(
     assert "give it with --lora" in capsys.readouterr().err
 
 
+DRAWING = (["txt2img", "fire"], "interrupted before the first picture was drawn")
+WRITING = (["convert", "a.ckpt", "b.ckpt"], "interrupted; no incomplete file is left")
+READING = (["inspect", "a.ckpt"], "interrupted")
+
+
 @pytest.mark.parametrize(
-    ("argv", "message"),
+    ("argv", "message", "script"),
     [
-        (["txt2img", "fire"], "interrupted before the first picture was drawn"),
-        (["convert", "a.ckpt", "b.ckpt"], "interrupted; no incomplete file is left"),
-        (["inspect", "a.ckpt"], "interrupted"),
+        (*DRAWING, False),
+        (*WRITING, True),
+        pytest.param(*DRAWING, True, marks=pytest.mark.slow),
+        pytest.param(*WRITING, False, marks=pytest.mark.slow),
+        pytest.param(*READING, False, marks=pytest.mark.slow),
+        pytest.param(*READING, True, marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("script", [False, True])
 def test_ctrl_c_while_torch_is_imported(tmp_path: Path, argv: list[str], message: str, script: bool) -> None:
     (tmp_path / "torch.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT); input()")
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}

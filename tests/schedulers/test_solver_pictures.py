@@ -37,6 +37,14 @@ KARRAS: list[Any] = [
     Heun(spacing="karras"),
     LMS(spacing="karras"),
 ]
+BY_DEFAULT = (DPMSolverMultistep, EulerAncestral, Heun)  # several steps, noise, several calls a step
+WALKS = pytest.mark.parametrize(
+    "scheduler",
+    [
+        pytest.param(s, id=type(s).__name__, marks=[] if isinstance(s, BY_DEFAULT) else [pytest.mark.slow])
+        for s in KARRAS
+    ],
+)
 
 
 PICTURES = [("panda", 1), ("fire", 2), ("red apple", 3)]  # prompt and seed, as in docs/solvers.py
@@ -84,7 +92,7 @@ def test_they_do_measured_from_the_1000_step_solution(bundled: LatentDiffusion) 
     assert rms(latents(bundled, UniPC(spacing="karras"), 60, picture) - solution) < 0.01
 
 
-@pytest.mark.parametrize("scheduler", KARRAS, ids=lambda s: type(s).__name__)
+@WALKS
 def test_a_run_between_the_tables_timesteps(bundled: LatentDiffusion, scheduler: Any) -> None:
     asked: list[float] = []
 
@@ -109,7 +117,7 @@ def picture() -> Image.Image:
     return Image.fromarray(np.stack([4 * x, 4 * y, 255 - 2 * x - 2 * y], axis=-1).astype(np.uint8))
 
 
-@pytest.mark.parametrize("scheduler", KARRAS, ids=lambda s: type(s).__name__)
+@WALKS
 def test_img2img_and_inpainting_between_the_tables_timesteps(
     bundled: LatentDiffusion, picture: Image.Image, scheduler: Any
 ) -> None:

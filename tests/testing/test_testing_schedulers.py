@@ -239,8 +239,24 @@ BROKEN_SCHEDULERS = [
 ]
 
 
+CONVERGENCE = {
+    "convergence",
+    "to fall",
+    "the variance of samples",
+    "the mean of samples",
+    "Step.x0 to be the exact prediction",
+}
+
+
 @pytest.mark.parametrize(("part", "words"), BROKEN_SCHEDULERS)
 def test_a_broken_scheduler_is_told(part: Any, words: tuple[str, ...]) -> None:
+    """Convergence, which takes most of the time, is tried where it is what breaks."""
+    expect_told(told(check_scheduler, part, converges=bool({*words} & CONVERGENCE)), words)
+
+
+@pytest.mark.slow  # half a minute of trajectories
+@pytest.mark.parametrize(("part", "words"), BROKEN_SCHEDULERS)
+def test_a_broken_scheduler_is_told_by_all_clauses_together(part: Any, words: tuple[str, ...]) -> None:
     expect_told(told(check_scheduler, part), words)
 
 

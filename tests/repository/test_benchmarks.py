@@ -147,8 +147,10 @@ def test_times_and_ratios_are_those_of_the_candidates() -> None:
     )
     args = side_by_side.options("Sleeps.").parse_args(["--rounds", "3"])
     short, long = measure.measure(case, args)["candidates"]
-    assert 0.03 <= short["seconds"] < 0.06 <= long["seconds"]
-    assert 0.3 < short["ratio"] < 0.8
+    # Sleeping never takes less, and on a busy machine any amount more.
+    assert 0.03 <= short["seconds"] < long["seconds"]
+    assert long["seconds"] >= 0.06
+    assert 0.2 < short["ratio"] < 1
     assert len(prepared) == 2 * (1 + 3)
 
 

@@ -112,7 +112,7 @@ BAD = {
     "three dimensions": ({"<a>": draw(2)[None]}, r"shape \(1, 2, 64\)"),
     "made for SD1": ({"<a>": draw(2, width=768)}, r"width 768 \(SD1\).*text encoder has width 64"),
     "made for SD2": ({"<a>": draw(2, width=1024)[0]}, r"width 1024 \(SD2\).*has width 64"),
-    "a tensor alone": (draw(2), "holds no dictionary of tensors"),
+    "a tensor alone": (draw(2), "expected a dictionary of tensors"),
 }
 
 

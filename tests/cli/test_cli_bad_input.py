@@ -185,7 +185,7 @@ def model_file(case: str) -> bytes:
     ("case", "message"),
     [
         ("empty", "is empty"),
-        ("half", "cut short"),
+        ("half", "truncated"),
         ("page", "web page"),
         ("pointer", "git-lfs pointer"),
         ("hostile", "model.ckpt: "),

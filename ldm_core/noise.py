@@ -37,7 +37,7 @@ def image_seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
             raise ValueError(f"expected one seed per image ({count}), got {len(seeds)}")
     for s in seeds:
         if not isinstance(s, Integral) or isinstance(s, bool) or not 0 <= s < 2**63:
-            raise ValueError(f"a seed must be an int in 0..2**63-1, not {s!r}")
+            raise ValueError(f"a seed must be an int in 0..2**63-1, not {s!r:.60}")
     return [int(s) for s in seeds]
 
 

@@ -64,7 +64,7 @@ class Sampler(Tasks):
 
     def steps(
         self,
-        inputs: Any = None,
+        prompt: Any = None,
         *,
         on_step: OnStep | None = None,
         gradients: bool = False,
@@ -72,11 +72,11 @@ class Sampler(Tasks):
     ) -> Iterator[SamplerStep]:
         """Sample as a generator of `SamplerStep`s, one after every step.
 
-        options: the keywords of `sample`, or those of the tasks: with `negative_prompt` for a prompt it is
+        prompt, options: the arguments of `sample`, or those of the tasks: with `negative_prompt` it is
         `txt2img`, with `image` too `img2img`, with `mask` too `inpaint`.
         gradients: let gradients flow from a step's latent to `noise`, `latent`, contexts and weights.
         """
-        request = Request(**with_conditions(inputs, **options))
+        request = Request(**with_conditions(prompt, **options))
         with torch.set_grad_enabled(gradients):
             start = self._prepare(request)
         return self._run(start, on_step, gradients)

@@ -102,7 +102,12 @@ def with_conditions(
 
 
 class Tasks(ABC):
-    """The methods of `Sampler` that draw."""
+    """The methods of `Sampler` that draw.
+
+    A PIL image's `info` has the "seed" that it was drawn with and the "recipe", a dictionary of what was
+    asked for. Where the latents or pixels of an image end with NaN or infinity, which draw black, there is a
+    warning, and `info["not_finite"]` tells since which step.
+    """
 
     @abstractmethod
     def _draw(self, request: Request, on_step: OnStep | None, output: Output, progress: bool) -> Any: ...
@@ -145,22 +150,16 @@ class Tasks(ABC):
         unconditional, unconditional_condition: what guidance moves away from, as inputs or as a Condition;
             by default the conditioner's own, such as the empty prompt. A field that the Condition does not
             have is that of the other one. One row serves all.
-        image, mask, strength: as in `img2img` and `inpaint`.
-        steps: evaluations of the scheduler, 1..T. guidance_scale: 1 is without guidance; None is 7.5, or 1
-            where there is nothing to move away from.
+        image, mask, strength: as in `img2img` and `inpaint`. steps: evaluations of the scheduler, 1..T.
+        guidance_scale: 1 is without guidance; None is 7.5, or 1 with nothing to move away from.
         height, width: pixels, by default the size that the model was trained for.
         seed: image k is drawn with seed + k, or with seed[k]; images are ordered by input.
-        noise: (B, C, h, w) standard normal, instead of the seed's initial draw.
-        latent: (B, C, h, w), the latent to start from, in the place of the noise.
+        noise: (B, C, h, w) standard normal, instead of the seed's draw. latent: what to start from instead.
         timesteps: pairs (t, t_prev) to walk, instead of the scheduler's.
         on_step: called after every step with a `SamplerStep`; a tensor it returns replaces the latent.
-        progress: show a bar on standard error.
-        output: "pil" (a list), "tensor" ((B, 3, H, W) in [0, 1]) or "latent" ((B, C, h, w), scaled).
+        progress: show a bar. output: "pil" (a list), "tensor" ((B, 3, H, W) in [0, 1]) or "latent" ((B, C, h, w), scaled).
 
-        A PIL image's `info` has the "seed" that it was drawn with and the "recipe", a dictionary of what was
-        asked for. Raises ValueError for whatever does not fit, before anything is computed. Warns where the
-        latents or pixels of an image end with NaN or infinity, which draw black; `info["not_finite"]` then
-        says since which step.
+        Raises ValueError for whatever does not fit, before anything is computed.
         """
         request = Request(
             inputs=inputs,

@@ -206,7 +206,7 @@ def _write_folder(
         with checkpoint_errors(path):
             write_whole_folder(path, fill)
     except FileExistsError:
-        raise CheckpointError(f"{path} is already there; folders are not overwritten") from None
+        raise CheckpointError(f"{path} already exists; folders are not overwritten") from None
 
 
 def _pending(

@@ -187,7 +187,7 @@ def test_openais_own_files_are_known_by_the_sizes_that_they_state(
         tensors = openai_tensors(CLIP(PRESETS[name]))
     for mark in ({}, {"input_resolution": torch.tensor(224)}):
         contents = Checkpoint(Path("clip.pt"), "torch-zip", tensors | mark, {})
-        monkeypatch.setattr(files, "read", lambda path, contents=contents: contents)
+        monkeypatch.setattr(files, "read", lambda path, mmap, contents=contents: contents)
         source = files.find_clip("clip.pt")
         assert source.sizes() == files.sizes_of(PRESETS[name])
         if mark and name != "open_clip/ViT-H-14":  # OpenAI published none of that size

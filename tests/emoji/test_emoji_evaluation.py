@@ -207,7 +207,7 @@ def test_a_quiz_has_every_picture_under_another_number_and_its_answers(
 ) -> None:
     shown: dict[str, Any] = {}
     monkeypatch.setattr(
-        evaluation_pictures, "grid", lambda rows, labels: shown.update(rows=rows, labels=labels)
+        evaluation_pictures, "make_grid", lambda rows, labels: shown.update(rows=rows, labels=labels)
     )
     prompts = evaluation_pictures.PROMPTS
     evaluation_pictures.quiz_sheet(list(prompts), tmp_path / "quiz.txt", seed=0)

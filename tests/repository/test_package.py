@@ -106,7 +106,7 @@ GROUND = {"errors", "noise", "images", "support"}
 NETWORKS = {"unet", "autoencoder", "clip"}
 SCHEDULE = GROUND | {"noise_schedule"}
 MODEL = SCHEDULE | NETWORKS | {"attention", "nn", "config", "condition", "protocols", "model"}
-SAMPLER = MODEL | {"guidance", "schedulers", "conditioners", "request", "sampler"}
+SAMPLER = MODEL | {"conditioners", "guidance", "inpainting", "request", "sampler", "schedulers", "tasks"}
 LOADING = MODEL | {"checkpoint", "conditioners", "loading"}
 
 # The rooms of the package, from the ground up, and the rooms that each may know besides itself.
@@ -126,13 +126,15 @@ ARROWS = {
     "text_encoder": {"clip"},
     "tokenizer": {"clip"},
     "config": SCHEDULE | NETWORKS,
-    "condition": GROUND,
+    "condition": GROUND | {"nn"},
     "protocols": GROUND | {"condition"},
-    "model": MODEL,
+    "model": MODEL | {"conditioners"},
     "guidance": GROUND | {"condition"},
     "schedulers": SCHEDULE,
-    "conditioners": MODEL,
-    "request": SAMPLER - {"sampler"},
+    "conditioners": GROUND | {"condition", "protocols"},
+    "inpainting": MODEL,
+    "request": SAMPLER - {"sampler", "tasks"},
+    "tasks": SAMPLER - {"sampler"},
     "sampler": SAMPLER,
     "loading": LOADING,
     "adapters": LOADING,

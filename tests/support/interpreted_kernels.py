@@ -123,8 +123,8 @@ def test_tensors_that_do_not_fit_are_refused() -> None:
     q, k = torch.randn(1, 2, 3, 8), torch.randn(1, 2, 5, 8)
     refused: list[tuple[str, tuple[Tensor, ...], bool]] = [
         ("expected q (B, heads, N, D), k and v (B, heads, M, D)", (q, k, q), False),
-        ("float16, bfloat16 or float32 alike", (q.double(), k.double(), k.double()), False),
-        ("float16, bfloat16 or float32 alike", (q, k.half(), k.half()), False),
+        ("float16, bfloat16 or float32 for all", (q.double(), k.double(), k.double()), False),
+        ("float16, bfloat16 or float32 for all", (q, k.half(), k.half()), False),
         ("as many keys as queries, got 5 and 3", (q, k, k), True),
         ("heads of at most 512", tuple(torch.randn(3, 1, 1, 4, 600)), False),
         ("at least one key", (q, k[:, :, :0], k[:, :, :0]), False),

@@ -13,6 +13,7 @@ import torch
 from support.contracts import TEXT, broken, expect_told, told
 from torch import Tensor, nn
 
+from ldm_core.condition import Condition
 from ldm_core.guidance import ClassifierFreeGuidance
 from ldm_core.nn.attention_backends import math_attention
 from ldm_core.testing import check_attention, check_guidance, check_tokenizer
@@ -165,40 +166,40 @@ def test_what_an_attention_need_not_do_can_be_said() -> None:
 CFG = ClassifierFreeGuidance()
 
 
-def three_at_once(
-    network: Any, x: Tensor, t: int, cond: Tensor, uncond: Tensor, scale: float, progress: float
+def three_for_two(
+    network: Any, x: Tensor, t: int, cond: Condition, uncond: Condition, scale: float, progress: float
 ) -> Tensor:
-    eps = network(torch.cat([x, x, x]), t, torch.cat([uncond, cond, cond])).chunk(3)
+    eps = network(torch.cat([x, x, x]), t, Condition.cat([uncond, cond])).chunk(3)
     return eps[0] + scale * (eps[1] - eps[0])
 
 
 def one_step_later(
-    network: Any, x: Tensor, t: int, cond: Tensor, uncond: Tensor, scale: float, progress: float
+    network: Any, x: Tensor, t: int, cond: Condition, uncond: Condition, scale: float, progress: float
 ) -> Tensor:
     return CFG(network, x, t - 1, cond, uncond, scale=scale, progress=progress)
 
 
 def papers_scale(
-    network: Any, x: Tensor, t: int, cond: Tensor, uncond: Tensor, scale: float, progress: float
+    network: Any, x: Tensor, t: int, cond: Condition, uncond: Condition, scale: float, progress: float
 ) -> Tensor:
     return CFG(network, x, t, cond, uncond, scale=1 + scale, progress=progress)
 
 
 def batch_rescale(
-    network: Any, x: Tensor, t: int, cond: Tensor, uncond: Tensor, scale: float, progress: float
+    network: Any, x: Tensor, t: int, cond: Condition, uncond: Condition, scale: float, progress: float
 ) -> Tensor:
     guided = CFG(network, x, t, cond, uncond, scale=scale, progress=progress)
     return guided if scale == 1 else guided / guided.std()
 
 
 def into_cond(
-    network: Any, x: Tensor, t: int, cond: Tensor, uncond: Tensor, scale: float, progress: float
+    network: Any, x: Tensor, t: int, cond: Condition, uncond: Condition, scale: float, progress: float
 ) -> Tensor:
-    return network(x, t, cond.sub_(uncond).mul_(scale).add_(uncond))
+    return network(x, t, Condition(cond.context.sub_(uncond.context).mul_(scale).add_(uncond.context)))
 
 
 def first_row(
-    network: Any, x: Tensor, t: int, cond: Tensor, uncond: Tensor, scale: float, progress: float
+    network: Any, x: Tensor, t: int, cond: Condition, uncond: Condition, scale: float, progress: float
 ) -> Tensor:
     return CFG(network, x, t, cond, uncond, scale=scale, progress=progress)[:1]
 
@@ -207,7 +208,7 @@ def first_row(
     ("part", "words"),
     [
         (first_row, ("shape and dtype, at scale 0.0", "got (1, 4, 4, 4)")),
-        (three_at_once, ("x of 3 or 6 rows", "got (9, 4, 4, 4)")),
+        (three_for_two, ("a condition with as many rows", "got (9, 4, 4, 4)")),
         (one_step_later, ("t=500, unchanged; got t=499",)),
         (papers_scale, ("scale 1.0 to return the conditional prediction",)),
         (batch_rescale, ("batch independence",)),

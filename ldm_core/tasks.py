@@ -157,7 +157,8 @@ class Tasks(ABC):
         noise: (B, C, h, w) standard normal, instead of the seed's draw. latent: what to start from instead.
         timesteps: pairs (t, t_prev) to walk, instead of the scheduler's.
         on_step: called after every step with a `SamplerStep`; a tensor it returns replaces the latent.
-        progress: show a bar. output: "pil" (a list), "tensor" ((B, 3, H, W) in [0, 1]) or "latent" ((B, C, h, w), scaled).
+        progress: show a bar. output: "pil" (a list), "tensor" ((B, 3, H, W) in [0, 1]) or "latent" ((B, C, h,
+            w), scaled).
 
         Raises ValueError for whatever does not fit, before anything is computed.
         """

@@ -148,15 +148,14 @@ class Tasks(ABC):
         inputs: what the model's conditioner takes: prompts, class labels, None for an unconditional model.
         condition: a `Condition` in the place of inputs: embeddings of one's own.
         unconditional, unconditional_condition: what guidance moves away from, as inputs or as a Condition;
-            by default the conditioner's own, such as the empty prompt. A field that the Condition does not
-            have is that of the other one. One row serves all.
-        image, mask, strength: as in `img2img` and `inpaint`. steps: evaluations of the scheduler, 1..T.
+            by default the conditioner's own. Fields that it lacks are the other's. One row serves all.
+        image, mask, strength: as in `img2img` and `inpaint`. steps: 1..T.
         guidance_scale: 1 is without guidance; None is 7.5, or 1 with nothing to move away from.
         height, width: pixels, by default the size that the model was trained for.
         seed: image k is drawn with seed + k, or with seed[k]; images are ordered by input.
         noise: (B, C, h, w) standard normal, instead of the seed's draw. latent: what to start from instead.
-        timesteps: pairs (t, t_prev) to walk, instead of the scheduler's.
-        on_step: called after every step with a `SamplerStep`; a tensor it returns replaces the latent.
+        timesteps: pairs (t, t_prev) in the place of the scheduler's. on_step: called after every step with a
+            `SamplerStep`; a tensor it returns replaces the latent.
         progress: show a bar. output: "pil" (a list), "tensor" ((B, 3, H, W) in [0, 1]) or "latent" ((B, C, h,
             w), scaled).
 

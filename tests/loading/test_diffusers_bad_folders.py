@@ -112,7 +112,7 @@ def test_an_index_cannot_lead_out_of_its_folder(shard: str, theirs: Path, tmp_pa
 def test_a_folder_is_not_written_over_another(models: Models, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
-    with pytest.raises(CheckpointError, match="is already there"):
+    with pytest.raises(CheckpointError, match="already exists"):
         save(models["sd1"], tmp_path / "mine", layout="diffusers")
     with pytest.raises(CheckpointError, match="layout must be"):
         save(models["sd1"], tmp_path / "new", layout="onnx")  # type: ignore[arg-type]

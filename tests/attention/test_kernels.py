@@ -56,6 +56,7 @@ def test_kernels_are_the_mathematics_on_the_whole_grid() -> None:
 
 
 @needs_triton
+@pytest.mark.slow  # compiles kernels ahead of time
 def test_some_tiles_compile_as_the_page_says() -> None:
     run("docs/attention_table.py", "--check", "--quick", TRITON_INTERPRET="0")
 

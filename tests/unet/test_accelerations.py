@@ -287,6 +287,7 @@ def test_tokens_merge_within_the_cache() -> None:
 # --- the price ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # runs a script that draws
 def test_the_docs_script_measures_what_the_table_shows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

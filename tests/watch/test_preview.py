@@ -66,6 +66,7 @@ def test_a_linear_autoencoder_is_previewed_exactly(
     torch.testing.assert_close(fitted(latents), F.avg_pool2d(images, 4), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow  # fits with all pictures
 def test_it_resembles_what_the_bundled_model_decodes(bundled: ldm_core.LatentDiffusion) -> None:
     """Measured with 25 steps and more prompts: R² 0.82, and 0.49 of noisy latents; grey: 0."""
     preview = fit_preview(bundled, pictures=24)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from ldm_core.checkpoint.key_map import Transform
 from ldm_core.config import LatentDiffusionConfig
-from ldm_core.loading.parts import layout_of
+from ldm_core.loading.parts import part_named
 
 PEFT = "base_model.model."
 SECOND_TEXT_ENCODER = ("lora_te2_", "text_encoder_2.")
@@ -67,7 +67,7 @@ def kohya_name(part: str, module: str) -> str:
 
 def _modules(part: str, name: str, config: LatentDiffusionConfig) -> Iterator[tuple[str, str, Transform]]:
     """(module name in the layout, layer name here, transform of its weight)."""
-    for key, entry in layout_of(part, name).key_map(getattr(config, part)).items():
+    for key, entry in part_named(part).layout(name).key_map(getattr(config, part)).items():
         if key.endswith(".weight"):
             layer = f"{part}.{entry.parameters[0]}".removesuffix(".weight")
             yield key.removesuffix(".weight"), layer, entry.transform
@@ -78,7 +78,7 @@ def _spellings(part: str, name: str, module: str) -> Iterator[str]:
     for prefix in _KOHYA[part]:
         yield prefix + module.replace(".", "_")
     older = [pattern.sub(new, module) for pattern, new in _PROCESSOR_NAMES if pattern.search(module)]
-    for base, inner in layout_of(part, name).prefixes:
+    for base, inner in part_named(part).layout(name).prefixes:
         for spelling in (module, *older):
             yield base + inner + spelling
 

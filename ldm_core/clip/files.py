@@ -186,7 +186,7 @@ def parameters_of(
     key_map = source.layout.key_map(config.image_encoder, config.text_encoder)
     parameters = to_parameters(key_map, source.tensors, shapes, source=source.name)
     problems = {
-        "that no network of the model takes": [key for key in source.tensors if key not in key_map],
+        "not used by the model": [key for key in source.tensors if key not in key_map],
         "with values that are not finite": [k for k in key_map if not all_finite(source.tensors[k])],
     }
     report(source.name, problems)

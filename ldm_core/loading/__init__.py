@@ -1,1 +1,1 @@
-"""From files to models and back."""
+"""Load models from files and save them."""

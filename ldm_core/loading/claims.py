@@ -1,4 +1,4 @@
-"""A claim: what somebody says of one field of a model's configuration, and how much that counts."""
+"""A claim: the value that one source gives to one field of a model's configuration, and its strength."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from ldm_core.support.printable import shown
 
 
 class Strength(IntEnum):
-    """Of two claims on one field, the stronger is taken. Proofs overrule nothing, but must agree with it."""
+    """The strongest claim on a field is used. Proofs override no claim, but must agree with it."""
 
     KNOWN = 1  # a preset has exactly these tensors
-    SAID = 2  # a file, its settings or a YAML file say so, or a preset that the caller names
-    GIVEN = 3  # a whole configuration that the caller gives
-    PART = 4  # the file that a part is taken from, instead of the main file
-    ASKED = 5  # the caller's word on this field alone
-    PROVED = 6  # tensors, and numbers that belong to them
+    SAID = 2  # a file, its settings, a YAML file, or a preset that the caller names
+    GIVEN = 3  # a complete configuration that the caller passes
+    PART = 4  # the separate file that a part is loaded from
+    ASKED = 5  # an argument of the caller for this field alone
+    PROVED = 6  # tensors, and settings that belong to them
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim on a field of `LatentDiffusionConfig`, or on one of these:
+    """One claim on a field of `LatentDiffusionConfig`, or on one of these additional fields:
 
     zero_terminal_snr   changes the noise schedule
-    added_words         beyond the tokenizer's vocabulary, with their ids
-    latent_size         rows and columns of the latents, from which follows the size of the pictures
+    added_words         words added to the tokenizer's vocabulary, with their ids
+    latent_size         rows and columns of the latents, which determine the image size
     """
 
     field: str
     value: Any
-    source: str  # in words that fit after "according to"
+    source: str  # a noun phrase that follows "according to"
     strength: Strength = Strength.SAID
 
     def __str__(self) -> str:
@@ -40,7 +40,7 @@ class Claim:
 
 
 def strongest(claims: Iterable[Claim], field: str) -> list[Claim]:
-    """The strongest claims on a field that are no proofs."""
+    """The strongest claims on a field, proofs excluded."""
     words = [claim for claim in claims if claim.field == field and claim.strength < Strength.PROVED]
     top = max((claim.strength for claim in words), default=None)
     return [claim for claim in words if claim.strength == top]

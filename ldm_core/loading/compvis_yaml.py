@@ -1,6 +1,6 @@
-"""CompVis's YAML configurations (`v1-inference.yaml` and its kin), read without importing what they name.
+"""CompVis's YAML configurations (such as `v1-inference.yaml`), read without importing the classes they name.
 
-Only the values are taken; a `target` is compared with the class names that this package knows.
+Only the values are used; each `target` is compared with a list of known class names.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from ldm_core.support.regular_file import open_regular
 
 BETA_SCHEDULES = {"linear": "scaled_linear", "sqrt_linear": "linear", "cosine": "cosine", "sqrt": "sqrt"}
 PREDICTIONS = {"eps": "eps", "v": "v", "x0": "x0"}
-MAX_BYTES = 2**16  # CompVis's own are of 2 to 5 KB; the parser takes a second for a hundred
+MAX_BYTES = 2**16  # CompVis's own have 2 to 5 KB; parsing 100 KB takes about a second
 
 
 def read_yaml(path: str | Path, *, stored_scale: float | None = None) -> LatentDiffusionConfig:
-    """The configuration in a YAML file. Raises CheckpointError naming the file and what is wrong in it.
+    """The configuration in a YAML file. Raises CheckpointError that names the file and the invalid value.
 
-    stored_scale: the latent scale that the checkpoint itself holds, if it does.
+    stored_scale: the latent scale stored in the checkpoint, if any.
     """
     data = _parsed(Path(path))
     try:
@@ -37,7 +37,7 @@ def read_yaml(path: str | Path, *, stored_scale: float | None = None) -> LatentD
 
 
 def _parsed(path: Path) -> Any:
-    """The plain values in a YAML file. Aliases are refused: ten lines of them make a billion values."""
+    """The plain values in a YAML file. Aliases are rejected: ten lines can expand to a billion values."""
     import yaml
 
     class PlainLoader(yaml.SafeLoader):
@@ -56,13 +56,13 @@ def _parsed(path: Path) -> Any:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     except CheckpointError:
         raise
-    # The constructors raise anything for a tag whose value does not fit, as "!!int x".
+    # The constructors raise various errors for a tag with an invalid value, such as "!!int x".
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a YAML file: {shown_error(error)}") from error
 
 
 def from_yaml(data: Any, *, stored_scale: float | None = None) -> LatentDiffusionConfig:
-    """The configuration in a parsed YAML document. Raises ConfigError naming what is missing or wrong."""
+    """The configuration in a parsed YAML document. Raises ConfigError naming a missing or invalid value."""
     try:
         return _latent_diffusion(section(data, "model", "params"), stored_scale)
     except KeyError as error:
@@ -85,7 +85,7 @@ def _latent_diffusion(params: Mapping[str, Any], stored_scale: float | None) -> 
 
 
 def _part(slot: str, params: Mapping[str, Any]) -> Any:
-    """The configuration of the part that fills a slot, of the class that its section names."""
+    """The configuration of the part that fills a slot; its YAML section names the class."""
     sections = [part.section for part in parts() if part.fills == slot and part.section is not None]
     stage = section(params, sections[0].name)
     for one in sections:
@@ -97,11 +97,11 @@ def _part(slot: str, params: Mapping[str, Any]) -> Any:
 
 
 def _latent_scale(params: Mapping[str, Any], stored: float | None) -> float:
-    """With `scale_by_std` CompVis measures the scale on its first batch and keeps it in the checkpoint."""
+    """With `scale_by_std`, CompVis measures the scale on the first batch and stores it in the checkpoint."""
     if not params.get("scale_by_std"):
         return real(params, "scale_factor", 1.0)
     if stored is None:
-        raise ConfigError("scale_by_std: the checkpoint should hold a scale_factor, and does not")
+        raise ConfigError("scale_by_std requires a scale_factor in the checkpoint, which has none")
     return stored
 
 

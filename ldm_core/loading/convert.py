@@ -1,7 +1,7 @@
-"""From any kind of checkpoint to another, and several of one architecture to one, tensor by tensor.
+"""Convert a checkpoint to another format, or merge several of one architecture, tensor by tensor.
 
-Tensors are read from memory-mapped files, computed when they are written, and forgotten: memory holds one
-at a time beside what the system keeps of the files.
+Tensors are read from memory-mapped files and computed when they are written, so about one tensor at a time
+is in memory.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ def convert(
     autoencoder: str | Path | None = None,
     overwrite: bool = True,
 ) -> Any:
-    """Write a checkpoint in another layout, file format or type; the options are those of `load` and `save`.
+    """Write a checkpoint in another layout, file format or dtype. The options are those of `load` and `save`.
 
     layout: "compvis" for one file (`.safetensors`, `.ckpt`, `.pt`), "diffusers" for a folder; by default
-        a target whose name ends in no such letters ("model", "v1.5") is a folder.
-    dtype: None keeps every tensor's own.
-    overwrite: False raises FileExistsError where there is a file, also one that appeared meanwhile. A folder
-        that is not empty is never overwritten.
+        a target without such a suffix ("model", "v1.5") is a folder.
+    dtype: None keeps the dtype of each tensor.
+    overwrite: False raises FileExistsError if the target exists, even if it was created during the
+        conversion. A folder that is not empty is never overwritten.
 
-    A file that holds nothing but one part is written as that part. Returns the configuration, of the model or
-    of the part. Raises CheckpointError as `load` and `save` do; a model that may
-    predict eps or v must be told which with `prediction` or `config`, since nothing is computed here.
+    A file that contains a single part is written as that part. Returns the configuration of the model or the
+    part. Raises CheckpointError as `load` and `save` do. The U-Net is not evaluated, so a model that may
+    predict eps or v requires `prediction` or `config`.
     """
     parts = dict(text_encoder=text_encoder, unet=unet, autoencoder=autoencoder)  # noqa: C408
     weights = open_weights(
@@ -67,14 +67,14 @@ def convert(
 def weighted_sum(
     a: str | Path, b: str | Path, target: str | Path, alpha: float = 0.5, **options: Any
 ) -> LatentDiffusionConfig:
-    """Write (1 - alpha) a + alpha b. The options are `merge_checkpoints`'s."""
+    """Write (1 - alpha) a + alpha b. The options are those of `merge_checkpoints`."""
     return merge_checkpoints([(a, 1 - alpha), (b, alpha)], target, **options)
 
 
 def add_difference(
     a: str | Path, b: str | Path, c: str | Path, target: str | Path, alpha: float = 1.0, **options: Any
 ) -> LatentDiffusionConfig:
-    """Write a + alpha (b - c): what b learned over c, given to a. The options are `merge_checkpoints`'s."""
+    """Write a + alpha (b - c): add to a what b learned over c. Options as in `merge_checkpoints`."""
     return merge_checkpoints([(a, 1.0), (b, alpha), (c, -alpha)], target, **options)
 
 
@@ -89,12 +89,14 @@ def merge_checkpoints(
     variant: str | None = None,
     overwrite: bool = True,
 ) -> LatentDiffusionConfig:
-    """Write the sum of models, each times its factor (Wortsman et al. 2022, arXiv:2203.05482, for averages).
+    """Write a weighted sum of models (for averages, see Wortsman et al. 2022, arXiv:2203.05482).
 
-    They may be files of different layouts but must be of one architecture: the same networks, schedule,
-    latent scale and prediction. Sums are in float32, and stored in `dtype`, or in the first model's types.
-    The other options are `convert`'s and hold for all of them. Returns the configuration. Raises
-    CheckpointError naming what differs, and ValueError if `models` are not pairs (path, finite number).
+    models: pairs (path, factor). The files may have different layouts but must share one architecture: the
+        same networks, schedule, latent scale and prediction.
+    dtype: of the stored sums, which are computed in float32; None keeps the first model's dtypes.
+
+    The other options are those of `convert` and apply to all models. Returns the configuration. Raises
+    CheckpointError that names the differences, and ValueError for `models` that are not such pairs.
     """
     models = _pairs(models)
     opened = [open_weights(path, config=config, prediction=prediction, variant=variant) for path, _ in models]
@@ -121,11 +123,11 @@ def merge_checkpoints(
 
 
 def _pairs(models: Any) -> list[tuple[str | Path, float]]:
-    """The pairs (path, factor). Raises ValueError where they are none."""
+    """The pairs (path, factor). Raises ValueError for anything else."""
     pairs = list(models) if isinstance(models, Iterable) and not isinstance(models, str | bytes) else []
     if not pairs:
         raise CheckpointError(
-            f"merging needs pairs (path, factor), of at least one model, not {shown(models)}"
+            f"merging needs pairs (path, factor) of at least one model, not {shown(models)}"
         )
     limit = torch.finfo(torch.float32).max  # sums are in float32
     for model in pairs:
@@ -141,7 +143,7 @@ def _pairs(models: Any) -> list[tuple[str | Path, float]]:
 
 
 def _number(factor: Any) -> float:
-    """Any real number, or a tensor of one, as a float; NaN for anything else."""
+    """A real number, or a tensor with one element, as a float; NaN for anything else."""
     try:
         return float(factor)
     except (TypeError, ValueError, OverflowError, RuntimeError):
@@ -156,7 +158,7 @@ def _sum(terms: list[Tensor], factors: list[float], dtype: torch.dtype) -> Tenso
 
 
 def _as_in_folders(weights: Weights) -> Weights:
-    """The weights as diffusers' folders have them, without unused blocks: SD2's files are then alike."""
+    """The weights that a diffusers folder stores: without SD2's unused blocks, SD2 files compare equal."""
     config, parameters = weights.config, dict(weights.parameters)
     configs = dict(weights.configs)
     for slot, own in weights.configs.items():
@@ -176,18 +178,18 @@ def _require_same(first: Weights, other: Weights) -> None:
     differ = [name for name in ours if ours[name] != theirs.get(name)]
     if differ:
         raise CheckpointError(
-            f"{first.checkpoint.path.name} and {other.checkpoint.path.name} are not of one architecture: "
+            f"{first.checkpoint.path.name} and {other.checkpoint.path.name} have different architectures: "
             f"they differ in {', '.join(differ)}"
         )
 
 
 def _comparable(weights: Weights) -> dict[str, Any]:
-    """A configuration without what changes nothing that is computed."""
+    """The configuration without fields that have no effect on the result."""
     parts = ((slot, own, part_of(own)) for slot, own in weights.configs.items())
     same = {slot: part.blank(own) for slot, own, part in parts if part.proves_all}
     return replace(weights.config, image_size=1, **same).to_dict()
 
 
 def _layout(target: str | Path) -> LayoutName:
-    # "v1.5" is a folder's name, "model.gguf" a mistake that `save` names.
+    # "v1.5" names a folder; "model.gguf" is an unsupported file format, for which `save` raises.
     return "compvis" if Path(target).suffix[1:].isalpha() or Path(target).suffix in WRITERS else "diffusers"

@@ -1,4 +1,4 @@
-"""From claims to a configuration: the strongest claim on each field, unless two contradict each other."""
+"""Choose a configuration: the strongest claim on each field, or an error if two of them contradict."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ SCALE_RTOL = 1e-2  # a scale stored in 16 bits is off by up to 2**-9
 
 @dataclass(frozen=True)
 class Decision:
-    """The configuration, and what its U-Net may predict: several where nothing tells.
+    """The configuration, and the possible prediction types of its U-Net: several if no source states one.
 
-    The configuration is then the one for the first of them, until the model is evaluated (`prediction`).
+    The configuration then has the first of them, until the model is evaluated (see `prediction.py`).
     """
 
     config: LatentDiffusionConfig
@@ -33,15 +33,15 @@ class Decision:
 
     @property
     def prediction(self) -> str | None:
-        """What the U-Net predicts; None where nothing tells."""
+        """The prediction type of the U-Net; None if no source states one."""
         return self.choices[0] if len(self.choices) == 1 else None
 
 
 def decide(name: str, claims: Sequence[Claim]) -> Decision:
-    """The configuration that the claims make. name: the file's, for errors.
+    """The configuration that follows from the claims. name: of the file, for errors.
 
-    Raises CheckpointError that names both sides of each contradiction, and UnknownModelError where nobody
-    says what tensors cannot prove.
+    Raises CheckpointError that names both sources of each contradiction, and UnknownModelError if no source
+    states a value that tensors cannot prove.
     """
     choices = _predictions(claims)
     claims = _of_one_known_model(claims, choices[0])
@@ -59,8 +59,8 @@ def decide(name: str, claims: Sequence[Claim]) -> Decision:
     wanted.discard("added_words")
     if any(values.get(field) is None for field in wanted):
         raise UnknownModelError(
-            f"{name} is of no model known here: its tensors prove neither the number of attention heads nor "
-            "the latent scale nor what it predicts; give config= (a configuration or a CompVis YAML file)"
+            f"{name} matches no known model, and its tensors do not determine the number of attention heads, "
+            "the latent scale or the prediction type; pass config= (a configuration or a CompVis YAML file)"
         )
     try:
         return Decision(_config(**values | {"prediction": choices[0]}), choices)
@@ -69,7 +69,7 @@ def decide(name: str, claims: Sequence[Claim]) -> Decision:
 
 
 def needed(checkpoint: Checkpoint, claims: Iterable[Claim]) -> list[str]:
-    """The slots of the parts that a model consists of, as far as anybody says; all of them if nobody does."""
+    """The slots that a model needs, by the claims or `model_index.json`; all slots without either."""
     said = {slot: strongest(claims, slot) for slot in model_slots()}
     if all(said.values()):
         return [slot for slot, words in said.items() if words[0].value is not None]
@@ -83,7 +83,7 @@ def needed(checkpoint: Checkpoint, claims: Iterable[Claim]) -> list[str]:
 
 
 def decide_part(name: str, part: Part, claims: Sequence[Claim]) -> Any:
-    """The configuration of a part alone. Raises CheckpointError where it fits none, or several."""
+    """The configuration of a single part. Raises CheckpointError if no known model matches, or several do."""
     value, lines = settle(part.slot, claims) if claims else (None, {})
     if lines:
         raise CheckpointError(f"{name} contradicts {next(iter(lines.values()))}: {'; '.join(lines)}")
@@ -92,13 +92,13 @@ def decide_part(name: str, part: Part, claims: Sequence[Claim]) -> Any:
     if value is None or several:
         what = "several known models" if several else "no known model"
         raise CheckpointError(
-            f"{name}: its {part.name} fits {what}; give config= (a preset's name or a configuration)"
+            f"{name}: its {part.name} matches {what}; pass config= (a preset's name or a configuration)"
         )
     return value
 
 
 def settle(field: str, claims: Sequence[Claim]) -> tuple[Any, dict[str, str]]:
-    """(the value of one field or None, {a line for each contradiction: whose claim is contradicted})."""
+    """(the value of one field or None, {description of each contradiction: the contradicted source})."""
     proofs = [claim for claim in claims if claim.field == field and claim.strength == Strength.PROVED]
     words = strongest(claims, field)
     if not words:
@@ -117,7 +117,7 @@ def settle(field: str, claims: Sequence[Claim]) -> tuple[Any, dict[str, str]]:
 
 
 def _predictions(claims: Sequence[Claim]) -> tuple[str, ...]:
-    """What the U-Net may predict: one value, or several where only known models with its tensors say it."""
+    """The possible prediction types: a single one if stated, otherwise those of all matching models."""
     words = strongest(claims, "prediction")
     if words and words[0].strength > Strength.KNOWN:
         return (words[0].value,)
@@ -125,7 +125,7 @@ def _predictions(claims: Sequence[Claim]) -> tuple[str, ...]:
 
 
 def _of_one_known_model(claims: Sequence[Claim], prediction: str) -> list[Claim]:
-    """The claims without those of known models that predict something else, if there is one that does not."""
+    """The claims without those of known models with another prediction type, if one has this type."""
     known = [claim for claim in claims if claim.field == "prediction" and claim.strength == Strength.KNOWN]
     fitting = {claim.source for claim in known if claim.value == prediction}
     others = {claim.source for claim in known} - fitting if fitting else set()
@@ -133,7 +133,7 @@ def _of_one_known_model(claims: Sequence[Claim], prediction: str) -> list[Claim]
 
 
 def _require_parts_to_fit(name: str, claims: Iterable[Claim]) -> None:
-    """Raise CheckpointError where the sizes that tensors prove make no model."""
+    """Raise CheckpointError if the sizes that tensors prove are inconsistent."""
     slots: dict[str, Any] = dict.fromkeys(model_slots())
     proven = {c.field: c.value for c in claims if c.field in slots and c.strength == Strength.PROVED}
     try:
@@ -143,7 +143,7 @@ def _require_parts_to_fit(name: str, claims: Iterable[Claim]) -> None:
 
 
 def _alone(proof: Any) -> Any:
-    """The value that a proof gives without any words, or None."""
+    """The value of a field for which there is only this proof, or None if it is incomplete."""
     if isinstance(proof, StoredBetas):
         return None
     if isinstance(proof, (bool, float)):
@@ -152,7 +152,7 @@ def _alone(proof: Any) -> Any:
 
 
 def _fit(value: Any, proof: Any) -> Any:
-    """The value as far as a proof allows it; None if it does not."""
+    """The value, reduced to what a proof allows; None if they contradict."""
     if isinstance(proof, StoredBetas):
         return value if proof.agree(value) else None
     if isinstance(proof, float):
@@ -172,7 +172,7 @@ def _contradiction(word: Claim, other: Claim) -> dict[str, str]:
 
 
 def _differences(config: Any, proven: Any) -> list[tuple[str, Any, Any]]:
-    """(field, value here, value proved) where a part's configuration contradicts its tensors."""
+    """(field, configured value, proved value) for each field of a part that contradicts its tensors."""
     ours = part_of(proven).blank(config)
     values = ((field.name, getattr(ours, field.name), getattr(proven, field.name)) for field in fields(ours))
     return [(name, a, b) for name, a, b in values if a != b]

@@ -1,4 +1,4 @@
-"""What model a file is of, how sure that is, and the line of Python that loads it."""
+"""Identify the model in a file, how certain that is, and the line of Python that loads it."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ TITLES = {
     "sd2-unclip-l": "Stable Diffusion 2 unCLIP-L",
     "x4-upscaler": "Stable Diffusion x4 upscaler",
 }
-OWN = "a latent diffusion model of its own"
+OWN = "a latent diffusion model that matches no preset"
 Sure = Literal["proved", "fits", "unknown"]
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The findings that `doctor.Report` has under the same names."""
+    """The fields of `doctor.Report` with the same names."""
 
     family: str
     sure: Sure
@@ -46,13 +46,13 @@ class Diagnosis:
     prediction: str | None = None
     contradictions: Sequence[str] = ()
     missing: tuple[str, ...] = ()
-    claims: Sequence[Claim] = ()  # what `load` decides by
-    unused: tuple[str, ...] = ()  # tensors under a part's prefix that its network does not have
-    is_other: bool = False  # of a kind that is no latent diffusion model, so its tensors are not unknown
+    claims: Sequence[Claim] = ()  # the claims from which `load` decides the configuration
+    unused: tuple[str, ...] = ()  # tensors under a part's prefix that its network lacks
+    is_other: bool = False  # not a latent diffusion model; its tensors are not reported as unknown
 
 
 def diagnose(checkpoint: Checkpoint, sources: Mapping[str, PartSource]) -> Diagnosis:
-    """What a file is. Never raises for a file that could be read."""
+    """Identify a file. Never raises for a file that could be read."""
     other = other_family(checkpoint.tensors)
     if other is not None:
         return _other(checkpoint, other)
@@ -60,11 +60,11 @@ def diagnose(checkpoint: Checkpoint, sources: Mapping[str, PartSource]) -> Diagn
         return _other(checkpoint, "a textual inversion: load a model first, then apply it")
     if not sources:
         keys = ", ".join(map(shown, list(checkpoint.tensors)[:3]))
-        return Diagnosis("not a known kind", "unknown", f"no names known here (keys such as {keys})", None)
+        return Diagnosis("not recognised", "unknown", f"no known tensor names (keys such as {keys})", None)
     try:
         proven = {slot: found for slot, found in proofs(sources).items() if found is not None}
     except CheckpointError as error:
-        return Diagnosis("of an unknown structure", "unknown", str(error), None)
+        return Diagnosis("unknown structure", "unknown", str(error), None)
     if not any(source.part.fills for source in sources.values()):
         return _part_alone(checkpoint, next(iter(sources.values())))
     presets = tuple(matching_presets(proven))
@@ -85,7 +85,7 @@ def diagnose(checkpoint: Checkpoint, sources: Mapping[str, PartSource]) -> Diagn
 
 
 def _part_alone(checkpoint: Checkpoint, source: PartSource) -> Diagnosis:
-    """A network that is no part of a model."""
+    """A file with a network that belongs to no model."""
     family, part = f"{source.part.words} alone", source.part
     claims: list[Claim] = []
     try:
@@ -94,20 +94,19 @@ def _part_alone(checkpoint: Checkpoint, source: PartSource) -> Diagnosis:
     except CheckpointError as error:
         return Diagnosis(family, "unknown", str(error), None, claims=claims)
     load = f"ldm_core.load_part({str(checkpoint.path)!r}, {part.name!r})"
-    why = f"{claims[-1].source} say so"
-    found = Diagnosis(family, "proved", why, load, claims=claims)
+    found = Diagnosis(family, "proved", f"according to {claims[-1].source}", load, claims=claims)
     return _with_misfits(found, misfits({part.slot: source}, {part.slot: config}))
 
 
 def _with_misfits(found: Diagnosis, problems: Problems) -> Diagnosis:
-    """The diagnosis of a file some of whose tensors are not its model's."""
+    """The diagnosis, updated if some tensors do not fit the model."""
     if not problems:
         return found
     said = [f"{some(names)} {what}" for what, names in problems.items() if what != UNUSED]
     return replace(
         found,
         sure="fits" if found.presets else "unknown",
-        why="some of its tensors do not fit the rest, so load refuses it",
+        why="some tensors do not fit the model, so load rejects the file",
         load=None,
         contradictions=[*found.contradictions, *said],
         unused=tuple(problems.get(UNUSED, ())),
@@ -127,7 +126,7 @@ _MADE_FOR = {768: ", for models like SD1", 1024: ", for models like SD2"}
 
 
 def _made_for(checkpoint: Checkpoint) -> str:
-    """Which models an adapter fits, by the width of the text that it has to do with."""
+    """The models that an adapter fits, according to its text width."""
     for key, tensor in checkpoint.tensors.items():
         reads_context = "attn2" in key and "to_k" in key and "up" not in key and "lora_B" not in key
         is_word = len(checkpoint.tensors) == 1 or key == "emb_params" or key.startswith("string_to_param")
@@ -139,7 +138,7 @@ def _made_for(checkpoint: Checkpoint) -> str:
 
 
 def _is_embedding(checkpoint: Checkpoint) -> bool:
-    """Whether a file's only tensor may be a learned word, as diffusers writes it under the word's name."""
+    """Whether the only tensor of a file may be a learned word, which diffusers stores under its name."""
     ((name, tensor),) = checkpoint.tensors.items()
     named = name.startswith("<") and name.endswith(">")
     vectors = 1 <= tensor.ndim <= 2 and tensor.is_floating_point()
@@ -152,15 +151,15 @@ def _incomplete(
     presets: tuple[str, ...],
     missing: tuple[str, ...],
 ) -> Diagnosis:
-    """A file of some of a model's parts."""
+    """A file that contains only some of the parts of a model."""
     held = [slot for slot in model_slots() if slot in sources]
     path = repr(str(checkpoint.path))
     if any("prediction" in sources[slot].part.brings for slot in held):
         load = f"ldm_core.load({path}, {', '.join(f'{slot}=FILE' for slot in missing)})"
     else:
         load = f"ldm_core.load(MODEL, {', '.join(f'{slot}={path}' for slot in held)})"
-    of = f", as of {' or '.join(presets)}" if presets else ", of no known model's size"
-    why = f"it holds no {' and no '.join(map(part_words, missing))}"
+    of = f", matching {' or '.join(presets)}" if presets else ", matching no known model"
+    why = f"it contains no {' and no '.join(map(part_words, missing))}"
     sure: Sure = "proved" if presets else "unknown"
     family = f"{' and '.join(map(part_words, held))} alone{of}"
     return Diagnosis(family, sure, why, load, presets, missing=missing)
@@ -172,18 +171,18 @@ def _whole(
     claims: list[Claim],
     presets: tuple[str, ...],
 ) -> Diagnosis:
-    """A whole model. Raises CheckpointError where `load` would."""
+    """A whole model. Raises CheckpointError where `load` does."""
     path = repr(str(checkpoint.path))
     try:
         decision = decide(checkpoint.path.name, claims)
     except UnknownModelError:
-        why = "its tensors are of no preset, and nothing in it says the rest"
+        why = "its tensors match no preset, and the file does not state the rest of the configuration"
         return Diagnosis(OWN, "unknown", why, f"ldm_core.load({path}, config=…)")
     load = None if leftovers(checkpoint, sources.values())[1] else f"ldm_core.load({path})"
     if decision.prediction is None:
         told = " or ".join(f"prediction={choice!r}" for choice in decision.choices)
-        load = load and f"{load}  # evaluates the U-Net to tell what it predicts; or say {told}"
-        why = "its tensors are exactly those of both, and nothing in it says what it predicts"
+        load = load and f"{load}  # evaluates the U-Net to find its prediction type; or pass {told}"
+        why = "its tensors match both, and the file does not state the prediction type"
         return Diagnosis(_titles(presets), "fits", why, load, presets)
     named = tuple(name for name in presets if PRESETS[name].prediction == decision.prediction) or presets
     family = _titles(named) if named else OWN
@@ -195,11 +194,11 @@ def _titles(presets: tuple[str, ...]) -> str:
 
 
 def _why(claims: list[Claim], presets: tuple[str, ...]) -> str:
-    """Who says what the model is."""
+    """The evidence for a model."""
     whole = (*strongest(claims, "image_size"), *strongest(claims, "latent_size"))[0]
     if whole.strength > Strength.KNOWN:
-        return f"{whole.source} says so, and its tensors agree"
+        return f"according to {whole.source}, and its tensors agree"
     stated = strongest(claims, "prediction")[0]
     if stated.strength > Strength.KNOWN and len(presets) > 1:
-        return f"its tensors are exactly those, and {stated.source} says what it predicts"
-    return "its tensors are exactly those"
+        return f"its tensors match, and {stated.source} states the prediction type"
+    return "its tensors match"

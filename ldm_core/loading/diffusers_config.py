@@ -1,7 +1,7 @@
-"""What a diffusers folder's JSON files say of the whole model: the scheduler and the added words.
+"""The JSON files of a diffusers folder that concern the whole model: the scheduler and the added words.
 
-What a file says of one network is read beside that network, in its `settings.py`. One name misleads:
-`scaled_linear` is CompVis's "linear".
+The settings of a network are read in the `settings.py` of that network. Note that `scaled_linear` is
+CompVis's "linear".
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ LATENT_SCALE = 0.18215  # diffusers' default
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 BETA_SCHEDULES = {"scaled_linear": "scaled_linear", "linear": "linear", "squaredcos_cap_v2": "cosine"}
 
-# A setting that changes the schedule, with the one value (or the absence) that it has here.
+# A setting that changes the schedule, with its only supported value (None: absent).
 _SCHEDULER_FIXED = {"trained_betas": None}
 
 
 def prediction(scheduler: Settings) -> Any:
-    """What a scheduler's settings say that the U-Net predicts: "eps", "v" or "x0"."""
+    """The prediction type in the scheduler's settings: "eps", "v" or "x0"."""
     return one_of(SCHEDULER, "prediction_type", scheduler.get("prediction_type", "epsilon"), PREDICTIONS)
 
 
 def sample_size(settings: Mapping[str, Settings]) -> int:
-    """The latents' rows and columns that the U-Net was trained for."""
+    """The latent size (rows and columns) that the U-Net was trained for."""
     size = settings.get(UNET, {}).get("sample_size")
-    if size is None or isinstance(size, list):  # of rows and columns
+    if size is None or isinstance(size, list):  # [rows, columns]
         return 64
     if not is_whole(size, 1, MAX_SIZE):
         raise CheckpointError(
@@ -47,9 +47,9 @@ Words = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 def added_words(settings: Mapping[str, Settings], source: str) -> Words:
-    """The words beyond CLIP's own vocabulary that the folder's tokenizer knows, each with its ids.
+    """The words that the folder's tokenizer adds to CLIP's vocabulary, each with its ids.
 
-    diffusers keeps a word of several vectors as `<toy>`, `<toy>_1`, `<toy>_2` …, and so is it read.
+    `<toy>`, `<toy>_1`, `<toy>_2` … are read as one word of several vectors, as diffusers stores it.
     """
     tokens: dict[str, Any] = dict(settings.get(ADDED_TOKENS, {}))
     decoder = settings.get(TOKENIZER, {}).get("added_tokens_decoder")
@@ -76,7 +76,7 @@ def added_words(settings: Mapping[str, Settings], source: str) -> Words:
 
 
 def noise_schedule_config(settings: Settings) -> NoiseScheduleConfig:
-    """A scheduler's settings, of whatever class it is. Missing ones are diffusers' own defaults."""
+    """The noise schedule in the settings of any scheduler. Missing settings have diffusers' defaults."""
     check_fixed(SCHEDULER, settings, _SCHEDULER_FIXED)
     with reading(SCHEDULER):
         name = settings.get("beta_schedule", "linear")

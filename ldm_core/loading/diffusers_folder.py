@@ -1,4 +1,4 @@
-"""A model as a diffusers folder: its key maps, and the JSON files that the real pipelines read."""
+"""A model as a diffusers folder: its key maps, and the JSON files that diffusers' pipelines read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ldm_core.loading.parts import Folder, part_configs, part_of, parts
 from ldm_core.support.printable import printable
 
 _FROM_TEXT = "StableDiffusionPipeline"
-# Of a U-Net that sees more than its latents, by how many channels it sees.
+# Pipelines for U-Nets with input channels besides the latents, by number of input channels.
 _WITH_MORE = {
     5: "StableDiffusionDepth2ImgPipeline",
     7: "StableDiffusionUpscalePipeline",
@@ -26,31 +26,31 @@ _WITH_SAFETY = (_FROM_TEXT, "StableDiffusionInpaintPipeline")
 
 
 def part_maps(config: LatentDiffusionConfig) -> dict[str, KeyMap]:
-    """The key map of each file of weights, by its path in the folder; parameters as in `model_map`."""
+    """The key map of each weights file, by its path in the folder; parameters are named as in `file_map`."""
     maps = {}
     for slot, own in part_configs(config).items():
         part = part_of(own)
         if part.folder is None:
-            raise ConfigError(f"it has no class for {part.article}")
+            raise ConfigError(f"no diffusers class for {part.article}")
         key_map = part.layout(part.folder.layout).key_map(part.folder.stored(own))
         maps[part.folder.file] = prefixed(key_map, part.folder.prefix, f"{slot}.")
     return maps
 
 
 def settings(config: LatentDiffusionConfig) -> dict[str, Any]:
-    """The folder's files beside the weights, by name: JSON values, or text."""
+    """The files of the folder besides the weights, by name: JSON values, or text."""
     folders = [part_of(own).folder for own in part_configs(config).values()]
     files = {MODEL_INDEX: _model_index(config), SCHEDULER: _scheduler(config)}
     return {name: value for one in folders if one for name, value in one.write(config).items()} | files
 
 
 def as_text(value: Any) -> str:
-    """A file of `settings` as it is written."""
+    """The text of a file of `settings`."""
     return value if isinstance(value, str) else json.dumps(value, indent=2) + "\n"
 
 
 def check_classes(settings: Mapping[str, Settings]) -> None:
-    """Raise CheckpointError for a folder whose parts are of classes that this package has no network for."""
+    """Raise CheckpointError for a folder with parts of unsupported classes."""
     known: dict[str, list[str]] = {}
     for name, (_, *classes) in _classes(part.folder for part in parts()):
         known.setdefault(name, []).extend(classes)
@@ -66,13 +66,13 @@ def check_classes(settings: Mapping[str, Settings]) -> None:
 
 
 def _classes(folders: Iterable[Folder | None]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """The names in `model_index.json`, each with its library and classes."""
+    """The entries of `model_index.json`: a name with its library and classes."""
     for one in folders:
         yield from one.classes.items() if one is not None else ()
 
 
 def added_tokens(words: names.Words) -> dict[str, dict[str, int]]:
-    """The file of the words beyond CLIP's vocabulary; several ids of one word as diffusers names them."""
+    """The file of the words added to CLIP's vocabulary, by path; empty without such words."""
     tokens = {
         word if place == 0 else f"{word}_{place}": number
         for word, numbers in words
@@ -86,7 +86,7 @@ def _model_index(config: LatentDiffusionConfig) -> dict[str, Any]:
     pipeline = _FROM_TEXT if channels == latents else _WITH_MORE.get(channels)
     if pipeline is None:
         raise ConfigError(
-            f"a U-Net of {channels} input channels and latents of {latents} is of none of its pipelines"
+            f"no pipeline takes a U-Net with {channels} input channels and {latents} latent channels"
         )
     if config.unet.adm_in_channels is not None:
         pipeline = "StableUnCLIPImg2ImgPipeline"
@@ -104,7 +104,7 @@ def _model_index(config: LatentDiffusionConfig) -> dict[str, Any]:
 
 
 def _scheduler(config: LatentDiffusionConfig) -> dict[str, Any]:
-    """DDIM with CompVis's own settings, which are this package's defaults."""
+    """DDIM with CompVis's settings, which are the defaults of this package."""
     schedule = config.noise_schedule
     betas = {ours: theirs for theirs, ours in names.BETA_SCHEDULES.items()}
     predictions = {ours: theirs for theirs, ours in names.PREDICTIONS.items()}

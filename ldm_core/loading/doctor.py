@@ -1,6 +1,6 @@
-"""The checkpoint doctor: what a file is, what is in it, what is odd about it, and how to load it.
+"""The checkpoint doctor: identify a file, list its contents and anything suspicious, and show how to load it.
 
-Only headers and small tables are read, so a file of 4 GB takes a moment; `check_values` reads everything.
+Only headers and small tensors are read, so a 4 GB file takes a moment; `check_values` reads everything.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ from ldm_core.loading.statements import StoredBetas, stored_betas
 from ldm_core.support.printable import few, printable, shown
 
 FOREIGN_SHOWN = 32
-ROWS_SHOWN = 64  # of metadata, which kohya's trainer writes 60 entries of
+ROWS_SHOWN = 64  # of metadata; kohya's trainer writes about 60 entries
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `inspect` found. `str()` is a table for people, `to_dict()` is for programs.
+    """The result of `inspect`. `str()` gives a table for people, `to_dict()` plain values for programs.
 
-    family, sure, why   what model it is: "proved" by its tensors or its words, "fits" several, or "unknown"
-    presets             the known models that have exactly these tensors
-    parts               part -> its tensors, parameters, names (layout) and the prefix they are under
-    ema                 whether there are averaged U-Net weights
-    schedule            the betas in the file, in words, or None
-    claims              what `load` decides the configuration by: one line for each source
+    family, sure, why   the kind of model: "proved" by tensors or metadata, "fits" several, or "unknown"
+    presets             the known models with exactly these tensors
+    parts               part -> number of tensors and parameters, layout and prefix
+    ema                 whether the file contains averaged U-Net weights
+    schedule            a description of the betas in the file, or None
+    claims              the claims from which `load` decides the configuration, one line per source
     prediction          "eps", "v", "x0", or None where the file does not prove it
-    step                how long it was trained, if it says so
-    ignored, unknown    tensors outside of the parts: with the reason why they are not needed, or without
-    suspicious          what a user should know before trusting the file, one sentence each
-    not_finite          tensors with NaN or infinity; None if the values were not read
-    checksums           what they show, in words; None if they were not compared
+    step                the number of training steps, if stated
+    ignored, unknown    tensors outside the parts: those not needed, with the reason, and all others
+    suspicious          warnings about the file, one sentence each
+    not_finite          tensors with NaN or infinity; None without `check_values`
+    checksums           the result of the comparison, as text; None without `verify`
     foreign             classes and functions in a pickle, which were not imported
-    load                the line of Python that loads it, or None
+    load                the line of Python that loads the file, or None
     """
 
     path: str
@@ -77,7 +77,7 @@ class Report:
     load: str | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON but for numbers that JSON does not have (NaN, infinity)."""
+        """Plain values, ready for JSON except for NaN and infinity, which JSON lacks."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -86,17 +86,17 @@ class Report:
             ("format", f"{self.format}, {self.tensors:,} tensors, {self.bytes / 2**20:,.1f} MiB"),
             ("model", f"{self.family} ({self.sure}: {self.why})"),
             *self._part_rows(),
-            *(("says", claim) for claim in self.claims),
+            *(("claims", claim) for claim in self.claims),
             ("types", ", ".join(f"{name} × {count}" for name, count in self.dtypes.items())),
             ("EMA", self._ema_words()),
             ("schedule", self.schedule or "no betas in the file"),
-            ("predicts", self.prediction or "the file does not say"),
-            ("trained", "the file does not say" if self.step is None else f"{self.step:,} steps"),
+            ("predicts", self.prediction or "not stated in the file"),
+            ("trained", "not stated in the file" if self.step is None else f"{self.step:,} steps"),
         ]
         shown = {k: v for k, v in self.metadata.items() if k != CONFIG_KEY and not k.endswith(".json")}
         rows += [(key[:80], str(value)[:80]) for key, value in list(shown.items())[:ROWS_SHOWN]]
         if len(shown) > ROWS_SHOWN:
-            rows.append(("…", f"{len(shown) - ROWS_SHOWN:,} more entries of its metadata"))
+            rows.append(("…", f"{len(shown) - ROWS_SHOWN:,} more metadata entries"))
         if self.ignored:
             rows.append(("not needed", some(list(self.ignored))))
         if self.unknown:
@@ -108,7 +108,7 @@ class Report:
             rows.append(("values", some(list(self.not_finite)) + " with NaN or infinity"))
         if self.checksums is not None:
             rows.append(("checksums", self.checksums))
-        rows.append(("load", self.load or "not by this package"))
+        rows.append(("load", self.load or "not supported"))
         rows = [(printable(name), printable(value)) for name, value in rows]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
@@ -130,12 +130,12 @@ class Report:
         if self.ema:
             return "averaged U-Net weights: load(…, ema=True)"
         counters = any(key.startswith("model_ema.") for key in self.ignored)
-        return "none, only a training run's counters" if counters else "none"
+        return "none, only the counters of a training run" if counters else "none"
 
 
 _CHECKSUMS = {
-    "torch-zip": "every member of the archive agrees with its own",
-    "diffusers": "all .bin archives in it, if any, agree with theirs; other files have none",
+    "torch-zip": "every member of the archive matches its checksum",
+    "diffusers": "every member of its .bin archives matches its checksum; other files have none",
 }
 
 
@@ -144,10 +144,10 @@ def inspect(
 ) -> Report:
     """Describe a checkpoint, a diffusers folder, or an adapter.
 
-    check_values: read every tensor and look for NaN and infinity.
-    verify: read all of a zip archive and compare it with its checksums.
+    check_values: read every tensor and check for NaN and infinity.
+    verify: read the whole of a zip archive and compare it with its checksums.
 
-    Raises CheckpointError if it cannot be read at all, or if a checksum differs, naming the damaged members.
+    Raises CheckpointError if the file cannot be read, or if a checksum differs, naming the damaged members.
     """
     folder = Path(path)
     of_adapter = folder.is_dir() and any((folder / name).is_file() for name in ADAPTER_FILES)
@@ -204,7 +204,7 @@ def _part(source: PartSource | None) -> dict[str, Any]:
 
 
 def _step(checkpoint: Checkpoint) -> int | None:
-    """How many steps of training the file tells of, under the names that programs use for it."""
+    """The number of training steps in the metadata, under the names that various programs use."""
     for name in ("global_step", "step", "ss_steps", "modelspec.steps"):
         value = checkpoint.metadata.get(name)
         if isinstance(value, str) and value.isdecimal() and len(value) < 16:
@@ -220,7 +220,7 @@ def _suspicious(
     found = list(diagnosis.contradictions)
     if checkpoint.foreign:
         found.append(
-            "its pickle names classes or functions that torch.load without weights_only would have run; "
+            "its pickle names classes or functions that torch.load without weights_only would run; "
             "nothing was imported here"
         )
     for key, tensor in checkpoint.tensors.items():
@@ -234,14 +234,16 @@ def _suspicious(
     if unet is not None and has_ema(checkpoint):
         lost = [ema_key(name) for name in unet.tensors if ema_key(name) not in checkpoint.tensors]
         if lost:
-            found.append(f"{some(lost)} of the averages missing, so load(…, ema=True) refuses it")
+            found.append(
+                f"{some(lost)} missing from the averaged weights, so load(…, ema=True) rejects the file"
+            )
     if unknown and not diagnosis.is_other:
-        found.append("tensors that nobody here knows, so load refuses the file")
+        found.append("unknown tensors, so load rejects the file")
     return tuple(found)
 
 
 def _by_source(claims: Iterable[Claim]) -> tuple[str, ...]:
-    """The claims in words: each source with its fields, and their values if they are short."""
+    """The claims as text: each source with its fields, and their values if they are short."""
     said: dict[str, list[str]] = {}
     for claim in claims:
         is_short = isinstance(claim.value, (str, int, float))
@@ -252,7 +254,7 @@ def _by_source(claims: Iterable[Claim]) -> tuple[str, ...]:
 
 
 def _counts_up(ids: Tensor) -> bool:
-    """Whether these are 0, 1, 2 …, as whole numbers."""
+    """Whether these are the integers 0, 1, 2 …."""
     if ids.is_floating_point() or ids.is_meta:
         return ids.is_meta
     return bool(torch.equal(ids.flatten(), torch.arange(ids.numel(), dtype=ids.dtype)))

@@ -1,14 +1,15 @@
-"""What is known of a model before it is built: the claims of files, tensors, presets and the caller.
+"""Collect claims about a model before it is built: from files, tensors, presets and the caller.
 
-One source speaks for the whole, in this order: a configuration that the caller gives, a YAML file of the
-same name beside the checkpoint, metadata in the file, a diffusers folder's settings, the known models that
-have exactly these tensors. A part from another file brings what that file says of it. Tensors prove the rest.
+One source describes the whole model, in this order: a configuration that the caller passes, a YAML file of
+the same name beside the checkpoint, metadata in the file, the settings of a diffusers folder, the known
+models with exactly these tensors. A part from another file adds that file's claims. Tensors prove the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,13 @@ from ldm_core.loading.claims import Claim, Strength
 from ldm_core.loading.compvis_yaml import read_yaml
 from ldm_core.loading.diffusers_folder import check_classes
 from ldm_core.loading.find import PartSource
-from ldm_core.loading.parts import fitted, model_slots, part_configs
+from ldm_core.loading.parts import Part, fitted, model_slots, part_configs
 from ldm_core.loading.statements import stored_scale
 from ldm_core.support.json_text import parse_json
 from ldm_core.support.limits import build, is_whole
 from ldm_core.support.printable import shown
 
-# Where a file's metadata hold, as JSON, the configuration, those of parts alone, and words beyond CLIP's.
+# Metadata keys (JSON values): a model's configuration, those of single parts, and added words.
 CONFIG_KEY = "ldm_core.config"
 PARTS_KEY = "ldm_core.parts"
 WORDS_KEY = "ldm_core.added_words"
@@ -44,15 +45,15 @@ def evidence(
 ) -> list[Claim]:
     """The claims on a whole model.
 
-    sources: where each part comes from, by slot. config, prediction: what the caller says, as in `load`.
-    Raises CheckpointError where a claim cannot be read.
+    sources: the source of each part, by slot. config, prediction: the caller's, as in `load`.
+    Raises CheckpointError for a claim that cannot be read.
     """
     proven = proofs(sources)
     claims = _of_the_whole(checkpoint, sources, proven, config)
     others = {slot: source for slot, source in sources.items() if source.checkpoint is not checkpoint}
     for slot, source in others.items():
         if config is None and "prediction" in source.part.brings:
-            # The main file speaks of its own U-Net.
+            # The main file's prediction type belongs to its own U-Net.
             known = known_models({slot: proven[slot]})
             claims = [claim for claim in claims if claim.field != "prediction"]
             claims += [claim for claim in known if claim.field == "prediction"]
@@ -71,7 +72,7 @@ def evidence(
 
 
 def part_evidence(source: PartSource, config: Any = None) -> list[Claim]:
-    """The claims on one part alone. config: as in `load_part`."""
+    """The claims on a single part. config: as in `load_part`."""
     slot, claims = source.part.slot, []
     proven, described = source.prove(), described_part(source)
     if proven is not None:
@@ -90,12 +91,12 @@ def part_evidence(source: PartSource, config: Any = None) -> list[Claim]:
 
 
 def proofs(sources: Sources) -> dict[str, Any]:
-    """What shapes prove of each part."""
+    """The configuration that shapes prove for each part, by slot."""
     return {slot: source.prove() for slot, source in sources.items()}
 
 
 def matching_presets(proven: Proven) -> list[str]:
-    """The names of the presets that have exactly the proven tensors in each of these parts."""
+    """The names of the presets with exactly the proven tensors in each of these parts."""
     proven = {slot: found for slot, found in proven.items() if slot in model_slots()}
     return [
         name
@@ -105,7 +106,7 @@ def matching_presets(proven: Proven) -> list[str]:
 
 
 def known_models(proven: Proven) -> list[Claim]:
-    """The claims of the presets that have exactly these tensors in these parts."""
+    """The claims of the presets with exactly these tensors in these parts."""
     return [
         claim
         for name in matching_presets(proven)
@@ -118,7 +119,7 @@ def _all_of(config: LatentDiffusionConfig, source: str, strength: Strength = Str
 
 
 def _of_the_whole(checkpoint: Checkpoint, sources: Sources, proven: Proven, config: Config) -> list[Claim]:
-    """The claims of the one source that speaks for the whole model."""
+    """The claims of the one source that describes the whole model."""
     yaml = _yaml(checkpoint, config)
     if yaml is not None:
         read = read_yaml(yaml, stored_scale=stored_scale(checkpoint))
@@ -141,7 +142,7 @@ def _given(config: Any) -> LatentDiffusionConfig:
 
 
 def _yaml(checkpoint: Checkpoint, config: Config) -> Path | None:
-    """The YAML file to read, if the configuration is to come from one."""
+    """The YAML file that holds the configuration, if any."""
     if isinstance(config, (str, Path)):
         return Path(config) if Path(config).suffix in YAML else None
     if config is None and checkpoint.format != "diffusers":
@@ -151,7 +152,7 @@ def _yaml(checkpoint: Checkpoint, config: Config) -> Path | None:
 
 
 def _sized(claim: Claim, sources: Sources, proven: Proven) -> Claim:
-    """YAML files name a text encoder by its class, and not its size: that is taken from the tensors."""
+    """The claim with sizes from the tensors: YAML files name a text encoder's class, but not its size."""
     source, found = sources.get(claim.field), proven.get(claim.field)
     if source is None or found is None or source.part.section is None:
         return claim
@@ -160,7 +161,7 @@ def _sized(claim: Claim, sources: Sources, proven: Proven) -> Claim:
 
 
 def _of_a_folder(checkpoint: Checkpoint, sources: Sources, proven: Proven) -> list[Claim]:
-    """What a diffusers folder's settings say. One without a scheduler must have a known model's tensors."""
+    """The claims in a diffusers folder's settings, and without a scheduler those of known models."""
     settings, claims = checkpoint.metadata, []
     try:
         check_classes(settings)
@@ -188,7 +189,7 @@ def _of_a_scheduler(checkpoint: Checkpoint) -> list[Claim]:
 def _of_another_file(
     slot: str, source: PartSource, proven: Proven, claims: list[Claim], said: Iterable[Claim]
 ) -> list[Claim]:
-    """What the file of its own, that a part is taken from, says of it; or whose its tensors are."""
+    """The claims on a part from a separate file: those of the file, or of known models that match it."""
     described = described_part(source)
     mine = list(said)
     if described is not None:
@@ -211,28 +212,32 @@ def _of_another_file(
 
 
 def config_in_metadata(checkpoint: Checkpoint) -> LatentDiffusionConfig:
+    """The configuration of a whole model in the metadata. Raises CheckpointError if it is damaged."""
+    return _built(checkpoint, CONFIG_KEY, LatentDiffusionConfig.from_dict)
+
+
+def _built(checkpoint: Checkpoint, key: str, make: Callable[[Any], Any]) -> Any:
     damaged = f"{checkpoint.path.name}: the configuration in its metadata is damaged"
+    stated = parse_json(checkpoint.metadata[key], damaged, CheckpointError)
     try:
-        stated = parse_json(checkpoint.metadata[CONFIG_KEY], damaged, CheckpointError)
-        return LatentDiffusionConfig.from_dict(stated)
-    except ConfigError as error:
+        return make(stated)
+    except (TypeError, ValueError) as error:
         raise CheckpointError(f"{damaged}: {error}") from error
 
 
+def _stated_part(part: Part, stated: Any) -> Any:
+    if not isinstance(stated, dict) or part.name not in stated:
+        raise ConfigError(f"expected a mapping with {part.name!r}, not {shown(stated)}")
+    return build(part.config, stated[part.name])
+
+
 def described_part(source: PartSource) -> Any:
-    """A part's configuration in the words of its own file or folder; None if there are none."""
+    """The configuration of a part as stated in its file or folder; None if there is none."""
     metadata, part = source.checkpoint.metadata, source.part
     if CONFIG_KEY in metadata and part.fills:
         return part_configs(config_in_metadata(source.checkpoint)).get(part.fills)
     if PARTS_KEY in metadata:
-        damaged = f"{source.name}: the configuration in its metadata is damaged"
-        stated = parse_json(metadata[PARTS_KEY], damaged, CheckpointError)
-        try:
-            if not isinstance(stated, dict) or part.name not in stated:
-                raise ConfigError(f"expected a mapping with {part.name!r}, not {shown(stated)}")
-            return build(part.config, stated[part.name])
-        except (ConfigError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{damaged}: {error}") from error
+        return _built(source.checkpoint, PARTS_KEY, partial(_stated_part, part))
     if source.checkpoint.format != "diffusers" or part.folder is None:
         return None
     own = metadata.get(f"{part.folder.name}/{ALONE}", metadata.get(ALONE))
@@ -240,16 +245,16 @@ def described_part(source: PartSource) -> Any:
 
 
 def _of_a_tokenizer(source: PartSource, proven: Any) -> list[Claim]:
-    """The words that a text encoder's file adds to its vocabulary."""
+    """The claim on the words that a text encoder's file adds to its vocabulary."""
     words = added_words_of(source.checkpoint, proven.vocab_size) if source.part.tokenizer else ()
     return [Claim("added_words", words, f"the tokenizer of {source.name}", Strength.PROVED)] if words else []
 
 
 def added_words_of(checkpoint: Checkpoint, vocab_size: int) -> diffusers_config.Words:
-    """The words that a file's or folder's text encoder knows beyond CLIP's vocabulary, each with its ids.
+    """The words that a file or folder adds to CLIP's vocabulary, each with its ids.
 
-    vocab_size: of the text encoder's table. Raises CheckpointError for words, or numbers of them, that no
-    tokenizer takes, and for ids that are not in the table.
+    vocab_size: of the text encoder's table. Raises CheckpointError for too many or too long words, and for
+    ids outside the table.
     """
     name = checkpoint.path.name
     if checkpoint.format == "diffusers":
@@ -279,7 +284,7 @@ def added_words_of(checkpoint: Checkpoint, vocab_size: int) -> diffusers_config.
 
 
 def _stored_words(text: Any, source: str) -> diffusers_config.Words:
-    """The words of the metadata, [[word, [id, …]], …]."""
+    """The words in the metadata, [[word, [id, …]], …]."""
     stored = parse_json(text, source, CheckpointError)
     pairs = stored if isinstance(stored, list) else [stored]
     for pair in pairs:

@@ -1,4 +1,4 @@
-"""Files of other kinds, told by their tensors' names: so that an error says what the file is."""
+"""Recognise other kinds of files by their tensor names, so that an error can name the kind."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def _is_lora(names: Names) -> bool:
 
 
 def _is_lora_under(*prefixes: str) -> Callable[[Names], bool]:
-    return lambda names: any(name.startswith(prefixes) for name in names) and _is_lora(names)
+    return lambda names: _starts(*prefixes)(names) and _is_lora(names)
 
 
-# In this order: what is specific comes before what it is made of.
+# The order matters: a specific kind comes before a kind whose names it also contains.
 _FAMILIES: tuple[tuple[str, Callable[[Names], bool]], ...] = (
     (
         "an adapter for Stable Diffusion XL, which is not supported",
@@ -55,8 +55,8 @@ _FAMILIES: tuple[tuple[str, Callable[[Names], bool]], ...] = (
         _ends(".on_input", ".oft_blocks", ".oft_diag"),
     ),
     (
-        "a Stable Diffusion XL model, which is not supported (its keys conditioner.embedders.1 are a second "
-        "text encoder)",
+        "a Stable Diffusion XL model, which is not supported (its keys conditioner.embedders.1 belong to a "
+        "second text encoder)",
         _starts("conditioner.embedders.1.", "text_encoder_2.", "add_embedding.", "unet.add_embedding."),
     ),
     (
@@ -84,7 +84,7 @@ _FAMILIES: tuple[tuple[str, Callable[[Names], bool]], ...] = (
     ),
     (
         "an autoencoder with vector quantisation (VQ), which is not supported yet",
-        lambda names: any(name.endswith("quantize.embedding.weight") for name in names),
+        _ends("quantize.embedding.weight"),
     ),
     (
         "a face restorer or an upscaler (ESRGAN, GFPGAN, CodeFormer), which is not supported",
@@ -98,6 +98,6 @@ _FAMILIES: tuple[tuple[str, Callable[[Names], bool]], ...] = (
 
 
 def other_family(names: Iterable[str]) -> str | None:
-    """What a file is, if it is of a kind that is known by name and is no latent diffusion model."""
+    """The kind of a file that contains no latent diffusion model, or None if no known kind matches."""
     names = list(names)
     return next((what for what, holds in _FAMILIES if holds(names)), None)

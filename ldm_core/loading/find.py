@@ -1,6 +1,6 @@
-"""Finding parts in a file: which there are, under whose names, and what else is in it.
+"""Find the parts in a file, the layout of each, and the tensors that belong to none.
 
-EMA: CompVis's trainer keeps averaged U-Net weights beside the trained ones, under names without dots.
+EMA: CompVis's trainer stores averaged U-Net weights beside the trained ones, under names without dots.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from ldm_core.loading.ignored import IGNORED, IGNORED_PREFIXES
 from ldm_core.loading.parts import Layout, Part, parts
 from ldm_core.support.printable import shown_error
 
-UNUSED = "that no network of the model takes"
+UNUSED = "not used by the model"
 
 
 @dataclass(frozen=True)
 class PartSource:
-    """One part in one file: its tensors by the layout's own names, without a prefix."""
+    """One part in one file: its tensors by their names in the layout, without a prefix."""
 
     checkpoint: Checkpoint
     part: Part
     layout: Layout
-    base: str  # the file's prefix
-    prefix: str  # the file's, and the part's own
+    base: str  # the prefix of the file
+    prefix: str  # the same, followed by the prefix of the part's class
     tensors: Mapping[str, Tensor]
 
     @property
     def name(self) -> str:
-        """The file's."""
+        """The name of the file."""
         return self.checkpoint.path.name
 
     @property
@@ -45,7 +45,7 @@ class PartSource:
     def parameters(
         self, config: Any, network: nn.Module
     ) -> tuple[dict[str, Tensor], dict[str, str], Problems]:
-        """(the parameters by name, the file's names of them, what is missing, misshapen or left over)."""
+        """(parameters by name, file keys by name, tensors that are missing, of wrong shape or unused)."""
         key_map = prefixed(self.layout.key_map(config), self.prefix, "")
         tensors = {self.prefix + name: tensor for name, tensor in self.tensors.items()}
         shapes = {name: value.shape for name, value in network.state_dict().items()}
@@ -56,8 +56,8 @@ class PartSource:
     def prove(self) -> Any:
         """The configuration that the shapes prove, blank where they prove nothing.
 
-        None for a layout whose shapes prove nothing at all. Raises CheckpointError where the tensors are of
-        no network, or where most of one is missing: a few names can prove one of any size.
+        None for a layout without `prove`. Raises CheckpointError if the tensors form no network, or if more
+        than half of them are missing: a few names can claim a network of any size.
         """
         if self.layout.prove is None:
             return None
@@ -77,20 +77,20 @@ class PartSource:
         there, wanted = len(self.tensors), self.part.fewest(config)
         if wanted > 2 * there:
             raise CheckpointError(
-                f"{self.name}: only {there:,} of at least {wanted:,} tensors that this {self.part.words} "
-                "needs are there"
+                f"{self.name}: contains only {there:,} of at least {wanted:,} tensors that this "
+                f"{self.part.words} needs"
             )
         return config
 
 
 def find_parts(checkpoint: Checkpoint) -> dict[str, PartSource]:
-    """The parts that a file holds, by slot, each where it is found first."""
+    """The parts in a file, by slot, each at the first place where it is found."""
     places: dict[str, tuple[Part, Layout, str, str]] = {}
     for part in parts():
         for layout in part.layouts:
             if part.slot not in places and (place := _place(checkpoint, layout)) is not None:
                 places[part.slot] = part, layout, *place
-    # A part without a prefix lies beside the others, and what is under their prefixes is theirs.
+    # Keys under the prefix of another part do not belong to a part without a prefix.
     claimed = tuple(base or prefix for _, _, base, prefix in places.values() if prefix)
     found = {}
     for slot, (part, layout, base, prefix) in places.items():
@@ -111,9 +111,9 @@ def _place(checkpoint: Checkpoint, layout: Layout) -> tuple[str, str] | None:
 def _part_tensors(
     checkpoint: Checkpoint, layout: Layout, base: str, prefix: str, others: tuple[str, ...]
 ) -> dict[str, Tensor]:
-    """The tensors under a prefix by the layout's own names, but for those that are known not to be needed.
+    """The tensors under a prefix by their names in the layout, without those known not to be needed.
 
-    A tensor that is there under its older spelling, too, keeps that, and so is left over.
+    If a tensor occurs under its older name too, that one keeps its name and is reported as unused.
     """
     named = {
         key[len(prefix) :]: tensor
@@ -134,13 +134,13 @@ def _part_tensors(
 
 
 def _told_apart(found: dict[str, PartSource]) -> dict[str, PartSource]:
-    """The parts without a prefix that lie in one file, each without what another one names or ignores."""
+    """The parts, those without a prefix without the tensors that another of them names or ignores."""
     bare = {slot: source for slot, source in found.items() if not source.prefix}
     if len(bare) < 2:
         return found
     names: dict[str, set[str]] = {}
     for slot, source in bare.items():
-        with suppress(CheckpointError):  # what is wrong with it is told where it is needed
+        with suppress(CheckpointError):  # reported when the part is used
             proven = source.prove()
             names[slot] = set() if proven is None else set(source.layout.key_map(proven))
     for slot, source in bare.items():
@@ -158,9 +158,9 @@ def _told_apart(found: dict[str, PartSource]) -> dict[str, PartSource]:
 
 
 def leftovers(checkpoint: Checkpoint, sources: Iterable[PartSource]) -> tuple[dict[str, str], list[str]]:
-    """What is in a file besides its parts: ({key: why it is not needed}, keys that nobody knows).
+    """The tensors of a file outside its parts: ({key: why it is not needed}, unknown keys).
 
-    A key under a part's prefix counts as the part's, whether its network takes it or not.
+    A key under the prefix of a part counts as part of it, even if its network does not use it.
     """
     mine = [source for source in sources if source.checkpoint is checkpoint]
     known: dict[str, str] = {}
@@ -176,16 +176,16 @@ def leftovers(checkpoint: Checkpoint, sources: Iterable[PartSource]) -> tuple[di
 
 
 def ignored(key: str) -> str | None:
-    """Why a key that lies in no part is not needed, or None if that is not known."""
+    """Why a key outside all parts is not needed, or None for an unknown key."""
     if key in IGNORED:
         return IGNORED[key]
     return next((why for prefix, why in IGNORED_PREFIXES.items() if key.startswith(prefix)), None)
 
 
 def _why_ignored(layout: Layout, key: str, base: str, prefix: str) -> str | None:
-    """Why a key that lies in this part is not needed, or None."""
+    """Why a key of this part is not needed, or None."""
     if not base and (why := ignored(key)) is not None:
-        return why  # a file of one part, without a prefix, and what its trainer left beside it
+        return why  # a file of one part without a prefix, with other data of its trainer
     for name, why in layout.extras.items():
         names = (base + name, prefix + name)
         if key in names or (name.endswith(".") and key.startswith(names)):
@@ -197,23 +197,23 @@ EMA = "model_ema."
 
 
 def ema_key(name: str, prefix: str = "") -> str:
-    """Where a file keeps the average of a U-Net tensor, given its name behind a prefix (`LitEma`)."""
+    """The key of the average of a U-Net tensor, given its name after `prefix` (CompVis's `LitEma`)."""
     return EMA + "diffusion_model" + name.removeprefix(prefix).replace(".", "")
 
 
 def has_ema(checkpoint: Checkpoint) -> bool:
-    """Whether a file holds averaged weights, and not only the counters that every training run leaves."""
+    """Whether a file contains averaged weights, not only the counters that every training run stores."""
     counters = (f"{EMA}decay", f"{EMA}num_updates")
     return any(key.startswith(EMA) and key not in counters for key in checkpoint.tensors)
 
 
 def averaged(source: PartSource) -> PartSource:
-    """The U-Net with its averaged weights, which lie in the same file under names of their own."""
+    """The U-Net with the averaged weights of its file. Raises CheckpointError without them."""
     checkpoint = source.checkpoint
     if not has_ema(checkpoint):
         hint = " (in a diffusers folder the U-Net's weights are the averaged ones, if any were kept)"
         raise CheckpointError(
-            f"{source.name} holds no averaged (EMA) weights: load it with ema=False"
+            f"{source.name} contains no averaged (EMA) weights: load it with ema=False"
             + (hint if checkpoint.format == "diffusers" else "")
         )
     missing = [name for name in source.tensors if ema_key(name) not in checkpoint.tensors]

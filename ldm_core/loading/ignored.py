@@ -1,15 +1,15 @@
-"""Tensors that people's files hold and that no network of this package has, each with the reason.
+"""Tensors that files contain and no network of this package uses, each with the reason.
 
-This list is explicit, so that everything else that is left over is an error and not a silent loss.
+The list is explicit, so that any other unused tensor raises an error instead of being dropped silently.
 """
 
 from __future__ import annotations
 
 _TABLE = "table of the noise schedule"
 
-# By the whole key.
+# By full key.
 IGNORED = {
-    "betas": "table of the noise schedule, held against the configuration",
+    "betas": "table of the noise schedule, compared with the configuration",
     "alphas_cumprod": _TABLE,
     "alphas_cumprod_prev": _TABLE,
     "sqrt_alphas_cumprod": _TABLE,
@@ -24,14 +24,14 @@ IGNORED = {
     "logvar": "loss weight, used in training only",
     "lvlb_weights": "loss weight, used in training only",
     "denoiser.sigmas": _TABLE,
-    "scale_factor": "latent scale, held against the configuration",
-    "v_pred": "says that the model predicts v",
-    "ztsnr": "says that the last timestep is pure noise",
+    "scale_factor": "latent scale, compared with the configuration",
+    "v_pred": "marks a model that predicts v",
+    "ztsnr": "marks a schedule whose last timestep is pure noise",
 }
 
-# By how the key begins.
+# By prefix of the key.
 IGNORED_PREFIXES = {
-    "model_ema.": "averaged U-Net weights, read instead of the U-Net's own with ema=True",
+    "model_ema.": "averaged U-Net weights, used with ema=True",
     "depth_model.": "MiDaS, the depth estimator of SD2's depth-to-image model",
     "embedder.": "the image encoder of SD2's unCLIP models",
     "noise_augmentor.": "noise schedule tables of SD2's unCLIP models",
@@ -43,5 +43,5 @@ IGNORED_PREFIXES = {
 
 AUTOENCODER_EXTRAS = {
     "loss.": "the autoencoder's discriminator and perceptual network, used in training",
-    "model_ema.": "averaged autoencoder weights, which only its training uses",
+    "model_ema.": "averaged autoencoder weights, used in training only",
 }

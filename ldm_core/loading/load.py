@@ -31,7 +31,7 @@ BUNDLED = "emoji.safetensors"
 
 
 def build(config: LatentDiffusionConfig, device: Any = "cpu") -> LatentDiffusion:
-    """A model of this configuration with freshly initialised weights; on "meta", with none at all."""
+    """A model of this configuration with newly initialised weights, or without any on device "meta"."""
     return _bundle(config, build_networks(config, device))
 
 
@@ -48,9 +48,9 @@ def _bundle(
 
 
 def _tokenizer(config: LatentDiffusionConfig, words: Words = (), source: str | None = None) -> Any:
-    """What turns text into the model's input; None for a model without text.
+    """The tokenizer of a model; None for a model without text.
 
-    words: those that its file adds (from DreamBooth, say). source: the file, for errors.
+    words: words that the file adds (DreamBooth, for example). source: the file, for errors.
     """
     for own in part_configs(config).values():
         make = part_of(own).tokenizer
@@ -59,7 +59,7 @@ def _tokenizer(config: LatentDiffusionConfig, words: Words = (), source: str | N
         tokenizer = make(own, ())
         if source is not None and own.vocab_size < tokenizer.vocab_size:
             raise CheckpointError(
-                f"{source}: its text encoder knows {own.vocab_size} tokens, its tokenizer has "
+                f"{source}: its text encoder has {own.vocab_size} tokens, its tokenizer "
                 f"{tokenizer.vocab_size}"
             )
         try:
@@ -72,17 +72,17 @@ def _tokenizer(config: LatentDiffusionConfig, words: Words = (), source: str | N
 
 
 def bundled_model() -> Path:
-    """Where the model that comes with the package lies: in an installed package, or in a source tree."""
+    """The path of the model that comes with the package, installed or in a source tree."""
     package = Path(__file__).parent.parent
     for folder in (package / "weights", package.parent / "weights"):
         if (folder / BUNDLED).is_file():
             return folder / BUNDLED
-    raise CheckpointError(f"the bundled model {BUNDLED} is neither in {package} nor beside it")
+    raise CheckpointError(f"the bundled model {BUNDLED} was not found in {package} or beside it")
 
 
 @contextmanager
 def _collection_paused() -> Iterator[None]:
-    """A full garbage collection walks all of torch's objects, which takes a good part of the whole time."""
+    """Pause garbage collection, which visits all objects of torch and takes much of the loading time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -108,25 +108,25 @@ def load(
 ) -> LatentDiffusion:
     """Load a model: a `.ckpt` or `.safetensors` file, or a diffusers folder; without a path, the bundled one.
 
-    device, dtype: where to and as what; dtype None is float32 on a CPU and the file's own type elsewhere,
-        and "auto" is bfloat16 on a CPU that has instructions for it, and otherwise as None.
-    config: a preset's name ("sd1", "sd2-v", …), a configuration, or the path of a CompVis YAML file. With
-        none: a YAML file of the same name beside the checkpoint, then metadata in the file, a folder's
-        settings, then the one known model that has exactly these tensors. What a file cannot prove is
-        never guessed.
-    prediction: "eps", "v" or "x0", whatever the configuration says. Without it, a U-Net whose file fits both
-        eps and v is evaluated once to tell (`ldm_core.loading.prediction`), with a warning.
-    ema: take the averaged U-Net weights that some files also hold.
+    device, dtype: of the networks. dtype None is float32 on a CPU and the file's dtype elsewhere; "auto" is
+        bfloat16 on a CPU with instructions for it, and otherwise the same as None.
+    config: a preset's name ("sd1", "sd2-v", …), a configuration, or the path of a CompVis YAML file. By
+        default, the first of: a YAML file of the same name beside the checkpoint, metadata in the file, the
+        settings of a folder, the one known model with exactly these tensors. Values that a file does not
+        prove are never guessed.
+    prediction: "eps", "v" or "x0", overrides the configuration. Without it, a U-Net whose file fits both eps
+        and v is evaluated once to find out (`ldm_core.loading.prediction`), with a warning.
+    ema: use the averaged U-Net weights that some files also contain.
     variant: which files of a diffusers folder, such as "fp16".
-    text_encoder, unet, autoencoder: other files to take these parts from: files or folders of one part, or
-        of whole models.
-    mmap: leave weights that are neither moved nor cast in the files, which are mapped into memory: loading
-        is quick, and several processes share them. The files must then stay as they are while the model
-        lives: overwriting one changes the model's pictures, and cutting one short ends the process with
-        SIGBUS. (Moving another file into its place, as `save` does, is harmless.) With False the weights
-        are read, and the files may be changed or deleted afterwards.
+    text_encoder, unet, autoencoder: other files or folders, of one part or a whole model, from which to load
+        these parts.
+    mmap: memory-map weights that are neither moved nor cast: loading is fast, and several processes share
+        the memory. The files must then stay unchanged while the model is in use: overwriting one changes
+        the weights, and truncating one ends the process with SIGBUS. (Moving another file into its place,
+        as `save` does, is harmless.) With False the weights are read, and the files may be changed or
+        deleted afterwards.
 
-    Raises CheckpointError for a file that cannot be read, does not fit the configuration, or holds values
+    Raises CheckpointError for a file that cannot be read, does not fit the configuration, or contains values
     that are not finite, and ValueError for an unknown device or dtype.
     """
     check_dtype(dtype)
@@ -148,8 +148,8 @@ def load(
         _fill(weights, name, device, choose_dtype(dtype, device, weights.parameters[main].values()))
     if weights.decision.prediction is not None:
         return model
-    answer = predicted(model, weights.sources[main].name, weights.decision.choices)
-    claims = [*weights.claims, Claim("prediction", answer, "its output for noise", Strength.ASKED)]
+    found = predicted(model, weights.sources[main].name, weights.decision.choices)
+    claims = [*weights.claims, Claim("prediction", found, "its output for noise", Strength.ASKED)]
     return replace(model, config=decide(name, claims).config)
 
 
@@ -163,13 +163,14 @@ def load_part(
     variant: str | None = None,
     mmap: bool = True,
 ) -> nn.Module:
-    """One network of a file or folder, which may hold nothing else.
+    """Load one network from a file or folder, which may contain others.
 
     part: the name of a row of `ldm_core.loading.parts`, such as `unet` or `autoencoder`.
-    config: a preset's name, a whole model's configuration, or the part's own.
+    config: a preset's name, or the configuration of a whole model or of the part.
 
-    Other options and errors are `load`'s. An autoencoder needs no configuration, since its shapes prove it;
-    the others must be a known model's, or have their settings beside them, or be given `config`.
+    The other options and the errors are those of `load`. An autoencoder needs no configuration, since its
+    shapes prove it; other networks must match a known model, have settings in their file or folder, or be
+    loaded with `config`.
     """
     check_dtype(dtype)
     check_device(device)
@@ -182,7 +183,7 @@ def load_part(
 
 
 def _fill(weights: Weights, source: str, device: Any, dtype: torch.dtype) -> None:
-    """Give the networks their weights. Raises CheckpointError that names tensors with NaN or infinity."""
+    """Fill the networks with their weights. Raises CheckpointError naming tensors with NaN or infinity."""
     bad = {
         weights.keys[slot][name]: None
         for slot, tensors in weights.parameters.items()

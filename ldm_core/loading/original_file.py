@@ -1,9 +1,9 @@
-"""A model as one file in the original layout, with exactly the keys that CompVis's and Stability AI's have.
+"""A model as one file in the original layout, with exactly the keys of CompVis's and Stability AI's files.
 
 model.diffusion_model.                       the U-Net, with flat input_blocks and output_blocks
 first_stage_model.                           the autoencoder
 cond_stage_model.transformer.text_model.     CLIP's text encoder in transformers' names (SD1)
-cond_stage_model.model.                      the same in open_clip's names (SD2)
+cond_stage_model.model.                      open_clip's text encoder in its own names (SD2)
 """
 
 from __future__ import annotations
@@ -14,17 +14,14 @@ from typing import Any
 from torch import Tensor
 
 from ldm_core.checkpoint.key_map import KeyMap, prefixed
-from ldm_core.config import LatentDiffusionConfig
-from ldm_core.loading.parts import Layout, part_configs, part_of
-
-
-def model_map(config: LatentDiffusionConfig) -> KeyMap:
-    """The whole file; parameters are named `unet.…`, `autoencoder.…` and `text_encoder.…`."""
-    return file_map(part_configs(config))
+from ldm_core.loading.parts import Layout, part_of
 
 
 def file_map(configs: Mapping[str, Any]) -> KeyMap:
-    """The file of the parts with these configurations, by slot. One part alone has no prefix in it."""
+    """The key map of a file of these parts, given their configurations by slot.
+
+    Parameters are named `unet.…`, `autoencoder.…` and `text_encoder.…`. A single part has no prefix.
+    """
     key_map: KeyMap = {}
     for slot, config, layout, prefix in _layouts(configs):
         key_map |= prefixed(layout.key_map(config), prefix, f"{slot}.")
@@ -32,7 +29,7 @@ def file_map(configs: Mapping[str, Any]) -> KeyMap:
 
 
 def buffers(configs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What the original classes keep as buffers, and readers of their files expect."""
+    """The buffers of the original classes, which readers of their files expect."""
     return {
         prefix + name: value
         for _, config, layout, prefix in _layouts(configs)

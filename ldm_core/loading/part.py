@@ -1,7 +1,7 @@
-"""What a row of the registry says of a kind of network: see `parts`.
+"""The classes that make up a row of the registry in `parts`: one kind of network and its names in files.
 
-A layout is one set of names that people's files give a network's tensors, with the prefixes that it is found
-under: CompVis's `model.diffusion_model.`, the `unet.` of repackaged files, nothing in a file of one part.
+A layout is one set of names that files give the tensors of a network, with the prefixes under which it
+occurs: CompVis's `model.diffusion_model.`, the `unet.` of repackaged files, or none in a file of one part.
 """
 
 from __future__ import annotations
@@ -26,16 +26,15 @@ def unchanged(config: Any) -> Any:
 class Layout:
     """One set of names for a part's tensors.
 
-    marks      how keys begin, after the prefix; a file has the part where there is a key for each mark
-    key_map    a configuration's map from these names to the network's parameters
-    prove      the configuration that the shapes of tensors of these names prove; None if they prove none
-    prefixes   where the part is found, in this order: pairs of what a file puts before the part, and what
-               the part's own class puts before its names
+    marks      prefixes of keys, after the file's prefix; a file contains the part if each mark has a key
+    key_map    configuration -> map from these names to the network's parameters
+    prove      shapes -> the configuration that they prove; None if they prove nothing
+    prefixes   pairs (prefix of the file, prefix of the part's class) to search, in this order
     original   the prefix that `save` writes in a file of a whole model
-    extras     what else such files hold, and why it is not needed
-    canonical  older spellings of a name to the map's
-    together   tensors that are dropped unless all of them are there
-    buffers    what the original class keeps besides parameters, for a configuration
+    extras     names of other tensors in such files -> why they are not needed
+    canonical  older name -> the name in the map
+    together   tensors that are dropped unless all of them are present
+    buffers    configuration -> the buffers of the original class
     """
 
     name: str
@@ -54,12 +53,12 @@ class Layout:
 class Folder:
     """A part in a diffusers folder.
 
-    name     the subfolder, and file the path of the weights without its ending
-    layout   the names of its tensors, and prefix what its class puts before them
-    read     its `config.json` and all of the folder's JSON files to a configuration
-    write    a model's configuration to the part's files, by path: JSON values, or text
-    classes  by name in `model_index.json`: the library, the class that is written, others that are read
-    stored   the configuration of what the folder keeps
+    name     the subfolder; file: the path of the weights without suffix
+    layout   the name of its layout; prefix: the prefix of its class
+    read     (its `config.json`, all JSON files of the folder) -> configuration
+    write    a model's configuration -> the files of the part, by path: JSON values, or text
+    classes  name in `model_index.json` -> the library, the class to write, other classes that can be read
+    stored   configuration -> the configuration of the weights that the folder stores
     """
 
     name: str
@@ -76,9 +75,9 @@ class Folder:
 class Section:
     """A part in CompVis's YAML.
 
-    name     the section, and targets the classes that it may name; none stands for any
-    read     all of the model's parameters to a configuration
-    sized    that configuration with the sizes, proved by shapes, that YAML does not state
+    name     the section; targets: the classes that it may name, empty for any
+    read     the `params` of the whole model -> configuration
+    sized    (that configuration, the configuration that shapes prove) -> configuration with all sizes
     """
 
     name: str
@@ -91,18 +90,18 @@ class Section:
 class Part:
     """One kind of network.
 
-    name       for `load_part`, and words for messages
-    config     the class of its configuration, a frozen dataclass that raises ConfigError for values that no
-               file may claim; network what is built from one
-    fills      the field of `LatentDiffusion` and of its configuration that it is, or None for neither;
-               several parts may fill one, and a file has the first of them that is found in it
-    layouts    the names that files give its tensors; written: which of them `save` writes
-    blank      a configuration with what shapes cannot prove set to one value; with proves_all, nothing that
-               the network computes is lost by it
-    fewest     how many tensors a network of a configuration has at least, counted in a moment
-    reduced    configurations of fewer tensors that give the same numbers, for files that lack the others
-    says       what a file of this part says of the whole model; brings: which of its fields are this part's
-    tokenizer  (configuration, words beyond its vocabulary) to what turns text into its input
+    name       as in `load_part`; words: the name in messages
+    config     the class of its configuration, a frozen dataclass that raises ConfigError for invalid values
+    network    configuration -> network
+    fills      the field of `LatentDiffusion` and its configuration, or None for a network outside models;
+               of several parts that fill one field, the first that is found in a file is used
+    layouts    the names that files give its tensors; written: configuration -> the layout that `save` writes
+    blank      configuration -> the same with every value that shapes cannot prove set to a fixed one
+    proves_all whether `blank` keeps everything that affects the network's output
+    fewest     configuration -> a lower bound on the number of tensors, computed quickly
+    reduced    configuration -> equivalent configurations with fewer tensors, for files that lack the others
+    says       file -> its claims on the whole model; brings: the fields of the model that belong to this part
+    tokenizer  (configuration, words to add) -> tokenizer
     """
 
     name: str
@@ -124,7 +123,7 @@ class Part:
 
     @property
     def slot(self) -> str:
-        """The key of this part among the parts of a file or model."""
+        """The key of this part in dictionaries of parts."""
         return self.fills or self.name
 
     @property
@@ -132,5 +131,5 @@ class Part:
         return f"{'an' if self.words[0] in 'aeio' else 'a'} {self.words}"
 
     def layout(self, name: str | None) -> Layout:
-        """The layout of this name; None for the first."""
+        """The layout with this name; None: the first."""
         return next(layout for layout in self.layouts if name in (None, layout.name))

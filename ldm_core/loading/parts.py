@@ -1,8 +1,7 @@
-"""The registry of parts: each network that files hold, with its configuration and the names that it goes by.
+"""The registry of parts: one row for each network that files contain, with its configuration and layouts.
 
-One row per network. Everything else that reads, recognises, converts or writes models goes through the rows
-and names none of them, so a new network is its own files and one row here. `register` adds a row from
-outside:
+All code that reads, recognises, converts or writes models goes through these rows, so a new network needs its
+own files and one row here. `register` adds a row from other packages:
 
     with register(Part("toy", "toy network", ToyConfig, Toy, (Layout("toy", ("toy.",), toy_map),))):
         network = ldm_core.load_part("toy.safetensors", "toy")
@@ -46,8 +45,8 @@ def _alone(*prefixes: str) -> tuple[tuple[str, str], ...]:
     return tuple((prefix, "") for prefix in prefixes)
 
 
-# Where a text encoder lies: in CompVis's files, SDXL's, diffusers' and mlx's, ComfyUI's, or alone. The
-# longest prefix first, since a shorter one would also match.
+# The prefixes of a text encoder in files of CompVis, SDXL, diffusers, mlx and ComfyUI, and of one part.
+# Longer prefixes come first, since shorter ones also match their keys.
 _TEXT_BASES = (
     "cond_stage_model.clip_l.",
     "cond_stage_model.clip_h.",
@@ -72,9 +71,8 @@ def _causal_mask(config: TextEncoderConfig) -> dict[str, Tensor]:
 
 
 def _written_text(config: TextEncoderConfig) -> str:
-    """Original files hold open_clip's encoders, which have the exact gelu, under open_clip's own names.
-
-    OpenAI's have the quick one, and SD1 takes them from transformers.
+    """Original files store open_clip's encoders (exact gelu) in open_clip's names, OpenAI's (quick gelu) in
+    transformers' names, as SD1 does.
     """
     exact = config.activation == "gelu" or config.projection_dim is not None
     return "open_clip" if exact else "transformers"
@@ -121,7 +119,7 @@ _TEXT_ENCODER = Part(
             tuple(product(_TEXT_BASES, ("model.", ""))),
             "cond_stage_model.model.",
             OPEN_CLIP_EXTRAS,
-            # Neither conditions a U-Net; some converters dropped one of the two.
+            # A U-Net needs neither; some converters dropped one of the two.
             together=("text_projection", "logit_scale"),
             buffers=_causal_mask,
         ),
@@ -237,12 +235,12 @@ _registered: tuple[Part, ...] = ()
 
 
 def parts() -> tuple[Part, ...]:
-    """Every part: those that were registered from outside first, then this package's own."""
+    """All parts: registered ones first, then those of this package."""
     return _registered + _BUILT_IN
 
 
 class Registration:
-    """What `register` returns: `remove()` takes the part out again, and so does leaving a `with` block."""
+    """The result of `register`: `remove()`, or leaving a `with` block, removes the part again."""
 
     def __init__(self, part: Part) -> None:
         self._part = part
@@ -259,10 +257,10 @@ class Registration:
 
 
 def register(part: Part) -> Registration:
-    """Add a part. Raises ValueError for a name that is taken, or to fill a field that no model has."""
+    """Add a part. Raises ValueError if its name is taken, or if it fills a field that no model has."""
     global _registered
     if part.name in {other.name for other in parts()} | set(model_slots()):
-        raise ValueError(f"there is a part {part.name!r} already")
+        raise ValueError(f"a part {part.name!r} is already registered")
     if part.fills is not None and part.fills not in {f.name for f in fields(LatentDiffusionConfig)}:
         raise ValueError(f"fills must be a field of LatentDiffusionConfig, not {part.fills!r}")
     _registered = (part, *_registered)
@@ -275,17 +273,17 @@ def model_slots() -> tuple[str, ...]:
 
 
 def part_of(config: Any) -> Part:
-    """The part that has this configuration. Raises CheckpointError if there is none."""
+    """The part with this class of configuration. Raises CheckpointError if there is none."""
     for part in parts():
         if type(config) is part.config:
             return part
-    raise CheckpointError(f"no part that is registered has a {type(config).__name__} for its configuration")
+    raise CheckpointError(f"no registered part has a configuration of type {type(config).__name__}")
 
 
 def fitted(config: Any, proven: Any) -> Any:
-    """A part's configuration if it fits what is proved, less what the file lacks and the part does not need.
+    """The configuration, or an equivalent reduced one, if it agrees with what shapes prove; otherwise None.
 
-    None if it does not fit; where nothing is proved (None), everything does.
+    Without a proof (None), every configuration agrees.
     """
     if proven is None:
         return config
@@ -296,7 +294,7 @@ def fitted(config: Any, proven: Any) -> Any:
 
 
 def part_named(name: str) -> Part:
-    """The part of this name. Raises CheckpointError with the known names."""
+    """The part with this name. Raises CheckpointError that lists the known names."""
     for part in parts():
         if part.name == name:
             return part
@@ -304,16 +302,11 @@ def part_named(name: str) -> Part:
 
 
 def part_configs(config: LatentDiffusionConfig) -> dict[str, Any]:
-    """The configurations of a model's parts, by slot, without those that it does not have."""
+    """The configurations of the parts that a model has, by slot."""
     configs = {slot: getattr(config, slot) for slot in model_slots()}
     return {slot: value for slot, value in configs.items() if value is not None}
 
 
 def part_words(slot: str) -> str:
-    """What fills a slot, in words."""
+    """The name of a slot in messages."""
     return next((part.words for part in reversed(parts()) if part.slot == slot), slot)
-
-
-def layout_of(part: str, name: str) -> Layout:
-    """The layout of this name for this part."""
-    return part_named(part).layout(name)

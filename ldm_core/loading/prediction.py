@@ -1,9 +1,9 @@
-"""What a U-Net predicts, found by evaluating it, for files that do not say.
+"""Find the prediction type of a U-Net by evaluating it, for files that do not state it.
 
 SD2-base and SD2-v have the same tensors; one predicts eps, the other v = a eps - s x0 (Salimans and Ho 2022,
 arXiv:2202.00512, section 4). At the noisiest timestep, where s is about 1 and a about 0, the input is the
-noise itself: a network that predicts eps must return its input, one that predicts v returns what it
-expects of the picture, which has nothing to do with that noise.
+noise itself: a network that predicts eps must return its input; one that predicts v returns its
+estimate of -x0, which is unrelated to that noise.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from ldm_core.errors import CheckpointError
 from ldm_core.model import LatentDiffusion
 from ldm_core.noise import randn
 
-LATENT_SIZE = 32  # rows and columns, rounded to what the U-Net takes
+LATENT_SIZE = 32  # rows and columns, rounded up to a multiple that the U-Net takes
 IS_EPS, IS_V = 0.75, 0.25
 
 
 def noise_similarity(model: LatentDiffusion) -> float:
-    """The cosine between pure noise and the U-Net's answer to it at the last timestep, in [-1, 1].
+    """The cosine between pure noise and the U-Net's output for it at the last timestep, in [-1, 1].
 
-    One evaluation, without a prompt. Input channels beyond the latents are zero.
+    One evaluation with an empty prompt. Input channels besides the latents are zero.
     """
     config = model.config.unet
     size = -(-LATENT_SIZE // config.downsampling) * config.downsampling
@@ -35,8 +35,8 @@ def noise_similarity(model: LatentDiffusion) -> float:
     x[:, : config.out_channels] = noise
     with torch.no_grad():
         context = model.text_encoder(model.tokenizer([""]).to(model.weight_of("text_encoder").device))
-        answer = model.unet(x, len(model.noise_schedule.alphas_cumprod) - 1, context.to(weight))
-    return _cosine(answer.double(), noise.double())
+        output = model.unet(x, len(model.noise_schedule.alphas_cumprod) - 1, context.to(weight))
+    return _cosine(output.double(), noise.double())
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:
@@ -44,37 +44,36 @@ def _cosine(a: Tensor, b: Tensor) -> float:
 
 
 def decide_prediction(similarity: float) -> str | None:
-    """ "eps", "v", or None where the answer is neither nearly the noise nor nearly unrelated to it."""
+    """ "eps" for an output close to the noise, "v" for one unrelated to it, and None in between."""
     if similarity > IS_EPS:
         return "eps"
     return "v" if abs(similarity) < IS_V else None
 
 
 def undecided(source: str, choices: Sequence[str], why: str = "") -> CheckpointError:
-    """The error for a file that fits models that predict differently."""
+    """The error for a file that matches models with different prediction types."""
     told = " or ".join(f"prediction={choice!r}" for choice in choices)
-    return CheckpointError(
-        f"{source} has the tensors of models that differ in what they predict{why}: say which with {told}"
-    )
+    return CheckpointError(f"{source} matches models with different prediction types{why}: pass {told}")
 
 
 def predicted(model: LatentDiffusion, source: str, choices: Sequence[str]) -> str:
-    """Which of the choices a model predicts, by evaluating it once, with a warning.
+    """The prediction type of a model, found by evaluating it once, with a warning.
 
-    source: the U-Net's file. Raises CheckpointError where it cannot be evaluated, or the output fits neither.
+    source: the U-Net's file. choices: the possible types. Raises CheckpointError if the model cannot be
+    evaluated, or if the output is inconclusive.
     """
     try:
         similarity = noise_similarity(model)
-    except (RuntimeError, NotImplementedError) as error:  # on "meta", or in a type in which nothing computes
+    except (RuntimeError, NotImplementedError) as error:  # on "meta", or in a dtype without arithmetic
         raise undecided(source, choices, f", and it cannot be evaluated here ({error})") from error
-    answer = decide_prediction(similarity)
-    if answer is None or answer not in choices:
-        why = f", and its output for pure noise settles nothing ({similarity:.2f})"
+    found = decide_prediction(similarity)
+    if found is None or found not in choices:
+        why = f", and its output for pure noise is inconclusive (correlation {similarity:.2f})"
         raise undecided(source, choices, why)
     warnings.warn(
-        f"nothing in {source} says what its U-Net predicts. Its output for pure noise correlates with that "
-        f"noise at {similarity:.2f}, so it is taken to predict {answer}; pass prediction={answer!r} to skip "
-        "this check",
+        f"{source} does not state the prediction type of its U-Net. Its output for pure noise correlates "
+        f"with that noise at {similarity:.2f}, so it is taken to predict {found}; pass prediction={found!r} "
+        "to skip this check",
         stacklevel=3,
     )
-    return answer
+    return found

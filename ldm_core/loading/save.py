@@ -1,4 +1,4 @@
-"""Writing a model: one file in the original layout, or a diffusers folder, tensor by tensor."""
+"""Save a model as one file in the original layout or as a diffusers folder, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LayoutName = Literal["compvis", "diffusers"]
 
 
 class Model(Protocol):
-    """What can be saved: networks, in fields of the names that its configuration has for them."""
+    """A model that can be saved: networks in attributes with the same names as in its configuration."""
 
     @property
     def config(self) -> LatentDiffusionConfig: ...
@@ -51,21 +51,23 @@ def save(
     layout: LayoutName = "compvis",
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write a model, or one network of a kind that is registered in `ldm_core.loading.parts`.
+    """Write a model, or one network of a kind registered in `ldm_core.loading.parts`.
 
-    layout: "compvis", one file with the original's keys, `.safetensors`, or a PyTorch zip for `.ckpt` and
-        `.pt`; or "diffusers", a new folder that `StableDiffusionPipeline.from_pretrained` reads.
-    dtype: what to cast the weights to; None keeps each as it is.
+    layout: "compvis", one file with the original keys, `.safetensors` or a PyTorch zip (`.ckpt`, `.pt`); or
+        "diffusers", a new folder for `StableDiffusionPipeline.from_pretrained`.
+    dtype: the dtype of the stored weights; None keeps each as it is.
 
-    It is written under a temporary name and moved into place, so a crash leaves no half file and an older
-    file whole. Adapters that are applied live are not in it, unless they are fused. Raises CheckpointError
-    for another ending, a folder that is not there (or, for "diffusers", one that is), or a model whose
-    parameters or noise schedule are not its configuration's, or with values that are not finite (in `dtype`).
+    The target is written under a temporary name and moved into place, so a crash leaves no partial file and
+    keeps an older one. Adapters are saved only if they are fused. Raises CheckpointError for another suffix,
+    a missing parent folder (or, for "diffusers", an existing target), a model whose parameters or noise
+    schedule do not match its configuration, or values that are not finite (in `dtype`).
     """
     config, networks = _networks(model)
     schedule = getattr(model, "noise_schedule", None)
     if isinstance(schedule, NoiseSchedule) and not schedule.betas.equal(betas_of(config.noise_schedule)):
-        raise CheckpointError("the model's betas are not its configuration's, which is all that a file keeps")
+        raise CheckpointError(
+            "the model's betas do not match its configuration, from which a file restores them"
+        )
     words = getattr(getattr(model, "tokenizer", None), "added_words", ())
     parameters = _parameters(networks)
     if any(value.is_meta for value in parameters.values()):
@@ -83,13 +85,13 @@ def write_model(
     added_words: Words = (),
     overwrite: bool = True,
 ) -> None:
-    """`save` for parameters by "slot.name", some of which may only be made when they are written.
+    """`save` for parameters by "slot.name", some of which are computed only when they are written.
 
-    config: a model's, or that of one part alone.
-    added_words: what the tokenizer knows beyond CLIP's vocabulary; kept are those in the encoder's table.
-    overwrite: False raises FileExistsError where there is a file, also one that appeared meanwhile.
+    config: of a model or of a single part.
+    added_words: words added to CLIP's vocabulary; those outside the encoder's table are dropped.
+    overwrite: False raises FileExistsError if the target exists, even if it was created in the meantime.
     """
-    path = Path(os.path.realpath(path))  # a link's target is what is to be written
+    path = Path(os.path.realpath(path))  # write to the target of a link
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise CheckpointError(f"dtype must be a floating-point type of torch, not {dtype!r}")
     if layout not in get_args(LayoutName):
@@ -103,11 +105,11 @@ def write_model(
     elif isinstance(config, LatentDiffusionConfig):
         _write_folder(config, parameters, path, dtype, words)
     else:
-        raise CheckpointError(f"{path}: a diffusers folder holds a whole model, not one part of it")
+        raise CheckpointError(f"{path}: a diffusers folder contains a whole model, not one part of it")
 
 
 def file_tensors(model: Model) -> dict[str, Tensor]:
-    """The tensors of `model` under the original file's keys, buffers included."""
+    """The tensors of `model` under the keys of the original layout, buffers included."""
     config, networks = _networks(model)
     configs, parameters = _configs(config), _parameters(networks)
     _check(configs, parameters)
@@ -115,7 +117,7 @@ def file_tensors(model: Model) -> dict[str, Tensor]:
 
 
 def _networks(model: Any) -> tuple[Any, dict[str, nn.Module]]:
-    """(the configuration, the networks by slot) of a model, or of one part alone."""
+    """(the configuration, the networks by slot) of a model or of a single part."""
     config = getattr(model, "config", None)
     if not isinstance(config, LatentDiffusionConfig):
         return config, {part_of(config).slot: model}
@@ -141,19 +143,19 @@ def _parameters(networks: Mapping[str, nn.Module]) -> dict[str, Tensor]:
 
 
 def _check(configs: Mapping[str, Any], parameters: Mapping[str, Tensor | Pending]) -> None:
-    """Raise CheckpointError where a file would contradict its own configuration, or lack a parameter."""
+    """Raise CheckpointError if the parameters do not match the configuration by name and shape."""
     wanted = _parameters({slot: blank_network(config) for slot, config in configs.items()})
     written = {name for entry in file_map(configs).values() for name in entry.parameters}
     odd = sorted((wanted.keys() ^ parameters.keys()) | (written ^ parameters.keys()))
     if odd:
         raise CheckpointError(
-            f"the model's parameters are not those of its configuration: {len(odd)} differ, such as {odd[0]}"
+            f"the model's parameters do not match its configuration: {len(odd)} differ, such as {odd[0]}"
         )
     for name, value in wanted.items():
         ours = tuple(parameters[name].shape)
         if ours != tuple(value.shape):
             raise CheckpointError(
-                f"the model is not of its own configuration: {name}: expected {tuple(value.shape)}, "
+                f"the model does not match its configuration: {name}: expected {tuple(value.shape)}, "
                 f"got {ours}"
             )
 
@@ -177,7 +179,9 @@ def _write_file(
     if words:
         metadata[WORDS_KEY] = json.dumps(words)
     if path.suffix not in WRITERS:
-        raise CheckpointError(f"{path}: expected an ending of {', '.join(WRITERS)}, got {path.suffix!r}")
+        raise CheckpointError(
+            f"{path}: expected one of the suffixes {', '.join(WRITERS)}, got {path.suffix!r}"
+        )
     write_then_move(path, lambda t: WRITERS[path.suffix](tensors, metadata, t), overwrite=overwrite)
 
 
@@ -192,7 +196,7 @@ def _write_folder(
         files = settings(config) | added_tokens(words)
         texts, maps = {name: as_text(value) for name, value in files.items()}, part_maps(config)
     except (KeyError, ConfigError) as error:
-        raise CheckpointError(f"diffusers has no name for a setting of this model: {error}") from error
+        raise CheckpointError(f"diffusers' settings cannot describe this model: {error}") from error
 
     def fill(folder: Path) -> None:
         for name, text in texts.items():
@@ -212,7 +216,7 @@ def _write_folder(
 def _pending(
     key_map: KeyMap, parameters: Mapping[str, Tensor | Pending], dtype: torch.dtype | None
 ) -> dict[str, Pending]:
-    """The tensors of a file, each to be made from its parameters when it is written."""
+    """The tensors of a file, each computed from its parameters when it is written."""
     pending = {}
     for key, entry in key_map.items():
         values = [_to_come(name, parameters[name]) for name in entry.parameters]
@@ -224,7 +228,7 @@ def _pending(
 
 
 def _finite(key: str, pending: Pending) -> Pending:
-    """The tensor, unless it has become what `load` would refuse."""
+    """The tensor. Raises CheckpointError when written if it has values that are not finite."""
 
     def make() -> Tensor:
         tensor = pending.make()
@@ -248,7 +252,7 @@ def _join(entry: Entry, values: list[Pending]) -> Tensor:
 
 
 def _cast(pending: Pending, dtype: torch.dtype | None) -> Pending:
-    """The tensor as it is to be stored; whole numbers stay what they are."""
+    """The tensor cast to `dtype`; integers are not cast."""
     if dtype is None or not pending.dtype.is_floating_point or pending.dtype == dtype:
         return pending
     return Pending(dtype, pending.shape, lambda: pending.make().to(dtype))

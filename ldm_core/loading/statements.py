@@ -1,4 +1,4 @@
-"""What a network's file says of the whole model beyond its own configuration, in tensors and settings."""
+"""Claims on the whole model in the tensors and settings of a network's file."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from ldm_core.support.printable import shown
 
 Says = Callable[[Checkpoint], Sequence[Claim]]
 
-# Where the metadata of some programs say what a U-Net predicts: "modelspec" is Stability AI's and kohya's.
+# The prediction type in the metadata of some programs: "modelspec" is used by Stability AI and kohya.
 STATEMENT = "modelspec.prediction_type"
 _STATED = {
     **dict.fromkeys(("v", "v_prediction", "v-prediction", "vpred"), "v"),
     **dict.fromkeys(("epsilon", "eps"), "eps"),
 }
 
-# A table in 16 bits is off by up to 2**-8 (bfloat16); one of another schedule by far more.
+# A table in bfloat16 is off by up to 2**-8; the table of another schedule differs by far more.
 BETAS_RTOL = 1e-2
 
 
 def of_a_unet(checkpoint: Checkpoint) -> list[Claim]:
-    """What it predicts, its noise schedule, and the latent scale that it was trained with."""
+    """The prediction type, the noise schedule, and the latent scale of the training."""
     claims = []
     stated = checkpoint.metadata.get(STATEMENT)
     if "v_pred" in checkpoint.tensors:
@@ -46,13 +46,13 @@ def of_a_unet(checkpoint: Checkpoint) -> list[Claim]:
 
 
 def stored_scale(checkpoint: Checkpoint) -> float | None:
-    """The latent scale that CompVis's trainer leaves in a checkpoint if it measured one (`scale_by_std`)."""
+    """The latent scale that CompVis's trainer stores in a checkpoint if it measured one (`scale_by_std`)."""
     stored = checkpoint.tensors.get("scale_factor")
     return float(stored) if stored is not None and stored.numel() == 1 and not stored.is_meta else None
 
 
 def of_an_autoencoder(checkpoint: Checkpoint) -> list[Claim]:
-    """The latent scale in its settings in a diffusers folder."""
+    """The latent scale in the settings of a diffusers folder."""
     settings = checkpoint.metadata.get(AUTOENCODER, checkpoint.metadata.get(ALONE))
     if checkpoint.format != "diffusers" or settings is None or "scaling_factor" not in settings:
         return []
@@ -65,21 +65,21 @@ def of_an_autoencoder(checkpoint: Checkpoint) -> list[Claim]:
 
 
 def stored_betas(checkpoint: Checkpoint) -> Tensor | None:
-    """The betas in a file, if it has any and they were read."""
+    """The betas (T,) in a file, if it has any and they were read."""
     betas = checkpoint.tensors.get("betas")
     return None if betas is None or betas.is_meta or betas.ndim != 1 or betas.numel() == 0 else betas
 
 
 @dataclass(frozen=True, eq=False)
 class StoredBetas:
-    """A table of betas (T,), as a proof of a schedule."""
+    """A table of betas (T,), which proves a schedule."""
 
     betas: Tensor
 
     def agree(self, config: NoiseScheduleConfig) -> bool:
-        """Whether they may be of this schedule.
+        """Whether the table matches this schedule.
 
-        A file that states a zero terminal SNR may hold the table from before it was changed for that.
+        A file that states a zero terminal SNR may contain the table before that rescaling.
         """
         tables = [betas_of(config), betas_of(replace(config, zero_terminal_snr=False))]
         return any(
@@ -88,7 +88,7 @@ class StoredBetas:
         )
 
     def __repr__(self) -> str:
-        """How many, from where to where, and by which rule, if it is a known one."""
+        """The number of betas, the first and last one, and the name of the rule."""
         if self.betas.is_complex():
             return in_words(self.betas)
         first, last = float(self.betas[0]), float(self.betas[-1])
@@ -100,11 +100,11 @@ class StoredBetas:
                 continue
             if self.agree(config):
                 return f"{in_words(self.betas)}, {rule}"
-        return f"{in_words(self.betas)}, by no rule known here"
+        return f"{in_words(self.betas)}, by an unknown rule"
 
 
 def in_words(betas: Tensor) -> str:
-    """How many betas, from where to where."""
+    """The number of betas, and the first and last one."""
     if betas.is_complex():
-        return "betas that are complex numbers"
+        return "complex betas"
     return f"{len(betas)} betas from {float(betas[0]):.6g} to {float(betas[-1]):.6g}"

@@ -1,8 +1,7 @@
-"""From files to the parameters of the networks: parts found, claims gathered, a configuration decided, shapes
-checked.
+"""Open files as parameters of networks: find parts, collect claims, decide the configuration, check shapes.
 
-This is the half of `load` that needs no arithmetic: the parameters are views of memory-mapped files,
-whatever the layout of the files and however many they are. Converting and merging work on them as they are.
+This half of `load` computes nothing: the parameters are views of memory-mapped files of any layout. `convert`
+and `merge_checkpoints` use it too.
 """
 
 from __future__ import annotations
@@ -34,16 +33,16 @@ FileOrNone = str | Path | None
 
 @dataclass(frozen=True)
 class Weights:
-    """Everything that files say about a model, or about one part alone.
+    """The contents of the files of a model or of a single part.
 
-    configs      of the parts, by slot
-    parameters   by slot and name, as views of the mapped files (or read, without `mmap`), in their own types
-    keys         the files' names of the parameters
-    networks     on the meta device, without weights
+    configs      the configurations of the parts, by slot
+    parameters   by slot and name, in the files' dtypes: views of the mapped files, or copies without `mmap`
+    keys         the file key of each parameter, by slot and name
+    networks     by slot, on the meta device
     checkpoint   the main file
-    sources      where each part comes from
-    claims       what the configuration was decided by
-    decision     on the whole model's configuration; None for a part alone
+    sources      the source of each part, by slot
+    claims       the claims from which the configuration was decided
+    decision     the whole model's configuration; None for a single part
     """
 
     configs: dict[str, Any]
@@ -57,12 +56,12 @@ class Weights:
 
     @property
     def added_words(self) -> Words:
-        """What the text encoder knows beyond its vocabulary."""
+        """The words added to the tokenizer's vocabulary."""
         return next((claim.value for claim in self.claims if claim.field == "added_words"), ())
 
     @property
     def config(self) -> Any:
-        """The model's, or the part's. Raises CheckpointError where nothing says what a U-Net predicts."""
+        """Of the model or the part. Raises CheckpointError if a U-Net's prediction type is not known."""
         if self.decision is None:
             return next(iter(self.configs.values()))
         if self.decision.prediction is None:
@@ -75,13 +74,13 @@ class Weights:
 
 
 def build_networks(config: LatentDiffusionConfig, device: Any = "cpu") -> dict[str, nn.Module]:
-    """A model's networks by slot, freshly initialised; on "meta", without any weights."""
+    """A model's networks by slot, newly initialised, or without weights on device "meta"."""
     with torch.device(device):
         return {slot: part_of(own).network(own).eval() for slot, own in part_configs(config).items()}
 
 
 def blank_network(config: Any) -> nn.Module:
-    """One network, by its configuration, on the meta device, in a moment."""
+    """The network of a configuration, on the meta device."""
     return blank(part_of(config).network, config)
 
 
@@ -96,9 +95,9 @@ def open_weights(
     mmap: bool = True,
     alone: bool = False,
 ) -> Weights:
-    """Open a model's file or folder, with other files for some of its parts. The options are `load`'s.
+    """Open a model's file or folder, with other files for some of its parts. The options are those of `load`.
 
-    alone: a file that holds nothing but one part is opened as that part.
+    alone: open a file that contains a single part as that part.
     Raises CheckpointError for a file that cannot be read, lacks a part, or does not fit its configuration.
     """
     checkpoint = _read(path, variant, mmap)
@@ -121,11 +120,11 @@ def open_weights(
 def open_part(
     path: str | Path, name: str, config: Any = None, variant: str | None = None, mmap: bool = True
 ) -> Weights:
-    """One part of a file, whatever else is in it."""
+    """Open one part of a file, which may contain others."""
     part = part_named(name)
     source = _replacements({part.slot: path}, variant, mmap)[part.slot]
     if source.part is not part:
-        raise CheckpointError(f"{source.name} holds {source.part.article}, not {part.article}")
+        raise CheckpointError(f"{source.name} contains {source.part.article}, not {part.article}")
     return _open_alone(source, config)
 
 
@@ -155,9 +154,9 @@ def _opened(
 
 
 def misfits(sources: Sources, configs: Mapping[str, Any]) -> Problems:
-    """What keeps these parts from being loaded as of these configurations: names, by what is wrong.
+    """The tensors that keep these parts from being loaded with these configurations, by kind of problem.
 
-    The parts' tensors may be on the meta device.
+    The tensors may be on the meta device.
     """
     found: Problems = {}
     for slot, config in configs.items():
@@ -175,7 +174,7 @@ def _read(path: str | Path, variant: str | None, mmap: bool) -> Checkpoint:
 
 
 def _replacements(files: Mapping[str, FileOrNone], variant: str | None, mmap: bool) -> dict[str, PartSource]:
-    """The parts that come from files of their own, which may be whole models."""
+    """The parts from separate files, which may contain whole models."""
     sources = {}
     for slot, path in files.items():
         if path is None:
@@ -184,7 +183,7 @@ def _replacements(files: Mapping[str, FileOrNone], variant: str | None, mmap: bo
         found = find_parts(checkpoint)
         if slot not in found:
             raise CheckpointError(
-                f"{checkpoint.path.name} was given as the {part_words(slot)}, but holds none; "
+                f"{checkpoint.path.name} was given as the {part_words(slot)}, but contains none; "
                 f"{_held(checkpoint, found)}"
             )
         _refuse_leftovers(checkpoint, found)
@@ -198,8 +197,8 @@ def _require_parts(checkpoint: Checkpoint, found: Sources, sources: Sources, cla
         what = " and no ".join(map(part_words, absent))
         options = ", ".join(f"{slot}=FILE" for slot in absent)
         raise CheckpointError(
-            f"{checkpoint.path.name} holds no {what}; {_held(checkpoint, found)}. "
-            f"Give the rest: load(…, {options})"
+            f"{checkpoint.path.name} contains no {what}; {_held(checkpoint, found)}. "
+            f"Pass the missing parts: load(…, {options})"
         )
 
 
@@ -208,11 +207,9 @@ def _refuse_leftovers(checkpoint: Checkpoint, found: Sources) -> None:
 
 
 def _held(checkpoint: Checkpoint, found: Sources) -> str:
-    """What a file does hold, for an error."""
+    """The contents of a file, for an error."""
     if found:
         held = (f"{source.part.article} ({source.layout.name} names)" for source in found.values())
-        return f"it holds {' and '.join(held)}"
+        return f"it contains {' and '.join(held)}"
     keys = ", ".join(repr(key) for key in list(checkpoint.tensors)[:3])
-    return (
-        f"it holds no part of a latent diffusion model under names known here (its keys are such as {keys})"
-    )
+    return f"it contains no known part of a latent diffusion model (keys such as {keys})"

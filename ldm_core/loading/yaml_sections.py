@@ -1,4 +1,4 @@
-"""What CompVis's YAML configurations say of each network: the values of its section, checked."""
+"""Read the section of each network in CompVis's YAML configurations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ldm_core.unet.config import UNetConfig
 
 Params = Mapping[str, Any]
 
-# The text encoders, which a YAML file names by class only.
+# A YAML file specifies its text encoder by class only.
 TEXT_ENCODERS: dict[str, Any] = {
     "FrozenCLIPEmbedder": SD1.text_encoder,
     "FrozenOpenCLIPEmbedder": SD2_BASE.text_encoder,
@@ -26,13 +26,13 @@ HEAD_SIZE = 64  # of every published CLIP text encoder
 
 
 def class_name(stage: Params) -> str:
-    """The last word of a section's `target`, or nothing."""
+    """The class name in a section's `target`; empty without one."""
     named = stage.get("target")
     return named.rpartition(".")[2] if isinstance(named, str) else ""
 
 
 def text_encoder(params: Params) -> TextEncoderConfig:
-    """`FrozenCLIPEmbedder` and `FrozenOpenCLIPEmbedder`, as wide as the context that the U-Net attends to."""
+    """`FrozenCLIPEmbedder` or `FrozenOpenCLIPEmbedder`, with the width of the U-Net's context."""
     stage = section(params, "cond_stage_config")
     target = class_name(stage)
     layer = (stage.get("params") or {}).get("layer", "last")
@@ -41,15 +41,15 @@ def text_encoder(params: Params) -> TextEncoderConfig:
         TEXT_ENCODERS[target], clip_skip=lookup(skips, layer, f"{target}'s layer")
     )
     width = section(params, "unet_config", "params")["context_dim"]
-    # Another size than the class's default: its width is the context's, the rest is in the tensors.
+    # For a size other than the class's default, the tensors prove the remaining values.
     return config if width == config.width else replace(config, width=width, heads=1)
 
 
 def sized_text_encoder(named: TextEncoderConfig, proven: TextEncoderConfig) -> TextEncoderConfig:
-    """The text encoder that is named, with the size that its tensors prove."""
+    """The named text encoder with the size that its tensors prove."""
     if proven.width % HEAD_SIZE:
         raise CheckpointError(
-            f"the text encoder's width {proven.width} is no multiple of CLIP's head size {HEAD_SIZE}"
+            f"the text encoder's width {proven.width} is not a multiple of CLIP's head size {HEAD_SIZE}"
         )
     return replace(
         proven,
@@ -64,7 +64,9 @@ def unet(model: Params) -> UNetConfig:
     """`UNetModel`."""
     params = section(model, "unet_config", "params")
     if not params.get("use_spatial_transformer"):
-        raise ConfigError("a U-Net without use_spatial_transformer has no text condition")
+        raise ConfigError(
+            "a U-Net without use_spatial_transformer is not supported: it has no text condition"
+        )
     heads, head_channels = params.get("num_heads", -1), params.get("num_head_channels", -1)
     num_classes = params.get("num_classes")
     depth = params.get("transformer_depth", 1)
@@ -77,7 +79,7 @@ def unet(model: Params) -> UNetConfig:
         channel_mult=tuple(params.get("channel_mult", (1, 2, 4, 8))),
         num_res_blocks=params["num_res_blocks"],
         attention_resolutions=tuple(params["attention_resolutions"]),
-        # CompVis writes "not given" as -1, and a head size wins over a number of heads.
+        # In CompVis's files -1 means "not set", and a head size overrides a number of heads.
         num_heads=heads if head_channels == -1 else None,
         num_head_channels=None if head_channels == -1 else head_channels,
         transformer_depth=depth,
@@ -111,7 +113,9 @@ def autoencoder(model: Params) -> AutoencoderConfig:
 def section(data: Any, *names: str) -> Mapping[str, Any]:
     for depth, name in enumerate(names):
         if not isinstance(data, Mapping) or not isinstance(data.get(name), Mapping):
-            raise ConfigError(f"no section {'.'.join(names[: depth + 1])}, as CompVis's configurations have")
+            raise ConfigError(
+                f"no section {'.'.join(names[: depth + 1])}, which CompVis's configurations have"
+            )
         data = data[name]
     return data
 
@@ -124,7 +128,7 @@ def lookup(table: Mapping[str, Any], value: Any, name: str) -> Any:
 
 def real(params: Mapping[str, Any], name: str, default: float) -> float:
     value = params.get(name, default)
-    if isinstance(value, str):  # YAML takes 1e-4, without a point, for text
+    if isinstance(value, str):  # YAML reads 1e-4 (no decimal point) as text
         with suppress(ValueError):
             value = float(value)
     if not is_number(value):

@@ -17,12 +17,13 @@ import ldm_core
 from ldm_core.checkpoint import CheckpointError, inspect
 from ldm_core.loading.convert import convert
 from ldm_core.loading.diffusers_folder import part_maps
-from ldm_core.loading.original_file import model_map
+from ldm_core.loading.original_file import file_map
+from ldm_core.loading.parts import part_configs
 
 PREFIXES = {"unet/diffusion_pytorch_model": "unet.", "vae/diffusion_pytorch_model": "vae."}
 LISTS: dict[str, list[str]] = {
-    "sd1": list(model_map(SMALL["sd1"])),
-    "sd2": list(model_map(SMALL["sd2"])),
+    "sd1": list(file_map(part_configs(SMALL["sd1"]))),
+    "sd2": list(file_map(part_configs(SMALL["sd2"]))),
     "diffusers": [
         PREFIXES.get(file, "text_encoder.") + key
         for file, key_map in part_maps(SMALL["sd2"]).items()

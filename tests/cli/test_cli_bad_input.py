@@ -213,7 +213,7 @@ def test_a_configuration_that_contradicts_the_file(run: Run) -> None:
     assert result.err[0].startswith("ldm-core: error: unknown model configuration 'sd9'")
     result = run("txt2img", "x", "--model", str(bundled_model()), "--ema")
     assert (result.status, len(result.err)) == (2, 1)
-    assert "holds no averaged (EMA) weights" in result.err[0]
+    assert "contains no averaged (EMA) weights" in result.err[0]
 
 
 def test_the_wrong_command_for_a_recipe(draw: Draw, run: Run) -> None:

@@ -46,7 +46,7 @@ def test_what_the_tensors_do_not_prove_is_not_guessed(clip: CLIP, tmp_path: Path
     [
         ({"visual__ln_pre__weight": None}, r"1 tensor\(s\) missing:\s+visual.ln_pre.weight"),
         ({"visual__proj": None}, r"missing:\s+visual.proj"),
-        ({"logit_bias": torch.ones(1)}, r"that no network of the model takes:\s+logit_bias"),
+        ({"logit_bias": torch.ones(1)}, r"not used by the model:\s+logit_bias"),
         ({"ln_final__bias": torch.ones(3)}, r"ln_final.bias: expected \(48,\), got \(3,\)"),
         ({"ln_final__bias": torch.full((48,), torch.nan)}, r"not finite:\s+ln_final.bias"),
         ({"visual__conv1__weight": torch.ones(64, 4, 32, 32)}, r"expected \(64, 3, 32, 32\), got"),

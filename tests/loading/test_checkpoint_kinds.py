@@ -74,7 +74,7 @@ def test_parts_without_prefixes_are_told_apart(sd1: LatentDiffusion, tmp_path: P
         assert (report.missing, report.unknown) == ((), ())
         assert ldm_core.load_part(path, "autoencoder").config.ch == 32  # type: ignore[union-attr]
         write({**tensors, "strange.weight": torch.ones(1)}, path)
-        with pytest.raises(CheckpointError, match=r"no network of the model takes:\n    strange\.weight"):
+        with pytest.raises(CheckpointError, match=r"not used by the model:\n    strange\.weight"):
             ldm_core.load(path, config=sd1.config)
 
 
@@ -96,7 +96,7 @@ def test_a_lightning_checkpoint(legacy: bool, nested: bool, sd1: LatentDiffusion
     assert report.unknown == ()
     assert any("ModelCheckpoint" in name for name in report.foreign)
     assert report.schedule == "1000 betas from 0.00085 to 0.012, scaled_linear"
-    assert any("would have run" in sentence for sentence in report.suspicious)
+    assert any("would run" in sentence for sentence in report.suspicious)
 
 
 def test_averaged_weights_come_where_they_are_asked_for(sd1: LatentDiffusion, tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_files_without_averages_say_so(kind: str, sd1: LatentDiffusion, tmp_path
     path = write(tensors, tmp_path / "x.ckpt")
     assert not inspect(path).ema
     assert same_weights(ldm_core.load(path, config=sd1.config), sd1)
-    with pytest.raises(CheckpointError, match="holds no averaged"):
+    with pytest.raises(CheckpointError, match="contains no averaged"):
         ldm_core.load(path, config=sd1.config, ema=True)
 
 
@@ -250,7 +250,9 @@ def test_a_file_that_fits_both_is_asked_or_told(
     assert ldm_core.load(path, prediction="eps").config == eps
     assert ldm_core.load(path, config="sd2-v").config == v
     monkeypatch.setattr("ldm_core.loading.prediction.IS_V", 0.0)
-    with pytest.raises(CheckpointError, match=r"settles nothing \(.*\): say which with prediction='eps' or"):
+    with pytest.raises(
+        CheckpointError, match=r"is inconclusive \(correlation .*\): pass prediction='eps' or"
+    ):
         ldm_core.load(path)
 
 
@@ -273,7 +275,7 @@ def test_two_spellings_of_one_tensor_are_not_chosen_between(sd1: LatentDiffusion
     key = f"{VAE}decoder.mid.attn_1.q.weight"
     tensors[key.replace(".q.", ".to_q.")] = tensors[key] + 7
     path = write(tensors, tmp_path / "x.safetensors")
-    with pytest.raises(CheckpointError, match=r"no network of the model takes:\n    .*attn_1\.to_q\.weight"):
+    with pytest.raises(CheckpointError, match=r"not used by the model:\n    .*attn_1\.to_q\.weight"):
         ldm_core.load(path, config=sd1.config)
 
 

@@ -83,8 +83,8 @@ def test_an_autoencoder_of_another_structure_may_come_in(sd1: LatentDiffusion, t
 @pytest.mark.parametrize(
     ("left", "missing"),
     [
-        ((UNET, VAE), "no text encoder; it holds a U-Net .* and an autoencoder .*text_encoder=FILE"),
-        ((UNET, TEXT), "no autoencoder; it holds .*autoencoder=FILE"),
+        ((UNET, VAE), "no text encoder; it contains a U-Net .* and an autoencoder .*text_encoder=FILE"),
+        ((UNET, TEXT), "no autoencoder; it contains .*autoencoder=FILE"),
         ((UNET,), "no text encoder and no autoencoder; .*text_encoder=FILE, autoencoder=FILE"),
         ((VAE,), "no text encoder and no U-Net; .*text_encoder=FILE, unet=FILE"),
     ],
@@ -101,7 +101,7 @@ def test_missing_parts_are_named_with_what_to_give(
 def test_the_wrong_part_is_named(sd1: LatentDiffusion, tmp_path: Path) -> None:
     whole = write(original(sd1), tmp_path / "whole.safetensors")
     vae = write(only(original(sd1), VAE), tmp_path / "vae.safetensors")
-    with pytest.raises(CheckpointError, match=r"vae.safetensors was given as the U-Net, but holds none"):
+    with pytest.raises(CheckpointError, match=r"vae.safetensors was given as the U-Net, but contains none"):
         ldm_core.load(whole, config=sd1.config, unet=vae)
     with pytest.raises(CheckpointError, match="the part must be one of"):
         load_part(vae, "vae")  # type: ignore[arg-type]
@@ -131,7 +131,9 @@ def test_a_u_net_that_does_not_say_what_it_predicts_is_asked(
     assert ldm_core.load(whole, unet=unet, config=sd2.config).config.prediction == "v"
     for similarity, answer in ((0.99, "eps"), (0.01, "v")):
         monkeypatch.setattr("ldm_core.loading.prediction.noise_similarity", lambda model, s=similarity: s)
-        with pytest.warns(UserWarning, match=r"nothing in unet.safetensors says what its U-Net predicts"):
+        with pytest.warns(
+            UserWarning, match=r"unet.safetensors does not state the prediction type of its U-Net"
+        ):
             assert ldm_core.load(whole, unet=unet).config.prediction == answer
 
 

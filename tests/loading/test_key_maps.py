@@ -33,7 +33,7 @@ from ldm_core.config import PRESETS, AutoencoderConfig, LatentDiffusionConfig, U
 from ldm_core.loading.compvis_yaml import from_yaml
 from ldm_core.loading.evidence import matching_presets, proofs
 from ldm_core.loading.find import ema_key, find_parts, ignored
-from ldm_core.loading.original_file import model_map
+from ldm_core.loading.original_file import file_map
 from ldm_core.loading.parts import fitted, part_configs, part_of
 from ldm_core.loading.save import file_tensors
 from ldm_core.loading.weights import blank_network
@@ -74,7 +74,7 @@ def on_meta(shapes: dict[str, list[int]]) -> dict[str, Tensor]:
 def test_every_published_tensor_is_one_parameter_of_its_shape(name: str, published: dict[str, Any]) -> None:
     tensors = on_meta(published[PUBLISHED[name]]["tensors"])
     shapes = shapes_of(build(PRESETS[name], device="meta"))
-    key_map = model_map(PRESETS[name])
+    key_map = file_map(part_configs(PRESETS[name]))
     assert set(tensors) - set(key_map) == set(tensors) & BUFFERS
     parameters = to_parameters(key_map, tensors, shapes, source=name)
     assert parameters.keys() == shapes.keys()
@@ -105,7 +105,7 @@ def test_a_map_and_its_inverse_give_back_every_value(kind: str) -> None:
         for part, module in model.modules.items()
         for name, value in module.state_dict().items()
     }
-    key_map = model_map(SMALL[kind])
+    key_map = file_map(part_configs(SMALL[kind]))
     back = to_parameters(key_map, to_file(key_map, parameters), shapes_of(model), source=kind)
     assert back.keys() == parameters.keys()
     assert all(torch.equal(back[name], parameters[name]) for name in parameters)
@@ -225,7 +225,7 @@ def test_missing_wrong_and_unknown_tensors_are_named_in_groups() -> None:
     config = SMALL["sd1"]
     model = build(config, device="meta")
     tensors = file_tensors(model)
-    key_map = model_map(config)
+    key_map = file_map(part_configs(config))
     for i in range(12):
         del tensors[
             f"cond_stage_model.transformer.text_model.encoder.layers.{i // 6}.self_attn."
@@ -245,13 +245,13 @@ def test_missing_wrong_and_unknown_tensors_are_named_in_groups() -> None:
 def test_ignored_keys_are_explicit() -> None:
     for key in ("alphas_cumprod", "model_ema.decay", "depth_model.model.weight"):
         assert ignored(key)
-    for key in model_map(PRESETS["sd1"]) | model_map(PRESETS["sd2-base"]):
+    for key in file_map(part_configs(PRESETS["sd1"])) | file_map(part_configs(PRESETS["sd2-base"])):
         assert ignored(key) is None, key
     assert ignored("model.diffusion_model.something_new") is None
 
 
 def test_ema_names_are_unique() -> None:
-    keys = [k for k in model_map(PRESETS["sd1"]) if k.startswith("model.diffusion_model.")]
+    keys = [k for k in file_map(part_configs(PRESETS["sd1"])) if k.startswith("model.diffusion_model.")]
     assert len({ema_key(k.removeprefix("model.diffusion_model.")) for k in keys}) == len(keys)
     assert ema_key("input_blocks.0.0.weight") == "model_ema.diffusion_modelinput_blocks00weight"
 

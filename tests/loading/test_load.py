@@ -116,7 +116,7 @@ def test_the_bundled_model_loads_and_says_what_it_is(bundled: LatentDiffusion) -
 def test_a_yaml_beside_the_checkpoint_is_used(tmp_path: Path, bundled: LatentDiffusion) -> None:
     path = tmp_path / "emoji.safetensors"
     save_file(load_file(bundled_model()), path)  # without metadata
-    with pytest.raises(CheckpointError, match="give config="):
+    with pytest.raises(CheckpointError, match="pass config="):
         ldm_core.load(path)
     (tmp_path / "emoji.yaml").write_text(EMOJI_YAML)
     loaded = ldm_core.load(path)
@@ -180,7 +180,7 @@ def test_a_yaml_says_which_layer_of_the_text_encoder(published: dict[str, Any]) 
 def test_a_schedule_that_no_file_can_keep_is_not_lost_in_silence(tmp_path: Path) -> None:
     model = random_model(SMALL["sd1"])
     other = replace(model, noise_schedule=NoiseSchedule(betas=model.noise_schedule.betas * 0.9))
-    with pytest.raises(CheckpointError, match="betas are not its configuration's"):
+    with pytest.raises(CheckpointError, match="betas do not match its configuration"):
         save(other, tmp_path / "model.safetensors")
     assert list(tmp_path.iterdir()) == []
 
@@ -191,7 +191,7 @@ def test_a_measured_latent_scale_comes_from_the_file(tmp_path: Path) -> None:
     tensors = load_file(bundled_model())
     save_file(tensors, path)
     yaml.write_text(EMOJI_YAML.replace("scale_factor: 0.5443753482811984", "scale_by_std: true"))
-    with pytest.raises(CheckpointError, match="should hold a scale_factor, and does not"):
+    with pytest.raises(CheckpointError, match="requires a scale_factor in the checkpoint, which has none"):
         ldm_core.load(path)
     save_file({**tensors, "scale_factor": torch.tensor(0.25)}, path)
     assert ldm_core.load(path).config.latent_scale == 0.25
@@ -330,13 +330,13 @@ def test_a_file_with_exactly_sd1s_tensors_is_sd1(published: dict[str, Any]) -> N
 
 def test_saving_refuses_what_it_cannot_write(small: tuple[LatentDiffusion, Path], tmp_path: Path) -> None:
     model, path = small
-    with pytest.raises(CheckpointError, match="expected an ending of"):
+    with pytest.raises(CheckpointError, match="expected one of the suffixes"):
         save(model, tmp_path / "model.gguf")
     with pytest.raises(CheckpointError, match="cannot be written"):
         save(model, tmp_path / "no" / "such" / "folder.safetensors")
     odd = replace(model, unet=torch.nn.Linear(2, 2))
     before = path.read_bytes()
-    with pytest.raises(CheckpointError, match="not those of its configuration"):
+    with pytest.raises(CheckpointError, match="do not match its configuration"):
         save(odd, path)
     assert path.read_bytes() == before
 

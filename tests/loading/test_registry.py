@@ -71,13 +71,13 @@ def test_a_part_of_ones_own(toy: Part, tmp_path: Path) -> None:
 def test_a_file_without_settings_needs_a_configuration(toy: Part, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_file({"toy.0.fc.weight": torch.ones(8, 4), "toy.0.fc.bias": torch.ones(8)}, path)
-    with pytest.raises(CheckpointError, match="its toy fits no known model; give config="):
+    with pytest.raises(CheckpointError, match="its toy matches no known model; pass config="):
         ldm_core.load_part(path, "toy")
     assert ldm_core.inspect(path).sure == "unknown"
     assert ldm_core.load_part(path, "toy", config=ToyConfig()).config == ToyConfig()
     with pytest.raises(CheckpointError, match=r"toy.0.fc.weight: expected \(9, 4\), got \(8, 4\)"):
         ldm_core.load_part(path, "toy", config=ToyConfig((4, 9)))
-    with pytest.raises(CheckpointError, match=r"a.safetensors holds no .*; it holds a toy network"):
+    with pytest.raises(CheckpointError, match=r"a.safetensors contains no .*; it contains a toy network"):
         ldm_core.load(path)
 
 
@@ -121,12 +121,12 @@ def test_registration_ends(tmp_path: Path) -> None:
     before = parts()
     registration = register(TOY)
     assert parts() == (TOY, *before)
-    with pytest.raises(ValueError, match="there is a part 'toy' already"):
+    with pytest.raises(ValueError, match="a part 'toy' is already registered"):
         register(TOY)
     registration.remove()
     registration.remove()
     assert parts() == before
-    with pytest.raises(CheckpointError, match="no part that is registered has a ToyConfig"):
+    with pytest.raises(CheckpointError, match="no registered part has a configuration of type ToyConfig"):
         ldm_core.save(Toy(ToyConfig()), tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match="fills must be a field of LatentDiffusionConfig, not 'nose'"):
         register(Part("toy", "toy", ToyConfig, Toy, TOY.layouts, fills="nose"))
@@ -143,7 +143,7 @@ def test_each_part_of_a_model_alone(slot: str, tmp_path: Path) -> None:
     assert loaded.config == network.config
     for key, value in network.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value.half().float())
-    with pytest.raises(CheckpointError, match="a diffusers folder holds a whole model, not one part"):
+    with pytest.raises(CheckpointError, match="a diffusers folder contains a whole model, not one part"):
         ldm_core.convert(tmp_path / "alone.safetensors", tmp_path / "folder")
     others = {other: tmp_path / f"{other}.safetensors" for other in model_slots() if other != slot}
     for other, path in others.items():

@@ -1,10 +1,10 @@
-"""Everything that a U-Net is told besides the noisy latent and the timestep, as one value.
+"""All conditioning inputs of a U-Net, besides the noisy latent and the timestep, as one value.
 
-The latent diffusion paper (Rombach et al. 2022, arXiv:2112.10752, section 3.3) has three ways to condition:
+Latent diffusion (Rombach et al. 2022, arXiv:2112.10752, section 3.3) conditions the U-Net in three ways:
 
     context   cross-attention: a sequence of vectors that the U-Net's features attend to
-    vector    added to the timestep's embedding: a vector or a class label for each image
-    concat    further input channels beside the noisy latent
+    vector    added to the timestep embedding: one vector or class label per image
+    concat    input channels that are concatenated to the noisy latent
 
 CompVis's counterpart is `DiffusionWrapper` with its `conditioning_key`: "crossattn", "adm", "concat" or
 "hybrid".
@@ -25,17 +25,16 @@ Rows = slice | Sequence[int]
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """One row per image in each field that is not None; an unconditional model's Condition has none.
+    """Fields with one row per image, each optional; for an unconditional model all of them are None.
 
     context: (B, M, width). vector: (B, D), or labels as a LongTensor (B,). concat: (B, C', h, w).
-    Raises ValueError for fields whose numbers of rows differ.
+    Raises ValueError for other types or shapes, and if the numbers of rows differ.
     """
 
     context: Tensor | None = None
     vector: Tensor | None = None
     concat: Tensor | None = None
-    # The context's keys and values of the run that this Condition is part of. A Condition made from this one
-    # by anything but `cat` and an index has none.
+    # The context's keys and values, valid during one run. Only indexing and `cat` pass them on.
     kept: KeptContext | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -58,16 +57,16 @@ class Condition:
 
     @property
     def rows(self) -> int | None:
-        """The number of images; None for a Condition without any field, which fits every number."""
+        """The number of images; None for an empty Condition, which fits any number."""
         return next((len(value) for value in self._fields().values()), None)
 
     def __getitem__(self, rows: Rows) -> Condition:
-        """The Condition of these images: a slice, or a list of row numbers, which may repeat."""
+        """The Condition of the selected images. rows: a slice or a list of row numbers, which may repeat."""
         chosen = Condition(**{name: value[rows] for name, value in self._fields().items()})
         return chosen if self.kept is None else chosen.keeping(self.kept[rows])
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Condition:
-        """The Condition on this device, its floating-point tensors in this type. Labels keep theirs."""
+        """Move to a device and cast floating-point tensors. Class labels keep their dtype."""
         return Condition(
             **{
                 name: value.to(device, dtype if value.is_floating_point() else None)
@@ -77,7 +76,7 @@ class Condition:
 
     @staticmethod
     def cat(conditions: Sequence[Condition]) -> Condition:
-        """The rows of all conditions, one after the other. Raises ValueError where their fields differ."""
+        """Concatenate the rows of several Conditions. Raises ValueError if their fields differ."""
         names = [tuple(one._fields()) for one in conditions]
         if len(set(names)) > 1:
             found = " and ".join(", ".join(one) or "nothing" for one in dict.fromkeys(names))
@@ -87,7 +86,7 @@ class Condition:
         return joined if kept is None else joined.keeping(kept)
 
     def keeping(self, kept: KeptContext) -> Condition:
-        """This Condition with its context's kept keys and values."""
+        """A copy that holds the keys and values of its context."""
         copy = Condition(**{f.name: getattr(self, f.name) for f in fields(self) if f.init})
         object.__setattr__(copy, "kept", kept)
         return copy

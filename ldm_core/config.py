@@ -1,7 +1,7 @@
-"""The configuration of a whole model, and the published presets. Each network's own stands in its folder.
+"""The configuration of a whole model, and the published presets. Each network's folder has its own.
 
-Field names are CompVis's own wherever CompVis has one, so that a `v1-inference.yaml` reads across
-line by line. A preset is written as what changes from the one before it.
+Field names are those of CompVis's `v1-inference.yaml` wherever it has one. Each preset lists only its
+differences from another one.
 
 Letters used in shapes throughout the package:
 
@@ -9,7 +9,7 @@ Letters used in shapes throughout the package:
     D head size   T diffusion steps of the noise schedule   n sampling steps
 
 Sources: Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models"
-(arXiv:2112.10752), and the configuration files that CompVis and Stability AI publish beside it.
+(arXiv:2112.10752), and the configuration files of CompVis and Stability AI.
 """
 
 from __future__ import annotations
@@ -50,15 +50,17 @@ _PARTS: dict[str, type[Any]] = {
 
 @dataclass(frozen=True)
 class LatentDiffusionConfig:
-    """A whole model: its three networks, its forward process, and how they are joined."""
+    """A whole model: its networks, its noise schedule, and how they are combined."""
 
-    text_encoder: TextEncoderConfig | None = field(default_factory=TextEncoderConfig)  # None: reads no text
+    text_encoder: TextEncoderConfig | None = field(default_factory=TextEncoderConfig)  # None: no text
     unet: UNetConfig = field(default_factory=UNetConfig)
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     noise_schedule: NoiseScheduleConfig = field(default_factory=NoiseScheduleConfig)
-    latent_scale: float = 0.18215  # CompVis's scale_factor: unet latents = latent_scale * autoencoder latents
+    latent_scale: float = (
+        0.18215  # CompVis's scale_factor: U-Net latents = latent_scale * autoencoder latents
+    )
     prediction: PredictionType = "eps"
-    image_size: int = 512  # pixels, the size that the model was trained for
+    image_size: int = 512  # training resolution in pixels
 
     def __post_init__(self) -> None:
         for name, kind in _PARTS.items():
@@ -78,12 +80,12 @@ class LatentDiffusionConfig:
         if self.text_encoder is not None:
             require(
                 self.unet.context_dim == self.text_encoder.width,
-                f"the unet attends to vectors of {self.unet.context_dim} (context_dim), "
-                f"but the text encoder gives vectors of {self.text_encoder.width} (width)",
+                f"the unet expects context vectors of size {self.unet.context_dim} (context_dim), "
+                f"but the text encoder outputs vectors of size {self.text_encoder.width} (width)",
             )
         require(
             self.unet.out_channels == self.autoencoder.embed_dim,
-            f"the unet gives {self.unet.out_channels} channels (out_channels), "
+            f"the unet outputs {self.unet.out_channels} channels (out_channels), "
             f"but the autoencoder's latents have {self.autoencoder.embed_dim} (embed_dim)",
         )
 
@@ -98,7 +100,7 @@ class LatentDiffusionConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> LatentDiffusionConfig:
-        """The inverse of `to_dict`. Raises ConfigError for any other value, naming unknown fields."""
+        """The inverse of `to_dict`. Raises ConfigError for invalid values, naming unknown fields."""
         require(isinstance(data, dict), f"expected a mapping, not {shown(data)}")
         values = {
             key: build(_PARTS[key], value) if key in _PARTS and value is not None else value
@@ -157,7 +159,7 @@ PRESETS: dict[str, LatentDiffusionConfig] = {
 
 
 def preset(name: str) -> LatentDiffusionConfig:
-    """The preset of this name. Raises ConfigError with the known names."""
+    """The preset with this name. Raises ConfigError that lists the known names."""
     if name not in PRESETS:
         raise ConfigError(f"unknown model configuration {name!r}; expected one of {', '.join(PRESETS)}")
     return PRESETS[name]

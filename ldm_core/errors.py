@@ -1,15 +1,15 @@
-"""The errors of the package. All of them are ValueErrors."""
+"""The exceptions of the package. All are ValueErrors."""
 
 from __future__ import annotations
 
 
 class CheckpointError(ValueError):
-    """A file that cannot be read as a checkpoint, or that does not fit the model it is asked to fill."""
+    """A file that cannot be read as a checkpoint, or that does not fit the model."""
 
 
 class UnknownModelError(CheckpointError):
-    """A file of a structure that is known, of a model that is not: it loads with a configuration."""
+    """A file with known layouts that matches no known model; passing a configuration may load it."""
 
 
 class ConfigError(ValueError):
-    """A configuration that describes no network, or that contradicts another one."""
+    """A configuration that is invalid or contradicts another one."""

@@ -1,4 +1,4 @@
-"""Classifier-free guidance: move the prediction away from what it would be without the condition.
+"""Classifier-free guidance: move the prediction away from the unconditional one.
 
     guided = uncond + scale * (cond - uncond)
 
@@ -22,7 +22,7 @@ Network = Callable[[Tensor, float, Condition], Tensor]
 
 @runtime_checkable
 class Guidance(Protocol):
-    """The seam: combines evaluations of the network into one prediction."""
+    """The interface: combines evaluations of the network into one prediction."""
 
     def __call__(
         self,
@@ -36,24 +36,25 @@ class Guidance(Protocol):
     ) -> Tensor:
         """The guided prediction (B, C, h, w) for x (B, C, h, w) at timestep t.
 
-        `network(x, t, condition)` takes as many rows of x as the condition has, of any number;
-        `Condition.cat` joins several. `cond` and `uncond` have one row per image; a model that has nothing
-        to move away from gets `cond` as both, at scale 1. `progress` runs from 0 (pure noise) towards 1
-        (the image).
+        network: `network(x, t, condition)` evaluates the U-Net for any number of rows, as many in x as in the
+            condition; `Condition.cat` joins Conditions.
+        cond, uncond: one row per image. Without an unconditional condition, both are `cond`, at scale 1.
+        progress: from 0 (pure noise) towards 1 (the image).
         """
         ...
 
 
 @dataclass(frozen=True)
 class ClassifierFreeGuidance:
-    """The standard combination, with three refinements that are off by default.
+    """The standard combination, with optional refinements.
 
-    rescale: phi in [0, 1], pulls the guided prediction's standard deviation back to the conditional one's
-        (Lin et al. 2023, arXiv:2305.08891, equations 15 and 16).
-    interval: the part of the way from noise (0) to image (1) in which guidance is on; outside it the
-        conditional prediction is used alone, which also saves its second evaluation (Kynkäänniemi et al.
-        2024, arXiv:2404.07724).
-    batched: evaluate both conditions in one call of twice the batch, or in two calls that need less memory.
+    rescale: phi in [0, 1], rescales the guided prediction towards the standard deviation of the conditional
+        one (Lin et al. 2023, arXiv:2305.08891, equations 15 and 16).
+    interval: the range of `progress` with guidance, from noise (0) to image (1); outside it the conditional
+        prediction is used alone, which saves the second evaluation (Kynkäänniemi et al. 2024,
+        arXiv:2404.07724).
+    batched: evaluate both conditions in one call with twice the batch; False makes two calls, which need less
+        memory.
     """
 
     rescale: float = 0.0

@@ -1,7 +1,7 @@
-"""The model: its networks, what conditions them, and its noise schedule in one plain bundle.
+"""The model: a dataclass of its conditioner, networks, noise schedule and configuration.
 
-CompVis's counterpart is `LatentDiffusion` of `ldm.models.diffusion.ddpm`, which is also the trainer; here
-it only holds the parts. `dataclasses.replace(model, unet=mine)` exchanges one.
+CompVis's counterpart is `LatentDiffusion` in `ldm.models.diffusion.ddpm`, which is also the trainer; this
+class only holds the parts. `dataclasses.replace(model, unet=mine)` replaces one of them.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from ldm_core.protocols import Autoencoder, Conditioner, NoisePredictor, TextEnc
 
 @dataclass(init=False, repr=False, eq=False)
 class LatentDiffusion:
-    """The bundle of parts. Each may be exchanged for anything that fits its seam in `ldm_core.protocols`.
+    """The parts of a model. Each may be replaced by any object with the interface in `ldm_core.protocols`.
 
-    `tokenizer` and `text_encoder` are shortcuts into a conditioner that reads text: given to the constructor
-    or to `dataclasses.replace`, they take the place of the conditioner's own. Without them and without a
-    conditioner, the model is unconditional.
+    `tokenizer` and `text_encoder` are shortcuts to those of a text conditioner: passed to the constructor or
+    to `dataclasses.replace`, they replace the conditioner's own. Without them and without a conditioner, the
+    model is unconditional.
     """
 
     conditioner: Conditioner
@@ -54,7 +54,7 @@ class LatentDiffusion:
 
     @property
     def tokenizer(self) -> Any:
-        """The tokenizer of a model that reads text. AttributeError for any other."""
+        """The tokenizer of the text conditioner. Raises AttributeError for a model without one."""
         return self._text("tokenizer").tokenizer
 
     @tokenizer.setter
@@ -63,7 +63,7 @@ class LatentDiffusion:
 
     @property
     def text_encoder(self) -> Any:
-        """The text encoder of a model that reads text. AttributeError for any other."""
+        """The text encoder of the text conditioner. Raises AttributeError for a model without one."""
         return self._text("text_encoder").text_encoder
 
     @text_encoder.setter
@@ -73,7 +73,7 @@ class LatentDiffusion:
     def _text(self, part: str) -> Any:
         if not hasattr(self.conditioner, part):
             kind = type(self.conditioner).__name__
-            raise AttributeError(f"this model reads no text: its conditioner, {kind}, has no {part}")
+            raise AttributeError(f"this model takes no text: its conditioner {kind} has no {part}")
         return self.conditioner
 
     def __repr__(self) -> str:
@@ -85,22 +85,22 @@ class LatentDiffusion:
 
     @property
     def modules(self) -> dict[str, nn.Module]:
-        """The networks that are torch modules, by name: those of the conditioner, "unet", "autoencoder"."""
+        """The parts that are torch modules, by name: those of the conditioner, "unet", "autoencoder"."""
         parts = {**self.conditioner.modules, "unet": self.unet, "autoencoder": self.autoencoder}
         return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
 
     @property
     def device(self) -> torch.device:
-        """Where the U-Net's weights are; the CPU if no part has any."""
+        """The device of the U-Net's weights; the CPU if no part has any."""
         return self.weight_of("unet").device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the U-Net's weights; float32 if no part has any."""
+        """The dtype of the U-Net's weights; float32 if no part has any."""
         return self.weight_of("unet").dtype
 
     def weight_of(self, part: str) -> Tensor:
-        """A weight of this part or, if it is a plain function without any, of another one."""
+        """A weight of this part, or of another one if this is a plain function without weights."""
         modules = self.modules
         for name in (part, *modules):
             weight = next(modules[name].parameters(), None) if name in modules else None
@@ -109,19 +109,19 @@ class LatentDiffusion:
         return torch.empty(0)
 
     def to(self, *args: Any, **kwargs: Any) -> LatentDiffusion:
-        """Move or cast the networks, in place, and return the model. Arguments are `torch.nn.Module.to`'s."""
+        """Move or cast the networks in place and return the model. Arguments as in `torch.nn.Module.to`."""
         for module in self.modules.values():
             module.to(*args, **kwargs)
         return self
 
     def condition(self, inputs: Any) -> Condition:
-        """The Condition of these inputs, one row per image, on the U-Net's device and in its type."""
+        """The Condition for these inputs, one row per image, in the U-Net's device and dtype."""
         return self.conditioner(inputs).to(self.device, self.dtype)
 
     def encode_image(self, images: Tensor, generator: Generators = None) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] to the U-Net's latents (B, C, H/f, W/f): the autoencoder's, scaled.
+        """Encode images (B, 3, H, W) in [-1, 1] to scaled latents (B, C, H/f, W/f), as the U-Net takes them.
 
-        With a generator, or one per image, a draw from the encoder's Gaussian, as CompVis does; without,
+        With a generator, or one per image, sample from the encoder's Gaussian, as CompVis does; without, use
         its mode.
         """
         posterior = self.autoencoder.encode(images.to(self.weight_of("autoencoder")))
@@ -129,7 +129,7 @@ class LatentDiffusion:
         return z * self.config.latent_scale
 
     def decode_latent(self, latent: Tensor) -> Tensor:
-        """The U-Net's latents (B, C, h, w) to images (B, 3, h*f, w*f), about [-1, 1]; the inverse scaling."""
+        """Decode scaled latents (B, C, h, w) to images (B, 3, h*f, w*f), in about [-1, 1]."""
         z = latent / self.config.latent_scale
         return self.autoencoder.decode(z.to(self.weight_of("autoencoder")))
 
@@ -137,7 +137,7 @@ class LatentDiffusion:
 def _conditioner(
     conditioner: Conditioner | None, tokenizer: Tokenizer | None, text_encoder: TextEncoder | None
 ) -> Conditioner:
-    """The conditioner with these parts in the place of its own."""
+    """The conditioner with its parts replaced by those that are not None."""
     if tokenizer is None and text_encoder is None:
         return Unconditional() if conditioner is None else conditioner
     if not isinstance(conditioner, TextConditioner):

@@ -1,8 +1,8 @@
-"""The seams between the parts: what each must do so that another one can take its place.
+"""Protocols: the interfaces of the parts of a model, which any replacement must implement.
 
-Anything that fits is accepted: a module, a function, a wrapper around somebody else's network.
-The scheduler's seam is `ldm_core.schedulers.Scheduler`, the guidance's `ldm_core.guidance.Guidance`, and
-attention's `ldm_core.attention.AttentionFunction`. `ldm_core.testing` checks a part against its seam.
+A part may be a module, a function, or a wrapper around another library's network. Other protocols are
+`ldm_core.schedulers.Scheduler`, `ldm_core.guidance.Guidance` and `ldm_core.attention.AttentionFunction`.
+`ldm_core.testing` checks a part against its protocol.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Tokenizer(Protocol):
 
 
 class TextEncoder(Protocol):
-    """Token ids (B, N) to vectors (B, N, width). A module gets the ids on its device, others on the CPU."""
+    """Token ids (B, N) to vectors (B, N, width). A module receives ids on its device, others on the CPU."""
 
     def __call__(self, tokens: Tensor, /) -> Tensor: ...
 
@@ -35,28 +35,30 @@ class ImageEncoder(Protocol):
 
 
 class Conditioner(Protocol):
-    """What a user gives (prompts, labels, images …) to a Condition. `ldm_core.conditioners` has several."""
+    """Inputs (prompts, labels, images …) to a Condition. `ldm_core.conditioners` has several."""
 
     @property
     def unconditional(self) -> Any:
-        """The inputs of which guidance moves away, such as the empty prompt; None: there are none."""
+        """The default unconditional inputs of guidance, such as the empty prompt; None: no guidance."""
 
     @property
     def modules(self) -> dict[str, nn.Module]:
-        """The networks in it, by name: they move and are saved with the model."""
+        """The networks of the conditioner, by name. They move and are saved with the model."""
 
     def count(self, inputs: Any, name: str = "inputs", /) -> int:
-        """How many images the inputs describe. Raises ValueError, naming `name`, for any other value."""
+        """The number of images of the inputs. Raises ValueError, naming `name`, for invalid inputs."""
 
     def __call__(self, inputs: Any, /) -> Condition:
         """One row per image."""
 
 
 class NoisePredictor(Protocol):
-    """Noisy latents (B, C_in, h, w), timesteps (a number or a tensor (B,)) and context (B, N, width) to
-    a prediction of eps, v or x_0, (B, C, h, w). The U-Net is one. Whole timesteps come as ints; floats come
-    from schedulers whose spacing chooses noise levels, such as "karras". A Condition's vector is given as a
-    fourth argument, where there is one; without a context, None is given."""
+    """Noisy latents, timesteps and context to a prediction of eps, v or x0 (B, C, h, w). The U-Net is one.
+
+    x: (B, C_in, h, w). t: a number or a tensor (B,); an int, or a float from schedulers whose spacing selects
+    noise levels, such as "karras". context: (B, N, width), or None. A Condition with a vector passes it as a
+    fourth argument.
+    """
 
     def __call__(self, x: Tensor, t: Tensor | float, context: Any, /) -> Tensor: ...
 

@@ -1,4 +1,4 @@
-"""From a request to the start of a run: all that is checked and encoded before the first step."""
+"""Check and encode a request: everything that happens before the first step of a run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Timesteps = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is to be drawn. `Sampler.sample` and its special cases explain the fields."""
+    """The arguments of `Sampler.sample`, which documents the fields."""
 
     inputs: Any = None
     unconditional: Any = None
@@ -46,7 +46,7 @@ class Request:
     timesteps: Timesteps | None = None
 
     def recipe(self, image: int, start: Start, scheduler: Scheduler) -> dict[str, Any]:
-        """What was asked for the image of this number, as plain values: no tensors, no pictures."""
+        """The settings of one image as plain values, without tensors and images."""
         count, (height, width) = len(start.seeds), start.size
         plain = {
             "inputs": _one(self.inputs, image, count),
@@ -68,7 +68,7 @@ class Request:
 
 
 def _one(inputs: Any, image: int, count: int) -> str | int | None:
-    """The inputs of one of `count` images, if they are plain; the images of one input follow one another."""
+    """The input of one of `count` images, if it is a plain value. Images of one input are consecutive."""
     if isinstance(inputs, list | tuple) and inputs and count % len(inputs) == 0:
         inputs = inputs[image * len(inputs) // count]
     return inputs if isinstance(inputs, str | int) else None
@@ -76,7 +76,7 @@ def _one(inputs: Any, image: int, count: int) -> str | int | None:
 
 @dataclass(frozen=True)
 class Start:
-    """The start of a run. All tensors have one row per image."""
+    """The initial state of a run. All tensors have one row per image."""
 
     latent: Tensor  # (B, C, h, w)
     timesteps: Timesteps
@@ -84,18 +84,18 @@ class Start:
     size: tuple[int, int]  # height and width in pixels
     generators: list[torch.Generator]  # one per image
     cond: Condition
-    uncond: Condition  # `cond` itself where there is nothing to move away from
+    uncond: Condition  # `cond` itself without guidance
     guidance_scale: float
     image: Tensor | None = None  # (B, 3, H, W) in [0, 1]
     mask: Tensor | None = None  # (B, 1, H, W) in [0, 1]
-    known: KnownPart | None = None  # inpainting with a U-Net that sees no mask
+    known: KnownPart | None = None  # inpainting with a U-Net without a mask input
 
     def keep_known(self, latent: Tensor, t: float) -> Tensor:
-        """The latent at timestep t with the known part of an inpainting put back."""
+        """The latent at timestep t, with the known part restored when inpainting."""
         return latent if self.known is None else self.known.put_back(latent, t)
 
     def keep_known_pixels(self, images: Tensor) -> Tensor:
-        """Decoded images (B, 3, H, W) in [0, 1] with the original where the mask is black."""
+        """Decoded images (B, 3, H, W) in [0, 1], with the original pixels where the mask is black."""
         if self.mask is None or self.image is None:
             return images
         blend = self.mask * images + (1 - self.mask) * self.image
@@ -110,9 +110,10 @@ def prepare(
     batch_size: int | None = None,
     clip_skip: int | None = None,
 ) -> Start:
-    """Check a request and compute its start. Raises ValueError for whatever does not fit, computing nothing.
+    """Check a request and compute its initial state. Raises ValueError for invalid requests.
 
-    Each image's generator draws its initial noise first, so txt2img, img2img and inpaint start alike.
+    The generator of each image draws its initial noise first, so txt2img, img2img and inpaint start with the
+    same noise.
     """
     conditioning = _Conditioning(model, request, batch_size, clip_skip)
     count = conditioning.count * request.num_images
@@ -122,7 +123,7 @@ def prepare(
     f, channels = model.config.autoencoder.downsampling, model.config.unet.out_channels
     shape = (count, channels, height // f, width // f)
     draws = generators(seeds)
-    state = torch.promote_types(model.dtype, torch.float32)  # the latents are in float32 at least
+    state = torch.promote_types(model.dtype, torch.float32)  # latents have at least float32 precision
     noise = _checked(request.noise, "noise", shape)
     noise = (randn(shape, draws) if noise is None else noise).to(model.device, state)
     replacement = _checked(request.latent, "latent", shape)
@@ -162,7 +163,7 @@ def prepare(
 
 
 class _Conditioning:
-    """The condition and the unconditional condition of a request: checked here, computed by `encode`."""
+    """The condition and unconditional condition of a request: checked here, computed by `encode`."""
 
     def __init__(
         self, model: LatentDiffusion, request: Request, batch_size: int | None, clip_skip: int | None
@@ -173,7 +174,7 @@ class _Conditioning:
             skip = self.conditioner.clip_skip if clip_skip is None else clip_skip
             self.conditioner = replace(self.conditioner, clip_skip=skip, batch_size=batch_size)
         elif clip_skip is not None:
-            raise ValueError("clip_skip is of a text encoder, and this model has none")
+            raise ValueError("clip_skip requires a text encoder, which this model lacks")
         self.count = self._count_inputs()
         self.unconditional = self._check_unconditional()
         if not isinstance(request.num_images, int) or request.num_images < 1:
@@ -188,22 +189,20 @@ class _Conditioning:
             and (given is None or given.concat is None)
         ):
             raise ValueError(
-                f"this U-Net takes {unet.in_channels} channels: {unet.out_channels} of latents, and "
-                f"{unet.in_channels - unet.out_channels} that condition.concat has to give"
+                f"this U-Net takes {unet.in_channels} channels: {unet.out_channels} of latents and "
+                f"{unet.in_channels - unet.out_channels} from condition.concat, which is missing"
             )
         labels = unet.num_classes is not None or unet.adm_in_channels is not None
         by_conditioner = given is None and not isinstance(self.conditioner, TextConditioner)
         if labels and not by_conditioner and (given is None or given.vector is None):
-            raise ValueError(
-                "this U-Net also takes class labels or vectors, which condition.vector has to give"
-            )
+            raise ValueError("this U-Net also takes class labels or vectors: pass them as condition.vector")
 
     def _count_inputs(self) -> int:
         request = self.request
         if request.condition is None:
             return int(self.conditioner.count(request.inputs))
         if request.inputs is not None:
-            raise ValueError("give inputs or a condition, not both")
+            raise ValueError("pass inputs or a condition, not both")
         return request.condition.rows or 1
 
     def _check_unconditional(self) -> Any:
@@ -211,7 +210,7 @@ class _Conditioning:
         request = self.request
         if request.unconditional_condition is not None:
             if request.unconditional is not None:
-                raise ValueError("give unconditional inputs or an unconditional_condition, not both")
+                raise ValueError("pass unconditional inputs or an unconditional_condition, not both")
             given: Any = request.unconditional_condition
             rows = given.rows or 1
         else:
@@ -223,7 +222,7 @@ class _Conditioning:
             rows = self.conditioner.count(given, "negative_prompt" if text else "unconditional")
         if rows not in (1, self.count):
             expected = "1" if self.count == 1 else f"1 or {self.count}"
-            raise ValueError(f"{self.count} prompt(s) take {expected} negative prompt(s), got {rows}")
+            raise ValueError(f"expected {expected} negative prompt(s) for {self.count} prompt(s), got {rows}")
         return given
 
     def _scale(self) -> float:
@@ -234,13 +233,13 @@ class _Conditioning:
             raise ValueError(f"guidance_scale must be a finite number, not {scale!r}")
         if self.unconditional is None and scale != 1:
             raise ValueError(
-                f"guidance_scale {scale} needs a condition to move away from: give unconditional= or "
+                f"guidance_scale {scale} needs an unconditional condition: pass unconditional= or "
                 "unconditional_condition=, or guidance_scale=1"
             )
         return float(scale)
 
     def encode(self) -> tuple[Condition, Condition]:
-        """Both conditions, with one row per image; the images of one input follow one another."""
+        """Both conditions, with one row per image. Images of one input are consecutive."""
         request = self.request
         cond = self.conditioner(request.inputs) if request.condition is None else request.condition
         cond = self._rows(cond)
@@ -249,7 +248,7 @@ class _Conditioning:
         other = self.unconditional
         other = other if isinstance(other, Condition) else self.conditioner(other)
         uncond = self._rows(other)
-        # What the unconditional condition leaves open is the same in both.
+        # Fields that the unconditional condition lacks are shared.
         names = ("context", "vector", "concat")
         missing = {name: getattr(cond, name) for name in names if getattr(uncond, name) is None}
         return cond, replace(uncond, **missing)
@@ -263,7 +262,7 @@ class _Conditioning:
 
 
 def _check_condition(config: LatentDiffusionConfig, cond: Condition, shape: tuple[int, ...]) -> None:
-    """Raise ValueError for a concat that does not lie beside latents (B, C, h, w) of this shape."""
+    """Raise ValueError if concat cannot be concatenated to latents of this shape (B, C, h, w)."""
     if cond.concat is None:
         return
     expected = (config.unet.in_channels - shape[1], *shape[2:])
@@ -275,12 +274,12 @@ def _check_condition(config: LatentDiffusionConfig, cond: Condition, shape: tupl
 
 
 def _pixels(request: Request, count: int) -> tuple[Tensor | None, Tensor | None]:
-    """The image and the mask of a request as tensors with one row per image to draw."""
+    """The image and mask of a request as tensors with one row per generated image."""
     if not isinstance(request.strength, Real):
         raise ValueError(f"strength must be a number in (0, 1], not {request.strength!r}")
     if request.image is None:
         if request.mask is not None:
-            raise ValueError("a mask needs the image that it belongs to")
+            raise ValueError("a mask needs the image that it applies to")
         if request.strength != 1.0:
             raise ValueError(f"strength {request.strength} needs an image to start from")
         return None, None
@@ -290,12 +289,14 @@ def _pixels(request: Request, count: int) -> tuple[Tensor | None, Tensor | None]
     mask = _rows(mask_to_tensor(request.mask), "mask", count, request.num_images)
     if mask.shape[2:] != image.shape[2:]:
         sizes = [f"{x.shape[3]}×{x.shape[2]}" for x in (mask, image)]
-        raise ValueError(f"the mask has {sizes[0]} pixels, the image {sizes[1]}; they must be the same")
+        raise ValueError(
+            f"the mask has {sizes[0]} pixels, the image {sizes[1]}; they must have the same size"
+        )
     return image, mask
 
 
 def _rows(tensor: Tensor, name: str, count: int, num_images: int) -> Tensor:
-    """One row for all images, or one per prompt, to one per image."""
+    """Repeat a single row, or one row per prompt, to one row per image."""
     prompts = count // num_images
     if len(tensor) not in (1, prompts):
         raise ValueError(f"expected one {name} or one per prompt ({prompts}), got {len(tensor)}")
@@ -303,7 +304,7 @@ def _rows(tensor: Tensor, name: str, count: int, num_images: int) -> Tensor:
 
 
 def _size(config: LatentDiffusionConfig, request: Request, image: Tensor | None) -> tuple[int, int]:
-    """Height and width in pixels: the image's, the condition's, what is given, or the model's own."""
+    """Height and width in pixels, from the image, the condition, the request or the model."""
     f = config.autoencoder.downsampling
     concat = None if request.condition is None else request.condition.concat
     if image is not None:
@@ -318,7 +319,7 @@ def _size(config: LatentDiffusionConfig, request: Request, image: Tensor | None)
 
 
 def require_size(config: LatentDiffusionConfig, height: int, width: int) -> None:
-    """Raise ValueError, naming the nearest sizes that do, if the networks cannot take this size."""
+    """Raise ValueError, naming the nearest valid sizes, if the networks cannot process this size."""
     unit = config.size_multiple
 
     def nearest(size: int) -> str:
@@ -353,7 +354,7 @@ def _inpainting_input(
     draws: list[torch.Generator],
     chunk: int,
 ) -> Tensor:
-    """The further channels of an inpainting U-Net; without a mask, everything is to be painted."""
+    """The additional channels of an inpainting U-Net; without a mask, all of the image is repainted."""
     f = model.config.autoencoder.downsampling
     size = (shape[2] * f, shape[3] * f)
     image = torch.full((shape[0], 3, *size), 0.5) if image is None else image

@@ -1,8 +1,8 @@
-"""From a condition to a picture: the thin loop that joins conditioner, U-Net, scheduler and decoder.
+"""The sampling loop: it combines conditioner, U-Net, guidance, scheduler and decoder.
 
-Algorithm 2 of DDPM (arXiv:2006.11239) in the latent space of arXiv:2112.10752: draw noise, let the
-scheduler walk it down the noise levels with the guided prediction, decode. Image-to-image starts from a
-partly noised image (SDEdit, Meng et al. 2022, arXiv:2108.01073); inpainting keeps what is known in place.
+Algorithm 2 of DDPM (arXiv:2006.11239) in the latent space of arXiv:2112.10752: draw noise, denoise it step by
+step with the scheduler and the guided prediction, decode. Image-to-image starts from a partly noised image
+(SDEdit, Meng et al. 2022, arXiv:2108.01073); inpainting restores the known part after each step.
 CompVis's counterparts: `scripts/txt2img.py`, `img2img.py` and `inpaint.py` with `DDIMSampler`.
 """
 
@@ -30,13 +30,13 @@ from ldm_core.tasks import OnStep, Output, SamplerStep, Tasks, with_conditions
 
 
 class Sampler(Tasks):
-    """Draws pictures with a model.
+    """Generates images with a model.
 
-    scheduler: how the noise is walked down, `DDIM()` by default.
-    guidance: how conditional and unconditional predictions are combined.
-    batch_size: how many images go through a network at once; larger requests are cut into chunks, with
-        the same result. None: all at once.
-    clip_skip: final text encoder blocks to leave out; None: the model's own.
+    scheduler: the denoising algorithm, `DDIM()` by default.
+    guidance: combines conditional and unconditional predictions, `ClassifierFreeGuidance()` by default.
+    batch_size: maximum number of images per network evaluation; larger requests are split, with the same
+        result. None: no limit.
+    clip_skip: number of final text encoder blocks to skip; None: the model's default.
     """
 
     def __init__(
@@ -51,10 +51,10 @@ class Sampler(Tasks):
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be positive, not {batch_size}")
         if scheduler is not None and not callable(getattr(scheduler, "step", None)):
-            raise ValueError(f"scheduler must be one such as ldm_core.DDIM(), not {scheduler!r:.60}")
+            raise ValueError(f"scheduler must be an object such as ldm_core.DDIM(), not {scheduler!r:.60}")
         if guidance is not None and not callable(guidance):
             raise ValueError(
-                f"guidance must be one such as ldm_core.ClassifierFreeGuidance(), not {guidance!r:.60}"
+                f"guidance must be a callable such as ldm_core.ClassifierFreeGuidance(), not {guidance!r:.60}"
             )
         self.model = model
         self.scheduler: Scheduler = DDIM() if scheduler is None else scheduler
@@ -70,11 +70,11 @@ class Sampler(Tasks):
         gradients: bool = False,
         **options: Any,
     ) -> Iterator[SamplerStep]:
-        """Sample as a generator of `SamplerStep`s, one after every step.
+        """Run `sample` as a generator that yields a `SamplerStep` after each step.
 
-        prompt, options: the arguments of `sample`, or those of the tasks: with `negative_prompt` it is
-        `txt2img`, with `image` too `img2img`, with `mask` too `inpaint`.
-        gradients: let gradients flow from a step's latent to `noise`, `latent`, contexts and weights.
+        prompt, options: the arguments of `sample`, `txt2img`, `img2img` (with `image`) or `inpaint` (with
+            `image` and `mask`).
+        gradients: enable gradients from a step's latent to `noise`, `latent`, contexts and weights.
         """
         request = Request(**with_conditions(prompt, **options))
         with torch.set_grad_enabled(gradients):
@@ -87,7 +87,7 @@ class Sampler(Tasks):
         predict = Denoiser(self._guided(start), self.model.noise_schedule, self.model.config.prediction)
         latent, history, total = start.latent, None, len(start.timesteps)
         for index, (t, t_prev) in enumerate(start.timesteps):
-            with torch.set_grad_enabled(gradients):  # not around the yield, which is the caller's
+            with torch.set_grad_enabled(gradients):  # not around the yield, where the caller's code runs
                 noise = randn(latent.shape, start.generators).to(latent)
                 done = self.scheduler.step(predict, latent, t, t_prev, history, noise)
                 latent, history = start.keep_known(done.x, t_prev), done.history
@@ -99,7 +99,7 @@ class Sampler(Tasks):
             yield step
 
     def _guided(self, start: Start) -> Callable[[Tensor, float], Tensor]:
-        """The network as a function of x and t alone: conditioned, guided, in chunks of the batch size."""
+        """The guided prediction as a function of x and t, evaluated in chunks of `batch_size`."""
 
         def network(x: Tensor, t: float, condition: Condition) -> Tensor:
             if condition.rows not in (None, len(x)):
@@ -118,7 +118,7 @@ class Sampler(Tasks):
         return guided
 
     def _evaluate(self, x: Tensor, t: float, condition: Condition) -> Tensor:
-        """The U-Net's output, with each part of the condition where CompVis's `DiffusionWrapper` has it."""
+        """Evaluate the U-Net, with the condition passed as in CompVis's `DiffusionWrapper`."""
         latent = x.to(self.model.dtype)
         if condition.concat is not None:
             latent = torch.cat([latent, condition.concat], dim=1)
@@ -132,7 +132,7 @@ class Sampler(Tasks):
 
     @torch.no_grad()
     def _decode(self, start: Start, latent: Tensor, finite: FiniteCheck | None = None) -> Tensor:
-        """Latents (B, C, h, w) to images (B, 3, H, W) in [0, 1], float32 on the CPU."""
+        """Decode latents (B, C, h, w) to images (B, 3, H, W) in [0, 1], float32 on the CPU."""
         chunks = latent.split(self.batch_size or len(latent))
         decoded = torch.cat([self.model.decode_latent(chunk).float().cpu() for chunk in chunks])
         if finite is not None:
@@ -165,10 +165,10 @@ class Sampler(Tasks):
         return pictures
 
     def _with_kept_context(self, start: Start) -> Start:
-        """The start, with keys and values of its contexts made once for the run.
+        """The start with the keys and values of its contexts, which are then computed once for the run.
 
-        Only where nothing but this package's code runs until the end, so that weights, hooks and contexts
-        stay as they are.
+        Only if all code of the run belongs to this package, so that weights, hooks and contexts cannot
+        change.
         """
         cond, uncond = start.cond, start.uncond
         unet: Any = self.model.unet
@@ -201,8 +201,8 @@ def _with_bar(steps: Iterator[SamplerStep], total: int, shown: bool) -> Iterable
 
 
 def _replacement(value: Any, latent: Tensor) -> Tensor:
-    """What on_step returned, as the next latent."""
-    expected = f"expected None or a tensor of {tuple(latent.shape)} that replaces the latent"
+    """The value that on_step returned, as the next latent."""
+    expected = f"expected None or a tensor of {tuple(latent.shape)} to replace the latent"
     if not isinstance(value, Tensor):
         raise ValueError(f"on_step returned {value!r:.60} ({type(value).__name__}), {expected}")
     if value.shape != latent.shape:

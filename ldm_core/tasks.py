@@ -1,8 +1,8 @@
-"""What a sampler draws: `sample` for every model, and its special cases for prompts.
+"""The methods of a sampler: `sample` for every model, and special cases of it for prompts.
 
-txt2img   from noise
-img2img   from a partly noised picture (SDEdit, Meng et al. 2022, arXiv:2108.01073)
-inpaint   a part of a picture
+txt2img   starts from noise
+img2img   starts from a partly noised image (SDEdit, Meng et al. 2022, arXiv:2108.01073)
+inpaint   repaints a part of an image
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ class SamplerStep:
 
     index: int  # 0 … total - 1
     total: int
-    t: float  # the timestep that the step started from
-    latent: Tensor  # what the next step starts from
-    x0: Tensor  # the picture as it was predicted at this step
+    t: float  # the timestep of the step's input
+    latent: Tensor  # the input of the next step
+    x0: Tensor  # the prediction of the final latent at this step
     _images: Callable[[Tensor], Tensor] | None = field(default=None, repr=False, compare=False)
 
     def images(self) -> Tensor:
-        """The latent decoded to images (B, 3, H, W) in [0, 1], with the known pixels of an inpainting."""
+        """The latent decoded to images (B, 3, H, W) in [0, 1]; when inpainting, with the known pixels."""
         if self._images is None:
-            raise ValueError("only a step of a sampler can be decoded; use model.decode_latent")
+            raise ValueError("only a step that a sampler made can be decoded; use model.decode_latent")
         return self._images(self.latent)
 
 
@@ -48,7 +48,7 @@ OnStep = Callable[[SamplerStep], Tensor | None]
 
 
 class Options(TypedDict, total=False):
-    """The keywords that every task has besides its own."""
+    """The keyword arguments that all tasks share."""
 
     num_images: int
     seed: int | Sequence[int] | None
@@ -60,14 +60,14 @@ class Options(TypedDict, total=False):
 
 
 class TextOptions(Options, total=False):
-    """context, negative_context: (B, N, width) or (1, N, width), in the place of the prompts."""
+    """context, negative_context: (B, N, width) or (1, N, width), used instead of the prompts."""
 
     context: Tensor | None
     negative_context: Tensor | None
 
 
 class SampleOptions(Options, total=False):
-    """The keywords of `Tasks.sample`."""
+    """The keyword arguments of `Tasks.sample`."""
 
     unconditional: Any
     condition: Condition | None
@@ -89,7 +89,7 @@ def with_conditions(
     negative_context: Tensor | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """The arguments of `sample` for prompts or contexts: a context takes the place of its prompt."""
+    """The arguments of `sample` for prompts or contexts. A context replaces its prompt."""
     if prompt is not None:
         options["inputs"] = prompt
     if context is not None:
@@ -102,11 +102,11 @@ def with_conditions(
 
 
 class Tasks(ABC):
-    """The methods of `Sampler` that draw.
+    """The methods of `Sampler` that generate images.
 
-    A PIL image's `info` has the "seed" that it was drawn with and the "recipe", a dictionary of what was
-    asked for. Where the latents or pixels of an image end with NaN or infinity, which draw black, there is a
-    warning, and `info["not_finite"]` tells since which step.
+    The `info` of a PIL image contains its "seed" and its "recipe", a dictionary of all settings. If the
+    latents or pixels of an image end with NaN or infinity, which give black pixels, there is a warning, and
+    `info["not_finite"]` names the first such step.
     """
 
     @abstractmethod
@@ -143,23 +143,23 @@ class Tasks(ABC):
         progress: bool = False,
         output: Output = "pil",
     ) -> Any:
-        """Draw `num_images` pictures for each of the inputs, with any model.
+        """Generate `num_images` images for each of the inputs, with any model.
 
-        inputs: what the model's conditioner takes: prompts, class labels, None for an unconditional model.
-        condition: a `Condition` in the place of inputs: embeddings of one's own.
-        unconditional, unconditional_condition: what guidance moves away from, as inputs or as a Condition;
-            by default the conditioner's own. Fields that it lacks are the other's. One row serves all.
-        image, mask, strength: as in `img2img` and `inpaint`. steps: 1..T.
-        guidance_scale: 1 is without guidance; None is 7.5, or 1 with nothing to move away from.
-        height, width: pixels, by default the size that the model was trained for.
-        seed: image k is drawn with seed + k, or with seed[k]; images are ordered by input.
-        noise: (B, C, h, w) standard normal, instead of the seed's draw. latent: what to start from instead.
-        timesteps: pairs (t, t_prev) in the place of the scheduler's. on_step: called after every step with a
-            `SamplerStep`; a tensor it returns replaces the latent.
-        progress: show a bar. output: "pil" (a list), "tensor" ((B, 3, H, W) in [0, 1]) or "latent" ((B, C, h,
-            w), scaled).
+        inputs: what the model's conditioner takes: prompts, class labels, or None for an unconditional model.
+        condition: a `Condition`, such as custom embeddings, instead of inputs.
+        unconditional, unconditional_condition: the unconditional side of guidance, as inputs or as a
+            Condition; by default the conditioner's, such as the empty prompt. It shares the fields that it
+            lacks with the conditional one. A single row applies to all images.
+        image, mask, strength: as in `img2img` and `inpaint`. steps: number of scheduler steps, 1..T.
+        guidance_scale: 1 disables guidance; None is 7.5, or 1 without an unconditional condition.
+        height, width: in pixels, by default the training resolution.
+        seed: image k uses seed + k, or seed[k]; images are ordered by input.
+        noise: (B, C, h, w), standard normal, instead of the seed's. latent: the first step's input.
+        timesteps: pairs (t, t_prev), instead of those of the scheduler.
+        on_step: called with a `SamplerStep` after each step; a returned tensor replaces the latent.
+        progress: show a bar. output: "pil", "tensor" (B, 3, H, W) in [0, 1], or scaled "latent" (B, C, h, w).
 
-        Raises ValueError for whatever does not fit, before anything is computed.
+        Raises ValueError for invalid arguments before anything is computed.
         """
         request = Request(
             inputs=inputs,
@@ -222,11 +222,11 @@ class Tasks(ABC):
         output: Output = "pil",
         **options: Any,
     ) -> Any:
-        """Draw `num_images` pictures of each prompt.
+        """Generate `num_images` images for each prompt.
 
-        prompt, negative_prompt: a string or a list; one negative prompt serves all.
-        options: context and negative_context, (1, N, width) or one row per prompt, in the place of the
-            prompts; latent, timesteps and progress. They and the other arguments are those of `sample`.
+        prompt, negative_prompt: a string or a list; a single negative prompt applies to all.
+        options: `context` and `negative_context`, (1, N, width) or one row per prompt, instead of the
+            prompts; `latent`, `timesteps` and `progress`. They and the other arguments are as in `sample`.
         """
         sample: Any = self.sample
         return sample(
@@ -283,11 +283,12 @@ class Tasks(ABC):
         output: Output = "pil",
         **options: Any,
     ) -> Any:
-        """Redraw a picture after a prompt.
+        """Modify an image according to a prompt.
 
-        image: a PIL image or a tensor in [0, 1]; one for all prompts, or one per prompt. Its size is the
-            result's. strength: in (0, 1], how far back into the noise it is taken; about strength * steps
-            steps are made, and 1 is `txt2img`. The rest as in `txt2img`.
+        image: a PIL image or a tensor in [0, 1]; for all prompts or one per prompt. It sets the output size.
+        strength: amount of noise in (0, 1]; about strength * steps steps are run, and 1 equals `txt2img`.
+
+        The other arguments are as in `txt2img`.
         """
         sample: Any = self.sample
         return sample(
@@ -347,11 +348,11 @@ class Tasks(ABC):
         output: Output = "pil",
         **options: Any,
     ) -> Any:
-        """Repaint the white part of a mask; every pixel under black stays exactly as it was.
+        """Repaint the white part of a mask. Pixels under black stay exactly unchanged, and grey blends.
 
-        An inpainting U-Net (SD1's has 9 input channels) sees the mask and the masked image; with one that
-        sees the latents alone, the known part is put back, noised as the step demands, after every step.
-        Grey blends. The rest as in `img2img`.
+        An inpainting U-Net (SD1's has 9 input channels) takes the mask and the masked image as input. With
+        any other U-Net, the known part is restored after each step, noised to the timestep. The other
+        arguments are as in `img2img`.
         """
         sample: Any = self.sample
         return sample(

@@ -1,9 +1,9 @@
-"""The names that files have for the autoencoder's parameters, as templates over the network's own names.
+"""The names of the autoencoder's parameters in files, as templates over the network's own names.
 
-compvis     `AutoencoderKL` of `ldm.models.autoencoder`. Its decoder numbers its levels from fine to coarse.
-diffusers   `AutoencoderKL`. Both its sides number their levels in the order in which they are passed.
+compvis     `AutoencoderKL` of `ldm.models.autoencoder`. The decoder numbers its levels from fine to coarse.
+diffusers   `AutoencoderKL`. Encoder and decoder number their levels in the order of computation.
 
-Older files spell some of them otherwise: `original_name` and `modern_name` give the present spelling.
+Older files have other names for some parameters: `original_name` and `modern_name` give the current ones.
 """
 
 from __future__ import annotations
@@ -89,10 +89,10 @@ def diffusers_map(config: AutoencoderConfig) -> KeyMap:
     return expand(DIFFUSERS, parameter_names(AutoencoderKL, config))
 
 
-# Some converters left diffusers' names in the attention of files in CompVis's names.
+# Some converters kept diffusers' names for the attention in files with CompVis's names.
 _DIFFUSERS_NAMES = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 _DIFFUSERS_NAME = re.compile(r"(?<=\.attn_1\.)(group_norm|to_q|to_k|to_v|to_out\.0)(?=\.)")
-# What the attention was called before diffusers 0.15.
+# The names of the attention before diffusers 0.15.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _OLD_NAME = re.compile(r"(?<=\.attentions\.)(\d+)\.(query|key|value|proj_attn)(?=\.)")
 
@@ -103,5 +103,5 @@ def original_name(key: str) -> str:
 
 
 def modern_name(key: str) -> str:
-    """A key in diffusers' names with the present name of its attention."""
+    """A key in diffusers' names with the current name of its attention."""
     return _OLD_NAME.sub(lambda found: f"{found[1]}.{_OLD_ATTENTION[found[2]]}", key)

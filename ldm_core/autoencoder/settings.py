@@ -1,7 +1,7 @@
-"""What diffusers' `config.json` says of an autoencoder, and the way back.
+"""Convert diffusers' `config.json` of an autoencoder to a configuration, and back.
 
-A setting that changes a network is in the list below; a value that no network here has is refused by name,
-and so is a setting that is missing and has no default in diffusers.
+Unsupported values of the settings below raise an error that names the setting, and so does a missing setting
+without a default in diffusers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ldm_core.checkpoint.setting_values import (
 from ldm_core.errors import ConfigError
 from ldm_core.support.printable import shown
 
-# Settings that change a network, with the one value (or the absence) that the networks here have.
+# Settings that change the network, with their only supported value (None: absent).
 _FIXED = {
     "latents_mean": None,
     "latents_std": None,
@@ -38,7 +38,7 @@ _FIXED = {
 
 
 def autoencoder_config(settings: Settings) -> AutoencoderConfig:
-    """`AutoencoderKL`'s settings. Raises CheckpointError naming what is missing or unknown here."""
+    """From `AutoencoderKL`'s settings. Raises CheckpointError for missing or unsupported ones."""
     check_fixed(AUTOENCODER, settings, _FIXED)
     check_activation(AUTOENCODER, settings)
     with reading(AUTOENCODER):
@@ -46,7 +46,7 @@ def autoencoder_config(settings: Settings) -> AutoencoderConfig:
         up = block_kinds(settings, "up_block_types")
         mirrored = [kind.replace("UpDecoder", "DownEncoder") for kind in reversed(up)]
         if types != mirrored or not set(types) <= {"DownEncoderBlock2D", "AttnDownEncoderBlock2D"}:
-            raise ConfigError(f"blocks {shown(types)} and {shown(up)} are not known here")
+            raise ConfigError(f"blocks {shown(types)} and {shown(up)} are not those of an AutoencoderKL")
         attends = [level for level, kind in enumerate(types) if kind.startswith("Attn")]
         latent_channels = whole(settings, "latent_channels")
         resolution = AutoencoderConfig.resolution
@@ -63,7 +63,7 @@ def autoencoder_config(settings: Settings) -> AutoencoderConfig:
 
 
 def autoencoder_settings(config: AutoencoderConfig, image_size: int, latent_scale: float) -> dict[str, Any]:
-    """The way back. image_size: the pixels of a side; latent_scale: what its latents are multiplied by."""
+    """The inverse of `autoencoder_config`. image_size: in pixels; latent_scale: the factor of the latents."""
     attends = [config.has_attention(level) for level in range(len(config.ch_mult))]
     return {
         "_class_name": "AutoencoderKL",

@@ -1,6 +1,6 @@
-"""What the shapes of an autoencoder's tensors prove, in CompVis's and in diffusers' names: all of it.
+"""Infer an autoencoder's configuration from the shapes of its tensors, in CompVis's or diffusers' names.
 
-The training resolution only says at which levels attention lies; here it is 1 at the coarsest level.
+The training resolution only determines which levels have attention; here it is 1 at the coarsest level.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _autoencoder(shapes: Shapes, level_name: str, block: str, attention: str) ->
 
 
 def compvis_config(shapes: Shapes) -> AutoencoderConfig:
-    """From CompVis's names. Raises KeyError, ValueError or ZeroDivisionError for what is no autoencoder."""
+    """From CompVis's names. Raises KeyError, ValueError or ZeroDivisionError if they form none."""
     return _autoencoder(shapes, "down", "block", "attn.0.norm")
 
 
@@ -43,12 +43,12 @@ def diffusers_config(shapes: Shapes) -> AutoencoderConfig:
 
 
 def fewest_tensors(config: AutoencoderConfig) -> int:
-    """How many tensors the blocks of such an autoencoder have at least, on both sides."""
+    """A lower bound on the number of tensors in the blocks of encoder and decoder."""
     return 8 * len(config.ch_mult) * (2 * config.num_res_blocks + 1)
 
 
 def blank(config: AutoencoderConfig) -> AutoencoderConfig:
-    """The configuration with the resolution that shapes give it."""
+    """The configuration with the resolution that is inferred from shapes."""
     top = len(config.ch_mult) - 1
     attends = tuple(2 ** (top - level) for level in range(top + 1) if config.has_attention(level))
     return replace(config, resolution=2**top, attn_resolutions=attends)

@@ -1,12 +1,12 @@
-"""Key maps: how the tensors of a file become the parameters of the networks, and back.
+"""Key maps: convert the tensors of a file to the parameters of networks, and back.
 
-A map is a fully expanded table {file key: Entry}. An entry names the parameters that one file tensor
-holds and the invertible change of shape between them. The way back is derived from the same table, so
-the two cannot disagree. Whatever is left over or missing is an error that names the keys.
+A map is a fully expanded table {file key: Entry}. An entry names the parameters that one file tensor contains
+and the invertible transform between them. The inverse is derived from the same table, so the two directions
+always agree. Unused and missing tensors raise an error that names the keys.
 
-The table comes from a template: pairs of a pattern of our parameters' names and of the file's keys. `expand`
-applies it to the names that a network's own parameters have, so that no template repeats which of the
-blocks has a shortcut or attention.
+The table comes from a template: pairs of a pattern of parameter names and a pattern of file keys. `expand`
+applies it to the parameter names of a network, so that no template repeats which blocks have a shortcut or
+attention.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NAMES_SHOWN = 8
 
 @dataclass(frozen=True)
 class Transform:
-    """An invertible change between one file tensor and the parameters that it holds."""
+    """An invertible transform between one file tensor and the parameters that it contains."""
 
     name: str
     load: Callable[[Tensor], tuple[Tensor, ...]]
@@ -36,10 +36,10 @@ class Transform:
 SAME = Transform("same", lambda x: (x,), lambda xs: xs[0])
 
 # (O, I, 1, 1) in the file, (O, I) in the network: a 1x1 convolution is a linear layer over pixels. Some
-# converters leave the network's form in the file.
+# converters store the linear layer.
 CONV_1X1 = Transform("conv 1x1 <-> linear", lambda x: (_squeeze(x),), lambda xs: xs[0][:, :, None, None])
 
-# (3 * O, …) in the file, three of (O, …) in the network: queries, keys and values stored as one.
+# (3 * O, …) in the file, three of (O, …) in the network: queries, keys and values in one tensor.
 FUSED_QKV = Transform("fused qkv <-> split", lambda x: _thirds(x), lambda xs: torch.cat(xs))
 
 # (O, I) in the file, (I, O) in the network: OpenAI's CLIP multiplies by its projections from the right.
@@ -68,7 +68,7 @@ def _thirds(x: Tensor) -> tuple[Tensor, ...]:
 
 @dataclass(frozen=True)
 class Entry:
-    """What one tensor of a file is: the parameters in it, and the transform that takes them out."""
+    """The parameters that one file tensor contains, and the transform between them."""
 
     parameters: tuple[str, ...]
     transform: Transform = SAME
@@ -85,18 +85,18 @@ def prefixed(key_map: KeyMap, file_prefix: str, parameter_prefix: str) -> KeyMap
     }
 
 
-# A row's right side: the name in the file; that and the transform; or None for what such files do not hold.
+# The right side of a row: the name in the file, with a transform if needed; None if such files lack it.
 There = str | tuple[str, Transform] | None
 Template = Mapping[str, There]
 
 
 def same(*names: str) -> dict[str, There]:
-    """Rows for what has one name in both places."""
+    """Rows for names that are the same in the file and the network."""
     return {name: name for name in names}
 
 
 def within(here: str, there: str, rows: Template) -> dict[str, There]:
-    """The rows of a module's inside behind the prefixes of the module: `within("mid.res1.", …, RES)`."""
+    """The rows of a module with its prefixes in front, as in `within("mid.res1.", …, RES)`."""
     template: dict[str, There] = {}
     for inner, row in rows.items():
         name, transform = row if isinstance(row, tuple) else (row, SAME)
@@ -107,13 +107,13 @@ def within(here: str, there: str, rows: Template) -> dict[str, There]:
 def expand(
     template: Template, parameters: Iterable[str], numbers: Callable[..., Mapping[str, int]] = dict
 ) -> KeyMap:
-    """The map of a network, from a template and the names of the network's parameters.
+    """The key map of a network, from a template and the names of its parameters.
 
-    A row is a pair of names, (here, in the file), such as `blocks.{i}.norm1` and
-    `encoder.layers.{i}.layer_norm1`. It is about one parameter or, without the last word, about a module's
-    weight and bias, of which its transform changes the weight only. Where the file counts otherwise,
-    `numbers` gives the numbers of the right side from those of the left, `numbers(i=3) -> {"n": 7}`.
-    Parameters that a file keeps in one tensor have one name there, and lie in it in the network's order.
+    A row is a pair (name here, name in the file), such as `blocks.{i}.norm1` and
+    `encoder.layers.{i}.layer_norm1`. It applies to a parameter, or to the weight and bias of a module; the
+    transform of a module changes the weight only. If the file numbers blocks differently, `numbers` converts
+    the numbers of the left side to those of the right: `numbers(i=3) -> {"n": 7}`. Parameters that share one
+    file tensor have the same name there, and are stored in the network's order.
     """
     rows = {_BRACES.sub(".{}", here): (_BRACES.findall(here), there) for here, there in template.items()}
     key_map: KeyMap = {}
@@ -140,10 +140,10 @@ _BRACES = re.compile(r"\.\{(\w+)\}(?=\.|$)")
 def to_parameters(
     key_map: KeyMap, tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], *, source: str
 ) -> dict[str, Tensor]:
-    """The parameters that `tensors` hold, by name, as views wherever the transform allows it.
+    """The parameters in `tensors`, by name, as views if the transform allows it.
 
-    `shapes` are the shapes that the networks want. Raises CheckpointError, naming `source`, the keys that
-    are missing and those whose shape is wrong.
+    shapes: the shapes of the networks' parameters. Raises CheckpointError that names `source`, the missing
+    keys, and the keys with the wrong shape.
     """
     parameters, problems = matched(key_map, tensors, shapes)
     report(source, problems)
@@ -156,7 +156,7 @@ Problems = dict[str, list[str]]  # the names of tensors, by what is wrong with t
 def matched(
     key_map: KeyMap, tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]
 ) -> tuple[dict[str, Tensor], Problems]:
-    """`to_parameters` as far as it goes, and what `report` would complain of."""
+    """(the parameters that fit, the problems for `report`); like `to_parameters` without raising."""
     missing = [key for key in key_map if key not in tensors]
     parameters: dict[str, Tensor] = {}
     wrong = []
@@ -180,13 +180,13 @@ def matched(
 
 
 def _wanted(entry: Entry, shapes: Mapping[str, torch.Size]) -> tuple[int, ...]:
-    """The shape that the file's tensor should have had."""
+    """The expected shape of a file tensor."""
     blanks = tuple(torch.empty(shapes[name], device="meta") for name in entry.parameters)
     return tuple(entry.transform.save(blanks).shape)
 
 
 def to_file(key_map: KeyMap, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `to_parameters`: the tensors that a file of this layout holds."""
+    """The inverse of `to_parameters`: the tensors of a file with this layout."""
     return {
         key: entry.transform.save(tuple(parameters[name] for name in entry.parameters))
         for key, entry in key_map.items()
@@ -194,13 +194,13 @@ def to_file(key_map: KeyMap, parameters: Mapping[str, Tensor]) -> dict[str, Tens
 
 
 def some(names: Sequence[str], shown: int = 3) -> str:
-    """How many tensors, and the first few names."""
+    """The number of tensors and the first few names, as text."""
     listed = ", ".join(names[:shown]) + (", …" if len(names) > shown else "")
     return f"{len(names):,} tensor{'' if len(names) == 1 else 's'}" + (f" ({listed})" if names else "")
 
 
 def report(source: str, problems: Mapping[str, Iterable[str]]) -> None:
-    """Raise one CheckpointError that lists every group of problems, some names of each; or do nothing."""
+    """Raise a CheckpointError that lists each kind of problem with some names, if there are any."""
     lines = []
     for kind, names in problems.items():
         names = list(names)

@@ -1,8 +1,8 @@
-"""The names that files have for CLIP's parameters, as templates over the networks' own names.
+"""The names of CLIP's parameters in files, as templates over the networks' own names.
 
 The text encoder:
 
-transformers    `CLIPTextModel`: SD1's checkpoints, every diffusers folder, and most files of one part
+transformers    `CLIPTextModel`: SD1's checkpoints, diffusers folders, and most files of one part
 open_clip       SD2's checkpoints; queries, keys and values are stored as one tensor
 
 A whole CLIP, whose parameters are named `image_encoder.…` and `text_encoder.…`:
@@ -45,7 +45,7 @@ TRANSFORMERS_CLIP: Template = {
     "image_encoder.class_embedding": "vision_model.embeddings.class_embedding",
     "image_encoder.patch_embedding": "vision_model.embeddings.patch_embedding",
     "image_encoder.position_embedding": "vision_model.embeddings.position_embedding.weight",
-    "image_encoder.pre_norm": "vision_model.pre_layrnorm",  # spelled so there
+    "image_encoder.pre_norm": "vision_model.pre_layrnorm",  # the original spelling
     **within("image_encoder.blocks.{i}.", "vision_model.encoder.layers.{i}.", TRANSFORMERS_BLOCK),
     "image_encoder.final_norm": "vision_model.post_layernorm",
     "image_encoder.projection": ("visual_projection.weight", TRANSPOSED),
@@ -83,17 +83,17 @@ OPENAI_CLIP: Template = {
 
 
 def transformers_map(config: TextEncoderConfig) -> KeyMap:
-    """The names of transformers' `CLIPTextModel`, after its `text_model.`; it has no projection."""
+    """The names of transformers' `CLIPTextModel`, without its prefix `text_model.`; it has no projection."""
     return expand(TRANSFORMERS_TEXT, parameter_names(CLIPTextEncoder, config))
 
 
 def open_clip_map(config: TextEncoderConfig) -> KeyMap:
-    """The names of open_clip's text tower; with its projection, if the configuration has one."""
+    """The names of open_clip's text encoder, with the projection if the configuration has one."""
     return expand(OPEN_CLIP_TEXT, parameter_names(CLIPTextEncoder, config))
 
 
 def openai_map(image: ImageEncoderConfig, text: TextEncoderConfig) -> KeyMap:
-    """The names of OpenAI's and open_clip's `CLIP`; the text encoder has no prefix in them."""
+    """The names of OpenAI's and open_clip's `CLIP`, where the text encoder has no prefix."""
     return expand(OPENAI_CLIP, _clip_names(image, text))
 
 
@@ -111,8 +111,9 @@ def _clip_names(image: ImageEncoderConfig, text: TextEncoderConfig) -> list[str]
 class CLIPLayout:
     """One set of names.
 
-    image_mark, text_mark: how the keys of the two encoders' blocks begin. sizes: the tensors that prove the
-    sizes: the image encoder's patches, positions and projection, the text encoder's tokens and positions.
+    image_mark, text_mark: the prefixes of the blocks of both encoders.
+    sizes: the tensors that prove the sizes: the image encoder's patches, positions and projection, the text
+        encoder's tokens and positions.
     """
 
     name: str
@@ -120,7 +121,7 @@ class CLIPLayout:
     text_mark: str
     sizes: tuple[str, str, str, str, str]
     key_map: Callable[[ImageEncoderConfig, TextEncoderConfig], KeyMap]
-    extras: Mapping[str, str]  # what else such files hold, and why it is not needed
+    extras: Mapping[str, str]  # other tensors in such files, and why they are not needed
 
 
 LAYOUTS = (

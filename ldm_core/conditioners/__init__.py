@@ -1,4 +1,4 @@
-"""From what a user gives to a Condition: one file per kind of input."""
+"""Conditioners turn inputs (prompts, class labels) into Conditions: one file per kind of input."""
 
 from ldm_core.conditioners.class_labels import ClassLabels
 from ldm_core.conditioners.text import TextConditioner

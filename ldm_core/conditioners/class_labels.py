@@ -1,4 +1,4 @@
-"""From class labels to a Condition: the U-Net itself looks their embedding up and adds it to the timestep's.
+"""Class labels as a Condition: the U-Net embeds them and adds the result to the timestep embedding.
 
 CompVis's counterpart: `num_classes` of `UNetModel`, with the conditioning key "adm".
 """
@@ -18,10 +18,10 @@ from ldm_core.condition import Condition
 
 @dataclass(frozen=True)
 class ClassLabels:
-    """Labels in 0..classes-1 to a vector LongTensor (B,).
+    """Class labels in 0..classes-1 as a Condition with vector LongTensor (B,).
 
-    unconditional: the label of the class that training put in place of the label at random; None: there is
-        no such class, and no guidance.
+    unconditional: the class that replaced labels at random in training; None: there is no such class, and no
+        guidance.
     """
 
     classes: int

@@ -1,7 +1,7 @@
-"""From prompts to a Condition: a tokenizer, and a text encoder whose output the U-Net attends to.
+"""Prompts as a Condition: a tokenizer and a text encoder, to whose output the U-Net attends.
 
 tau_theta of the latent diffusion paper (arXiv:2112.10752, section 3.3). CompVis's counterparts are
-`FrozenCLIPEmbedder` and `FrozenOpenCLIPEmbedder` of `ldm.modules.encoders.modules`.
+`FrozenCLIPEmbedder` and `FrozenOpenCLIPEmbedder` in `ldm.modules.encoders.modules`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ldm_core.protocols import TextEncoder, Tokenizer
 
 
 def as_prompts(prompt: Any, name: str = "prompt") -> list[str]:
-    """A prompt or a list of them as a list. Raises ValueError for anything that is not a string."""
+    """One or several prompts as a list. Raises ValueError for anything but strings."""
     prompts = [prompt] if isinstance(prompt, str) else prompt
     if not isinstance(prompts, Sequence) or len(prompts) == 0:
         raise ValueError(f"{name} must be a string or a non-empty list of strings, not {prompt!r}")
@@ -30,10 +30,10 @@ def as_prompts(prompt: Any, name: str = "prompt") -> list[str]:
 
 @dataclass(frozen=True)
 class TextConditioner:
-    """Prompts to contexts (B, N, width).
+    """Prompts as a Condition with context (B, N, width).
 
-    clip_skip: how many of the encoder's last blocks are left out; None: the encoder's own number.
-    batch_size: how many prompts are encoded at once; None: all.
+    clip_skip: number of final text encoder blocks to skip; None: the default of the encoder.
+    batch_size: number of prompts to encode at once; None: all.
     """
 
     tokenizer: Tokenizer
@@ -51,9 +51,9 @@ class TextConditioner:
         return len(as_prompts(inputs, name))
 
     def __call__(self, inputs: str | Sequence[str]) -> Condition:
-        """One row per prompt. A prompt that occurs several times is encoded once.
+        """Encode one row per prompt; repeated prompts are encoded once.
 
-        A text encoder that is a module gets its tokens on its device; any other gets them on the CPU.
+        A text encoder that is a module receives its tokens on its device, any other on the CPU.
         """
         prompts = as_prompts(inputs)
         distinct = list(dict.fromkeys(prompts))
@@ -68,5 +68,5 @@ class TextConditioner:
 
 
 def parameters(encoder: Any) -> list[nn.Parameter]:
-    """The encoder's parameters; none of a plain function."""
+    """The encoder's parameters; empty for a plain function."""
     return list(encoder.parameters()) if isinstance(encoder, nn.Module) else []

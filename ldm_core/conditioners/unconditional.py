@@ -1,4 +1,4 @@
-"""For a model that is told nothing: its inputs are None, and its Condition is empty."""
+"""The conditioner of a model without conditioning: inputs are None, and the Condition is empty."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ldm_core.condition import Condition
 
 @dataclass(frozen=True)
 class Unconditional:
-    """The conditioner of an unconditional model. `num_images` says how many images are drawn."""
+    """The conditioner of an unconditional model. `num_images` sets the number of images."""
 
     unconditional: ClassVar[None] = None
     modules: ClassVar[dict[str, nn.Module]] = {}

@@ -2,8 +2,8 @@
 
 The members `0001.jpg` and `0001.txt` of a tar file are the sample with the key `0001`; the caption may also
 be the "text" or "caption" of a `0001.json`. webdataset streams its shards; here the headers are read once,
-and samples are then accessed at random, so that the data can be shuffled globally and a run can resume at any
-sample.
+and samples are then accessed at random, so that the data can be shuffled globally and training can resume at
+any sample.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class _Entry:
 
 
 class TarShards:
-    """The images of tar files, in their order there, as squares of `size` pixels.
+    """The images in tar files, in file order, as squares of `size` pixels.
 
     captions: whether to read captions; if False, "text" is empty and all images are used.
 
@@ -98,7 +98,7 @@ class TarShards:
 
     @property
     def fingerprint(self) -> str:
-        """Of the shards and the settings."""
+        """A hash of the shards and the settings."""
         return files_fingerprint((self.size, self.captions), ((path.name, path) for path in self.shards))
 
 

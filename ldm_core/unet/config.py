@@ -1,4 +1,4 @@
-"""The configuration of the U-Net. Field names are CompVis's own, as in `v1-inference.yaml`."""
+"""The configuration of the U-Net. Field names are those of CompVis's `v1-inference.yaml`."""
 
 from __future__ import annotations
 
@@ -29,26 +29,28 @@ class UNetConfig:
     channel_mult: tuple[int, ...] = (1, 2, 4, 4)
     num_res_blocks: int = 2
     attention_resolutions: tuple[int, ...] = (4, 2, 1)  # downsampling factors that have attention
-    num_heads: int | None = 8  # heads per level, or
-    num_head_channels: int | None = None  # the size of a head; exactly one of the two is given
+    num_heads: int | None = 8  # heads at every level, or
+    num_head_channels: int | None = None  # the size of a head; exactly one of the two is set
     transformer_depth: int = 1
-    context_dim: int | None = 768  # None: no cross-attention, and self-attention blocks in its place
-    use_linear_in_transformer: bool = False  # how proj_in/out are stored: 1x1 convolution or linear
+    context_dim: int | None = 768  # None: self-attention blocks instead of transformers
+    use_linear_in_transformer: bool = (
+        False  # whether files store proj_in/out as linear layers, not 1x1 convolutions
+    )
     disable_self_attentions: tuple[bool, ...] = ()  # per level: attend to the context instead
     num_classes: int | None = None  # a table of class embeddings (the upscaler's noise levels), or
-    adm_in_channels: int | None = None  # a vector condition of this length (unCLIP's image embedding)
+    adm_in_channels: int | None = None  # the size of a vector condition (unCLIP's image embedding)
 
     def __post_init__(self) -> None:
         part = "unet"
         make_tuples(self)
         require(
             (self.num_heads is None) != (self.num_head_channels is None),
-            "unet: give num_heads (SD1) or num_head_channels (SD2), and only one; "
+            "unet: set exactly one of num_heads (SD1) and num_head_channels (SD2); "
             f"got num_heads={shown(self.num_heads)}, num_head_channels={shown(self.num_head_channels)}",
         )
         require(
             self.num_classes is None or self.adm_in_channels is None,
-            "unet: num_classes and adm_in_channels exclude one another",
+            "unet: set at most one of num_classes and adm_in_channels",
         )
         require_whole(part, self, "in_channels out_channels model_channels", 1, MAX_SIZE)
         for name in ("num_heads", "num_head_channels", "context_dim", "adm_in_channels"):
@@ -70,11 +72,11 @@ class UNetConfig:
             isinstance(disabled, tuple)
             and len(disabled) in (0, len(self.channel_mult))
             and all(isinstance(value, bool) for value in disabled),
-            f"unet: disable_self_attentions must be a tuple of one value, true or false, for each of the "
+            f"unet: disable_self_attentions must be a tuple of one boolean for each of the "
             f"{len(self.channel_mult)} levels, not {shown(disabled)}",
         )
         require_blocks(part, len(self.channel_mult) * self.num_res_blocks * (1 + self.transformer_depth))
-        # Files differ in their order, which means nothing, and in factors that the network does not reach.
+        # Files may list the factors in any order and include some that the network does not reach.
         reached = {2**level for level in self.attention_levels}
         object.__setattr__(self, "attention_resolutions", tuple(sorted(reached, reverse=True)))
         for level in self.attention_levels:
@@ -82,16 +84,16 @@ class UNetConfig:
 
     @property
     def attention_levels(self) -> tuple[int, ...]:
-        """The levels (0 is the finest) that have spatial transformers; the middle block always has."""
+        """The levels (0 is the finest) with attention; the middle block always has it."""
         return tuple(i for i in range(len(self.channel_mult)) if 2**i in self.attention_resolutions)
 
     @property
     def downsampling(self) -> int:
-        """h and w of the input must be multiples of this."""
+        """h and w of the input must be multiples of this factor."""
         return 2 ** (len(self.channel_mult) - 1)
 
     def heads(self, channels: int) -> int:
-        """How many attention heads a level of so many channels has."""
+        """The number of attention heads of a level with this many channels."""
         if self.num_heads is not None:
             require(
                 channels % self.num_heads == 0,

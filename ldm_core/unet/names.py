@@ -1,11 +1,10 @@
-"""The names that files have for the U-Net's parameters, as templates over the network's own names.
+"""The names of the U-Net's parameters in files, as templates over the network's own names.
 
-compvis     `UNetModel` of `ldm.modules.diffusionmodules.openaimodel`. Its blocks are numbered across levels:
-            input_blocks.0 is the first convolution, then come each level's blocks and its downsampling. A
-            block is a list: 0 the residual block, 1 the transformer if there is one, and last, at the end of
-            a level on the way up, the upsampling.
-diffusers   `UNet2DConditionModel`. Its blocks are grouped by level as they are here, so names differ and
-            numbers do not.
+compvis     `UNetModel` of `ldm.modules.diffusionmodules.openaimodel`. Blocks are numbered across
+            levels: input_blocks.0 is the first convolution, followed by the blocks and the downsampling of
+            each level. A block is a list: the residual block (0), the transformer (1) if it has one, and last
+            the upsampling, in the final block of a level on the way up.
+diffusers   `UNet2DConditionModel`. Blocks are grouped by level as in this package: only the names differ.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ TRANSFORMER_BLOCK: Template = {
 
 
 def _transformer(config: UNetConfig) -> Template:
-    """A spatial transformer; diffusers kept CompVis's names within it."""
+    """A spatial transformer, which has the same names in CompVis's and diffusers' files."""
     projection = SAME if config.use_linear_in_transformer else CONV_1X1
     return {
         "norm": "norm",

@@ -1,9 +1,9 @@
 """The cross-attention U-Net: eps_theta(z_t, t, tau(y)) of the latent diffusion paper (arXiv:2112.10752).
 
-Residual blocks see the timestep, spatial transformers see the text (section 3.3 and figure 3). Each level
-of the way down leaves its outputs for the same level of the way up, which concatenates them.
-CompVis's counterpart is `UNetModel` of `ldm.modules.diffusionmodules.openaimodel`, whose flat
-`input_blocks` and `output_blocks` are levels of blocks here.
+Residual blocks take the timestep embedding, spatial transformers the context (section 3.3 and figure 3). The
+outputs of each level on the way down are skip connections to the same level on the way up.
+CompVis's counterpart is `UNetModel` in `ldm.modules.diffusionmodules.openaimodel`; its flat `input_blocks`
+and `output_blocks` are grouped by level here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ldm_core.unet.config import UNetConfig
 
 Context = Tensor | KeptContext | None  # (B, M, context_dim); None in a U-Net without cross-attention
 
-FEED_FORWARD_BYTES = 16 * 2**20  # of the wide values in flight on a CPU: they stay in its cache
+FEED_FORWARD_BYTES = 16 * 2**20  # size of the wide activations on a CPU, so that they fit into its cache
 
 
 class FeedForward(nn.Module):
@@ -49,7 +49,7 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self._tokens(x)
-        # Every token goes its own way, so a part of them at a time is the same.
+        # Tokens are independent, so processing them in parts gives the same result.
         rows = FEED_FORWARD_BYTES // (self.proj_in.out_features * x.element_size())
         return torch.cat([self._tokens(part) for part in x.flatten(0, 1).split(rows)]).view(x.shape)
 
@@ -58,7 +58,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, attention to the context, and an MLP, each normalised first and added to its input."""
+    """Self-attention, cross-attention and an MLP, each with layer norm before and a residual connection."""
 
     def __init__(
         self, channels: int, heads: int, context_dim: int, *, disable_self_attention: bool = False
@@ -83,8 +83,8 @@ class TransformerBlock(nn.Module):
 class SpatialTransformer(nn.Module):
     """Transformer blocks over the pixels of a feature map: (B, C, h, w), (B, M, context_dim) -> (B, C, h, w).
 
-    SD1 stores the projections as 1x1 convolutions and SD2 as linear layers: the same function, and always
-    linear here.
+    SD1 stores the projections as 1x1 convolutions, SD2 as linear layers. Both compute the same function; here
+    they are always linear.
     """
 
     def __init__(
@@ -110,9 +110,9 @@ class SpatialTransformer(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Attention among the pixels of a feature map, for a U-Net without a context: (B, C, h, w) -> the same.
+    """Self-attention over the pixels of a feature map, for a U-Net without context: (B, C, h, w) -> the same.
 
-    CompVis's counterpart is `AttentionBlock` of `openaimodel`.
+    CompVis's counterpart is `AttentionBlock` in `openaimodel`.
     """
 
     def __init__(self, channels: int, heads: int) -> None:
@@ -126,7 +126,7 @@ class SelfAttention(nn.Module):
 
 
 class UNetBlock(nn.Module):
-    """A residual block and, on levels that attend, attention."""
+    """A residual block, followed by attention on some levels."""
 
     def __init__(self, res: ResBlock, attention: SpatialTransformer | SelfAttention | None) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class UNetBlock(nn.Module):
 
 
 class DownLevel(nn.Module):
-    """The blocks of one resolution on the way down, and the step to the next coarser one if there is one."""
+    """The blocks of one resolution on the way down, and the downsampling unless it is the coarsest."""
 
     def __init__(self, blocks: list[UNetBlock], resample: Downsample | None) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ class DownLevel(nn.Module):
         self.resample = resample
 
     def forward(self, x: Tensor, emb: Tensor, context: Context) -> list[Tensor]:
-        """The output of each block and of the resampling, in order: all of them are skips for the way up."""
+        """The outputs of the blocks and the downsampling, in order: the skip connections."""
         outputs = []
         for block in self.blocks:
             x = block(x, emb, context)
@@ -158,7 +158,7 @@ class DownLevel(nn.Module):
 
 
 class UpLevel(nn.Module):
-    """The blocks of one resolution on the way up, and the step to the next finer one if there is one."""
+    """The blocks of one resolution on the way up, and the upsampling unless it is the finest."""
 
     def __init__(self, blocks: list[UNetBlock], resample: Upsample | None) -> None:
         super().__init__()
@@ -166,14 +166,14 @@ class UpLevel(nn.Module):
         self.resample = resample
 
     def forward(self, x: Tensor, skips: list[Tensor], emb: Tensor, context: Context) -> Tensor:
-        """Each block takes the latest skip that is left, concatenated to its input's channels."""
+        """Each block takes the last remaining skip connection, concatenated to its input channels."""
         for block, skip in zip(self.blocks, reversed(skips)):
             x = block(torch.cat([x, skip], dim=1), emb, context)
         return x if self.resample is None else self.resample(x)
 
 
 class Middle(nn.Module):
-    """The coarsest level's residual block, attention, residual block."""
+    """The middle block: residual block, attention, residual block."""
 
     def __init__(self, res1: ResBlock, attention: SpatialTransformer | SelfAttention, res2: ResBlock) -> None:
         super().__init__()
@@ -186,7 +186,7 @@ class Middle(nn.Module):
 
 
 class MLP(nn.Module):
-    """Linear, SiLU, linear: what the timestep embedding and a vector condition go through."""
+    """Linear, SiLU, linear: the MLP of the timestep embedding and of a vector condition."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -198,7 +198,7 @@ class MLP(nn.Module):
 
 
 class UNet(nn.Module):
-    """Predicts the noise (or v) in a noisy latent. `down` goes from fine to coarse, `up` back again."""
+    """Predicts the noise (or v) in a noisy latent. `down` is ordered from fine to coarse, `up` in reverse."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -269,19 +269,21 @@ class UNet(nn.Module):
             self._res(in_channels, out_channels), self._attention(out_channels, level) if attends else None
         )
 
-    # Whether `context` may be a KeptContext. A subclass may use the context in other ways, and has to say so.
+    # Whether `context` may be a KeptContext. Not inherited: a subclass must set it, as it may use the context
+    # differently.
     takes_kept_context = True
 
     def forward(
         self, x: Tensor, t: Tensor | float, context: Context = None, y: Tensor | None = None
     ) -> Tensor:
-        """The prediction for noisy latents.
+        """The prediction (B, out_channels, h, w) for noisy latents, in the dtype of x.
 
-        x (B, in_channels, h, w), with h and w multiples of `config.downsampling`; t a number or a tensor
-        (B,), 0..T-1, whole or between two timesteps; context (B, M, context_dim), or None without
-        cross-attention; y the class labels (B,) or vectors (B, adm_in_channels), for a model that has them
-        -> (B, out_channels, h, w) in x's dtype.
-        Raises ValueError for shapes that do not fit, and for a t that is no finite real number.
+        x: (B, in_channels, h, w), with h and w multiples of `config.downsampling`.
+        t: timesteps in 0..T-1, a number or a tensor (B,); fractions are allowed.
+        context: (B, M, context_dim), or None without cross-attention.
+        y: class labels (B,) or vectors (B, adm_in_channels), for a model that takes them.
+
+        Raises ValueError for inconsistent shapes, and for t that is not a finite real number.
         """
         self._check(x, t, context, y)
         first, emb = self.enter(x, t, y)
@@ -299,7 +301,7 @@ class UNet(nn.Module):
         return self.leave(x)
 
     def enter(self, x: Tensor, t: Tensor | float, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """What the levels start from: features (B, model_channels, h, w), time embedding (B, channels)."""
+        """The input of the levels: features (B, model_channels, h, w), time embedding (B, channels)."""
         if not isinstance(t, Tensor):
             t = torch.full((x.shape[0],), float(t), dtype=torch.float32, device=x.device)
         emb = self.time_embed(timestep_embedding(t, self.config.model_channels).to(x))
@@ -309,7 +311,7 @@ class UNet(nn.Module):
         return self.conv_in(fastest_layout(x)), F.silu(emb)
 
     def leave(self, x: Tensor) -> Tensor:
-        """The last level's features (B, model_channels, h, w) to the prediction (B, out_channels, h, w)."""
+        """The prediction (B, out_channels, h, w) from the last level's features (B, model_channels, h, w)."""
         return self.conv_out(self.norm_silu(self.norm_out, x))
 
     def _check(self, x: Tensor, t: Tensor | float, context: Context, y: Tensor | None) -> None:
@@ -332,7 +334,7 @@ class UNet(nn.Module):
 
 
 def _check_timestep(t: Tensor | float, rows: int) -> None:
-    """A tensor's values are not looked at: that would wait for the device."""
+    """Check a timestep. The values of a tensor are not read, since that would wait for the device."""
     if not isinstance(t, Tensor):
         if not isinstance(t, Real) or not math.isfinite(t):
             raise ValueError(f"unet: expected t as a finite number or a tensor ({rows},), got {t!r}")

@@ -1,8 +1,7 @@
-"""What diffusers' `config.json` says of a U-Net, and the way back.
+"""Convert diffusers' `config.json` of a U-Net to a configuration, and back.
 
-A setting that changes a network is in the list below; a value that no network here has is refused by name,
-and so is a setting that is missing and has no default in diffusers. `attention_head_dim` misleads: it is the
-number of heads.
+Unsupported values of the settings below raise an error that names the setting, and so does a missing setting
+without a default in diffusers. Note that `attention_head_dim` is the number of heads.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from ldm_core.errors import ConfigError
 from ldm_core.support.printable import shown
 from ldm_core.unet.config import UNetConfig
 
-# Settings that change a network, with the one value (or the absence) that the networks here have.
+# Settings that change the network, with their only supported value (None: absent).
 _FIXED = {
     "addition_embed_type": None,
     "center_input_sample": False,
@@ -57,7 +56,7 @@ _FIXED = {
 
 
 def unet_config(settings: Settings) -> UNetConfig:
-    """`UNet2DConditionModel`'s settings. Raises CheckpointError naming what is missing or unknown here."""
+    """From `UNet2DConditionModel`'s settings. Raises CheckpointError for missing or unsupported ones."""
     check_fixed(UNET, settings, _FIXED)
     check_activation(UNET, settings)
     with reading(UNET):
@@ -69,7 +68,7 @@ def unet_config(settings: Settings) -> UNetConfig:
         heads = wholes("attention_head_dim", heads if isinstance(heads, list) else [heads] * len(widths))
         disabled = settings.get("only_cross_attention") or []
         if not isinstance(disabled, list):
-            raise ConfigError("only_cross_attention must be one truth value for each level")
+            raise ConfigError("only_cross_attention must be a list of one boolean for each level")
         embedding = settings.get("class_embed_type")
         one_of(UNET, "class_embed_type", embedding or "none", {"none": 0, "projection": 0})
         per_head = {width // count for width, count in zip(widths, heads, strict=True)}
@@ -105,7 +104,7 @@ def _check_blocks(down: list[str], up: list[str]) -> None:
 
 
 def unet_settings(config: UNetConfig, sample_size: int) -> dict[str, Any]:
-    """The way back. sample_size: the latents' rows and columns that the model was trained for."""
+    """The inverse of `unet_config`. sample_size: the latent size (rows and columns) of the training."""
     widths = level_widths("U-Net", config.model_channels, config.channel_mult)
     attends = [level in config.attention_levels for level in range(len(widths))]
     result: dict[str, Any] = {

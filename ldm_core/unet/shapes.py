@@ -1,6 +1,6 @@
-"""What the shapes of a U-Net's tensors prove, in CompVis's and in diffusers' names.
+"""Infer a U-Net's configuration from the shapes of its tensors, in CompVis's or diffusers' names.
 
-Shapes prove widths, depths and where attention sits, but not the number of heads, which is 1 here.
+Shapes prove widths, depths and the levels with attention, but not the number of heads, which is set to 1.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from ldm_core.unet.config import UNetConfig
 
 @dataclass
 class _Levels:
-    """The residual blocks of a U-Net's way down, gathered level by level."""
+    """The residual blocks on the way down, collected level by level."""
 
     context_dim: int
     widths: list[int]
     blocks: list[int]
     attends: list[int]
-    context_only: list[int]  # levels whose first attention reads the context, which shows in its shape
+    context_only: list[int]  # levels whose first attention takes the context, according to its shape
 
     def start_level(self) -> None:
         self.blocks.append(0)
@@ -37,7 +37,7 @@ class _Levels:
                 self.context_only.append(level)
 
     def config(self, shapes: Shapes, names: Mapping[str, str]) -> UNetConfig:
-        """`names` are this layout's names of the tensors that say the rest."""
+        """names: the layout's names of the tensors that prove the remaining fields."""
         model_channels, in_channels = shapes[names["conv_in"]][:2]
         table, vector = shapes.get(names["table"]), shapes.get(names["vector"])
         return UNetConfig(
@@ -67,7 +67,7 @@ def _context_dim(shapes: Shapes, transformer: str) -> int:
 
 
 def compvis_config(shapes: Shapes) -> UNetConfig:
-    """From CompVis's names. Raises KeyError, ValueError or ZeroDivisionError where no U-Net has them."""
+    """From CompVis's names. Raises KeyError, ValueError or ZeroDivisionError if they form no U-Net."""
     names = {
         "conv_in": "input_blocks.0.0.weight",
         "conv_out": "out.2.weight",
@@ -86,7 +86,7 @@ def compvis_config(shapes: Shapes) -> UNetConfig:
 
 
 def diffusers_config(shapes: Shapes) -> UNetConfig:
-    """From diffusers' names. Raises KeyError, ValueError or ZeroDivisionError where no U-Net has them."""
+    """From diffusers' names. Raises KeyError, ValueError or ZeroDivisionError if they form no U-Net."""
     names = {
         "conv_in": "conv_in.weight",
         "conv_out": "conv_out.weight",
@@ -104,8 +104,8 @@ def diffusers_config(shapes: Shapes) -> UNetConfig:
 
 
 def fewest_tensors(config: UNetConfig) -> int:
-    """How many tensors the blocks of such a U-Net have at least: shortcuts and resampling come on top."""
-    blocks = 2 * config.num_res_blocks + 1  # of a level, on the way down and up
+    """A lower bound on the number of tensors, without shortcuts and resampling."""
+    blocks = 2 * config.num_res_blocks + 1  # per level, on the way down and up
     transformers = 1 + len(config.attention_levels) * blocks
     return 10 * len(config.channel_mult) * blocks + 20 * config.transformer_depth * transformers
 
@@ -114,7 +114,7 @@ def blank(config: UNetConfig) -> UNetConfig:
     """The configuration with everything that shapes cannot prove set to one fixed value."""
     levels = config.attention_levels
     disabled = tuple(
-        # Where the level is as wide as the context, both kinds of attention have the same shapes.
+        # If the level is as wide as the context, both kinds of attention have the same shapes.
         bool(config.disable_self_attentions)
         and config.disable_self_attentions[level]
         and level in levels

@@ -103,7 +103,7 @@ def test_a_yaml_file_that_is_no_plain_one(text: str, message: str, tmp_path: Pat
     [
         ({"channel_mult": {1, 2}}, "channel_mult must be a tuple of at most 16 ints in 1..65536, not {1, 2}"),
         ({"model_channels": np.int64(64)}, "model_channels must be an int in 1..65536, not np.int64(64)"),
-        ({"disable_self_attentions": {True}}, "must be a tuple of one value, true or false, for each"),
+        ({"disable_self_attentions": {True}}, "must be a tuple of one boolean for each"),
     ],
     ids=["channel_mult", "model_channels", "disable_self_attentions"],
 )

@@ -85,7 +85,7 @@ def test_tensors_that_describe_no_model_are_an_error_that_names_the_file(
     tensors = tensors_of(path)
     key = "model.diffusion_model.out.2.weight"
     save_file({**tensors, key: tensors[key][:3]}, path)
-    with pytest.raises(CheckpointError, match=r"small.safetensors: the unet gives 3 channels"):
+    with pytest.raises(CheckpointError, match=r"small.safetensors: the unet outputs 3 channels"):
         ldm_core.load(path)
 
 

@@ -104,7 +104,7 @@ def test_prompts_conditions_and_contexts_draw_the_same(sd1: LatentDiffusion) -> 
 
 def test_inputs_and_conditions_exclude_one_another(sd1: LatentDiffusion) -> None:
     sampler, condition = Sampler(sd1), sd1.condition("a")
-    with pytest.raises(ValueError, match="give inputs or a condition, not both"):
+    with pytest.raises(ValueError, match="pass inputs or a condition, not both"):
         sampler.sample("a", condition=condition)
     with pytest.raises(ValueError, match="not both"):
         sampler.sample("a", unconditional="b", unconditional_condition=condition)
@@ -152,9 +152,9 @@ def test_models_of_concat_and_vector_sample(kind: str) -> None:
 
 def test_a_missing_part_is_named() -> None:
     depth, unclip = random_model(TINY["sd2-depth"]), random_model(TINY["sd2-unclip"])
-    with pytest.raises(ValueError, match=r"takes 5 channels: 4 of latents, and 1 that condition\.concat"):
+    with pytest.raises(ValueError, match=r"takes 5 channels: 4 of latents and 1 from condition\.concat"):
         Sampler(depth).sample("a")
-    with pytest.raises(ValueError, match=r"class labels or vectors, which condition\.vector has to give"):
+    with pytest.raises(ValueError, match=r"class labels or vectors: pass them as condition\.vector"):
         Sampler(unclip).sample("a")
     wrong = replace(depth.condition("a"), concat=torch.zeros(1, 2, 8, 8))
     with pytest.raises(ValueError, match=r"expected condition\.concat of \(B, 1, 8, 8\), got \(1, 2, 8, 8\)"):
@@ -182,9 +182,9 @@ def test_an_unconditional_model_samples() -> None:
     torch.testing.assert_close(latents(Sampler(model), seed=4), together[1:], rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="this model is unconditional"):
         Sampler(model).sample("a cat")
-    with pytest.raises(ValueError, match=r"guidance_scale 3 needs a condition to move away from"):
+    with pytest.raises(ValueError, match=r"guidance_scale 3 needs an unconditional condition"):
         Sampler(model).sample(guidance_scale=3)
-    with pytest.raises(AttributeError, match="reads no text"):
+    with pytest.raises(AttributeError, match="takes no text"):
         _ = model.text_encoder
 
 

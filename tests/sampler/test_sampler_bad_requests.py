@@ -19,7 +19,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"prompt": []}, "non-empty list"),
     ({"prompt": ["a", None]}, "prompt 1 must be a string, not NoneType"),
     ({"prompt": ["a", "b"], "negative_prompt": ["x", "y", "z"]}, "1 or 2 negative prompt"),
-    ({"negative_prompt": ["x", "y"]}, r"1 prompt\(s\) take 1 negative prompt\(s\), got 2"),
+    ({"negative_prompt": ["x", "y"]}, r"expected 1 negative prompt\(s\) for 1 prompt\(s\), got 2"),
     (
         {"height": 100, "width": 200},
         "height must be a positive multiple of 64 pixels, not 100; nearest: 64 or 128",

@@ -19,7 +19,7 @@ from measure import Measured
 from networks import MODELS
 from side_by_side import Case, options, run
 from support.reference import random_model, settings_folder
-from timed_loading import forget, measure
+from support.timed_loading import forget, measure
 
 from ldm_core.checkpoint import save
 

@@ -202,7 +202,7 @@ def test_a_wheel_holds_the_bundled_model(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
-    code = "import ldm_core; print(ldm_core.loading.load.bundled_model()); ldm_core.load()"
+    code = "from ldm_core.loading.load import bundled_model, load; print(bundled_model()); load()"
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path / "site", capture_output=True, text=True, check=True
     )

@@ -222,7 +222,7 @@ SCRIPT = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
 from support.training_runs import Denoise, run
-from ldm_core.training import join
+from ldm_core.training import init_distributed
 
 world = init_distributed()
 

@@ -175,7 +175,7 @@ def test_merging_holds_one_tensor_at_a_time(
 
 MEASURE = """
 import sys, torch, resource
-from ldm_core.conversion import convert, weighted_sum
+from ldm_core.loading.convert import convert, weighted_sum
 def anonymous():
     return max(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
 before, peak = anonymous(), 0

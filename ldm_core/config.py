@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, get_args
 
 from ldm_core.autoencoder.config import AutoencoderConfig
-from ldm_core.clip.config import Activation, ImageEncoderConfig, TextEncoderConfig
+from ldm_core.clip.config import SD2_TEXT_ENCODER, Activation, ImageEncoderConfig, TextEncoderConfig
 from ldm_core.errors import ConfigError
 from ldm_core.noise_schedule import BetaSchedule, NoiseScheduleConfig, PredictionType
 from ldm_core.support.limits import MAX_SCALE, MAX_SIZE, build, is_number, require, require_whole
@@ -114,9 +114,7 @@ SD1_INPAINT = replace(SD1, unet=replace(SD1.unet, in_channels=9))
 
 SD2_BASE = replace(
     SD1,
-    text_encoder=TextEncoderConfig(
-        width=1024, layers=24, heads=16, activation="gelu", clip_skip=1, pad_token_id=0, projection_dim=1024
-    ),
+    text_encoder=SD2_TEXT_ENCODER,
     unet=replace(
         SD1.unet, num_heads=None, num_head_channels=64, context_dim=1024, use_linear_in_transformer=True
     ),

@@ -64,6 +64,11 @@ class TextEncoderConfig:
             require_whole(part, self, "projection_dim", 1, MAX_SIZE)
 
 
+SD2_TEXT_ENCODER = TextEncoderConfig(
+    width=1024, layers=24, heads=16, activation="gelu", clip_skip=1, pad_token_id=0, projection_dim=1024
+)
+
+
 @dataclass(frozen=True)
 class ImageEncoderConfig:
     """CLIP's vision transformer (Radford et al. 2021, section 2.4). The defaults are those of ViT-B/32."""

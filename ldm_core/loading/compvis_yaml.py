@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ldm_core.checkpoint.yaml_values import class_name, lookup, real, section
 from ldm_core.config import LatentDiffusionConfig
 from ldm_core.errors import CheckpointError, ConfigError
 from ldm_core.loading.parts import model_slots, part_words, parts
-from ldm_core.loading.yaml_sections import class_name, lookup, real, section
 from ldm_core.noise_schedule import NoiseScheduleConfig
 from ldm_core.support.limits import MAX_SIZE, is_whole
 from ldm_core.support.printable import printable, shown, shown_error

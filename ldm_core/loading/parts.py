@@ -19,9 +19,11 @@ from torch import Tensor
 from ldm_core.autoencoder import names as autoencoder_names
 from ldm_core.autoencoder import settings as autoencoder_settings
 from ldm_core.autoencoder import shapes as autoencoder_shapes
+from ldm_core.autoencoder.compvis_settings import autoencoder_in_yaml
 from ldm_core.autoencoder.config import AutoencoderConfig
 from ldm_core.autoencoder.kl import AutoencoderKL
 from ldm_core.checkpoint import folder
+from ldm_core.clip import compvis_settings as text_yaml
 from ldm_core.clip import names as text_names
 from ldm_core.clip import settings as text_settings
 from ldm_core.clip import shapes as text_shapes
@@ -31,12 +33,13 @@ from ldm_core.clip.text_encoder import CLIPTextEncoder
 from ldm_core.clip.tokenizer import CLIPTokenizer
 from ldm_core.config import LatentDiffusionConfig
 from ldm_core.errors import CheckpointError
-from ldm_core.loading import statements, yaml_sections
+from ldm_core.loading import statements
 from ldm_core.loading.ignored import AUTOENCODER_EXTRAS
 from ldm_core.loading.part import Folder, Layout, Part, Section
 from ldm_core.unet import names as unet_names
 from ldm_core.unet import settings as unet_settings
 from ldm_core.unet import shapes as unet_shapes
+from ldm_core.unet.compvis_settings import unet_in_yaml
 from ldm_core.unet.config import UNetConfig
 from ldm_core.unet.network import UNet
 
@@ -144,9 +147,9 @@ _TEXT_ENCODER = Part(
     ),
     section=Section(
         "cond_stage_config",
-        yaml_sections.text_encoder,
-        tuple(yaml_sections.TEXT_ENCODERS),
-        yaml_sections.sized_text_encoder,
+        text_yaml.text_encoder_in_yaml,
+        tuple(text_yaml.TEXT_ENCODERS),
+        text_yaml.sized_text_encoder,
     ),
     tokenizer=lambda config, words: CLIPTokenizer(config.context_length, config.pad_token_id, words),
 )
@@ -185,7 +188,7 @@ _UNET = Part(
         _unet_files,
         {"unet": ("diffusers", "UNet2DConditionModel")},
     ),
-    section=Section("unet_config", yaml_sections.unet),
+    section=Section("unet_config", unet_in_yaml),
 )
 _AUTOENCODER = Part(
     "autoencoder",
@@ -227,7 +230,7 @@ _AUTOENCODER = Part(
         _autoencoder_files,
         {"vae": ("diffusers", "AutoencoderKL")},
     ),
-    section=Section("first_stage_config", yaml_sections.autoencoder),
+    section=Section("first_stage_config", autoencoder_in_yaml),
 )
 
 _BUILT_IN = (_TEXT_ENCODER, _UNET, _AUTOENCODER)

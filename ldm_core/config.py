@@ -1,12 +1,4 @@
-"""The configuration of a whole model, and the published presets. Each network's folder has its own.
-
-Field names are those of CompVis's `v1-inference.yaml` wherever it has one. Each preset lists only its
-differences from another one.
-
-Letters used in shapes throughout the package:
-
-    B batch   C channels   H, W pixels   h, w latent rows and columns   N tokens or positions
-    D head size   T diffusion steps of the noise schedule   n sampling steps
+"""The published presets. Each lists only its differences from another one.
 
 Sources: Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models"
 (arXiv:2112.10752), and the configuration files of CompVis and Stability AI.
@@ -14,15 +6,13 @@ Sources: Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffu
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, get_args
+from dataclasses import replace
 
 from ldm_core.autoencoder.config import AutoencoderConfig
 from ldm_core.clip.config import SD2_TEXT_ENCODER, Activation, ImageEncoderConfig, TextEncoderConfig
 from ldm_core.errors import ConfigError
+from ldm_core.model_config import LatentDiffusionConfig
 from ldm_core.noise_schedule import BetaSchedule, NoiseScheduleConfig, PredictionType
-from ldm_core.support.limits import MAX_SCALE, MAX_SIZE, build, is_number, require, require_whole
-from ldm_core.support.printable import shown
 from ldm_core.unet.config import UNetConfig
 
 __all__ = [
@@ -39,75 +29,6 @@ __all__ = [
     "UNetConfig",
     "preset",
 ]
-
-_PARTS: dict[str, type[Any]] = {
-    "text_encoder": TextEncoderConfig,
-    "unet": UNetConfig,
-    "autoencoder": AutoencoderConfig,
-    "noise_schedule": NoiseScheduleConfig,
-}
-
-
-@dataclass(frozen=True)
-class LatentDiffusionConfig:
-    """A whole model: its networks, its noise schedule, and how they are combined."""
-
-    text_encoder: TextEncoderConfig | None = field(default_factory=TextEncoderConfig)  # None: no text
-    unet: UNetConfig = field(default_factory=UNetConfig)
-    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    noise_schedule: NoiseScheduleConfig = field(default_factory=NoiseScheduleConfig)
-    latent_scale: float = (
-        0.18215  # CompVis's scale_factor: U-Net latents = latent_scale * autoencoder latents
-    )
-    prediction: PredictionType = "eps"
-    image_size: int = 512  # training resolution in pixels
-
-    def __post_init__(self) -> None:
-        for name, kind in _PARTS.items():
-            value = getattr(self, name)
-            if name == "text_encoder" and value is None:
-                continue
-            require(isinstance(value, kind), f"{name} must be a {kind.__name__}, not {shown(value)}")
-        require(
-            isinstance(self.prediction, str) and self.prediction in get_args(PredictionType),
-            f"prediction must be 'eps', 'v' or 'x0', not {shown(self.prediction)}",
-        )
-        require(
-            is_number(self.latent_scale) and 0 < self.latent_scale <= MAX_SCALE,
-            f"latent_scale must be a positive number up to {MAX_SCALE:g}, not {shown(self.latent_scale)}",
-        )
-        require_whole("model", self, "image_size", 1, MAX_SIZE)
-        if self.text_encoder is not None:
-            require(
-                self.unet.context_dim == self.text_encoder.width,
-                f"the unet expects context vectors of size {self.unet.context_dim} (context_dim), "
-                f"but the text encoder outputs vectors of size {self.text_encoder.width} (width)",
-            )
-        require(
-            self.unet.out_channels == self.autoencoder.embed_dim,
-            f"the unet outputs {self.unet.out_channels} channels (out_channels), "
-            f"but the autoencoder's latents have {self.autoencoder.embed_dim} (embed_dim)",
-        )
-
-    @property
-    def size_multiple(self) -> int:
-        """Height and width in pixels must be multiples of this."""
-        return self.autoencoder.downsampling * self.unet.downsampling
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain nested dictionaries, ready for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> LatentDiffusionConfig:
-        """The inverse of `to_dict`. Raises ConfigError for invalid values, naming unknown fields."""
-        require(isinstance(data, dict), f"expected a mapping, not {shown(data)}")
-        values = {
-            key: build(_PARTS[key], value) if key in _PARTS and value is not None else value
-            for key, value in data.items()
-        }
-        return build(cls, values)
-
 
 SD1 = LatentDiffusionConfig()
 SD1_INPAINT = replace(SD1, unet=replace(SD1.unet, in_channels=9))

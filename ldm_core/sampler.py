@@ -23,8 +23,9 @@ from ldm_core.model import LatentDiffusion
 from ldm_core.nn.kept_context import KeptContext
 from ldm_core.noise import randn
 from ldm_core.noise_schedule import Denoiser
-from ldm_core.request import Request, Start, prepare
+from ldm_core.request import Request
 from ldm_core.schedulers import DDIM, Scheduler
+from ldm_core.start import Start, prepare
 from ldm_core.support.finite import FiniteCheck
 from ldm_core.tasks import OnStep, Output, SamplerStep, Tasks, with_conditions
 

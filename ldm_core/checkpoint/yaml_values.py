@@ -13,10 +13,18 @@ from ldm_core.support.printable import shown
 Params = Mapping[str, Any]
 
 
-def class_name(stage: Params) -> str:
-    """The class name in a section's `target`; empty without one."""
-    named = stage.get("target")
+def class_name(stage: Any) -> str:
+    """The class in a section's `target`, or a section that is only a word; empty without either."""
+    named = stage.get("target") if isinstance(stage, Mapping) else stage
     return named.rpartition(".")[2] if isinstance(named, str) else ""
+
+
+def flag(params: Params, name: str, default: bool) -> bool:
+    """A value that must be true or false."""
+    value = params.get(name, default)
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} must be true or false, not {shown(value)}")
+    return value
 
 
 def section(data: Any, *names: str) -> Mapping[str, Any]:

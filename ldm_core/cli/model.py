@@ -45,7 +45,7 @@ def load_model(
     named = {
         "config": _config(args, again),
         "prediction": _chosen(args, again, "prediction"),
-        "ema": bool(_chosen(args, again, "ema")),
+        "ema": _chosen(args, again, "ema"),
     }
     model = load(path, device=device, dtype=_dtype(args, again), autoencoder=autoencoder, **named)
     fields = {

@@ -79,7 +79,9 @@ def build_parser() -> argparse.ArgumentParser:
     convert = command("convert", "Write a model in another layout, file format or type.")
     convert.add_argument("source", metavar="SOURCE", help="a checkpoint or a diffusers folder")
     _add_target(convert)
-    convert.add_argument("--ema", action="store_true", help="write the averaged (EMA) U-Net weights")
+    convert.add_argument(
+        "--ema", action=argparse.BooleanOptionalAction, help="write the averaged (EMA) U-Net weights"
+    )
     convert.add_argument(
         "--variant", metavar="NAME", help="the files of a diffusers folder to read, such as fp16"
     )

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from ldm_core.checkpoint.yaml_values import class_name, lookup, real, section
+from ldm_core.checkpoint.yaml_values import class_name, flag, lookup, real, section
 from ldm_core.config import LatentDiffusionConfig
 from ldm_core.errors import CheckpointError, ConfigError
-from ldm_core.loading.parts import model_slots, part_words, parts
+from ldm_core.loading.parts import Section, model_slots, part_words, parts
 from ldm_core.noise_schedule import NoiseScheduleConfig
 from ldm_core.support.limits import MAX_SIZE, is_whole
 from ldm_core.support.printable import printable, shown, shown_error
@@ -64,19 +64,23 @@ def _parsed(path: Path) -> Any:
 def from_yaml(data: Any, *, stored_scale: float | None = None) -> LatentDiffusionConfig:
     """The configuration in a parsed YAML document. Raises ConfigError naming a missing or invalid value."""
     try:
-        return _latent_diffusion(section(data, "model", "params"), stored_scale)
+        return _latent_diffusion(section(data, "model"), stored_scale)
     except KeyError as error:
         raise ConfigError(f"no value for {error}") from error
     except (TypeError, AttributeError) as error:
         raise ConfigError(f"a value has the wrong type: {shown_error(error)}") from error
 
 
-def _latent_diffusion(params: Mapping[str, Any], stored_scale: float | None) -> LatentDiffusionConfig:
+def _latent_diffusion(model: Mapping[str, Any], stored_scale: float | None) -> LatentDiffusionConfig:
+    params = section(model, "params")
+    slots = {slot: _part(slot, model) for slot in model_slots()}
+    _require_conditioning(params, slots)
     config = LatentDiffusionConfig(
-        **{slot: _part(slot, params) for slot in model_slots()},
+        **slots,
         noise_schedule=_noise_schedule(params),
         latent_scale=_latent_scale(params, stored_scale),
         prediction=lookup(PREDICTIONS, params.get("parameterization", "eps"), "parameterization"),
+        use_ema=flag(params, "use_ema", default=True),
     )
     size = params.get("image_size", 64)
     if not is_whole(size, 1, MAX_SIZE):
@@ -84,16 +88,41 @@ def _latent_diffusion(params: Mapping[str, Any], stored_scale: float | None) -> 
     return replace(config, image_size=size * config.autoencoder.downsampling)
 
 
-def _part(slot: str, params: Mapping[str, Any]) -> Any:
-    """The configuration of the part that fills a slot; its YAML section names the class."""
-    sections = [part.section for part in parts() if part.fills == slot and part.section is not None]
-    stage = section(params, sections[0].name)
-    for one in sections:
-        if not one.targets or class_name(stage) in one.targets:
-            return one.read(params)
-    known = ", ".join(target for one in sections for target in one.targets)
-    named = printable(class_name(stage)[:80]) or shown(stage.get("target"))
-    raise ConfigError(f"{part_words(slot)} {named} is not one of {known}")
+# Slots that a model may lack: both read the section of the condition.
+OPTIONAL = ("text_encoder", "conditioner")
+UNCONDITIONAL = "__is_unconditional__"
+
+
+def _part(slot: str, model: Mapping[str, Any]) -> Any:
+    """The configuration of the part that fills a slot, or None; its YAML section names the class."""
+    params = section(model, "params")
+    for one in _sections(slot):
+        named = {class_name(params.get(one.name)), class_name(model)}
+        if not one.targets or named & set(one.targets):
+            found = one.read(params)
+            if found is not None:
+                return found
+    return None if slot in OPTIONAL else _unknown(params, slot)
+
+
+def _sections(*slots: str) -> list[Section]:
+    return [part.section for part in parts() if part.fills in slots and part.section is not None]
+
+
+def _unknown(params: Mapping[str, Any], *slots: str) -> NoReturn:
+    """Raise ConfigError that names the class of a section, and the known ones."""
+    sections = _sections(*slots)
+    stage = params.get(sections[0].name)
+    known = ", ".join(dict.fromkeys(target for one in sections for target in one.targets))
+    named = printable(class_name(stage)[:80]) or shown(stage)
+    raise ConfigError(f"{part_words(slots[0])} {named} is not one of {known}")
+
+
+def _require_conditioning(params: Mapping[str, Any], slots: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a condition of an unknown class."""
+    none = class_name(params.get("cond_stage_config")) == UNCONDITIONAL
+    if not none and all(slots.get(slot) is None for slot in OPTIONAL):
+        _unknown(params, *OPTIONAL)
 
 
 def _latent_scale(params: Mapping[str, Any], stored: float | None) -> float:

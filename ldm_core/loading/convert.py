@@ -23,7 +23,7 @@ from ldm_core.errors import CheckpointError
 from ldm_core.loading.decide import Decision
 from ldm_core.loading.parts import part_of
 from ldm_core.loading.save import LayoutName, write_model
-from ldm_core.loading.weights import Weights, open_weights
+from ldm_core.loading.weights import PARTS, Weights, open_weights
 from ldm_core.noise_schedule import PredictionType
 from ldm_core.support.printable import shown
 
@@ -36,11 +36,12 @@ def convert(
     dtype: torch.dtype | None = None,
     config: str | Path | LatentDiffusionConfig | None = None,
     prediction: PredictionType | None = None,
-    ema: bool = False,
+    ema: bool | None = None,
     variant: str | None = None,
     text_encoder: str | Path | None = None,
     unet: str | Path | None = None,
     autoencoder: str | Path | None = None,
+    conditioner: str | Path | None = None,
     overwrite: bool = True,
 ) -> Any:
     """Write a checkpoint in another layout, file format or dtype. The options are those of `load` and `save`.
@@ -55,7 +56,7 @@ def convert(
     part. Raises CheckpointError as `load` and `save` do. The U-Net is not evaluated, so a model that may
     predict eps or v requires `prediction` or `config`.
     """
-    parts = dict(text_encoder=text_encoder, unet=unet, autoencoder=autoencoder)  # noqa: C408
+    parts = dict(zip(PARTS, (text_encoder, unet, autoencoder, conditioner), strict=True))
     weights = open_weights(
         source, config=config, prediction=prediction, ema=ema, variant=variant, parts=parts, alone=True
     )

@@ -72,10 +72,11 @@ def needed(checkpoint: Checkpoint, claims: Iterable[Claim]) -> list[str]:
     """The slots that a model needs, by the claims or `model_index.json`; all slots without either."""
     said = {slot: strongest(claims, slot) for slot in model_slots()}
     if all(said.values()):
-        return [slot for slot, words in said.items() if words[0].value is not None]
+        values = {slot: words[0].value for slot, words in said.items()}
+        return [slot for slot, own in values.items() if own is not None and part_of(own).layouts]
     index = checkpoint.metadata.get(MODEL_INDEX)
     if not isinstance(index, dict):
-        return list(said)
+        return [slot for slot in said if getattr(LatentDiffusionConfig(), slot) is not None]
     named = {name for name, entry in index.items() if entry not in (None, [None, None])}
     return [
         slot for slot in said if any(p.folder and p.folder.name in named for p in parts() if p.fills == slot)

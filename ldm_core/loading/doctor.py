@@ -246,6 +246,8 @@ def _by_source(claims: Iterable[Claim]) -> tuple[str, ...]:
     """The claims as text: each source with its fields, and their values if they are short."""
     said: dict[str, list[str]] = {}
     for claim in claims:
+        if claim.value is None or claim.value is False:
+            continue
         is_short = isinstance(claim.value, (str, int, float))
         said.setdefault(claim.source, []).append(
             f"{claim.field} {shown(claim.value)}" if is_short else claim.field

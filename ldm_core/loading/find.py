@@ -103,7 +103,10 @@ def _place(checkpoint: Checkpoint, layout: Layout) -> tuple[str, str] | None:
     """(the file's prefix, the whole prefix) under which a file has this layout, or None."""
     for base, inner in layout.prefixes:
         marks = (base + inner + mark for mark in layout.marks)
-        if all(any(key.startswith(mark) for key in checkpoint.tensors) for mark in marks):
+        if not all(any(key.startswith(mark) for key in checkpoint.tensors) for mark in marks):
+            continue
+        tensors = _part_tensors(checkpoint, layout, base, base + inner, ())
+        if layout.accepts({name: tuple(tensor.shape) for name, tensor in tensors.items()}):
             return base, base + inner
     return None
 

@@ -22,7 +22,7 @@ from ldm_core.loading.decide import decide
 from ldm_core.loading.diffusers_config import Words
 from ldm_core.loading.parts import model_slots, part_configs, part_of
 from ldm_core.loading.prediction import predicted
-from ldm_core.loading.weights import Weights, build_networks, open_part, open_weights
+from ldm_core.loading.weights import PARTS, Weights, build_networks, open_part, open_weights
 from ldm_core.model import LatentDiffusion
 from ldm_core.nn.placement import check_device, check_dtype, choose_dtype, fill
 from ldm_core.noise_schedule import NoiseSchedule, PredictionType
@@ -38,13 +38,13 @@ def build(config: LatentDiffusionConfig, device: Any = "cpu") -> LatentDiffusion
 def _bundle(
     config: LatentDiffusionConfig, networks: Mapping[str, nn.Module], tokenizer: Any = None
 ) -> LatentDiffusion:
-    every: dict[str, Any] = dict.fromkeys(model_slots())
-    return LatentDiffusion(
-        tokenizer=tokenizer or _tokenizer(config),
-        noise_schedule=NoiseSchedule(config.noise_schedule),
-        config=config,
-        **every | dict(networks),
-    )
+    parts: dict[str, Any] = {slot: networks.get(slot) for slot in model_slots()}
+    parts["tokenizer"] = tokenizer or _tokenizer(config)
+    conditions = None if config.conditioner is None else part_of(config.conditioner).conditions
+    if conditions is not None:
+        conditioner = conditions(config.conditioner, parts)
+        parts |= {"tokenizer": None, "text_encoder": None, "conditioner": conditioner}
+    return LatentDiffusion(noise_schedule=NoiseSchedule(config.noise_schedule), config=config, **parts)
 
 
 def _tokenizer(config: LatentDiffusionConfig, words: Words = (), source: str | None = None) -> Any:
@@ -99,11 +99,12 @@ def load(
     dtype: torch.dtype | Literal["auto"] | None = None,
     config: str | Path | LatentDiffusionConfig | None = None,
     prediction: PredictionType | None = None,
-    ema: bool = False,
+    ema: bool | None = None,
     variant: str | None = None,
     text_encoder: str | Path | None = None,
     unet: str | Path | None = None,
     autoencoder: str | Path | None = None,
+    conditioner: str | Path | None = None,
     mmap: bool = True,
 ) -> LatentDiffusion:
     """Load a model: a `.ckpt` or `.safetensors` file, or a diffusers folder; without a path, the bundled one.
@@ -116,10 +117,10 @@ def load(
         prove are never guessed.
     prediction: "eps", "v" or "x0", overrides the configuration. Without it, a U-Net whose file fits both eps
         and v is evaluated once to find out (`ldm_core.loading.prediction`), with a warning.
-    ema: use the averaged U-Net weights that some files also contain.
+    ema: use the averaged U-Net weights that some files also contain. None: if the original scripts use them
+        (`use_ema` of the configuration) and the file contains them.
     variant: which files of a diffusers folder, such as "fp16".
-    text_encoder, unet, autoencoder: other files or folders, of one part or a whole model, from which to load
-        these parts.
+    text_encoder, unet, autoencoder, conditioner: other files or folders from which to load these parts.
     mmap: memory-map weights that are neither moved nor cast: loading is fast, and several processes share
         the memory. The files must then stay unchanged while the model is in use: overwriting one changes
         the weights, and truncating one ends the process with SIGBUS. (Moving another file into its place,
@@ -138,7 +139,7 @@ def load(
             prediction=prediction,
             ema=ema,
             variant=variant,
-            parts=dict(text_encoder=text_encoder, unet=unet, autoencoder=autoencoder),  # noqa: C408
+            parts=dict(zip(PARTS, (text_encoder, unet, autoencoder, conditioner), strict=True)),
             mmap=mmap,
         )
         assert weights.decision is not None

@@ -16,6 +16,7 @@ from ldm_core.checkpoint.key_map import KeyMap
 from ldm_core.checkpoint.shapes import Shapes
 from ldm_core.config import LatentDiffusionConfig
 from ldm_core.loading.statements import Says
+from ldm_core.protocols import Conditioner
 
 
 def unchanged(config: Any) -> Any:
@@ -34,6 +35,7 @@ class Layout:
     extras     names of other tensors in such files -> why they are not needed
     canonical  older name -> the name in the map
     together   tensors that are dropped unless all of them are present
+    accepts    shapes by name -> whether they can be this part, for parts that have the same names
     buffers    configuration -> the buffers of the original class
     """
 
@@ -46,6 +48,7 @@ class Layout:
     extras: Mapping[str, str] = field(default_factory=dict)
     canonical: Callable[[str], str] = str
     together: tuple[str, ...] = ()
+    accepts: Callable[[Shapes], bool] = lambda shapes: True
     buffers: Callable[[Any], dict[str, Tensor]] = lambda config: {}
 
 
@@ -75,8 +78,9 @@ class Folder:
 class Section:
     """A part in CompVis's YAML.
 
-    name     the section; targets: the classes that it may name, empty for any
-    read     the `params` of the whole model -> configuration
+    name     the section; targets: the classes of the section or of the whole model, one of which it must
+             name; empty for any
+    read     the `params` of the whole model -> configuration, or None if they do not describe this part
     sized    (that configuration, the configuration that shapes prove) -> configuration with all sizes
     """
 
@@ -92,7 +96,7 @@ class Part:
 
     name       as in `load_part`; words: the name in messages
     config     the class of its configuration, a frozen dataclass that raises ConfigError for invalid values
-    network    configuration -> network
+    network    configuration -> network; not used for a part without layouts, which has no weights
     fills      the field of `LatentDiffusion` and its configuration, or None for a network outside models;
                of several parts that fill one field, the first that is found in a file is used
     layouts    the names that files give its tensors; written: configuration -> the layout that `save` writes
@@ -102,6 +106,7 @@ class Part:
     reduced    configuration -> equivalent configurations with fewer tensors, for files that lack the others
     says       file -> its claims on the whole model; brings: the fields of the model that belong to this part
     tokenizer  (configuration, words to add) -> tokenizer
+    conditions (configuration, the model's networks and its "tokenizer") -> the model's conditioner
     """
 
     name: str
@@ -120,6 +125,7 @@ class Part:
     folder: Folder | None = None
     section: Section | None = None
     tokenizer: Callable[[Any, Any], Any] | None = None
+    conditions: Callable[[Any, Mapping[str, Any]], Conditioner] | None = None
 
     @property
     def slot(self) -> str:

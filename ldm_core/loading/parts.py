@@ -34,6 +34,7 @@ from ldm_core.clip.tokenizer import CLIPTokenizer
 from ldm_core.config import LatentDiffusionConfig
 from ldm_core.errors import CheckpointError
 from ldm_core.loading import statements
+from ldm_core.loading.conditioner_parts import CONDITIONER_PARTS
 from ldm_core.loading.ignored import AUTOENCODER_EXTRAS
 from ldm_core.loading.part import Folder, Layout, Part, Section
 from ldm_core.unet import names as unet_names
@@ -233,7 +234,7 @@ _AUTOENCODER = Part(
     section=Section("first_stage_config", autoencoder_in_yaml),
 )
 
-_BUILT_IN = (_TEXT_ENCODER, _UNET, _AUTOENCODER)
+_BUILT_IN = (_TEXT_ENCODER, _UNET, _AUTOENCODER, *CONDITIONER_PARTS)
 _registered: tuple[Part, ...] = ()
 
 
@@ -305,9 +306,9 @@ def part_named(name: str) -> Part:
 
 
 def part_configs(config: LatentDiffusionConfig) -> dict[str, Any]:
-    """The configurations of the parts that a model has, by slot."""
+    """The configurations of the parts with weights that a model has, by slot."""
     configs = {slot: getattr(config, slot) for slot in model_slots()}
-    return {slot: value for slot, value in configs.items() if value is not None}
+    return {slot: own for slot, own in configs.items() if own is not None and part_of(own).layouts}
 
 
 def part_words(slot: str) -> str:

@@ -121,7 +121,9 @@ def _networks(model: Any) -> tuple[Any, dict[str, nn.Module]]:
     config = getattr(model, "config", None)
     if not isinstance(config, LatentDiffusionConfig):
         return config, {part_of(config).slot: model}
-    networks = {slot: getattr(model, slot) for slot in part_configs(config)}
+    modules = getattr(model, "modules", {})
+    modules = modules if isinstance(modules, Mapping) else {}
+    networks = {slot: modules.get(slot, getattr(model, slot, None)) for slot in part_configs(config)}
     for slot, module in networks.items():
         if not isinstance(module, nn.Module):
             kind = type(module).__name__

@@ -23,12 +23,13 @@ from ldm_core.loading.decide import Decision, decide, decide_part, needed
 from ldm_core.loading.diffusers_config import Words
 from ldm_core.loading.evidence import Config, Sources, evidence, part_evidence
 from ldm_core.loading.families import other_family
-from ldm_core.loading.find import UNUSED, PartSource, averaged, ema_key, find_parts, leftovers
+from ldm_core.loading.find import UNUSED, PartSource, averaged, ema_key, find_parts, has_ema, leftovers
 from ldm_core.loading.parts import part_configs, part_named, part_of, part_words
 from ldm_core.loading.prediction import undecided
 from ldm_core.nn.placement import blank
 
 FileOrNone = str | Path | None
+PARTS = ("text_encoder", "unet", "autoencoder", "conditioner")  # that may come from files of their own
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def open_weights(
     *,
     config: Config = None,
     prediction: str | None = None,
-    ema: bool = False,
+    ema: bool | None = None,
     variant: str | None = None,
     parts: Mapping[str, FileOrNone] | None = None,
     mmap: bool = True,
@@ -110,11 +111,17 @@ def open_weights(
     claims = evidence(checkpoint, sources, config, prediction)
     _require_parts(checkpoint, found, sources, claims)
     decision = decide(checkpoint.path.name, claims)
+    if ema is None:
+        ema = decision.config.use_ema and _has_averages(sources)
     if ema:
         sources = {s: averaged(one) if "prediction" in one.part.brings else one for s, one in sources.items()}
     opened = _opened(checkpoint, sources, part_configs(decision.config), claims, decision, ema)
     _refuse_leftovers(checkpoint, own)
     return opened
+
+
+def _has_averages(sources: Sources) -> bool:
+    return any(has_ema(one.checkpoint) for one in sources.values() if "prediction" in one.part.brings)
 
 
 def open_part(

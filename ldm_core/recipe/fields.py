@@ -90,7 +90,7 @@ class Recipe:
     clip_skip: int | None = None  # None: the model's own
     config: str | None = None  # a preset or a YAML file, if given
     prediction: str | None = None  # "eps", "v" or "x0", if given
-    ema: bool = False
+    ema: bool | None = None  # None: as `load` decides
     autoencoder: SourceFile | None = None  # if not the model's own
     loras: tuple[AdapterFile, ...] = ()
     embeddings: tuple[AdapterFile, ...] = ()
@@ -124,7 +124,7 @@ _FIELD_TYPES: list[tuple[tuple[str, ...], tuple[type, ...], str]] = [
     (("clip_skip",), (int, _NONE), "a whole number or nothing"),
     (("guidance_scale", "guidance_rescale"), (float, int), "a number"),
     (("strength",), (float, int, _NONE), "a number or nothing"),
-    (("ema",), (bool,), "true or false"),
+    (("ema",), (bool, _NONE), "true, false or nothing"),
     (("scheduler_settings", "versions"), (dict,), "a mapping"),
     (("model",), (SourceFile,), "a file's name and checksum"),
     (("autoencoder", "image", "mask"), (SourceFile, _NONE), "a file's name and checksum, or nothing"),

@@ -15,7 +15,8 @@ from ldm_core import DDPM, Sampler, set_attention
 from ldm_core.attention import BACKENDS
 from ldm_core.kernels import set_kernels
 from ldm_core.model import LatentDiffusion
-from ldm_core.request import Request, prepare
+from ldm_core.request import Request
+from ldm_core.start import prepare
 from ldm_core.testing import check_attention
 from ldm_core.testing.attention import formula
 

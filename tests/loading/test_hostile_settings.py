@@ -44,6 +44,7 @@ YAML: dict[str, Any] = {
     "timesteps": 1000,
     "image_size": 64,
     "scale_factor": 0.18215,
+    "use_ema": False,
     "unet_config": {
         "params": {
             "in_channels": 4,

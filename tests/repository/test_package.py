@@ -105,8 +105,18 @@ def file_of(module: str) -> Path | None:
 GROUND = {"errors", "noise", "images", "support"}
 NETWORKS = {"unet", "autoencoder", "clip"}
 SCHEDULE = GROUND | {"noise_schedule"}
-MODEL = SCHEDULE | NETWORKS | {"attention", "nn", "config", "condition", "protocols", "model"}
-SAMPLER = MODEL | {"conditioners", "guidance", "inpainting", "request", "sampler", "schedulers", "tasks"}
+MODEL = SCHEDULE | NETWORKS | {"attention", "nn", "config", "model_config", "condition", "protocols", "model"}
+SAMPLER = MODEL | {
+    "conditioners",
+    "guidance",
+    "inpainting",
+    "request",
+    "request_condition",
+    "sampler",
+    "start",
+    "schedulers",
+    "tasks",
+}
 LOADING = MODEL | {"checkpoint", "conditioners", "loading"}
 
 # The rooms of the package, from the ground up, and the rooms that each may know besides itself.
@@ -125,7 +135,8 @@ ARROWS = {
     "clip": GROUND | {"nn", "attention", "checkpoint"},
     "text_encoder": {"clip"},
     "tokenizer": {"clip"},
-    "config": SCHEDULE | NETWORKS,
+    "model_config": SCHEDULE | NETWORKS | {"conditioners"},
+    "config": SCHEDULE | NETWORKS | {"conditioners", "model_config"},
     "condition": GROUND | {"nn"},
     "protocols": GROUND | {"condition"},
     "model": MODEL | {"conditioners"},
@@ -133,7 +144,9 @@ ARROWS = {
     "schedulers": SCHEDULE,
     "conditioners": GROUND | {"condition", "protocols"},
     "inpainting": MODEL,
-    "request": SAMPLER - {"sampler", "tasks"},
+    "request": GROUND | {"condition", "schedulers"},
+    "request_condition": SAMPLER - {"sampler", "start", "tasks"},
+    "start": SAMPLER - {"sampler", "tasks"},
     "tasks": SAMPLER - {"sampler"},
     "sampler": SAMPLER,
     "loading": LOADING,

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from ldm_core import DDIM, PNDM, Sampler
 from ldm_core.model import LatentDiffusion
-from ldm_core.request import Request, prepare
+from ldm_core.request import Request
+from ldm_core.start import prepare
 
 PROMPTS = ["grinning cat", "strawberry, fluent emoji"]
 NEGATIVE = "blurry, noto emoji"

@@ -25,7 +25,8 @@ IS_EPS, IS_V = 0.75, 0.25
 def noise_similarity(model: LatentDiffusion) -> float:
     """The cosine between pure noise and the U-Net's output for it at the last timestep, in [-1, 1].
 
-    One evaluation with an empty prompt. Input channels besides the latents are zero.
+    One evaluation with the conditioner's unconditional inputs, such as the empty prompt. Input channels
+    besides the latents are zero. Raises ValueError if the conditioner has no unconditional inputs.
     """
     config = model.config.unet
     size = -(-LATENT_SIZE // config.downsampling) * config.downsampling
@@ -34,8 +35,9 @@ def noise_similarity(model: LatentDiffusion) -> float:
     x = torch.zeros(1, config.in_channels, size, size).to(weight)
     x[:, : config.out_channels] = noise
     with torch.no_grad():
-        context = model.text_encoder(model.tokenizer([""]).to(model.weight_of("text_encoder").device))
-        output = model.unet(x, len(model.noise_schedule.alphas_cumprod) - 1, context.to(weight))
+        condition = model.condition(model.conditioner.unconditional)
+        vector = () if condition.vector is None else (condition.vector,)
+        output = model.unet(x, len(model.noise_schedule) - 1, condition.context, *vector)
     return _cosine(output.double(), noise.double())
 
 
@@ -64,7 +66,7 @@ def predicted(model: LatentDiffusion, source: str, choices: Sequence[str]) -> st
     """
     try:
         similarity = noise_similarity(model)
-    except (RuntimeError, NotImplementedError) as error:  # on "meta", or in a dtype without arithmetic
+    except (RuntimeError, ValueError) as error:  # "meta", a dtype without arithmetic, no inputs for this
         raise undecided(source, choices, f", and it cannot be evaluated here ({error})") from error
     found = decide_prediction(similarity)
     if found is None or found not in choices:

@@ -29,10 +29,12 @@ from torch import Tensor
 import ldm_core
 from ldm_core import build
 from ldm_core.checkpoint import CheckpointError, inspect
+from ldm_core.conditioners import ClassLabels, Unconditional
 from ldm_core.config import SD1, SD2_BASE, SD2_V, LatentDiffusionConfig
-from ldm_core.loading.prediction import decide_prediction, noise_similarity
+from ldm_core.loading.prediction import decide_prediction, noise_similarity, predicted
 from ldm_core.loading.save import file_tensors
 from ldm_core.model import LatentDiffusion
+from ldm_core.protocols import Conditioner
 
 # How prefixes differ in the wild, for a file of a whole model. Text encoders: see below.
 WHOLE = {
@@ -233,6 +235,24 @@ def test_a_trained_u_nets_answer_tells_what_it_predicts(bundled: LatentDiffusion
     assert similarity > 0.95
     assert decide_prediction(similarity) == "eps"
     assert decide_prediction(0.5) is None
+
+
+@pytest.mark.parametrize("conditioner", [Unconditional(), ClassLabels(10, unconditional=9)], ids=repr)
+def test_a_u_net_that_reads_no_text_tells_what_it_predicts(
+    bundled: LatentDiffusion, conditioner: Conditioner
+) -> None:
+    def eps(x: Tensor, t: int, context: None, y: Tensor | None = None) -> Tensor:
+        assert context is None
+        assert (None if y is None else y.tolist()) == (conditioner.unconditional and [9])
+        return x
+
+    assert noise_similarity(replace(bundled, conditioner=conditioner, unet=eps)) == pytest.approx(1)
+
+
+def test_a_u_net_without_unconditional_inputs_is_not_evaluated(bundled: LatentDiffusion) -> None:
+    model = replace(bundled, conditioner=ClassLabels(10))
+    with pytest.raises(CheckpointError, match=r"evaluated here \(expected inputs .*: pass prediction="):
+        predicted(model, "file", ["eps", "v"])
 
 
 def test_a_file_that_fits_both_is_asked_or_told(

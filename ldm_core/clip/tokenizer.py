@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import html
 import operator
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -199,12 +198,14 @@ class CLIPTokenizer:
         """
         import torch
 
+        from ldm_core.support.warn import warn
+
         rows = []
         for prompt in _as_prompts(prompts):
             ids = self.encode(prompt)
             room = self.context_length - 2
             if len(ids) > room:
-                warnings.warn(self._describe_loss(prompt, ids), stacklevel=2)
+                warn(self._describe_loss(prompt, ids))
             row = [self.bos_token_id, *ids[:room], self.eos_token_id]
             rows.append(row + [self.pad_token_id] * (self.context_length - len(row)))
         return torch.tensor(rows, dtype=torch.long).reshape(len(rows), self.context_length)

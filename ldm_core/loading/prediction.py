@@ -8,7 +8,6 @@ estimate of -x0, which is unrelated to that noise.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from ldm_core.errors import CheckpointError
 from ldm_core.model import LatentDiffusion
 from ldm_core.noise import randn
+from ldm_core.support.warn import warn
 
 LATENT_SIZE = 32  # rows and columns, rounded up to a multiple that the U-Net takes
 IS_EPS, IS_V = 0.75, 0.25
@@ -72,10 +72,9 @@ def predicted(model: LatentDiffusion, source: str, choices: Sequence[str]) -> st
     if found is None or found not in choices:
         why = f", and its output for pure noise is inconclusive (correlation {similarity:.2f})"
         raise undecided(source, choices, why)
-    warnings.warn(
+    warn(
         f"{source} does not state the prediction type of its U-Net. Its output for pure noise correlates "
         f"with that noise at {similarity:.2f}, so it is taken to predict {found}; pass prediction={found!r} "
-        "to skip this check",
-        stacklevel=3,
+        "to skip this check"
     )
     return found

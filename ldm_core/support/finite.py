@@ -5,12 +5,11 @@ They come from overflow in 16-bit types, from a guidance scale that is too high,
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor
 
 from ldm_core.support.printable import few
+from ldm_core.support.warn import warn
 
 SHOWN = 4  # images that a warning names
 
@@ -50,10 +49,9 @@ class FiniteCheck:
         found = self.found()
         if found:
             named = few([f"image {image}: {what}" for image, what in found.items()], SHOWN, "; ")
-            warnings.warn(
+            warn(
                 f"{named}. The picture is unusable. Try dtype=torch.float32 or torch.bfloat16, or a lower "
-                "guidance_scale, and check the weights",
-                stacklevel=4,
+                "guidance_scale, and check the weights"
             )
         return found
 

@@ -11,7 +11,6 @@ classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598, algorithm 1). 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, Literal, cast, get_args
@@ -25,6 +24,7 @@ from ldm_core.conditioners.text import TextConditioner
 from ldm_core.conditioners.unconditional import Unconditional
 from ldm_core.model import LatentDiffusion
 from ldm_core.noise import randn
+from ldm_core.support.warn import warn
 from ldm_core.training.objective import Batch, Metrics, Objective, require_float32, uniform
 
 Target = Literal["eps", "v", "x0"]
@@ -80,11 +80,10 @@ class DiffusionObjective(Objective):
         self.train_text_encoder = train_text_encoder
         _check(model, self.target, condition_dropout, min_snr_gamma)
         if self.target != model.config.prediction:
-            warnings.warn(
+            warn(
                 f"training with target {self.target!r}, but model.config.prediction, which sampling uses, is "
                 f"{model.config.prediction!r}; to change it, set model.config to "
-                f"dataclasses.replace(model.config, prediction={self.target!r})",
-                stacklevel=2,
+                f"dataclasses.replace(model.config, prediction={self.target!r})"
             )
         self.adapter = adapter
         if adapter is None:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import csv
 import io
-import warnings
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from ldm_core.support.json_text import parse_json
 from ldm_core.support.printable import few
+from ldm_core.support.warn import warn
 from ldm_core.training.dataset import ENDINGS, Sample, clean_captions, decode_picture, files_fingerprint
 
 Row = tuple[str, tuple[str, ...]]  # a file's name and its captions
@@ -88,7 +88,7 @@ def _pictures(folder: Path) -> Iterator[Path]:
 
 def _warn(what: str, names: set[str]) -> None:
     if names:
-        warnings.warn(f"{what}: {few(sorted(names))}", stacklevel=5)
+        warn(f"{what}: {few(sorted(names))}")
 
 
 def _text_beside(picture: Path) -> tuple[str, ...]:
@@ -99,7 +99,7 @@ def _text_beside(picture: Path) -> tuple[str, ...]:
     try:
         return clean_captions([_read(path)])
     except ValueError as error:
-        warnings.warn(str(error), stacklevel=6)
+        warn(str(error))
         return ()
 
 

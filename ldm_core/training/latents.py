@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch import Tensor
 from ldm_core.autoencoder.kl import AutoencoderKL
 from ldm_core.checkpoint.writer import write_bytes, write_then_move
 from ldm_core.support.atomic_files import exclusive
+from ldm_core.support.warn import warn
 from ldm_core.training.dataset import BadSample, Dataset, Sample, SkipUnreadable, digest
 
 MISSING = "missing"
@@ -51,7 +51,7 @@ class CachedLatents:
             with exclusive(self.path.with_name(f".{self.path.name}.lock"), wait=True):
                 stale = self._stale()
                 if stale not in ("", MISSING):
-                    warnings.warn(f"{self.path}: {stale}; computing the latents again", stacklevel=2)
+                    warn(f"{self.path}: {stale}; computing the latents again")
                 if stale:
                     self._write(autoencoder, batch_size)
         self._bad: dict[str, str] = json.loads(self._note.read_text(encoding="utf-8"))["bad"]
@@ -121,7 +121,7 @@ class CachedLatents:
         note = json.dumps({**self.facts, "shape": header["shape"], "bad": bad})
         write_bytes(self._note, note.encode())
         for message in bad.values():
-            warnings.warn(message, stacklevel=3)
+            warn(message)
 
     def _read(self, indices: range, bad: dict[str, str]) -> dict[int, Tensor]:
         good = {}

@@ -7,7 +7,6 @@ state and appends to the file.
 from __future__ import annotations
 
 import csv
-import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from ldm_core.images import tensor_to_pil
 from ldm_core.model import LatentDiffusion
 from ldm_core.protocols import Autoencoder
 from ldm_core.sampler import Sampler
+from ldm_core.support.warn import warn
 from ldm_core.watch.grid import make_grid
 
 if TYPE_CHECKING:
@@ -117,10 +117,7 @@ def _tensorboard(folder: Path, step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        warnings.warn(
-            "TensorBoard is not installed: only metrics.csv is written (pip install tensorboard)",
-            stacklevel=5,
-        )
+        warn("TensorBoard is not installed: only metrics.csv is written (pip install tensorboard)")
         return None
     return SummaryWriter(str(folder), purge_step=step + 1)
 

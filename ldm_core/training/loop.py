@@ -10,7 +10,6 @@ Lightning's `Trainer` instead.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from ldm_core.support.atomic_files import exclusive
 from ldm_core.support.printable import shown
+from ldm_core.support.warn import warn
 from ldm_core.training.data_order import ResumableBatchSampler, noise_generators
 from ldm_core.training.dataset import Dataset, SkipUnreadable, collate
 from ldm_core.training.distributed import Parallel, World, full_tensor, gradient_sync, parallelize, unsharded
@@ -273,7 +273,7 @@ class Trainer:
         if len(data) > 1 and now["samples"] == then["samples"]:
             changes.append("another dataset, or files that have changed since")
         for change in changes:
-            warnings.warn(f"resumed at step {self.step} with {change}", stacklevel=4)
+            warn(f"resumed at step {self.step} with {change}")
 
     def _require_same_optimizer(self, progress: Mapping[str, Any]) -> None:
         started, wanted = progress["settings"].get("optimizer", "adamw"), self.settings.optimizer
@@ -392,4 +392,4 @@ class Trainer:
     def _warn_skipped(self, skipped: list[tuple[str, ...]]) -> None:
         for message in (m for messages in skipped for m in messages if m not in self._seen):
             self._seen.add(message)
-            warnings.warn(f"skipped: {message}", stacklevel=2)
+            warn(f"skipped: {message}")

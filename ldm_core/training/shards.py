@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 from ldm_core.support.json_text import parse_json
 from ldm_core.support.printable import printable, shown, shown_error
 from ldm_core.support.regular_file import open_regular
+from ldm_core.support.warn import warn
 from ldm_core.training.dataset import (
     ENDINGS,
     BadSample,
@@ -76,9 +76,7 @@ class TarShards:
             if not self._entries:
                 raise ValueError(f"none of {len(bare)} images has a caption in a .txt or .json file")
             if bare:
-                warnings.warn(
-                    f"skipped {len(bare)} images without a caption, for example {bare[0]}", stacklevel=2
-                )
+                warn(f"skipped {len(bare)} images without a caption, for example {bare[0]}")
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -130,15 +128,13 @@ def _index(shard: Path) -> list[_Entry]:
                 _require_end(shard, archive.offset)
             except Exception as error:  # tarfile raises various errors for invalid headers
                 reason = shown_error(error)
-                warnings.warn(
-                    f"{shard}: damaged or truncated after {len(parts)} samples ({reason})", stacklevel=4
-                )
+                warn(f"{shard}: damaged or truncated after {len(parts)} samples ({reason})")
     except Exception as error:
         raise ValueError(
             f"{shard}: cannot be read as an uncompressed tar file ({shown_error(error)})"
         ) from error
     if sparse:
-        warnings.warn(f"{shard}: skipped {len(sparse)} sparse files, for example {sparse[0]}", stacklevel=4)
+        warn(f"{shard}: skipped {len(sparse)} sparse files, for example {sparse[0]}")
     entries = []
     for members in parts.values():
         picture = next((members[ending] for ending in ENDINGS if ending in members), None)

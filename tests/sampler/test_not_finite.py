@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,19 @@ def test_the_sampler_names_the_image_and_the_step(tiny: LatentDiffusion) -> None
     for output in ("tensor", "latent"):
         with pytest.warns(UserWarning, match=expected):
             assert not sampler.txt2img("a cat", output=output, **QUICK)[1].isfinite().any()
+
+
+def test_the_warning_points_at_the_users_call(tiny: LatentDiffusion) -> None:
+    sampler, grey = Sampler(overflowing(tiny, below=2000, row=0)), torch.full((1, 3, 64, 64), 0.5)
+    calls: list[Callable[[], Any]] = [
+        lambda: sampler.sample("a cat", **QUICK),
+        lambda: sampler.txt2img("a cat", **QUICK),
+        lambda: sampler.img2img("a cat", grey, output="latent", **QUICK),
+    ]
+    for call in calls:
+        with pytest.warns(UserWarning, match="NaN or infinity") as caught:
+            call()
+        assert [(w.filename, w.lineno) for w in caught] == [(__file__, call.__code__.co_firstlineno)]
 
 
 def test_a_latent_that_recovers_is_no_reason_to_warn(tiny: LatentDiffusion) -> None:

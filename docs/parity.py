@@ -123,7 +123,7 @@ Held by tests alone, with the same kind of comparison:
 
 | what | against | bound | test |
 |---|---|---|---|
-| token ids | open_clip's tokenizer, thousands of strings in every script, and generated ones | equal | `test_tokenizer.py` |
+| token ids | open_clip's tokenizer, thousands of strings in every script, and generated ones; special tokens in a prompt: transformers | equal | `test_tokenizer.py`, `test_tokenizer_special.py` |
 | one step of DDIM, PNDM, DDPM | diffusers' schedulers with this package's float64 table | 1e-9 | `test_schedulers.py` |
 | one step of DPM-Solver++, UniPC, Euler, ancestral Euler, Heun, LMS | diffusers' schedulers with this package's noise levels | 1e-9, or 1e-6 where theirs rounds x to float32 | `test_solvers.py` |
 | DDIM, PNDM and DDPM with their own float32 table | diffusers' schedulers | 2e-6 (their table's rounding) | `test_schedulers.py` |

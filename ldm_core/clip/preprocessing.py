@@ -3,7 +3,7 @@
 The shorter side is scaled to the encoder's size (bicubic, antialiased), the centre square is cropped, and the
 mean and standard deviation of the training set normalise each channel. PIL scales a PIL image in 8 bits,
 which equals OpenAI's result. A tensor is scaled in floating point, differentiably and on its device; its
-values differ by a few 8-bit levels (`tests/clip/test_clip_preprocessing.py` has the bounds).
+values differ by a few 8-bit levels (`tests/clip/test_preprocessing.py` has the bounds).
 """
 
 from __future__ import annotations

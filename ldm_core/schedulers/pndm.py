@@ -12,7 +12,7 @@ order of Adams-Bashforth grows from 2 to 4 (CompVis's `PLMSSampler`). With "rung
 are Runge-Kutta steps (the paper's F-PNDM).
 
 DDIM's update with a combined eps is second-order accurate in the step, whatever the order of the combination
-(the paper's theorem; measured in tests/schedulers/test_scheduler_convergence.py).
+(the paper's theorem; measured in tests/schedulers/test_convergence.py).
 """
 
 from __future__ import annotations

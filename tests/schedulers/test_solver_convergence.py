@@ -1,6 +1,6 @@
 """The solvers against mathematics: their orders of convergence on data whose network is known exactly.
 
-`test_scheduler_convergence` explains the data. Spaced by their noise, the levels are smooth in the variable
+`test_convergence` explains the data. Spaced by their noise, the levels are smooth in the variable
 that a solver integrates, and every solver has its order on SD1's own table of 1000 timesteps, whose clean end
 holds spacings by timestep to first order. The error is that at timestep 0, where these runs end. All of it is
 computed in float64: how near a measured order is to its bound is a property of the solver, not of rounding.

@@ -1,4 +1,4 @@
-"""DDIM's and DDPM's steps against diffusers' (PNDM's are in `test_schedulers_pndm`).
+"""DDIM's and DDPM's steps against diffusers' (PNDM's are in `test_pndm`).
 
 Every comparison drives both sides with one fixed network, and an error is the largest difference
 over the largest value. diffusers computes in the latents' precision but for one place, its `alphas_cumprod`,

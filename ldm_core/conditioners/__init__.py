@@ -1,7 +1,15 @@
 """Conditioners turn inputs (prompts, class labels) into Conditions: one file per kind of input."""
 
+from ldm_core.conditioners.class_embedder import ClassEmbedder, ClassEmbedderConfig, ClassEmbedding
 from ldm_core.conditioners.class_labels import ClassLabels
 from ldm_core.conditioners.text import TextConditioner
 from ldm_core.conditioners.unconditional import Unconditional
 
-__all__ = ["ClassLabels", "TextConditioner", "Unconditional"]
+__all__ = [
+    "ClassEmbedder",
+    "ClassEmbedderConfig",
+    "ClassEmbedding",
+    "ClassLabels",
+    "TextConditioner",
+    "Unconditional",
+]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm_core.condition import Condition
+from ldm_core.support.printable import shown
 
 
 @dataclass(frozen=True)
@@ -29,18 +30,23 @@ class ClassLabels:
     modules: dict[str, nn.Module] = field(default_factory=dict, init=False, repr=False)
 
     def count(self, inputs: Any, name: str = "inputs") -> int:
-        return len(self._labels(inputs, name))
+        return len(as_labels(inputs, self.classes, name))
 
     def __call__(self, inputs: int | Sequence[int] | Tensor) -> Condition:
-        return Condition(vector=torch.tensor(self._labels(inputs, "inputs")))
+        return Condition(vector=torch.tensor(as_labels(inputs, self.classes)))
 
-    def _labels(self, inputs: Any, name: str) -> list[int]:
-        if isinstance(inputs, Tensor):
-            inputs = inputs.tolist()
-        labels = [inputs] if isinstance(inputs, Integral) else inputs
-        whole = isinstance(labels, Sequence) and not isinstance(labels, str) and len(labels) > 0
-        if not whole or not all(isinstance(n, Integral) and 0 <= int(n) < self.classes for n in labels):
-            raise ValueError(
-                f"expected {name} as one or several class labels in 0..{self.classes - 1}, got {inputs!r:.60}"
-            )
-        return [int(label) for label in labels]
+
+def as_labels(inputs: Any, classes: int, name: str = "inputs") -> list[int]:
+    """One or several class labels, or a tensor of them, as a list. Raises ValueError for anything else."""
+    values = inputs.tolist() if isinstance(inputs, Tensor) else inputs
+    labels = [values] if isinstance(values, Integral) else values
+    whole = isinstance(labels, Sequence) and not isinstance(labels, str) and len(labels) > 0
+    if not whole or not all(_is_label(label, classes) for label in labels):
+        raise ValueError(
+            f"expected {name} as one or several class labels in 0..{classes - 1}, got {shown(values)}"
+        )
+    return [int(label) for label in labels]
+
+
+def _is_label(value: Any, classes: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and 0 <= int(value) < classes

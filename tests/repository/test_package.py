@@ -142,7 +142,7 @@ ARROWS = {
     "model": MODEL | {"conditioners"},
     "guidance": GROUND | {"condition"},
     "schedulers": SCHEDULE,
-    "conditioners": GROUND | {"condition", "protocols"},
+    "conditioners": SCHEDULE | {"nn", "attention", "checkpoint", "clip", "condition", "protocols"},
     "inpainting": MODEL,
     "request": GROUND | {"condition", "schedulers"},
     "request_condition": SAMPLER - {"sampler", "start", "tasks"},

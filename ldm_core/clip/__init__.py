@@ -4,6 +4,7 @@ from ldm_core.clip.config import PRESETS, CLIPConfig, preset
 from ldm_core.clip.image_encoder import CLIPImageEncoder
 from ldm_core.clip.model import CLIP, TEMPLATES
 from ldm_core.clip.preprocessing import preprocess
+from ldm_core.clip.stretched_preprocessing import preprocess_stretched
 from ldm_core.clip.text_encoder import CLIPTextEncoder
 from ldm_core.clip.tokenizer import CLIPTokenizer
 
@@ -16,5 +17,6 @@ __all__ = [
     "CLIPTextEncoder",
     "CLIPTokenizer",
     "preprocess",
+    "preprocess_stretched",
     "preset",
 ]

@@ -3,6 +3,7 @@
 from ldm_core.conditioners.class_embedder import ClassEmbedder, ClassEmbedderConfig, ClassEmbedding
 from ldm_core.conditioners.class_labels import ClassLabels
 from ldm_core.conditioners.low_resolution import LowResolution, LowResolutionConfig
+from ldm_core.conditioners.masked_image import MaskedImage, MaskedImageConfig
 from ldm_core.conditioners.semantic_map import SemanticMap, SemanticMapConfig, SpatialRescaler
 from ldm_core.conditioners.text import TextConditioner
 from ldm_core.conditioners.unconditional import Unconditional
@@ -14,6 +15,8 @@ __all__ = [
     "ClassLabels",
     "LowResolution",
     "LowResolutionConfig",
+    "MaskedImage",
+    "MaskedImageConfig",
     "SemanticMap",
     "SemanticMapConfig",
     "SpatialRescaler",

@@ -2,6 +2,7 @@
 
 from ldm_core.conditioners.class_embedder import ClassEmbedder, ClassEmbedderConfig, ClassEmbedding
 from ldm_core.conditioners.class_labels import ClassLabels
+from ldm_core.conditioners.depth import Depth, DepthConfig
 from ldm_core.conditioners.low_resolution import LowResolution, LowResolutionConfig
 from ldm_core.conditioners.masked_image import MaskedImage, MaskedImageConfig
 from ldm_core.conditioners.semantic_map import SemanticMap, SemanticMapConfig, SpatialRescaler
@@ -13,6 +14,8 @@ __all__ = [
     "ClassEmbedderConfig",
     "ClassEmbedding",
     "ClassLabels",
+    "Depth",
+    "DepthConfig",
     "LowResolution",
     "LowResolutionConfig",
     "MaskedImage",

@@ -5,6 +5,7 @@ from ldm_core.conditioners.class_labels import ClassLabels
 from ldm_core.conditioners.depth import Depth, DepthConfig
 from ldm_core.conditioners.low_resolution import LowResolution, LowResolutionConfig
 from ldm_core.conditioners.masked_image import MaskedImage, MaskedImageConfig
+from ldm_core.conditioners.noised_image import NoisedImage, NoisedImageConfig
 from ldm_core.conditioners.semantic_map import SemanticMap, SemanticMapConfig, SpatialRescaler
 from ldm_core.conditioners.text import TextConditioner
 from ldm_core.conditioners.unconditional import Unconditional
@@ -20,6 +21,8 @@ __all__ = [
     "LowResolutionConfig",
     "MaskedImage",
     "MaskedImageConfig",
+    "NoisedImage",
+    "NoisedImageConfig",
     "SemanticMap",
     "SemanticMapConfig",
     "SpatialRescaler",

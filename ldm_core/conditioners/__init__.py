@@ -8,6 +8,7 @@ from ldm_core.conditioners.masked_image import MaskedImage, MaskedImageConfig
 from ldm_core.conditioners.noised_image import NoisedImage, NoisedImageConfig
 from ldm_core.conditioners.semantic_map import SemanticMap, SemanticMapConfig, SpatialRescaler
 from ldm_core.conditioners.text import TextConditioner
+from ldm_core.conditioners.unclip import Unclip, UnclipConfig
 from ldm_core.conditioners.unconditional import Unconditional
 
 __all__ = [
@@ -27,5 +28,7 @@ __all__ = [
     "SemanticMapConfig",
     "SpatialRescaler",
     "TextConditioner",
+    "Unclip",
+    "UnclipConfig",
     "Unconditional",
 ]

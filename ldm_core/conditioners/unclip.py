@@ -1,0 +1,198 @@
+"""CLIP's image vectors with noise, and prompts, as a Condition: stable unCLIP, variations of pictures.
+
+    y = [std z + mean, emb(n)],    z = a_n (e - mean) / std + s_n eps        e: a picture's CLIP embedding
+
+y is added to the timestep embedding (Ramesh et al. 2022, arXiv:2204.06125, section 2.1); `noise_augmentation`
+has the noise of level n. Stability AI's counterpart is `ImageEmbeddingConditionedLatentDiffusion` of
+`ldm.models.diffusion.ddpm`. Its checkpoints lack mean and std, the statistics of CLIP's embeddings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ldm_core.clip import CLIPImageEncoder, preprocess_stretched
+from ldm_core.condition import Condition
+from ldm_core.conditioners.fields import Fields, exactly_one, noise_level, split_fields
+from ldm_core.conditioners.noise_augmentation import one_per_image, with_noise
+from ldm_core.conditioners.text import TextConditioner
+from ldm_core.nn.blocks import timestep_embedding
+from ldm_core.noise import Generators
+from ldm_core.noise_schedule import NoiseSchedule, NoiseScheduleConfig
+from ldm_core.support.limits import MAX_SIZE, is_number, require, require_whole
+from ldm_core.support.printable import shown
+
+SOURCES = ("image", "images", "embedding", "embeddings")
+FIELDS = (*SOURCES, "weights", "noise_level", "mixture_noise_level")
+
+
+SCHEDULE = NoiseScheduleConfig(beta_schedule="cosine")
+
+
+@dataclass(frozen=True)
+class UnclipConfig:
+    """width: of image vectors, half of y's. noise_schedule: its timesteps are the noise levels."""
+
+    width: int = 1024
+    noise_schedule: NoiseScheduleConfig = SCHEDULE
+
+    def __post_init__(self) -> None:
+        require_whole("unclip", self, "width", 1, MAX_SIZE)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What one image needs: normalised pixels (n, 3, S, S) or embeddings (n, width), and numbers."""
+
+    pixels: Tensor | None
+    embeddings: Tensor | None
+    weights: list[float]
+    level: int
+    mixture_level: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class Unclip:
+    """Pictures and prompts as a Condition with context and vector (B, 2 width).
+
+    Inputs: a mapping, or a list of mappings, with one of these sources:
+
+        "image"         a PIL image or a tensor (3, H, W) in [0, 1]
+        "images"        a list of them, to be mixed
+        "embedding"     a CLIP embedding (width,), not normalised
+        "embeddings"    several (n, width), to be mixed
+
+    and optionally "prompt" (by default empty), "noise_level" (0), "weights" of a mixture's members (equal),
+    and "mixture_noise_level", with which the mixture is noised again. A picture alone is {"image": picture}.
+    A prompt alone, as for guidance, gives a vector of zeros.
+
+    mean, std: of the embeddings, each a vector (width,) or a number.
+    """
+
+    text: TextConditioner
+    image_encoder: CLIPImageEncoder | None = None
+    config: UnclipConfig = UnclipConfig()
+    mean: Tensor | float = 0.0
+    std: Tensor | float = 1.0
+    schedule: NoiseSchedule = field(init=False, repr=False)
+
+    unconditional: ClassVar[str] = ""
+    guidance_scale: ClassVar[float] = 10.0
+    draws_noise: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "schedule", NoiseSchedule(self.config.noise_schedule))
+        for name in ("mean", "std"):
+            if isinstance(getattr(self, name), Tensor):
+                rows = _vectors(getattr(self, name), self.config.width, name)
+                require(len(rows) == 1, f"expected {name} as one vector, got {len(rows)}")
+                object.__setattr__(self, name, rows[0])
+        require(bool(torch.as_tensor(self.std).gt(0).all()), "expected std to be positive")
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        encoder = {} if self.image_encoder is None else {"image_encoder": self.image_encoder}
+        return {**self.text.modules, **encoder}
+
+    def count(self, inputs: Any, name: str = "inputs") -> int:
+        return len(self._parts(inputs, name)[0])
+
+    def __call__(self, inputs: Any, generators: Generators = None) -> Condition:
+        """generators: one per image; None: new random seeds."""
+        prompts, rows = self._parts(inputs, "inputs")
+        context = self.text(prompts).context
+        if rows is None:
+            vector = torch.zeros(len(prompts), 2 * self.config.width)
+        else:
+            draws = one_per_image(generators, len(rows))
+            vector = torch.cat([self._mixture(row, draw) for row, draw in zip(rows, draws)])
+        return Condition(context=context, vector=vector if context is None else vector.to(context.device))
+
+    def noised(self, embeddings: Tensor, level: int, generator: Generators = None) -> Tensor:
+        """y of CLIP embeddings: (B, width) -> (B, 2 width). At level 0 the embeddings are still noised."""
+        levels = [level] * len(embeddings)
+        z = with_noise(self.schedule, (embeddings - self.mean) / self.std, levels, generator)
+        emb = timestep_embedding(torch.tensor(levels), self.config.width)
+        return torch.cat([z * self.std + self.mean, emb.to(z)], dim=1)
+
+    def _mixture(self, row: _Row, generator: torch.Generator) -> Tensor:
+        """y of one image (1, 2 width): the weighted mean over its sources."""
+        embeddings = row.embeddings
+        if row.pixels is not None:
+            assert self.image_encoder is not None
+            weight = next(self.image_encoder.parameters())
+            embeddings = self.image_encoder(row.pixels.to(weight)).float().cpu()
+        assert embeddings is not None
+        y = self.noised(embeddings, row.level, generator)
+        weights = torch.tensor(row.weights)
+        y = weights[None] @ y / weights.sum()
+        if row.mixture_level is not None:
+            y = self.noised(y[:, : self.config.width], row.mixture_level, generator)
+        return y
+
+    def _parts(self, inputs: Any, name: str) -> tuple[list[str], list[_Row] | None]:
+        prompts, rows = split_fields(inputs, name, FIELDS)
+        return prompts, None if rows is None else [self._row(row, name) for row in rows]
+
+    def _row(self, row: Fields, name: str) -> _Row:
+        source = exactly_one(row, name, SOURCES)
+        pixels = embeddings = None
+        if source.startswith("image"):
+            pixels = self._pixels(row[source], f"{name}: {source}")
+        else:
+            embeddings = _vectors(row[source], self.config.width, f"{name}: {source}")
+        members = pixels if embeddings is None else embeddings
+        assert members is not None
+        if not source.endswith("s") and len(members) != 1:
+            raise ValueError(f"{name}: expected one {source}, got {len(members)}; {source}s are mixed")
+        levels = len(self.schedule)
+        again = row.get("mixture_noise_level")
+        return _Row(
+            pixels,
+            embeddings,
+            _weights(row.get("weights"), len(members), name),
+            noise_level(row, "noise_level", 0, levels, name),
+            None if again is None else noise_level(row, "mixture_noise_level", 0, levels, name),
+        )
+
+    def _pixels(self, images: Any, name: str) -> Tensor:
+        if self.image_encoder is None:
+            raise ValueError(f"{name}: there is no image encoder; expected embeddings in place of images")
+        try:
+            return preprocess_stretched(images, self.image_encoder.config, antialias=True)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+
+
+def _vectors(values: Any, width: int, name: str) -> Tensor:
+    """Vectors (width,) or (n, width), or a list of them, as (n, width) in float32 on the CPU."""
+    if isinstance(values, Sequence) and values and all(isinstance(value, Tensor) for value in values):
+        return torch.cat([_vectors(value, width, name) for value in values])
+    rows = values[None] if isinstance(values, Tensor) and values.ndim == 1 else values
+    if not isinstance(rows, Tensor) or rows.ndim != 2 or rows.shape[1] != width or len(rows) == 0:
+        found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(
+            f"{name}: expected vectors of {width} numbers, ({width},) or (n, {width}), got {found}"
+        )
+    if not rows.is_floating_point() or not bool(rows.isfinite().all()):
+        raise ValueError(f"{name}: expected finite numbers, got {rows.dtype} or NaN or infinity")
+    return rows.detach().float().cpu()
+
+
+def _weights(weights: Any, count: int, name: str) -> list[float]:
+    if weights is None:
+        return [1.0] * count
+    if isinstance(weights, Tensor):
+        weights = weights.tolist()
+    valid = isinstance(weights, list | tuple) and len(weights) == count
+    if not valid or not all(is_number(w) and w >= 0 for w in weights) or not 0 < math.fsum(weights) < 1e30:
+        raise ValueError(
+            f"{name}: expected {count} weights of 0 or more, with a positive sum, got {shown(weights)}"
+        )
+    return [float(weight) for weight in weights]

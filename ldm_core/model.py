@@ -47,6 +47,9 @@ class LatentDiffusion:
         conditioner: Conditioner | None = None,
     ) -> None:
         self.conditioner = _conditioner(conditioner, tokenizer, text_encoder)
+        uses_autoencoder = getattr(self.conditioner, "with_autoencoder", None)
+        if uses_autoencoder is not None:
+            self.conditioner = uses_autoencoder(autoencoder)
         self.unet = unet  # type: ignore[assignment]
         self.autoencoder = autoencoder  # type: ignore[assignment]
         self.noise_schedule = noise_schedule  # type: ignore[assignment]
@@ -86,7 +89,11 @@ class LatentDiffusion:
     @property
     def modules(self) -> dict[str, nn.Module]:
         """The parts that are torch modules, by name: those of the conditioner, "unet", "autoencoder"."""
-        parts = {**self.conditioner.modules, "unet": self.unet, "autoencoder": self.autoencoder}
+        parts: dict[str, Any] = {
+            **self.conditioner.modules,
+            "unet": self.unet,
+            "autoencoder": self.autoencoder,
+        }
         return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
 
     @property

@@ -88,6 +88,13 @@ class LatentDiffusionConfig:
             f"vectors of size {given}",
         )
         concat = self.unet.in_channels - self.unet.out_channels
+        size = self.unet.adm_in_channels
+        given = getattr(self.conditioner, "vector_dim", size)
+        require(
+            given == size,
+            f"the unet expects vectors of size {size} (adm_in_channels), but the conditioner outputs vectors "
+            f"of size {given}",
+        )
         given = getattr(self.conditioner, "concat_channels", concat)
         require(
             given == concat,

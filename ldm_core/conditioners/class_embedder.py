@@ -38,6 +38,10 @@ class ClassEmbedderConfig:
         if self.null_class is not None:
             require_whole(part, self, "null_class", 0, self.classes - 1)
 
+    @property
+    def context_dim(self) -> int:
+        return self.width
+
 
 class ClassEmbedding(nn.Module):
     """The table of one vector per class: LongTensor (B,) -> (B, 1, width)."""
@@ -80,7 +84,7 @@ class ClassEmbedder:
 
     @property
     def modules(self) -> dict[str, nn.Module]:
-        return {"class_embedder": self.network}
+        return {"conditioner": self.network}
 
     def count(self, inputs: Any, name: str = "inputs") -> int:
         return len(self.labels(inputs, name))

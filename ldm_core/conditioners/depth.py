@@ -28,6 +28,8 @@ class DepthConfig:
 
     downsampling: int = 8
 
+    concat_channels: ClassVar[int] = 1
+
     def __post_init__(self) -> None:
         require_whole("depth", self, "downsampling", 1, MAX_SIZE)
 

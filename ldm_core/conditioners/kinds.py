@@ -4,4 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-CONDITIONERS: dict[str, type[Any]] = {}
+from ldm_core.conditioners.class_embedder import ClassEmbedderConfig
+from ldm_core.conditioners.depth import DepthConfig
+from ldm_core.conditioners.low_resolution import LowResolutionConfig
+from ldm_core.conditioners.masked_image import MaskedImageConfig
+from ldm_core.conditioners.noised_image import NoisedImageConfig
+from ldm_core.conditioners.semantic_map import SemanticMapConfig
+from ldm_core.conditioners.unclip import UnclipConfig
+
+CONDITIONERS: dict[str, type[Any]] = {
+    "class_embedder": ClassEmbedderConfig,
+    "depth": DepthConfig,
+    "low_resolution": LowResolutionConfig,
+    "masked_image": MaskedImageConfig,
+    "noised_image": NoisedImageConfig,
+    "semantic_map": SemanticMapConfig,
+    "unclip": UnclipConfig,
+}

@@ -19,6 +19,8 @@ from ldm_core.images import image_to_tensor
 class LowResolutionConfig:
     """Has no fields: there are no weights, and the picture's three channels are those of any picture."""
 
+    concat_channels: ClassVar[int] = 3
+
 
 @dataclass(frozen=True)
 class LowResolution:

@@ -12,7 +12,7 @@ follows the latents, and its values are -1 and 1.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ldm_core.condition import Condition
 from ldm_core.images import image_to_tensor, mask_to_tensor
+from ldm_core.protocols import Autoencoder
 from ldm_core.support.limits import MAX_SIZE, require_whole
 
 
@@ -42,16 +43,26 @@ class MaskedImage:
     (3, H, W) or (B, 3, H, W) in [0, 1], the mask a PIL image or a tensor (H, W), (1, H, W) or (B, 1, H, W) in
     [0, 1]; pixels with a mask of 0.5 or more are repainted.
 
-    encode: images (B, 3, H, W) in [-1, 1] to latents (B, C, H / f, W / f): the first stage, before its
-        quantisation and without a scale factor. The images are float32 on the CPU. The first stage is a part
-        of the model, so it is not one of the conditioner's `modules`.
+    encode: images (B, 3, H, W) in [-1, 1], float32 on the CPU, to latents (B, C, H / f, W / f): the first
+        stage, before its quantisation and without a scale factor. A model sets it to its own autoencoder,
+        which is therefore not one of the conditioner's `modules`.
     """
 
-    encode: Callable[[Tensor], Tensor]
+    encode: Callable[[Tensor], Tensor] | None = None
     config: MaskedImageConfig = MaskedImageConfig()
 
     unconditional: ClassVar[None] = None
     modules: ClassVar[dict[str, nn.Module]] = {}
+    hides_masked: ClassVar[bool] = True
+
+    def with_autoencoder(self, autoencoder: Autoencoder) -> MaskedImage:
+        """The same conditioner with this first stage."""
+
+        def encode(images: Tensor) -> Tensor:
+            weight = next(autoencoder.parameters(), None) if isinstance(autoencoder, nn.Module) else None
+            return autoencoder.encode(images if weight is None else images.to(weight)).mode()
+
+        return replace(self, encode=encode)
 
     def count(self, inputs: Any, name: str = "inputs") -> int:
         return len(_pairs(inputs, name)[0])
@@ -63,6 +74,8 @@ class MaskedImage:
 
     def __call__(self, inputs: Any) -> Condition:
         image, mask = _pairs(inputs, "inputs")
+        if self.encode is None:
+            raise ValueError("a MaskedImage outside a model needs encode=, its first stage")
         hard = (mask >= 0.5).to(image)
         latents = self.encode((1 - hard) * image * 2 - 1)
         small = F.interpolate(hard, size=latents.shape[2:], mode="nearest")

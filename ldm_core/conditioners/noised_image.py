@@ -31,18 +31,20 @@ class NoisedImageConfig:
     noise_schedule: NoiseScheduleConfig = SCHEDULE
     levels: int = 350
 
+    concat_channels: ClassVar[int] = 3
+
     def __post_init__(self) -> None:
         require_whole("noised image", self, "levels", 1, self.noise_schedule.timesteps)
 
 
 @dataclass(frozen=True)
 class NoisedImage:
-    """Small pictures and prompts as a Condition with context, concat (B, 3, h, w) and vector, the levels (B,).
+    """Small pictures and prompts as a Condition with context, concat (B, 3, h, w) and vector (B,), its level.
 
     Inputs: {"prompt": str, "image": picture, "noise_level": int}, or a list of them with pictures of one
     size. The prompt is empty and the level 20 by default; a picture alone is {"image": picture}. The picture
-    is a PIL image or a tensor (3, h, w) in [0, 1] of the latents' size. A prompt alone, as for guidance, gives
-    the context alone.
+    is a PIL image or a tensor (3, h, w) in [0, 1] of the latents' size. A prompt alone, as for guidance,
+    gives the context alone.
     """
 
     text: TextConditioner

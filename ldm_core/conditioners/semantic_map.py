@@ -39,6 +39,10 @@ class SemanticMapConfig:
         require_whole(part, self, "channels", 1, MAX_SIZE)
         require_whole(part, self, "stages", 0, MAX_LEVELS)
 
+    @property
+    def concat_channels(self) -> int:
+        return self.channels
+
 
 class SpatialRescaler(nn.Module):
     """Classes, LongTensor (B, H, W), to (B, channels, H / 2^stages, W / 2^stages), sizes rounded down."""
@@ -70,7 +74,7 @@ class SemanticMap:
 
     @property
     def modules(self) -> dict[str, nn.Module]:
-        return {"semantic_map": self.network}
+        return {"conditioner": self.network}
 
     def count(self, inputs: Any, name: str = "inputs") -> int:
         return len(self.classes(inputs, name))

@@ -45,6 +45,10 @@ class UnclipConfig:
     def __post_init__(self) -> None:
         require_whole("unclip", self, "width", 1, MAX_SIZE)
 
+    @property
+    def vector_dim(self) -> int:
+        return 2 * self.width
+
 
 @dataclass(frozen=True)
 class _Row:

@@ -1,7 +1,167 @@
-"""The rows of the registry for conditioners of inputs other than prompts."""
+"""The rows of the registry for conditioners of inputs other than prompts.
+
+A conditioner without weights is a row without layouts. CompVis's YAML configurations name the class of a
+conditioner in `cond_stage_config`, and Stability AI's name a subclass of the whole model instead.
+"""
 
 from __future__ import annotations
 
-from ldm_core.loading.part import Part
+from collections.abc import Callable, Mapping
+from typing import Any
 
-CONDITIONER_PARTS: tuple[Part, ...] = ()
+from torch import nn
+
+from ldm_core.checkpoint.key_map import KeyMap, expand, same
+from ldm_core.checkpoint.shapes import Shapes
+from ldm_core.checkpoint.yaml_values import Params, section
+from ldm_core.conditioners.class_embedder import ClassEmbedder, ClassEmbedderConfig, ClassEmbedding
+from ldm_core.conditioners.depth import Depth, DepthConfig
+from ldm_core.conditioners.low_resolution import LowResolution, LowResolutionConfig
+from ldm_core.conditioners.masked_image import MaskedImage, MaskedImageConfig
+from ldm_core.conditioners.noised_image import NoisedImage, NoisedImageConfig
+from ldm_core.conditioners.semantic_map import SemanticMap, SemanticMapConfig, SpatialRescaler
+from ldm_core.conditioners.text import TextConditioner
+from ldm_core.conditioners.unclip import Unclip, UnclipConfig
+from ldm_core.errors import ConfigError
+from ldm_core.loading.part import Layout, Part, Section
+from ldm_core.nn.placement import parameter_names
+from ldm_core.noise_schedule import NoiseScheduleConfig
+
+SLOT = "conditioner"
+STAGE = "cond_stage_config"
+PREFIX = "cond_stage_model."
+Parts = Mapping[str, Any]
+IMAGENET = 1000  # classes
+
+
+def _text(parts: Parts) -> TextConditioner:
+    return TextConditioner(parts["tokenizer"], parts["text_encoder"])
+
+
+def _stage(params: Params) -> Params:
+    stage = section(params, STAGE)
+    return section(stage, "params") if stage.get("params") else {}
+
+
+def _layout(network: type[nn.Module], name: str, prove: Callable[[Shapes], Any]) -> Layout:
+    """CompVis's layout of a network of one tensor, which has the same name here."""
+
+    def key_map(config: Any) -> KeyMap:
+        return expand(same(name), parameter_names(network, config))
+
+    return Layout("compvis", (f"{name}.weight",), key_map, prove, ((PREFIX, ""), ("", "")), PREFIX)
+
+
+def _without_weights(
+    name: str,
+    words: str,
+    config: type[Any],
+    conditions: Callable[[Any, Parts], Any],
+    read: Callable[[Params], Any],
+    *targets: str,
+) -> Part:
+    return Part(
+        name, words, config, lambda own: nn.Module(), (), fills=SLOT, conditions=conditions,
+        section=Section(STAGE, read, targets),
+    )  # fmt: skip
+
+
+def _null_class(classes: int) -> int | None:
+    """The last row of a table of one row more than ImageNet has classes; others have none for guidance."""
+    return IMAGENET if classes == IMAGENET + 1 else None
+
+
+def _class_embedder_in_shapes(shapes: Shapes) -> ClassEmbedderConfig:
+    classes, width = shapes["embedding.weight"]
+    return ClassEmbedderConfig(classes, width, _null_class(classes))
+
+
+def _class_embedder_in_yaml(params: Params) -> ClassEmbedderConfig:
+    stage = _stage(params)
+    classes = stage.get("n_classes", IMAGENET)
+    return ClassEmbedderConfig(classes, stage["embed_dim"], _null_class(classes))
+
+
+def _semantic_map_in_shapes(shapes: Shapes) -> SemanticMapConfig:
+    channels, classes = shapes["channel_mapper.weight"][:2]
+    return SemanticMapConfig(classes, channels)
+
+
+def _semantic_map_in_yaml(params: Params) -> SemanticMapConfig:
+    stage = _stage(params)
+    fixed = {"method": "bilinear", "multiplier": 0.5, "bias": False}
+    for name, value in fixed.items():
+        if stage.get(name, value) != value:
+            raise ConfigError(f"SpatialRescaler's {name} must be {value}, not {stage[name]!r:.60}")
+    channels = stage.get("out_channels")
+    if channels is None:
+        raise ConfigError("SpatialRescaler without out_channels is not supported")
+    return SemanticMapConfig(stage.get("in_channels", 3), channels, stage.get("n_stages", 1))
+
+
+def _low_resolution_in_yaml(params: Params) -> LowResolutionConfig | None:
+    return LowResolutionConfig() if params.get("cond_stage_key") == "LR_image" else None
+
+
+def _masked_image_in_yaml(params: Params) -> MaskedImageConfig:
+    levels = section(params, "first_stage_config", "params", "ddconfig")["ch_mult"]
+    return MaskedImageConfig(2 ** (len(levels) - 1))
+
+
+def _depth_in_yaml(params: Params) -> DepthConfig:
+    return DepthConfig(_masked_image_in_yaml(params).downsampling)
+
+
+def _noised_image_in_yaml(params: Params) -> NoisedImageConfig:
+    own = section(params, "low_scale_config", "params")
+    schedule = own.get("noise_schedule_config") or {}
+    return NoisedImageConfig(NoiseScheduleConfig(**schedule), own.get("max_noise_level", 1000))
+
+
+def _unclip_in_yaml(params: Params) -> UnclipConfig:
+    own = section(params, "noise_aug_config", "params")
+    schedule = own.get("noise_schedule_config") or {}
+    if schedule.get("beta_schedule") != "squaredcos_cap_v2":
+        raise ConfigError("the noise schedule of CLIPEmbeddingNoiseAugmentation must be squaredcos_cap_v2")
+    steps = schedule.get("timesteps", 1000)
+    return UnclipConfig(own["timestep_dim"], NoiseScheduleConfig(timesteps=steps, beta_schedule="cosine"))
+
+
+CONDITIONER_PARTS: tuple[Part, ...] = (
+    Part(
+        "class_embedder", "class embedder", ClassEmbedderConfig, ClassEmbedding,
+        (_layout(ClassEmbedding, "embedding", _class_embedder_in_shapes),),
+        fills=SLOT, proves_all=True,
+        conditions=lambda config, parts: ClassEmbedder(parts[SLOT]),
+        section=Section(STAGE, _class_embedder_in_yaml, ("ClassEmbedder",)),
+    ),
+    Part(
+        "semantic_map", "semantic map encoder", SemanticMapConfig, SpatialRescaler,
+        (_layout(SpatialRescaler, "channel_mapper", _semantic_map_in_shapes),),
+        fills=SLOT,
+        conditions=lambda config, parts: SemanticMap(parts[SLOT]),
+        section=Section(STAGE, _semantic_map_in_yaml, ("SpatialRescaler",)),
+    ),
+    _without_weights(
+        "low_resolution", "small picture", LowResolutionConfig, lambda config, parts: LowResolution(config),
+        _low_resolution_in_yaml, "Identity",
+    ),
+    _without_weights(
+        "masked_image", "masked image", MaskedImageConfig,
+        lambda config, parts: MaskedImage(config=config), _masked_image_in_yaml, "__is_first_stage__",
+    ),
+    _without_weights(
+        "depth", "depth map", DepthConfig, lambda config, parts: Depth(_text(parts), config=config),
+        _depth_in_yaml, "LatentDepth2ImageDiffusion",
+    ),
+    _without_weights(
+        "noised_image", "noised small picture", NoisedImageConfig,
+        lambda config, parts: NoisedImage(_text(parts), config), _noised_image_in_yaml,
+        "LatentUpscaleDiffusion",
+    ),
+    _without_weights(
+        "unclip", "noised image vector", UnclipConfig,
+        lambda config, parts: Unclip(_text(parts), config=config), _unclip_in_yaml,
+        "ImageEmbeddingConditionedLatentDiffusion",
+    ),
+)  # fmt: skip

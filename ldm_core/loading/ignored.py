@@ -39,6 +39,21 @@ IGNORED_PREFIXES = {
     "safety_checker.": "diffusers' image filter, which is not part of the model",
     "embedding_manager.": "words of a textual inversion in training",
     "image_encoder.": "the image encoder of a diffusers folder",
+    **dict.fromkeys(
+        (
+            *(f"cond_stage_model.{side}.conv_in." for side in ("encoder", "decoder")),
+            *(f"cond_stage_model.{side}.conv_out." for side in ("encoder", "decoder")),
+            *(f"cond_stage_model.{side}.norm_out." for side in ("encoder", "decoder")),
+            *(f"cond_stage_model.{side}.mid." for side in ("encoder", "decoder")),
+            "cond_stage_model.encoder.down.",
+            "cond_stage_model.decoder.up.",
+            "cond_stage_model.quant_conv.",
+            "cond_stage_model.post_quant_conv.",
+            "cond_stage_model.quantize.",
+            "cond_stage_model.loss.",
+        ),
+        "a second copy of the autoencoder, which encodes the masked image",
+    ),
 }
 
 AUTOENCODER_EXTRAS = {

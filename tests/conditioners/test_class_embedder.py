@@ -42,7 +42,7 @@ def test_each_label_is_a_row_of_the_table(embedder: ClassEmbedder, inputs: Any, 
 
 def test_what_a_sampler_reads(embedder: ClassEmbedder) -> None:
     assert (embedder.unconditional, embedder.guidance_scale) == (5, 3.0)
-    assert embedder.modules == {"class_embedder": embedder.network}
+    assert embedder.modules == {"conditioner": embedder.network}
     assert [name for name, _ in embedder.network.named_parameters()] == ["embedding.weight"]
     assert ClassEmbedder(ClassEmbedding(ClassEmbedderConfig(1000, 4))).unconditional is None
     assert ClassEmbedder(embedder.network, {"cat": 4}).labels(["Cat"]) == [4]

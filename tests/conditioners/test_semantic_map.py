@@ -74,7 +74,7 @@ def test_all_inputs_of_one_map_give_the_same(conditioner: SemanticMap) -> None:
 
 def test_what_a_sampler_and_a_loader_read(conditioner: SemanticMap) -> None:
     assert conditioner.unconditional is None
-    assert conditioner.modules == {"semantic_map": conditioner.network}
+    assert conditioner.modules == {"conditioner": conditioner.network}
     (entry,) = conditioner.network.state_dict().items()
     assert (entry[0], entry[1].shape) == ("channel_mapper.weight", (3, K, 1, 1))
     sizes = dict(SpatialRescaler(SemanticMapConfig()).named_parameters())

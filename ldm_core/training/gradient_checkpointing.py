@@ -11,7 +11,7 @@ from functools import partial
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ldm_core.autoencoder.kl import AttentionBlock
+from ldm_core.autoencoder.layers import AttentionBlock
 from ldm_core.clip.block import ResidualAttentionBlock
 from ldm_core.nn.blocks import ResBlock
 from ldm_core.unet.network import TransformerBlock

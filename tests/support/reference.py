@@ -96,7 +96,7 @@ def computed_alike(model: LatentDiffusion) -> Iterator[None]:
     """With the references' convolutions and memory layout, so that sums are in the same order."""
     ldm_core.set_convolution(model, "direct")
     with (
-        mock.patch("ldm_core.autoencoder.kl.fastest_layout", lambda x: x),
+        mock.patch("ldm_core.autoencoder.layers.fastest_layout", lambda x: x),
         mock.patch("ldm_core.unet.network.fastest_layout", lambda x: x),
     ):
         yield

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ldm_core.autoencoder.config import AutoencoderConfig
+from ldm_core.autoencoder.config import AutoencoderConfig, AutoencoderVQConfig
 from ldm_core.clip.config import SD2_TEXT_ENCODER, Activation, ImageEncoderConfig, TextEncoderConfig
 from ldm_core.errors import ConfigError
 from ldm_core.model_config import LatentDiffusionConfig
@@ -19,6 +19,7 @@ __all__ = [
     "PRESETS",
     "Activation",
     "AutoencoderConfig",
+    "AutoencoderVQConfig",
     "BetaSchedule",
     "ConfigError",
     "ImageEncoderConfig",

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
-from ldm_core.autoencoder.config import AutoencoderConfig
+from ldm_core.autoencoder.config import AutoencoderConfig, AutoencoderVQConfig
 from ldm_core.clip.config import TextEncoderConfig
 from ldm_core.conditioners.kinds import CONDITIONERS
 from ldm_core.noise_schedule import NoiseScheduleConfig, PredictionType
@@ -33,7 +33,7 @@ from ldm_core.unet.config import UNetConfig
 _CLASSES: dict[str, dict[str, type[Any]]] = {
     "text_encoder": {"clip": TextEncoderConfig},
     "unet": {"unet": UNetConfig},
-    "autoencoder": {"kl": AutoencoderConfig},
+    "autoencoder": {"kl": AutoencoderConfig, "vq": AutoencoderVQConfig},
     "noise_schedule": {"noise_schedule": NoiseScheduleConfig},
     "conditioner": CONDITIONERS,
 }

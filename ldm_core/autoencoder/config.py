@@ -1,4 +1,4 @@
-"""The configuration of the autoencoder, with the field names of CompVis's `v1-inference.yaml`."""
+"""The configurations of the autoencoders, with the field names of CompVis's YAML files."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 from ldm_core.support.limits import (
     MAX_DEPTH,
+    MAX_ROWS,
     MAX_SIZE,
     make_tuples,
     require,
     require_blocks,
+    require_bool,
     require_sizes,
     require_whole,
     require_widths,
@@ -49,3 +51,19 @@ class AutoencoderConfig:
     def has_attention(self, level: int) -> bool:
         """Whether the residual blocks of this level (0 is the finest) are followed by attention."""
         return self.resolution // 2**level in self.attn_resolutions
+
+
+@dataclass(frozen=True)
+class AutoencoderVQConfig(AutoencoderConfig):
+    """The vector-quantised autoencoder: CompVis's `VQModel` and `VQModelInterface`. The default is VQ-f4."""
+
+    embed_dim: int = 3  # the size of a code
+    z_channels: int = 3
+    ch_mult: tuple[int, ...] = (1, 2, 4)
+    n_embed: int = 8192  # the number of codes
+    middle_attention: bool = True  # False: CompVis's attn_type "none"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_whole("autoencoder", self, "n_embed", 1, MAX_ROWS)
+        require_bool("autoencoder", self, "middle_attention")

@@ -1,7 +1,9 @@
-"""The names of the autoencoder's parameters in files, as templates over the network's own names.
+"""The names of the autoencoders' parameters in files, as templates over the networks' own names.
 
-compvis     `AutoencoderKL` of `ldm.models.autoencoder`. The decoder numbers its levels from fine to coarse.
-diffusers   `AutoencoderKL`. Encoder and decoder number their levels in the order of computation.
+compvis     `AutoencoderKL` and `VQModel` of `ldm.models.autoencoder`. The decoder numbers its levels from
+            fine to coarse.
+diffusers   `AutoencoderKL` and `VQModel`. Encoder and decoder number their levels in the order of
+            computation.
 
 Older files have other names for some parameters: `original_name` and `modern_name` give the current ones.
 """
@@ -10,8 +12,9 @@ from __future__ import annotations
 
 import re
 
-from ldm_core.autoencoder.config import AutoencoderConfig
+from ldm_core.autoencoder.config import AutoencoderConfig, AutoencoderVQConfig
 from ldm_core.autoencoder.kl import AutoencoderKL
+from ldm_core.autoencoder.vq import AutoencoderVQ
 from ldm_core.checkpoint.key_map import CONV_1X1, KeyMap, Template, expand, same, within
 from ldm_core.nn.placement import parameter_names
 
@@ -33,8 +36,10 @@ COMPVIS_SIDE: Template = {
     **within("mid.attention.", "mid.attn_1.", COMPVIS_ATTENTION),
     **within("mid.res2.", "mid.block_2.", COMPVIS_RES),
 }
+CODEBOOK: Template = {"codebook": "quantize.embedding.weight"}
 COMPVIS: Template = {
     **same("quant_conv", "post_quant_conv"),
+    **CODEBOOK,
     **within("encoder.", "encoder.", COMPVIS_SIDE),
     **within("encoder.down.{l}.", "encoder.down.{l}.", COMPVIS_LEVEL),
     "encoder.down.{l}.resample.conv": "encoder.down.{l}.downsample.conv",
@@ -65,6 +70,7 @@ DIFFUSERS_SIDE: Template = {
 }
 DIFFUSERS: Template = {
     **same("quant_conv", "post_quant_conv"),
+    **CODEBOOK,
     **within("encoder.", "encoder.", DIFFUSERS_SIDE),
     **within("encoder.down.{l}.", "encoder.down_blocks.{l}.", DIFFUSERS_LEVEL),
     "encoder.down.{l}.resample.conv": "encoder.down_blocks.{l}.downsamplers.0.conv",
@@ -74,6 +80,12 @@ DIFFUSERS: Template = {
 }
 
 
+def _parameters(config: AutoencoderConfig) -> list[str]:
+    if isinstance(config, AutoencoderVQConfig):
+        return parameter_names(AutoencoderVQ, config)
+    return parameter_names(AutoencoderKL, config)
+
+
 def compvis_map(config: AutoencoderConfig) -> KeyMap:
     """The key map of CompVis's names."""
     coarsest = len(config.ch_mult) - 1
@@ -81,12 +93,12 @@ def compvis_map(config: AutoencoderConfig) -> KeyMap:
     def numbers(l: int = 0, i: int = 0) -> dict[str, int]:  # noqa: E741
         return {"l": l, "i": i, "from_fine": coarsest - l}
 
-    return expand(COMPVIS, parameter_names(AutoencoderKL, config), numbers)
+    return expand(COMPVIS, _parameters(config), numbers)
 
 
 def diffusers_map(config: AutoencoderConfig) -> KeyMap:
     """The key map of diffusers' names."""
-    return expand(DIFFUSERS, parameter_names(AutoencoderKL, config))
+    return expand(DIFFUSERS, _parameters(config))
 
 
 # Some converters kept diffusers' names for the attention in files with CompVis's names.

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ldm_core.autoencoder.config import AutoencoderConfig
-from ldm_core.checkpoint.folder import AUTOENCODER
+from ldm_core.autoencoder.config import AutoencoderConfig, AutoencoderVQConfig
+from ldm_core.checkpoint.folder import AUTOENCODER, VQ_AUTOENCODER
 from ldm_core.checkpoint.setting_values import (
     Settings,
     block_kinds,
@@ -35,6 +35,7 @@ _FIXED = {
     "use_post_quant_conv": True,
     "use_quant_conv": True,
 }
+_VQ_FIXED = {"norm_num_groups": 32, "norm_type": "group"}
 
 
 def autoencoder_config(settings: Settings) -> AutoencoderConfig:
@@ -42,36 +43,59 @@ def autoencoder_config(settings: Settings) -> AutoencoderConfig:
     check_fixed(AUTOENCODER, settings, _FIXED)
     check_activation(AUTOENCODER, settings)
     with reading(AUTOENCODER):
-        widths, types = block_widths(settings), block_kinds(settings, "down_block_types")
-        up = block_kinds(settings, "up_block_types")
-        mirrored = [kind.replace("UpDecoder", "DownEncoder") for kind in reversed(up)]
-        if types != mirrored or not set(types) <= {"DownEncoderBlock2D", "AttnDownEncoderBlock2D"}:
-            raise ConfigError(f"blocks {shown(types)} and {shown(up)} are not those of an AutoencoderKL")
-        attends = [level for level, kind in enumerate(types) if kind.startswith("Attn")]
-        latent_channels = whole(settings, "latent_channels")
-        resolution = AutoencoderConfig.resolution
-        return AutoencoderConfig(
-            embed_dim=latent_channels,
-            z_channels=latent_channels,
-            in_channels=whole(settings, "in_channels", 3),
-            out_ch=whole(settings, "out_channels", 3),
-            ch=widths[0],
-            ch_mult=tuple(multiple(width, widths[0]) for width in widths),
-            num_res_blocks=one_number("layers_per_block", settings["layers_per_block"]),
-            attn_resolutions=tuple(resolution // 2**level for level in attends),
+        return AutoencoderConfig(embed_dim=whole(settings, "latent_channels"), **_sizes(settings))
+
+
+def vq_config(settings: Settings) -> AutoencoderVQConfig:
+    """From `VQModel`'s settings, with the same errors.
+
+    `lookup_from_codebook` and `force_upcast` do not change what the network computes from latents.
+    """
+    check_fixed(VQ_AUTOENCODER, settings, _VQ_FIXED)
+    check_activation(VQ_AUTOENCODER, settings)
+    with reading(VQ_AUTOENCODER):
+        same = settings.get("vq_embed_dim") is None
+        return AutoencoderVQConfig(
+            embed_dim=whole(settings, "latent_channels" if same else "vq_embed_dim"),
+            n_embed=whole(settings, "num_vq_embeddings", 256),
+            middle_attention=settings.get("mid_block_add_attention", True),
+            **_sizes(settings),
         )
 
 
-def autoencoder_settings(config: AutoencoderConfig, image_size: int, latent_scale: float) -> dict[str, Any]:
-    """The inverse of `autoencoder_config`. image_size: in pixels; latent_scale: the factor of the latents."""
-    attends = [config.has_attention(level) for level in range(len(config.ch_mult))]
+def _sizes(settings: Settings) -> dict[str, Any]:
+    """The fields that both autoencoders have, without embed_dim."""
+    widths, types = block_widths(settings), block_kinds(settings, "down_block_types")
+    up = block_kinds(settings, "up_block_types")
+    mirrored = [kind.replace("UpDecoder", "DownEncoder") for kind in reversed(up)]
+    if types != mirrored or not set(types) <= {"DownEncoderBlock2D", "AttnDownEncoderBlock2D"}:
+        raise ConfigError(f"blocks {shown(types)} and {shown(up)} are not those of an autoencoder")
+    attends = [level for level, kind in enumerate(types) if kind.startswith("Attn")]
+    resolution = AutoencoderConfig.resolution
     return {
+        "z_channels": whole(settings, "latent_channels"),
+        "in_channels": whole(settings, "in_channels", 3),
+        "out_ch": whole(settings, "out_channels", 3),
+        "ch": widths[0],
+        "ch_mult": tuple(multiple(width, widths[0]) for width in widths),
+        "num_res_blocks": one_number("layers_per_block", settings["layers_per_block"]),
+        "attn_resolutions": tuple(resolution // 2**level for level in attends),
+    }
+
+
+def autoencoder_settings(config: AutoencoderConfig, image_size: int, latent_scale: float) -> dict[str, Any]:
+    """The inverse of `autoencoder_config` and `vq_config`.
+
+    image_size: in pixels; latent_scale: the factor of the latents.
+    """
+    attends = [config.has_attention(level) for level in range(len(config.ch_mult))]
+    settings = {
         "_class_name": "AutoencoderKL",
         "act_fn": "silu",
         "block_out_channels": level_widths("autoencoder", config.ch, config.ch_mult),
         "down_block_types": ["AttnDownEncoderBlock2D" if a else "DownEncoderBlock2D" for a in attends],
         "in_channels": config.in_channels,
-        "latent_channels": config.embed_dim,
+        "latent_channels": config.z_channels,
         "layers_per_block": config.num_res_blocks,
         "norm_num_groups": 32,
         "out_channels": config.out_ch,
@@ -79,3 +103,16 @@ def autoencoder_settings(config: AutoencoderConfig, image_size: int, latent_scal
         "scaling_factor": latent_scale,
         "up_block_types": ["AttnUpDecoderBlock2D" if a else "UpDecoderBlock2D" for a in reversed(attends)],
     }
+    if isinstance(config, AutoencoderVQConfig):
+        settings |= {
+            "_class_name": "VQModel",
+            "mid_block_add_attention": config.middle_attention,
+            "num_vq_embeddings": config.n_embed,
+            "vq_embed_dim": config.embed_dim,
+        }
+    elif config.embed_dim != config.z_channels:
+        raise ConfigError(
+            f"an AutoencoderKL has one number of channels of latents, and this one has embed_dim "
+            f"{config.embed_dim} and z_channels {config.z_channels}"
+        )
+    return settings

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from ldm_core.autoencoder.gaussian import DiagonalGaussian
 from ldm_core.autoencoder.kl import AutoencoderKL
+from ldm_core.autoencoder.vq import AutoencoderVQ, PointMass
+
+Autoencoder = AutoencoderKL | AutoencoderVQ
 
 
 def _starts(size: int, tile: int, overlap: int) -> list[int]:
@@ -70,17 +73,20 @@ def tiled(
     return (total / weight).to(x.dtype)
 
 
-def decode_tiled(autoencoder: AutoencoderKL, z: Tensor, *, tile: int = 64, overlap: int = 16) -> Tensor:
+def decode_tiled(autoencoder: Autoencoder, z: Tensor, *, tile: int = 64, overlap: int = 16) -> Tensor:
     """`autoencoder.decode` in tiles of `tile` latent pixels: z (B, C, h, w) -> images (B, 3, h*f, w*f)."""
     f = Fraction(autoencoder.config.downsampling)
     return tiled(autoencoder.decode, z, tile=tile, overlap=overlap, scale=f)
 
 
 def encode_tiled(
-    autoencoder: AutoencoderKL, images: Tensor, *, tile: int = 512, overlap: int = 128
-) -> DiagonalGaussian:
+    autoencoder: Autoencoder, images: Tensor, *, tile: int = 512, overlap: int = 128
+) -> DiagonalGaussian | PointMass:
     """`autoencoder.encode` in tiles of `tile` pixels: (B, 3, H, W) -> q(z | images), (B, C, H/f, W/f)."""
     f = Fraction(1, autoencoder.config.downsampling)
+    if isinstance(autoencoder, AutoencoderVQ):
+        encode = autoencoder.encode
+        return PointMass(tiled(lambda x: encode(x).mode(), images, tile=tile, overlap=overlap, scale=f))
 
     def moments(x: Tensor) -> Tensor:
         q = autoencoder.encode(x)
@@ -97,17 +103,17 @@ class TiledAutoencoder(nn.Module):
     tile, overlap: in latent pixels, for encoding and decoding.
     """
 
-    def __init__(self, autoencoder: AutoencoderKL, *, tile: int = 64, overlap: int = 16) -> None:
+    def __init__(self, autoencoder: Autoencoder, *, tile: int = 64, overlap: int = 16) -> None:
         super().__init__()
         self.autoencoder = autoencoder
         self.tile = tile
         self.overlap = overlap
 
-    def encode(self, images: Tensor) -> DiagonalGaussian:
-        """As `AutoencoderKL.encode`."""
+    def encode(self, images: Tensor) -> DiagonalGaussian | PointMass:
+        """As the `encode` of the wrapped autoencoder."""
         f = self.autoencoder.config.downsampling
         return encode_tiled(self.autoencoder, images, tile=self.tile * f, overlap=self.overlap * f)
 
     def decode(self, z: Tensor) -> Tensor:
-        """As `AutoencoderKL.decode`."""
+        """As the `decode` of the wrapped autoencoder."""
         return decode_tiled(self.autoencoder, z, tile=self.tile, overlap=self.overlap)

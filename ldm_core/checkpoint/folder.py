@@ -27,6 +27,7 @@ from ldm_core.support.printable import printable
 MODEL_INDEX = "model_index.json"
 UNET = "unet/config.json"
 AUTOENCODER = "vae/config.json"
+VQ_AUTOENCODER = "vqvae/config.json"  # of LDM's pipelines
 TEXT_ENCODER = "text_encoder/config.json"
 SCHEDULER = "scheduler/scheduler_config.json"
 TOKENIZER = "tokenizer/tokenizer_config.json"
@@ -35,7 +36,7 @@ ADDED_TOKENS = "tokenizer/added_tokens.json"
 ALONE = "config.json"  # in a folder of one part
 PREPROCESSOR = "preprocessor_config.json"  # beside CLIP's config.json
 
-NETWORKS = ("unet", "vae", "text_encoder")  # prefixes of their tensors' names in a Checkpoint
+NETWORKS = ("unet", "vae", "vqvae", "text_encoder")  # prefixes of their tensors' names in a Checkpoint
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 CONFIG = "config.json"
 SETTINGS = (
@@ -64,7 +65,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def read_folder(path: Path, variant: str | None, read: Callable[[Path], Any]) -> tuple[Any, ...]:
-    """(tensors, metadata, foreign names). Tensors' names begin with `unet.`, `vae.` or `text_encoder.`.
+    """(tensors, metadata, foreign names). Tensors' names begin with the name of a folder in NETWORKS.
 
     read: reads one file of weights. variant: the files to read, such as "fp16"; by default the file without a
     variant, or the only variant. A part with settings but without weights is skipped. The metadata are the

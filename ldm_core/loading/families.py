@@ -83,10 +83,6 @@ _FAMILIES: tuple[tuple[str, Callable[[Names], bool]], ...] = (
         _is_embedding,
     ),
     (
-        "an autoencoder with vector quantisation (VQ), which is not supported yet",
-        _ends("quantize.embedding.weight"),
-    ),
-    (
         "a face restorer or an upscaler (ESRGAN, GFPGAN, CodeFormer), which is not supported",
         _starts("params_ema.", "stylegan_decoder.", "body.0.rdb1.", "model.1.sub.0.RDB1."),
     ),

@@ -9,6 +9,7 @@ own files and one row here. `register` adds a row from other packages:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 from itertools import product
 from typing import Any
@@ -16,13 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm_core.autoencoder import compvis_settings as autoencoder_yaml
 from ldm_core.autoencoder import names as autoencoder_names
 from ldm_core.autoencoder import settings as autoencoder_settings
 from ldm_core.autoencoder import shapes as autoencoder_shapes
-from ldm_core.autoencoder.compvis_settings import autoencoder_in_yaml
-from ldm_core.autoencoder.config import AutoencoderConfig
+from ldm_core.autoencoder.config import AutoencoderConfig, AutoencoderVQConfig
 from ldm_core.autoencoder.kl import AutoencoderKL
+from ldm_core.autoencoder.vq import AutoencoderVQ
 from ldm_core.checkpoint import folder
+from ldm_core.checkpoint.shapes import Shapes
 from ldm_core.clip import compvis_settings as text_yaml
 from ldm_core.clip import names as text_names
 from ldm_core.clip import settings as text_settings
@@ -96,7 +99,38 @@ def _unet_files(model: LatentDiffusionConfig) -> dict[str, Any]:
 
 def _autoencoder_files(model: LatentDiffusionConfig) -> dict[str, Any]:
     own, size, scale = model.autoencoder, model.image_size, model.latent_scale
-    return {folder.AUTOENCODER: autoencoder_settings.autoencoder_settings(own, size, scale)}
+    name = folder.VQ_AUTOENCODER if isinstance(own, AutoencoderVQConfig) else folder.AUTOENCODER
+    return {name: autoencoder_settings.autoencoder_settings(own, size, scale)}
+
+
+def _autoencoder_layouts(
+    marks: tuple[str, ...],
+    compvis: Callable[[Shapes], Any],
+    diffusers: Callable[[Shapes], Any],
+    folder_name: str,
+) -> tuple[Layout, ...]:
+    """The layouts of one kind of autoencoder. marks: of both, besides the decoder's."""
+    return (
+        Layout(
+            "compvis",
+            ("decoder.up.", *marks),
+            autoencoder_names.compvis_map,
+            compvis,
+            _alone("first_stage_model.", "vae.", ""),
+            "first_stage_model.",
+            AUTOENCODER_EXTRAS,
+            autoencoder_names.original_name,
+        ),
+        Layout(
+            "diffusers",
+            ("decoder.up_blocks.", *marks),
+            autoencoder_names.diffusers_map,
+            diffusers,
+            _alone(folder_name, "first_stage_model.", ""),
+            extras=AUTOENCODER_EXTRAS,
+            canonical=autoencoder_names.modern_name,
+        ),
+    )
 
 
 _TEXT_ENCODER = Part(
@@ -196,27 +230,7 @@ _AUTOENCODER = Part(
     "autoencoder",
     AutoencoderConfig,
     AutoencoderKL,
-    (
-        Layout(
-            "compvis",
-            ("decoder.up.",),
-            autoencoder_names.compvis_map,
-            autoencoder_shapes.compvis_config,
-            _alone("first_stage_model.", "vae.", ""),
-            "first_stage_model.",
-            AUTOENCODER_EXTRAS,
-            autoencoder_names.original_name,
-        ),
-        Layout(
-            "diffusers",
-            ("decoder.up_blocks.",),
-            autoencoder_names.diffusers_map,
-            autoencoder_shapes.diffusers_config,
-            _alone("vae.", "first_stage_model.", ""),
-            extras=AUTOENCODER_EXTRAS,
-            canonical=autoencoder_names.modern_name,
-        ),
-    ),
+    _autoencoder_layouts((), autoencoder_shapes.compvis_config, autoencoder_shapes.diffusers_config, "vae."),
     fills="autoencoder",
     blank=autoencoder_shapes.blank,
     fewest=autoencoder_shapes.fewest_tensors,
@@ -231,10 +245,38 @@ _AUTOENCODER = Part(
         _autoencoder_files,
         {"vae": ("diffusers", "AutoencoderKL")},
     ),
-    section=Section("first_stage_config", autoencoder_in_yaml),
+    section=Section("first_stage_config", autoencoder_yaml.autoencoder_in_yaml, autoencoder_yaml.KL),
+)
+_AUTOENCODER_VQ = Part(
+    "autoencoder_vq",
+    "VQ autoencoder",
+    AutoencoderVQConfig,
+    AutoencoderVQ,
+    _autoencoder_layouts(
+        ("quantize.embedding.",),
+        autoencoder_shapes.compvis_vq_config,
+        autoencoder_shapes.diffusers_vq_config,
+        "vqvae.",
+    ),
+    fills="autoencoder",
+    blank=autoencoder_shapes.blank,
+    fewest=autoencoder_shapes.fewest_tensors,
+    proves_all=True,
+    says=statements.of_an_autoencoder,
+    brings=("latent_scale",),
+    folder=Folder(
+        "vqvae",
+        "vqvae/diffusion_pytorch_model",
+        "diffusers",
+        lambda own, folder: autoencoder_settings.vq_config(own),
+        _autoencoder_files,
+        {"vqvae": ("diffusers", "VQModel")},
+    ),
+    section=Section("first_stage_config", autoencoder_yaml.vq_in_yaml, autoencoder_yaml.VQ),
 )
 
-_BUILT_IN = (_TEXT_ENCODER, _UNET, _AUTOENCODER, *CONDITIONER_PARTS)
+# Of two autoencoders, the one with a codebook comes first: its names include those of the other.
+_BUILT_IN = (_TEXT_ENCODER, _UNET, _AUTOENCODER_VQ, _AUTOENCODER, *CONDITIONER_PARTS)
 _registered: tuple[Part, ...] = ()
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from ldm_core.checkpoint.folder import ALONE, AUTOENCODER
+from ldm_core.checkpoint.folder import ALONE, AUTOENCODER, VQ_AUTOENCODER
 from ldm_core.checkpoint.reader import Checkpoint
 from ldm_core.errors import CheckpointError, ConfigError
 from ldm_core.loading.claims import Claim, Strength
@@ -53,15 +53,16 @@ def stored_scale(checkpoint: Checkpoint) -> float | None:
 
 def of_an_autoencoder(checkpoint: Checkpoint) -> list[Claim]:
     """The latent scale in the settings of a diffusers folder."""
-    settings = checkpoint.metadata.get(AUTOENCODER, checkpoint.metadata.get(ALONE))
+    file = VQ_AUTOENCODER if VQ_AUTOENCODER in checkpoint.metadata else AUTOENCODER
+    settings = checkpoint.metadata.get(file, checkpoint.metadata.get(ALONE))
     if checkpoint.format != "diffusers" or settings is None or "scaling_factor" not in settings:
         return []
     scale = settings["scaling_factor"]
     if not is_number(scale) or not 0 < scale <= MAX_SCALE:
         raise CheckpointError(
-            f"{AUTOENCODER}: scaling_factor must be a positive number up to {MAX_SCALE:g}, not {shown(scale)}"
+            f"{file}: scaling_factor must be a positive number up to {MAX_SCALE:g}, not {shown(scale)}"
         )
-    return [Claim("latent_scale", float(scale), AUTOENCODER, Strength.PROVED)]
+    return [Claim("latent_scale", float(scale), file, Strength.PROVED)]
 
 
 def stored_betas(checkpoint: Checkpoint) -> Tensor | None:

@@ -60,6 +60,7 @@ YAML: dict[str, Any] = {
         }
     },
     "first_stage_config": {
+        "target": "ldm.models.autoencoder.AutoencoderKL",
         "params": {
             "embed_dim": 4,
             "ddconfig": {
@@ -72,7 +73,7 @@ YAML: dict[str, Any] = {
                 "num_res_blocks": 2,
                 "attn_resolutions": [],
             },
-        }
+        },
     },
     "cond_stage_config": {"target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder"},
 }

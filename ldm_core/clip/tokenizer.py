@@ -26,8 +26,7 @@ gives the same ids except in these cases:
 from __future__ import annotations
 
 import html
-import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -41,6 +40,7 @@ from ldm_core.clip.bpe import (
     encode_words,
     tables,
 )
+from ldm_core.support.prompts import as_ids, as_prompts, describe_loss
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,8 +53,6 @@ MAX_WORDS = 1024
 MAX_WORD_LETTERS = 256
 MAX_ALL_LETTERS = 2**13
 MAX_WORD_IDS = 1024
-
-SHOWN_LOSS = 120  # characters of the lost text that the warning about a cut prompt quotes
 
 AddedWords = tuple[tuple[str, tuple[int, ...]], ...]  # (name, ids) pairs
 
@@ -201,7 +199,7 @@ class CLIPTokenizer:
         from ldm_core.support.warn import warn
 
         rows = []
-        for prompt in _as_prompts(prompts):
+        for prompt in as_prompts(prompts):
             ids = self.encode(prompt)
             room = self.context_length - 2
             if len(ids) > room:
@@ -212,18 +210,12 @@ class CLIPTokenizer:
 
     def _describe_loss(self, prompt: str, ids: list[int]) -> str:
         room = self.context_length - 2
-        lost = self._text(ids[room:], special=True)
-        if len(lost) > SHOWN_LOSS:
-            lost = lost[: SHOWN_LOSS - 1] + "…"
         partly = ""
         for name, word in self.added_words:
             if ids[room] in word[1:]:
                 kept = word.index(ids[room])
                 partly = f" (of {name!r} only the last {len(word) - kept} of {len(word)} tokens)"
-        return (
-            f"the prompt {repr(prompt[:20])[1:-1]}… has {len(ids)} tokens, but only {room} fit between the "
-            f"start and end tokens; lost: {lost!r}{partly}"
-        )
+        return describe_loss(prompt, len(ids), room, self._text(ids[room:], special=True)) + partly
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids (N,), such as a row of a tensor: lower-case, with one space after each word.
@@ -233,7 +225,7 @@ class CLIPTokenizer:
         valid UTF-8, as where a character was cut, become U+FFFD. An added word appears under its name, even
         if a cut left only a part of its ids. Raises ValueError for an invalid id.
         """
-        kept = _as_ids(ids, self.vocab_size, self._added)
+        kept = as_ids(ids, self.vocab_size, self._added)
         end = len(kept)
         while end and kept[end - 1] == self.pad_token_id:
             end -= 1
@@ -281,30 +273,3 @@ class CLIPTokenizer:
             + (END_OF_WORD if ends_word[token] else "")
             for token in self.encode(text)
         ]
-
-
-def _as_prompts(prompts: str | Sequence[str]) -> Sequence[str]:
-    if isinstance(prompts, str):
-        return [prompts]
-    if not isinstance(prompts, Sequence) or isinstance(prompts, bytes | bytearray):
-        raise ValueError(f"expected a prompt or a sequence of prompts, got {type(prompts).__name__}")
-    for index, prompt in enumerate(prompts):
-        if not isinstance(prompt, str):
-            raise ValueError(f"expected every prompt to be a str, but prompt {index} is {prompt!r:.60}")
-    return prompts
-
-
-def _as_ids(ids: Any, vocab_size: int, added: Mapping[int, Any]) -> list[int]:
-    values = ids.tolist() if hasattr(ids, "tolist") else ids
-    if not isinstance(values, Iterable):
-        raise ValueError(f"expected a sequence of token ids (N,), got {values!r:.60}")
-    checked = []
-    for value in values:
-        token = operator.index(value) if hasattr(value, "__index__") else -1
-        if not 0 <= token < vocab_size and token not in added:
-            raise ValueError(
-                f"expected token ids (N,) in 0..{vocab_size - 1}{' or of an added word' if added else ''}, "
-                f"but one is {value!r:.60}"
-            )
-        checked.append(token)
-    return checked

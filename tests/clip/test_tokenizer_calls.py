@@ -160,6 +160,7 @@ def test_encode_needs_no_torch() -> None:
         "sys.modules['torch'] = None\n"
         "for name in ('ldm_core', 'ldm_core.clip'):  # without the packages' own imports\n"
         "    sys.modules[name] = types.ModuleType(name)\n"
+        f"sys.modules['ldm_core'].__path__ = [{str(Path(module.__file__).parents[1])!r}]\n"
         f"sys.modules['ldm_core.clip'].__path__ = [{str(Path(module.__file__).parent)!r}]\n"
         "tokenizer = importlib.import_module('ldm_core.clip.tokenizer')\n"
         "assert not {'ftfy', 'regex'} & set(sys.modules), 'imported before they are needed'\n"

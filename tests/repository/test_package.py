@@ -103,7 +103,7 @@ def file_of(module: str) -> Path | None:
 
 
 GROUND = {"errors", "noise", "images", "support"}
-NETWORKS = {"unet", "autoencoder", "clip"}
+NETWORKS = {"unet", "autoencoder", "clip", "bert"}
 SCHEDULE = GROUND | {"noise_schedule"}
 MODEL = SCHEDULE | NETWORKS | {"attention", "nn", "config", "model_config", "condition", "protocols", "model"}
 SAMPLER = MODEL | {
@@ -133,6 +133,7 @@ ARROWS = {
     "unet": GROUND | {"nn", "attention", "checkpoint"},
     "autoencoder": GROUND | {"nn", "attention", "checkpoint"},
     "clip": GROUND | {"nn", "attention", "checkpoint"},
+    "bert": GROUND | {"nn", "attention", "checkpoint"},
     "text_encoder": {"clip"},
     "tokenizer": {"clip"},
     "model_config": SCHEDULE | NETWORKS | {"conditioners"},
@@ -220,4 +221,5 @@ def test_a_wheel_holds_the_bundled_model(tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=tmp_path / "site", capture_output=True, text=True, check=True
     )
     assert run.stdout.strip() == str(tmp_path / "site" / "ldm_core" / "weights" / "emoji.safetensors")
-    assert (tmp_path / "site" / "ldm_core" / "py.typed").exists()
+    for file in ("py.typed", "bert/data/bert-base-uncased-vocab.txt.gz", "bert/data/LICENSE-google-bert.txt"):
+        assert (tmp_path / "site" / "ldm_core" / file).exists()

@@ -1,0 +1,5 @@
+"""BERT as the text encoder of the first latent diffusion models: its tokenizer and its transformer."""
+
+from ldm_core.bert.tokenizer import BERTTokenizer
+
+__all__ = ["BERTTokenizer"]

@@ -57,6 +57,7 @@ class MultiHeadAttention(nn.Module):
     """Projections to queries, keys and values, attention within each head, and a projection back.
 
     x (B, N, channels), context (B, M, context_channels) or None for self-attention -> (B, N, channels).
+    inner_channels: of all heads together, heads * D; by default `channels`.
     """
 
     def __init__(
@@ -65,18 +66,20 @@ class MultiHeadAttention(nn.Module):
         heads: int,
         *,
         context_channels: int | None = None,
+        inner_channels: int | None = None,
         qkv_bias: bool = False,
         causal: bool = False,
     ) -> None:
         super().__init__()
         context_channels = channels if context_channels is None else context_channels
+        inner_channels = channels if inner_channels is None else inner_channels
         self.heads = heads
         self.causal = causal
         self.attention: AttentionFunction = attention
-        self.to_q = Linear(channels, channels, bias=qkv_bias)
-        self.to_k = Linear(context_channels, channels, bias=qkv_bias)
-        self.to_v = Linear(context_channels, channels, bias=qkv_bias)
-        self.to_out = Linear(channels, channels)
+        self.to_q = Linear(channels, inner_channels, bias=qkv_bias)
+        self.to_k = Linear(context_channels, inner_channels, bias=qkv_bias)
+        self.to_v = Linear(context_channels, inner_channels, bias=qkv_bias)
+        self.to_out = Linear(inner_channels, channels)
 
     def forward(self, x: Tensor, context: Tensor | KeptContext | None = None) -> Tensor:
         if isinstance(context, KeptContext):

@@ -13,7 +13,6 @@ Ids are equal for all strings that it accepts; lone surrogates, which it refuses
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -68,13 +67,15 @@ class BERTTokenizer:
         """
         import torch
 
+        from ldm_core.support.warn import warn
+
         rows = []
         room = self.context_length - 2
         for prompt in as_prompts(prompts):
             ids = self.encode(prompt)
             if len(ids) > room:
                 lost = _text(ids[room : room + SHOWN_LOSS + 1])  # each token has a letter or more
-                warnings.warn(describe_loss(prompt, len(ids), room, lost), stacklevel=2)
+                warn(describe_loss(prompt, len(ids), room, lost))
             row = [START, *ids[:room], END]
             rows.append(row + [PAD] * (self.context_length - len(row)))
         return torch.tensor(rows, dtype=torch.long).reshape(len(rows), self.context_length)

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from ldm_core.autoencoder.layers import AttentionBlock
 from ldm_core.clip.block import ResidualAttentionBlock
 from ldm_core.nn.blocks import ResBlock
-from ldm_core.unet.network import TransformerBlock
+from ldm_core.unet.transformer import TransformerBlock
 
 BLOCKS = (ResBlock, AttentionBlock, TransformerBlock, ResidualAttentionBlock)
 

@@ -14,115 +14,22 @@ from numbers import Real
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import Linear
 
-from ldm_core.attention import MultiHeadAttention
 from ldm_core.nn.blocks import (
     Downsample,
-    Geglu,
     NormSilu,
     ResBlock,
     Upsample,
     fastest_layout,
-    geglu,
     group_norm,
     norm_silu,
     timestep_embedding,
 )
 from ldm_core.nn.kept_context import KeptContext
 from ldm_core.unet.config import UNetConfig
+from ldm_core.unet.transformer import SelfAttention, SpatialTransformer
 
 Context = Tensor | KeptContext | None  # (B, M, context_dim); None in a U-Net without cross-attention
-
-FEED_FORWARD_BYTES = 16 * 2**20  # size of the wide activations on a CPU, so that they fit into its cache
-
-
-class FeedForward(nn.Module):
-    """A gated MLP, GEGLU (Shazeer 2020, arXiv:2002.05202): (B, N, channels) -> the same."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.geglu: Geglu = geglu
-        self.proj_in = Linear(channels, 8 * channels)  # the value and its gate, 4 * channels each
-        self.proj_out = Linear(4 * channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self._tokens(x)
-        # Tokens are independent, so processing them in parts gives the same result.
-        rows = FEED_FORWARD_BYTES // (self.proj_in.out_features * x.element_size())
-        return torch.cat([self._tokens(part) for part in x.flatten(0, 1).split(rows)]).view(x.shape)
-
-    def _tokens(self, x: Tensor) -> Tensor:
-        return self.proj_out(self.geglu(self.proj_in(x)))
-
-
-class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention and an MLP, each with layer norm before and a residual connection."""
-
-    def __init__(
-        self, channels: int, heads: int, context_dim: int, *, disable_self_attention: bool = False
-    ) -> None:
-        super().__init__()
-        self.disable_self_attention = disable_self_attention
-        self.norm1 = nn.LayerNorm(channels)
-        self.attn1 = MultiHeadAttention(
-            channels, heads, context_channels=context_dim if disable_self_attention else None
-        )
-        self.norm2 = nn.LayerNorm(channels)
-        self.attn2 = MultiHeadAttention(channels, heads, context_channels=context_dim)
-        self.norm3 = nn.LayerNorm(channels)
-        self.ff = FeedForward(channels)
-
-    def forward(self, x: Tensor, context: Tensor | KeptContext) -> Tensor:
-        x = x + self.attn1(self.norm1(x), context if self.disable_self_attention else None)
-        x = x + self.attn2(self.norm2(x), context)
-        return x + self.ff(self.norm3(x))
-
-
-class SpatialTransformer(nn.Module):
-    """Transformer blocks over the pixels of a feature map: (B, C, h, w), (B, M, context_dim) -> (B, C, h, w).
-
-    SD1 stores the projections as 1x1 convolutions, SD2 as linear layers. Both compute the same function; here
-    they are always linear.
-    """
-
-    def __init__(
-        self, channels: int, heads: int, depth: int, context_dim: int, *, disable_self_attention: bool = False
-    ) -> None:
-        super().__init__()
-        self.norm = group_norm(channels, eps=1e-6)
-        self.proj_in = Linear(channels, channels)
-        self.blocks = nn.ModuleList(
-            TransformerBlock(channels, heads, context_dim, disable_self_attention=disable_self_attention)
-            for _ in range(depth)
-        )
-        self.proj_out = Linear(channels, channels)
-
-    def forward(self, x: Tensor, context: Tensor | KeptContext) -> Tensor:
-        h, w = x.shape[-2:]
-        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, h * w, C)
-        tokens = self.proj_in(tokens)
-        for block in self.blocks:
-            tokens = block(tokens, context)
-        tokens = self.proj_out(tokens)
-        return x + tokens.transpose(1, 2).unflatten(2, (h, w))  # (B, h * w, C) -> (B, C, h, w)
-
-
-class SelfAttention(nn.Module):
-    """Self-attention over the pixels of a feature map, for a U-Net without context: (B, C, h, w) -> the same.
-
-    CompVis's counterpart is `AttentionBlock` in `openaimodel`.
-    """
-
-    def __init__(self, channels: int, heads: int) -> None:
-        super().__init__()
-        self.norm = group_norm(channels, eps=1e-5)
-        self.attn = MultiHeadAttention(channels, heads, qkv_bias=True)
-
-    def forward(self, x: Tensor, context: None = None) -> Tensor:
-        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, h * w, C)
-        return x + self.attn(tokens).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
 class UNetBlock(nn.Module):

@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm_core.unet.network import SpatialTransformer, TransformerBlock, UNet
+from ldm_core.unet.network import UNet
+from ldm_core.unet.transformer import SpatialTransformer, TransformerBlock
 
 MOST = 0.75  # the fraction of tokens that are sources
 

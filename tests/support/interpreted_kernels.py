@@ -29,7 +29,7 @@ from ldm_core.nn.blocks import ResBlock
 from ldm_core.testing import check_attention
 from ldm_core.testing.attention import formula
 from ldm_core.unet import UNet
-from ldm_core.unet.network import TransformerBlock
+from ldm_core.unet.transformer import TransformerBlock
 
 assert os.environ.get("TRITON_INTERPRET") == "1"
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -35,9 +36,10 @@ class Transform:
 
 SAME = Transform("same", lambda x: (x,), lambda xs: xs[0])
 
-# (O, I, 1, 1) in the file, (O, I) in the network: a 1x1 convolution is a linear layer over pixels. Some
-# converters store the linear layer.
-CONV_1X1 = Transform("conv 1x1 <-> linear", lambda x: (_squeeze(x),), lambda xs: xs[0][:, :, None, None])
+# (O, I, 1, 1) or (O, I, 1) in the file, (O, I) in the network: a convolution of one pixel is a linear layer
+# over pixels. Some converters store the linear layer.
+CONV_1X1 = Transform("conv 1x1 <-> linear", lambda x: (_squeeze(x, 4),), lambda xs: xs[0][:, :, None, None])
+CONV_1 = Transform("conv 1 <-> linear", lambda x: (_squeeze(x, 3),), lambda xs: xs[0][:, :, None])
 
 # (3 * O, …) in the file, three of (O, …) in the network: queries, keys and values in one tensor.
 FUSED_QKV = Transform("fused qkv <-> split", lambda x: _thirds(x), lambda xs: torch.cat(xs))
@@ -46,12 +48,37 @@ FUSED_QKV = Transform("fused qkv <-> split", lambda x: _thirds(x), lambda xs: to
 TRANSPOSED = Transform("transposed", lambda x: (_transpose(x),), lambda xs: xs[0].T)
 
 
-def _squeeze(x: Tensor) -> Tensor:
+@cache
+def interleaved_qkv(heads: int | None, head_channels: int | None) -> Transform:
+    """Queries, keys and values in one 1-d convolution, head by head: q, k, v of head 0, of head 1, …
+
+    (3 * O, I, 1) or, for a bias, (3 * O,) in the file, three of (O, I) or (O,) in the network. The shapes do
+    not contain the order: exactly one of the number of heads and the size of a head must be given.
+    """
+    of_one = heads or head_channels or 1
+    blocks = (heads or -1, 3, head_channels or -1)
+
+    def load(x: Tensor) -> tuple[Tensor, ...]:
+        x = x if x.ndim == 1 else _squeeze(x, 3)
+        if not len(x) or len(x) % (3 * of_one):
+            raise ValueError(f"expected a multiple of {3 * of_one} rows, got {tuple(x.shape)}")
+        return tuple(part.flatten(0, 1) for part in x.unflatten(0, blocks).unbind(1))
+
+    def save(xs: tuple[Tensor, ...]) -> Tensor:
+        x = torch.stack([x.unflatten(0, (blocks[0], blocks[2])) for x in xs], dim=1).flatten(0, 2)
+        return x if x.ndim == 1 else x[:, :, None]
+
+    return Transform("qkv by head <-> split", load, save)
+
+
+def _squeeze(x: Tensor, ndim: int) -> Tensor:
     if x.ndim == 2:
         return x
-    if x.ndim != 4 or x.shape[2:] != (1, 1):
-        raise ValueError(f"expected a 1x1 convolution (O, I, 1, 1), got {tuple(x.shape)}")
-    return x[:, :, 0, 0]
+    ones = (1,) * (ndim - 2)
+    if x.ndim != ndim or x.shape[2:] != ones:
+        expected = ", ".join(("O", "I", *map(str, ones)))
+        raise ValueError(f"expected a convolution of one pixel ({expected}), got {tuple(x.shape)}")
+    return x.flatten(1)
 
 
 def _transpose(x: Tensor) -> Tensor:

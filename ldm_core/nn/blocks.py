@@ -75,27 +75,75 @@ class ResBlock(nn.Module):
     """Two normalised 3x3 convolutions with a shortcut: (B, in_channels, h, w) -> (B, out_channels, h, w).
 
     With `time_channels`, forward also takes the activated timestep embedding (B, time_channels) and adds its
-    projection between the convolutions.
+    projection between the convolutions. With `scale_shift`, it scales and shifts the second norm instead:
+    norm(h) * (1 + scale) + shift (Dhariwal and Nichol 2021, arXiv:2105.05233, section 3.1).
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, *, time_channels: int | None = None, eps: float = 1e-5
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        time_channels: int | None = None,
+        scale_shift: bool = False,
+        eps: float = 1e-5,
     ) -> None:
         super().__init__()
+        self.scale_shift = scale_shift
         self.norm_silu: NormSilu = norm_silu
         self.norm1 = group_norm(in_channels, eps)
         self.conv1 = Conv3x3(in_channels, out_channels)
-        self.time_proj = None if time_channels is None else nn.Linear(time_channels, out_channels)
+        projected = 2 * out_channels if scale_shift else out_channels
+        self.time_proj = None if time_channels is None else nn.Linear(time_channels, projected)
         self.norm2 = group_norm(out_channels, eps)
         self.conv2 = Conv3x3(out_channels, out_channels)
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
-        h = self.conv1(self.norm_silu(self.norm1, x))
-        if self.time_proj is not None:
-            h = h + self.time_proj(emb)[:, :, None, None]
-        h = self.conv2(self.norm_silu(self.norm2, h))
-        return self.skip(x) + h
+        return self._convolve(self.norm_silu(self.norm1, x), x, emb)
+
+    def _convolve(self, h: Tensor, x: Tensor, emb: Tensor | None) -> Tensor:
+        """The block's output for x, given the input h of its first convolution."""
+        h = self.conv1(h)
+        projected = None if self.time_proj is None else self.time_proj(emb)[:, :, None, None]
+        if projected is not None and self.scale_shift:
+            scale, shift = projected.chunk(2, dim=1)  # (B, 2 * C, 1, 1) -> two of (B, C, 1, 1)
+            h = F.silu(self.norm2(h) * (1 + scale) + shift)
+        else:
+            h = self.norm_silu(self.norm2, h if projected is None else h + projected)
+        return self.skip(x) + self.conv2(h)
+
+
+class ResampleBlock(ResBlock):
+    """A residual block that halves or doubles h and w: (B, C, h, w) -> (B, C, h/2, w/2) or (B, C, 2h, 2w).
+
+    resample: a function of a feature map without weights, `halve` or `double`. It is applied to the input of
+    the first convolution and to the shortcut.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        resample: Callable[[Tensor], Tensor],
+        *,
+        time_channels: int,
+        scale_shift: bool = False,
+    ) -> None:
+        super().__init__(channels, channels, time_channels=time_channels, scale_shift=scale_shift)
+        self.resample = resample
+
+    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
+        return self._convolve(self.resample(self.norm_silu(self.norm1, x)), self.resample(x), emb)
+
+
+def halve(x: Tensor) -> Tensor:
+    """The mean of each 2x2 pixels: (B, C, h, w) -> (B, C, h/2, w/2)."""
+    return F.avg_pool2d(x, 2)
+
+
+def double(x: Tensor) -> Tensor:
+    """Nearest-neighbour upsampling: (B, C, h, w) -> (B, C, 2h, 2w)."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
 class Downsample(nn.Module):
@@ -121,4 +169,4 @@ class Upsample(nn.Module):
         self.conv = Conv3x3(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.conv(double(x))

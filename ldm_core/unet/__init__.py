@@ -1,4 +1,4 @@
-"""The cross-attention U-Net."""
+"""The U-Net."""
 
 from ldm_core.unet.config import UNetConfig
 from ldm_core.unet.network import UNet

@@ -21,7 +21,7 @@ from ldm_core.support.printable import shown
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """The cross-attention U-Net, CompVis's `UNetModel` with `use_spatial_transformer`."""
+    """The U-Net, CompVis's `UNetModel`."""
 
     in_channels: int = 4
     out_channels: int = 4
@@ -33,6 +33,8 @@ class UNetConfig:
     num_head_channels: int | None = None  # the size of a head; exactly one of the two is set
     transformer_depth: int = 1
     context_dim: int | None = 768  # None: self-attention blocks instead of transformers
+    use_scale_shift_norm: bool = False  # residual blocks scale and shift their norm by the time embedding
+    resblock_updown: bool = False  # residual blocks resample, instead of a convolution
     use_linear_in_transformer: bool = (
         False  # whether files store proj_in/out as linear layers, not 1x1 convolutions
     )
@@ -61,7 +63,8 @@ class UNetConfig:
         require_whole(part, self, "num_res_blocks transformer_depth", 1, MAX_DEPTH)
         require_sizes(part, self, "channel_mult", low=1)
         require_sizes(part, self, "attention_resolutions", low=0)
-        require_bool(part, self, "use_linear_in_transformer")
+        for name in ("use_linear_in_transformer", "use_scale_shift_norm", "resblock_updown"):
+            require_bool(part, self, name)
         require_widths(part, "channel_mult", self.model_channels, self.channel_mult)
         require(
             self.model_channels % 32 == 0,
@@ -79,7 +82,7 @@ class UNetConfig:
         # Files may list the factors in any order and include some that the network does not reach.
         reached = {2**level for level in self.attention_levels}
         object.__setattr__(self, "attention_resolutions", tuple(sorted(reached, reverse=True)))
-        for level in self.attention_levels:
+        for level in (*self.attention_levels, -1):  # the middle block is as wide as the last level
             self.heads(self.model_channels * self.channel_mult[level])
 
     @property

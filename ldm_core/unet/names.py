@@ -4,12 +4,23 @@ compvis     `UNetModel` of `ldm.modules.diffusionmodules.openaimodel`. Blocks ar
             levels: input_blocks.0 is the first convolution, followed by the blocks and the downsampling of
             each level. A block is a list: the residual block (0), the transformer (1) if it has one, and last
             the upsampling, in the final block of a level on the way up.
-diffusers   `UNet2DConditionModel`. Blocks are grouped by level as in this package: only the names differ.
+diffusers   `UNet2DConditionModel`, or `UNet2DModel` without cross-attention. Blocks are grouped by level as
+            in this package: only the names differ.
 """
 
 from __future__ import annotations
 
-from ldm_core.checkpoint.key_map import CONV_1X1, SAME, KeyMap, Template, expand, same, within
+from ldm_core.checkpoint.key_map import (
+    CONV_1,
+    CONV_1X1,
+    SAME,
+    KeyMap,
+    Template,
+    expand,
+    interleaved_qkv,
+    same,
+    within,
+)
 from ldm_core.nn.placement import parameter_names
 from ldm_core.unet.config import UNetConfig
 from ldm_core.unet.network import UNet
@@ -35,6 +46,21 @@ TRANSFORMER_BLOCK: Template = {
     "ff.proj_in": "ff.net.0.proj",
     "ff.proj_out": "ff.net.2",
 }
+DIFFUSERS_ATTENTION: Template = {
+    "norm": "group_norm",
+    **{f"attn.to_{x}": f"to_{x}" for x in "qkv"},
+    "attn.to_out": "to_out.0",
+}
+
+
+def _compvis_attention(config: UNetConfig) -> Template:
+    """Self-attention. Its queries, keys and values are one tensor, whose order depends on the heads."""
+    by_head = interleaved_qkv(config.num_heads, config.num_head_channels)
+    return {
+        "norm": "norm",
+        **{f"attn.to_{x}.{kind}": (f"qkv.{kind}", by_head) for x in "qkv" for kind in ("weight", "bias")},
+        "attn.to_out": ("proj_out", CONV_1),
+    }
 
 
 def _transformer(config: UNetConfig) -> Template:
@@ -50,8 +76,8 @@ def _transformer(config: UNetConfig) -> Template:
 
 def compvis_map(config: UNetConfig) -> KeyMap:
     """The key map of CompVis's names."""
-    transformer = _transformer(config)
-    block = within("res.", "0.", COMPVIS_RES) | within("attention.", "1.", transformer)
+    attention = _compvis_attention(config) if config.context_dim is None else _transformer(config)
+    block = within("res.", "0.", COMPVIS_RES) | within("attention.", "1.", attention)
     template: Template = {
         "time_embed.linear1": "time_embed.0",
         "time_embed.linear2": "time_embed.2",
@@ -61,11 +87,13 @@ def compvis_map(config: UNetConfig) -> KeyMap:
         "conv_in": "input_blocks.0.0",
         **within("down.{l}.blocks.{i}.", "input_blocks.{down}.", block),
         "down.{l}.resample.conv": "input_blocks.{downsampling}.0.op",
+        **within("down.{l}.resample.", "input_blocks.{downsampling}.0.", COMPVIS_RES),
         **within("mid.res1.", "middle_block.0.", COMPVIS_RES),
-        **within("mid.attention.", "middle_block.1.", transformer),
+        **within("mid.attention.", "middle_block.1.", attention),
         **within("mid.res2.", "middle_block.2.", COMPVIS_RES),
         **within("up.{l}.blocks.{i}.", "output_blocks.{up}.", block),
         "up.{l}.resample.conv": "output_blocks.{upsampling}.{last}.conv",
+        **within("up.{l}.resample.", "output_blocks.{upsampling}.{last}.", COMPVIS_RES),
         "norm_out": "out.0",
         "conv_out": "out.2",
     }
@@ -87,10 +115,10 @@ def compvis_map(config: UNetConfig) -> KeyMap:
 
 def diffusers_map(config: UNetConfig) -> KeyMap:
     """The key map of diffusers' names."""
-    transformer = _transformer(config)
+    attention = DIFFUSERS_ATTENTION if config.context_dim is None else _transformer(config)
     level: Template = {
         **within("blocks.{i}.res.", "resnets.{i}.", DIFFUSERS_RES),
-        **within("blocks.{i}.attention.", "attentions.{i}.", transformer),
+        **within("blocks.{i}.attention.", "attentions.{i}.", attention),
     }
     template: Template = {
         "time_embed.linear1": "time_embedding.linear_1",
@@ -101,11 +129,13 @@ def diffusers_map(config: UNetConfig) -> KeyMap:
         "conv_in": "conv_in",
         **within("down.{l}.", "down_blocks.{l}.", level),
         "down.{l}.resample.conv": "down_blocks.{l}.downsamplers.0.conv",
+        **within("down.{l}.resample.", "down_blocks.{l}.downsamplers.0.", DIFFUSERS_RES),
         **within("mid.res1.", "mid_block.resnets.0.", DIFFUSERS_RES),
-        **within("mid.attention.", "mid_block.attentions.0.", transformer),
+        **within("mid.attention.", "mid_block.attentions.0.", attention),
         **within("mid.res2.", "mid_block.resnets.1.", DIFFUSERS_RES),
         **within("up.{l}.", "up_blocks.{l}.", level),
         "up.{l}.resample.conv": "up_blocks.{l}.upsamplers.0.conv",
+        **within("up.{l}.resample.", "up_blocks.{l}.upsamplers.0.", DIFFUSERS_RES),
         "norm_out": "conv_norm_out",
         "conv_out": "conv_out",
     }

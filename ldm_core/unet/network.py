@@ -1,6 +1,7 @@
-"""The cross-attention U-Net: eps_theta(z_t, t, tau(y)) of the latent diffusion paper (arXiv:2112.10752).
+"""The U-Net: eps_theta(z_t, t, tau(y)) of the latent diffusion paper (arXiv:2112.10752).
 
-Residual blocks take the timestep embedding, spatial transformers the context (section 3.3 and figure 3). The
+Residual blocks take the timestep embedding, spatial transformers the context (section 3.3 and figure 3).
+Without a context, as for unconditional models, self-attention takes the place of the transformers. The
 outputs of each level on the way down are skip connections to the same level on the way up.
 CompVis's counterpart is `UNetModel` in `ldm.modules.diffusionmodules.openaimodel`; its flat `input_blocks`
 and `output_blocks` are grouped by level here.
@@ -9,6 +10,7 @@ and `output_blocks` are grouped by level here.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from numbers import Real
 
 import torch
@@ -18,10 +20,13 @@ from torch import Tensor, nn
 from ldm_core.nn.blocks import (
     Downsample,
     NormSilu,
+    ResampleBlock,
     ResBlock,
     Upsample,
+    double,
     fastest_layout,
     group_norm,
+    halve,
     norm_silu,
     timestep_embedding,
 )
@@ -48,7 +53,7 @@ class UNetBlock(nn.Module):
 class DownLevel(nn.Module):
     """The blocks of one resolution on the way down, and the downsampling unless it is the coarsest."""
 
-    def __init__(self, blocks: list[UNetBlock], resample: Downsample | None) -> None:
+    def __init__(self, blocks: list[UNetBlock], resample: Downsample | ResampleBlock | None) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.resample = resample
@@ -60,14 +65,14 @@ class DownLevel(nn.Module):
             x = block(x, emb, context)
             outputs.append(x)
         if self.resample is not None:
-            outputs.append(self.resample(x))
+            outputs.append(_resampled(self.resample, x, emb))
         return outputs
 
 
 class UpLevel(nn.Module):
     """The blocks of one resolution on the way up, and the upsampling unless it is the finest."""
 
-    def __init__(self, blocks: list[UNetBlock], resample: Upsample | None) -> None:
+    def __init__(self, blocks: list[UNetBlock], resample: Upsample | ResampleBlock | None) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.resample = resample
@@ -76,7 +81,12 @@ class UpLevel(nn.Module):
         """Each block takes the last remaining skip connection, concatenated to its input channels."""
         for block, skip in zip(self.blocks, reversed(skips)):
             x = block(torch.cat([x, skip], dim=1), emb, context)
-        return x if self.resample is None else self.resample(x)
+        return x if self.resample is None else _resampled(self.resample, x, emb)
+
+
+def _resampled(resample: nn.Module, x: Tensor, emb: Tensor) -> Tensor:
+    result: Tensor = resample(x, emb) if isinstance(resample, ResampleBlock) else resample(x)
+    return result
 
 
 class Middle(nn.Module):
@@ -132,7 +142,7 @@ class UNet(nn.Module):
                 skips.append(channels)
             if level < last:
                 skips.append(channels)
-            self.down.append(DownLevel(blocks, Downsample(channels) if level < last else None))
+            self.down.append(DownLevel(blocks, self._downsampling(channels) if level < last else None))
 
         self.mid = Middle(
             self._res(channels, channels), self._attention(channels), self._res(channels, channels)
@@ -144,7 +154,7 @@ class UNet(nn.Module):
             for _ in range(config.num_res_blocks + 1):
                 blocks.append(self._block(channels + skips.pop(), width, level))
                 channels = width
-            self.up.append(UpLevel(blocks, Upsample(channels) if level > 0 else None))
+            self.up.append(UpLevel(blocks, self._upsampling(channels) if level > 0 else None))
 
         self.norm_silu: NormSilu = norm_silu
         self.norm_out = group_norm(channels, eps=1e-5)
@@ -155,7 +165,18 @@ class UNet(nn.Module):
         return 4 * self.config.model_channels
 
     def _res(self, in_channels: int, out_channels: int) -> ResBlock:
-        return ResBlock(in_channels, out_channels, time_channels=self._time_channels)
+        scale_shift = self.config.use_scale_shift_norm
+        return ResBlock(in_channels, out_channels, time_channels=self._time_channels, scale_shift=scale_shift)
+
+    def _downsampling(self, channels: int) -> Downsample | ResampleBlock:
+        return self._resample_block(channels, halve) if self.config.resblock_updown else Downsample(channels)
+
+    def _upsampling(self, channels: int) -> Upsample | ResampleBlock:
+        return self._resample_block(channels, double) if self.config.resblock_updown else Upsample(channels)
+
+    def _resample_block(self, channels: int, resample: Callable[[Tensor], Tensor]) -> ResampleBlock:
+        time, scale_shift = self._time_channels, self.config.use_scale_shift_norm
+        return ResampleBlock(channels, resample, time_channels=time, scale_shift=scale_shift)
 
     def _attention(self, channels: int, level: int | None = None) -> SpatialTransformer | SelfAttention:
         config = self.config

@@ -208,6 +208,7 @@ _UNET = Part(
             unet_names.diffusers_map,
             unet_shapes.diffusers_config,
             _alone("unet.", "model.diffusion_model.", ""),
+            canonical=autoencoder_names.modern_name,  # self-attention has the same names in both networks
         ),
     ),
     fills="unet",
@@ -221,7 +222,7 @@ _UNET = Part(
         "diffusers",
         lambda own, folder: unet_settings.unet_config(own),
         _unet_files,
-        {"unet": ("diffusers", "UNet2DConditionModel")},
+        {"unet": ("diffusers", "UNet2DConditionModel", "UNet2DModel")},
     ),
     section=Section("unet_config", unet_in_yaml),
 )

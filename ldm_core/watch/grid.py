@@ -61,7 +61,7 @@ def make_grid(
     bottom = top + sum(heads) + len(scaled) * (height + GAP) - GAP
     sheet = PIL.new("RGB", (right + MARGIN, bottom + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
-    heading = _shortened(" ".join(title.split()), right - MARGIN, large)
+    heading = shortened(" ".join(title.split()), right - MARGIN, large)
     draw.text((MARGIN, MARGIN), heading, INK, large, anchor="lt")
 
     y = top
@@ -112,14 +112,15 @@ def _lines(texts: Sequence[str]) -> int:
 
 def _write(draw: ImageDraw, x: int, y: int, text: str, font: Font, room: int) -> None:
     for i, line in enumerate(text.split("\n")):
-        draw.text((x, y + i * LINE), _shortened(line, room, font), FAINT if i else INK, font)
+        draw.text((x, y + i * LINE), shortened(line, room, font), FAINT if i else INK, font)
 
 
 def _text_width(text: str, font: Font) -> int:
     return int(font.getlength(text)) + 1
 
 
-def _shortened(text: str, room: int, font: Font) -> str:
+def shortened(text: str, room: int, font: Font) -> str:
+    """The text, cut so that it ends in "…" if it is wider than `room` pixels."""
     if len(text) <= LONGEST and _text_width(text, font) <= room:
         return text
     text = text[:LONGEST]

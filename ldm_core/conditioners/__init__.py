@@ -3,6 +3,7 @@
 from ldm_core.conditioners.class_embedder import ClassEmbedder, ClassEmbedderConfig, ClassEmbedding
 from ldm_core.conditioners.class_labels import ClassLabels
 from ldm_core.conditioners.depth import Depth, DepthConfig
+from ldm_core.conditioners.layout import Box, Layout
 from ldm_core.conditioners.low_resolution import LowResolution, LowResolutionConfig
 from ldm_core.conditioners.masked_image import MaskedImage, MaskedImageConfig
 from ldm_core.conditioners.noised_image import NoisedImage, NoisedImageConfig
@@ -12,12 +13,14 @@ from ldm_core.conditioners.unclip import Unclip, UnclipConfig
 from ldm_core.conditioners.unconditional import Unconditional
 
 __all__ = [
+    "Box",
     "ClassEmbedder",
     "ClassEmbedderConfig",
     "ClassEmbedding",
     "ClassLabels",
     "Depth",
     "DepthConfig",
+    "Layout",
     "LowResolution",
     "LowResolutionConfig",
     "MaskedImage",

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
 from ldm_core.autoencoder.config import AutoencoderConfig, AutoencoderVQConfig
+from ldm_core.bert.config import BERTConfig
 from ldm_core.clip.config import TextEncoderConfig
 from ldm_core.conditioners.kinds import CONDITIONERS
 from ldm_core.noise_schedule import NoiseScheduleConfig, PredictionType
@@ -31,7 +32,7 @@ from ldm_core.unet.config import UNetConfig
 
 # The classes that a field of a model may have, by the name that `to_dict` writes. The first needs no name.
 _CLASSES: dict[str, dict[str, type[Any]]] = {
-    "text_encoder": {"clip": TextEncoderConfig},
+    "text_encoder": {"clip": TextEncoderConfig, "bert": BERTConfig},
     "unet": {"unet": UNetConfig},
     "autoencoder": {"kl": AutoencoderConfig, "vq": AutoencoderVQConfig},
     "noise_schedule": {"noise_schedule": NoiseScheduleConfig},
@@ -45,7 +46,8 @@ KIND = "kind"
 class LatentDiffusionConfig:
     """A whole model: its networks, its noise schedule, and how they are combined."""
 
-    text_encoder: TextEncoderConfig | None = field(default_factory=TextEncoderConfig)  # None: no text
+    # None: the model reads no text.
+    text_encoder: TextEncoderConfig | BERTConfig | None = field(default_factory=TextEncoderConfig)
     unet: UNetConfig = field(default_factory=UNetConfig)
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     noise_schedule: NoiseScheduleConfig = field(default_factory=NoiseScheduleConfig)

@@ -15,7 +15,7 @@ HEAD_SIZE = 64
 class BERTConfig:
     """The sizes of a `BERTEncoder`, all of which its tensors' shapes prove.
 
-    The defaults are those of prompts; a layout model has a vocabulary of 8192 and 92 positions.
+    The defaults are those of prompts.
     """
 
     width: int
@@ -28,3 +28,15 @@ class BERTConfig:
         require_whole(part, self, "width context_length", 1, MAX_SIZE)
         require_whole(part, self, "layers", 1, MAX_DEPTH)
         require_whole(part, self, "vocab_size", 1, MAX_ROWS)
+
+
+@dataclass(frozen=True)
+class LayoutConfig(BERTConfig):
+    """A `BERTEncoder` of the tokens of layouts: labelled boxes (`ldm_core.conditioners.Layout`)."""
+
+    vocab_size: int = 8192
+    context_length: int = 92
+
+    @property
+    def context_dim(self) -> int:
+        return self.width

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ldm_core.bert.config import LayoutConfig
 from ldm_core.conditioners.class_embedder import ClassEmbedderConfig
 from ldm_core.conditioners.depth import DepthConfig
 from ldm_core.conditioners.low_resolution import LowResolutionConfig
@@ -15,6 +16,7 @@ from ldm_core.conditioners.unclip import UnclipConfig
 CONDITIONERS: dict[str, type[Any]] = {
     "class_embedder": ClassEmbedderConfig,
     "depth": DepthConfig,
+    "layout": LayoutConfig,
     "low_resolution": LowResolutionConfig,
     "masked_image": MaskedImageConfig,
     "noised_image": NoisedImageConfig,

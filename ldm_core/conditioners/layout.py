@@ -109,7 +109,7 @@ class Layout:
 
     @property
     def modules(self) -> dict[str, nn.Module]:
-        return {"layout_encoder": self.encoder} if isinstance(self.encoder, nn.Module) else {}
+        return {"conditioner": self.encoder} if isinstance(self.encoder, nn.Module) else {}
 
     @property
     def grid(self) -> int:

@@ -29,6 +29,20 @@ TITLES = {
     "sd2-unclip-h": "Stable Diffusion 2 unCLIP-H",
     "sd2-unclip-l": "Stable Diffusion 2 unCLIP-L",
     "x4-upscaler": "Stable Diffusion x4 upscaler",
+    "celeba256": "latent diffusion of CelebA-HQ faces",
+    "ffhq256": "of FFHQ faces",
+    "lsun-beds256": "of LSUN bedrooms",
+    "lsun-churches256": "latent diffusion of LSUN churches",
+    "cin256": "latent diffusion of ImageNet's classes",
+    "cin256-v2": "latent diffusion of ImageNet's classes, with guidance",
+    "text2img256": "latent diffusion from text, 256 pixels",
+    "text2img-large": "latent diffusion from text, 1.4 billion parameters",
+    "layout2img256": "latent diffusion from layouts",
+    "semantic-synthesis256": "latent diffusion from semantic maps, 256 pixels",
+    "semantic-synthesis512": "or 512 pixels",
+    "bsr-sr": "latent diffusion for super-resolution",
+    "inpainting-big": "latent diffusion for inpainting",
+    "rdm768": "retrieval-augmented latent diffusion",
 }
 OWN = "a latent diffusion model that matches no preset"
 Sure = Literal["proved", "fits", "unknown"]

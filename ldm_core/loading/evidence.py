@@ -16,7 +16,7 @@ from typing import Any
 from ldm_core.checkpoint.folder import ALONE, SCHEDULER
 from ldm_core.checkpoint.reader import Checkpoint
 from ldm_core.clip.tokenizer import MAX_WORD_IDS, MAX_WORD_LETTERS, MAX_WORDS, CLIPTokenizer
-from ldm_core.config import PRESETS, LatentDiffusionConfig, preset
+from ldm_core.config import MEASURED_SCALE, PRESETS, LatentDiffusionConfig, preset
 from ldm_core.errors import CheckpointError, ConfigError
 from ldm_core.loading import diffusers_config
 from ldm_core.loading.claims import Claim, Strength
@@ -110,8 +110,14 @@ def known_models(proven: Proven) -> list[Claim]:
     return [
         claim
         for name in matching_presets(proven)
-        for claim in _all_of(PRESETS[name], f"preset {name}", Strength.KNOWN)
+        for claim in _of_preset(name, f"preset {name}", Strength.KNOWN)
     ]
+
+
+def _of_preset(name: str, source: str, strength: Strength = Strength.SAID) -> list[Claim]:
+    """The claims of a preset, without a latent scale that only the checkpoint states."""
+    claims = _all_of(PRESETS[name], source, strength)
+    return [claim for claim in claims if claim.field != "latent_scale" or name not in MEASURED_SCALE]
 
 
 def _all_of(config: LatentDiffusionConfig, source: str, strength: Strength = Strength.SAID) -> list[Claim]:
@@ -127,7 +133,8 @@ def _of_the_whole(checkpoint: Checkpoint, sources: Sources, proven: Proven, conf
     if isinstance(config, LatentDiffusionConfig):
         return _all_of(config, "the given configuration", Strength.GIVEN)
     if config is not None:
-        return _all_of(preset(str(config)), f"preset {config}")
+        preset(str(config))  # raises ConfigError for an unknown name
+        return _of_preset(str(config), f"preset {config}")
     if CONFIG_KEY in checkpoint.metadata:
         return _all_of(config_in_metadata(checkpoint), "the file's own metadata")
     if checkpoint.format == "diffusers":
@@ -246,7 +253,7 @@ def described_part(source: PartSource) -> Any:
 
 def _of_a_tokenizer(source: PartSource, proven: Any) -> list[Claim]:
     """The claim on the words that a text encoder's file adds to its vocabulary."""
-    words = added_words_of(source.checkpoint, proven.vocab_size) if source.part.tokenizer else ()
+    words = added_words_of(source.checkpoint, proven.vocab_size) if source.part.adds_words else ()
     return [Claim("added_words", words, f"the tokenizer of {source.name}", Strength.PROVED)] if words else []
 
 

@@ -105,7 +105,7 @@ class Part:
     fewest     configuration -> a lower bound on the number of tensors, computed quickly
     reduced    configuration -> equivalent configurations with fewer tensors, for files that lack the others
     says       file -> its claims on the whole model; brings: the fields of the model that belong to this part
-    tokenizer  (configuration, words to add) -> tokenizer
+    tokenizer  (configuration, words to add) -> tokenizer; adds_words: whether files may add words to it
     conditions (configuration, the model's networks and its "tokenizer") -> the model's conditioner
     """
 
@@ -125,6 +125,7 @@ class Part:
     folder: Folder | None = None
     section: Section | None = None
     tokenizer: Callable[[Any, Any], Any] | None = None
+    adds_words: bool = False
     conditions: Callable[[Any, Mapping[str, Any]], Conditioner] | None = None
 
     @property

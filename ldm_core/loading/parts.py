@@ -37,6 +37,7 @@ from ldm_core.clip.tokenizer import CLIPTokenizer
 from ldm_core.config import LatentDiffusionConfig
 from ldm_core.errors import CheckpointError
 from ldm_core.loading import statements
+from ldm_core.loading.bert_parts import BERT_PARTS
 from ldm_core.loading.conditioner_parts import CONDITIONER_PARTS
 from ldm_core.loading.ignored import AUTOENCODER_EXTRAS
 from ldm_core.loading.part import Folder, Layout, Part, Section
@@ -86,7 +87,7 @@ def _written_text(config: TextEncoderConfig) -> str:
 
 
 def _text_files(model: LatentDiffusionConfig) -> dict[str, Any]:
-    assert model.text_encoder is not None
+    assert isinstance(model.text_encoder, TextEncoderConfig)
     text = text_settings.stored_text_encoder(model.text_encoder)
     settings = text_settings.text_encoder_settings(text)
     return {folder.TEXT_ENCODER: settings, **text_settings.tokenizer_settings(text)}
@@ -187,6 +188,7 @@ _TEXT_ENCODER = Part(
         text_yaml.sized_text_encoder,
     ),
     tokenizer=lambda config, words: CLIPTokenizer(config.context_length, config.pad_token_id, words),
+    adds_words=True,
 )
 _UNET = Part(
     "unet",
@@ -277,7 +279,7 @@ _AUTOENCODER_VQ = Part(
 )
 
 # Of two autoencoders, the one with a codebook comes first: its names include those of the other.
-_BUILT_IN = (_TEXT_ENCODER, _UNET, _AUTOENCODER_VQ, _AUTOENCODER, *CONDITIONER_PARTS)
+_BUILT_IN = (_TEXT_ENCODER, _UNET, _AUTOENCODER_VQ, _AUTOENCODER, *BERT_PARTS, *CONDITIONER_PARTS)
 _registered: tuple[Part, ...] = ()
 
 

@@ -97,7 +97,7 @@ def write_model(
     if layout not in get_args(LayoutName):
         raise CheckpointError(f"layout must be 'compvis' or 'diffusers', not {layout!r}")
     configs = _configs(config)
-    known = [own.vocab_size for own in configs.values() if part_of(own).tokenizer is not None]
+    known = [own.vocab_size for own in configs.values() if part_of(own).adds_words]
     words = tuple(word for word in added_words if known and max(word[1]) < known[0])
     _check(configs, parameters)
     if layout == "compvis":

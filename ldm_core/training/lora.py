@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from ldm_core.adapters.lora import adaptable_layers, change_of
 from ldm_core.adapters.lora_writer import Names, write_lora
+from ldm_core.config import TextEncoderConfig
 from ldm_core.model import LatentDiffusion
 
 # Suffixes of layer names. Defaults of other trainers: diffusers ATTENTION; kohya-ss the first three.
@@ -156,6 +157,6 @@ def _chosen(model: LatentDiffusion, ends: Sequence[str], parts: Sequence[str]) -
 def _unused_blocks(model: LatentDiffusion) -> tuple[str, ...]:
     """Name prefixes of the text encoder's last blocks, which clip_skip and diffusers' files leave out."""
     text = model.config.text_encoder
-    if text is None:
+    if not isinstance(text, TextEncoderConfig):
         return ()
     return tuple(f"text_encoder.blocks.{i}." for i in range(text.layers - text.clip_skip, text.layers))

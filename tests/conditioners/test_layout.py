@@ -295,7 +295,7 @@ def test_the_condition_is_the_encoded_sequence() -> None:
         assert context.shape == (2, 92, 32)
         assert relative_error(context, encoder(layout.tokens(inputs))) < 1e-6
     assert layout.unconditional is None
-    assert layout.modules == {"layout_encoder": encoder}
+    assert layout.modules == {"conditioner": encoder}
     assert LAYOUT.modules == {}
 
 

@@ -143,7 +143,7 @@ ARROWS = {
     "model": MODEL | {"conditioners"},
     "guidance": GROUND | {"condition"},
     "schedulers": SCHEDULE,
-    "conditioners": SCHEDULE | {"nn", "attention", "checkpoint", "clip", "condition", "protocols"},
+    "conditioners": SCHEDULE | {"nn", "attention", "checkpoint", "bert", "clip", "condition", "protocols"},
     "inpainting": MODEL,
     "request": GROUND | {"condition", "schedulers"},
     "request_condition": SAMPLER - {"sampler", "start", "tasks"},

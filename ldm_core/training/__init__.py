@@ -1,7 +1,7 @@
 """Training: objectives, datasets and the training loop. Imported on first use of `ldm_core.training`.
 
 objective                                            the interface between losses and the loop
-diffusion_loss, autoencoder_loss, discriminator      the two stages of latent diffusion
+diffusion_loss, autoencoder_loss, vq_loss, discriminator      the two stages of latent diffusion
 clip_objective, contrastive                          CLIP
 lora, textual_inversion, dreambooth                  fine-tuning
 dataset, image_folder, shards, latents, data_order   data and its order
@@ -26,10 +26,13 @@ from ldm_core.training.objective import Objective
 from ldm_core.training.shards import TarShards
 from ldm_core.training.state import load_weights
 from ldm_core.training.textual_inversion import TrainableEmbedding, fill_templates
+from ldm_core.training.vq_loss import AutoencoderVQLossWeights, AutoencoderVQObjective
 
 __all__ = [
     "AutoencoderLossWeights",
     "AutoencoderObjective",
+    "AutoencoderVQLossWeights",
+    "AutoencoderVQObjective",
     "BadSample",
     "CachedLatents",
     "CaptionedDataset",

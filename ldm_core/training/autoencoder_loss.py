@@ -1,6 +1,7 @@
-"""The autoencoder's loss: reconstruction, perceptual, KL and adversarial terms.
+"""The autoencoders' loss: reconstruction, perceptual, regularisation and adversarial terms.
 
-    L = |x - x'| + w_p L_perceptual + w_KL KL(q(z|x) || N(0, 1)) + lambda w_G (-D(x'))
+    L = |x - x'| + w_p L_perceptual + L_reg + lambda w_G (-D(x'))
+    L_reg = w_KL KL(q(z|x) || N(0, 1)) here; that of vector quantisation is in `vq_loss`
     lambda = ||grad L_rec|| / (||grad L_G|| + 1e-4), gradients by the weights of the decoder's last layer
 
 Latent diffusion paper (arXiv:2112.10752), section 3.1 and appendix G, equation 25; lambda is equation 7 of
@@ -15,15 +16,17 @@ detaches the reconstruction.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ldm_core.autoencoder.base import AutoencoderBase
 from ldm_core.autoencoder.gaussian import DiagonalGaussian
 from ldm_core.autoencoder.kl import AutoencoderKL
 from ldm_core.training.discriminator import PatchDiscriminator, hinge_loss
@@ -55,30 +58,50 @@ class AutoencoderLossWeights:
     adversarial_start: int = 50_001
 
 
-class AutoencoderObjective(Objective):
+class LossWeights(Protocol):
+    """The weights that the losses of all autoencoders have; see `AutoencoderLossWeights`."""
+
+    @property
+    def perceptual(self) -> float: ...
+    @property
+    def adversarial(self) -> float: ...
+    @property
+    def l1_start(self) -> int: ...
+    @property
+    def adversarial_start(self) -> int: ...
+
+
+class ReconstructionObjective(Objective):
     """Trains an autoencoder, optionally with a discriminator. Batches have "image".
 
     features: a network whose feature maps define the perceptual loss; it is frozen. Without one, the
         perceptual loss is `multiscale_gradient_loss`.
-    weights: see `AutoencoderLossWeights`.
     """
+
+    autoencoder: AutoencoderBase
+    weights: LossWeights
 
     def __init__(
         self,
-        autoencoder: AutoencoderKL,
-        *,
-        features: Features | None = None,
-        discriminator: PatchDiscriminator | None = None,
-        weights: AutoencoderLossWeights | None = None,
+        autoencoder: AutoencoderBase,
+        features: Features | None,
+        discriminator: PatchDiscriminator | None,
+        weights: LossWeights,
     ) -> None:
         super().__init__()
         require_float32(autoencoder, "autoencoder")
         self.autoencoder = autoencoder.requires_grad_(True)
         self.discriminator = discriminator
-        self.weights = weights or AutoencoderLossWeights()
+        self.weights = weights
         if isinstance(features, nn.Module):
             features.requires_grad_(False).eval()
         self._features = (features,)  # a tuple, so that it is not registered as a submodule
+
+    @abstractmethod
+    def reconstruct(
+        self, images: Tensor, generators: Sequence[torch.Generator]
+    ) -> tuple[Tensor, Tensor, Metrics]:
+        """images (B, 3, H, W) -> (decoded images in float32, the regularisation L_reg, metrics)."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """One group per network, so that their gradients are clipped separately."""
@@ -91,18 +114,15 @@ class AutoencoderObjective(Objective):
     def loss(self, batch: Batch, generators: Sequence[torch.Generator], step: int) -> tuple[Tensor, Metrics]:
         weights = self.weights
         images = batch["image"].to(next(self.autoencoder.parameters()))
-        encoded = self.autoencoder.encode(images)
-        # The KL sums over a latent, which needs more precision than autocast may leave.
-        posterior = DiagonalGaussian(encoded.mean.float(), encoded.logvar.float())
-        decoded = self.autoencoder.decode(posterior.sample(generators)).float()
+        decoded, regularisation, regularised = self.reconstruct(images, generators)
 
         difference = decoded - images
         error = difference.abs().mean() if step >= weights.l1_start else difference.square().mean()
         perceptual = self.perceptual(images, decoded)
-        kl = posterior.kl().mean() / images[0].numel()
         reconstruction = error + weights.perceptual * perceptual
-        loss = reconstruction + weights.kl * kl
-        metrics = {"error": error, "mse": difference.square().mean(), "perceptual": perceptual, "kl": kl}
+        loss = reconstruction + regularisation
+        metrics = {"error": error, "mse": difference.square().mean(), "perceptual": perceptual}
+        metrics |= regularised
         if self.discriminator is not None:
             adversarial, more = self._adversarial(images, decoded, reconstruction, step)
             loss, metrics = loss + adversarial, metrics | more
@@ -146,6 +166,36 @@ class AutoencoderObjective(Objective):
             for loss in (reconstruction, generator)
         ]
         return (norms[0] / (norms[1] + 1e-4)).clamp(0, MAX_ADAPTIVE_WEIGHT).detach()
+
+
+class AutoencoderObjective(ReconstructionObjective):
+    """Trains a KL autoencoder, optionally with a discriminator. Batches have "image".
+
+    features: as in `ReconstructionObjective`. weights: see `AutoencoderLossWeights`.
+    """
+
+    autoencoder: AutoencoderKL
+    weights: AutoencoderLossWeights
+
+    def __init__(
+        self,
+        autoencoder: AutoencoderKL,
+        *,
+        features: Features | None = None,
+        discriminator: PatchDiscriminator | None = None,
+        weights: AutoencoderLossWeights | None = None,
+    ) -> None:
+        super().__init__(autoencoder, features, discriminator, weights or AutoencoderLossWeights())
+
+    def reconstruct(
+        self, images: Tensor, generators: Sequence[torch.Generator]
+    ) -> tuple[Tensor, Tensor, Metrics]:
+        encoded = self.autoencoder.encode(images)
+        # The KL sums over a latent, which needs more precision than autocast may leave.
+        posterior = DiagonalGaussian(encoded.mean.float(), encoded.logvar.float())
+        decoded = self.autoencoder.decode(posterior.sample(generators)).float()
+        kl = posterior.kl().mean() / images[0].numel()
+        return decoded, self.weights.kl * kl, {"kl": kl}
 
 
 @torch.no_grad()

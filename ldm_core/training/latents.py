@@ -14,16 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm_core.autoencoder.gaussian import DiagonalGaussian
 from ldm_core.autoencoder.kl import AutoencoderKL
+from ldm_core.autoencoder.vq import AutoencoderVQ, PointMass
 from ldm_core.checkpoint.writer import write_bytes, write_then_move
 from ldm_core.support.atomic_files import exclusive
 from ldm_core.support.warn import warn
 from ldm_core.training.dataset import BadSample, Dataset, Sample, SkipUnreadable, digest
 
 MISSING = "missing"
+Autoencoder = AutoencoderKL | AutoencoderVQ
 
 
-def fingerprint(autoencoder: AutoencoderKL) -> str:
+def fingerprint(autoencoder: Autoencoder) -> str:
     """Fingerprint of the encoder and quant_conv. The decoder does not affect latents."""
     state = autoencoder.state_dict()
     return digest({name: t for name, t in state.items() if name.startswith(("encoder.", "quant_conv."))})
@@ -32,6 +35,8 @@ def fingerprint(autoencoder: AutoencoderKL) -> str:
 class CachedLatents:
     """Replaces "image" by "mean" and "logvar" (C, h, w), the Gaussian that the autoencoder's encoder returns.
 
+    A VQ autoencoder's latents are a Gaussian of variance 0: their "logvar" is -inf.
+
     path: a .npy file. If it does not exist, or belongs to another encoder or dataset (with a warning), the
     latents are computed and saved first. Unreadable images raise the same BadSample as when they were
     encoded.
@@ -39,7 +44,7 @@ class CachedLatents:
     """
 
     def __init__(
-        self, dataset: Dataset, autoencoder: AutoencoderKL, path: str | Path, *, batch_size: int = 16
+        self, dataset: Dataset, autoencoder: Autoencoder, path: str | Path, *, batch_size: int = 16
     ) -> None:
         self.dataset, self.path = dataset, Path(path)
         if self.path.suffix != ".npy":
@@ -94,7 +99,7 @@ class CachedLatents:
         return "" if note.get("shape") == list(shape) else "damaged (another shape)"
 
     @torch.no_grad()
-    def _write(self, autoencoder: AutoencoderKL, batch_size: int) -> None:
+    def _write(self, autoencoder: Autoencoder, batch_size: int) -> None:
         """Write the latents, then the .json file, whose existence shows that the latents are complete."""
         self._note.unlink(missing_ok=True)
         height, width = SkipUnreadable(self.dataset)[0]["image"].shape[1:]
@@ -112,8 +117,7 @@ class CachedLatents:
                     good = self._read(indices, bad)
                     if good:
                         images = torch.stack(list(good.values())).to(next(autoencoder.parameters()))
-                        posterior = autoencoder.encode(images)
-                        both = torch.stack([posterior.mean, posterior.logvar], dim=1)  # (B, 2, C, h, w)
+                        both = _moments(autoencoder.encode(images))
                         values[[index - first for index in good]] = both.float().cpu().numpy()
                     file.write(values.tobytes())
 
@@ -131,3 +135,11 @@ class CachedLatents:
             except BadSample as error:
                 bad[str(index)] = str(error)
         return good
+
+
+def _moments(posterior: DiagonalGaussian | PointMass) -> Tensor:
+    """The mean and the log-variance (B, 2, C, h, w)."""
+    if isinstance(posterior, PointMass):
+        mean = posterior.latents
+        return torch.stack([mean, torch.full_like(mean, float("-inf"))], dim=1)
+    return torch.stack([posterior.mean, posterior.logvar], dim=1)

@@ -1,4 +1,4 @@
-"""The contract of `ldm_core.protocols.Autoencoder` and of the Gaussian that its encoder returns."""
+"""The contract of `ldm_core.protocols.Autoencoder` and of the posterior that its encoder returns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm_core.autoencoder.config import AutoencoderConfig
+from ldm_core.autoencoder.config import AutoencoderConfig, AutoencoderVQConfig
 from ldm_core.noise import generators
 from ldm_core.protocols import Autoencoder
 from ldm_core.testing.contract import (
@@ -42,7 +42,8 @@ def check_autoencoder(
 ) -> None:
     """Check that an autoencoder meets its contract. Raises ContractError, which lists every violation.
 
-    config: its in_channels, out_ch, embed_dim and downsampling determine the shapes.
+    config: its in_channels, out_ch, embed_dim and downsampling determine the shapes. An AutoencoderVQConfig
+        expects latents without randomness, and checks `quantize` if the autoencoder has it.
     reconstruction: for a trained autoencoder, the largest RMS error of decode(encode(images).mode()); None
         skips this clause.
     images: (B, 3, H, W) in [-1, 1] to reconstruct; by default three smooth gradients of 8 f pixels.
@@ -56,13 +57,15 @@ def check_autoencoder(
     on = device_of(autoencoder) if device is None else torch.device(device)
     f, channels = config.downsampling, config.embed_dim
     sizes = ((2, 3), (4, 2))
+    is_vq = isinstance(config, AutoencoderVQConfig)
+    outputs, names = (_latents, "mode()") if is_vq else (_moments, "mean and .std")
 
     def encoding(dtype: torch.dtype, h: int, w: int) -> Case:
         part = in_dtype(autoencoder, dtype)
         x = draw(BATCH, config.in_channels, h * f, w * f, seed=0, dtype=dtype, device=on).clamp(-1, 1)
-        what = f"encode(images of {h * f}x{w * f}).mean and .std"
+        what = f"encode(images of {h * f}x{w * f}).{names}"
         return Case(
-            autoencoder, what, lambda images: _moments(part.encode(images)), {"images": x}, limit(dtype)
+            autoencoder, what, lambda images: outputs(part.encode(images)), {"images": x}, limit(dtype)
         )
 
     def decoding(dtype: torch.dtype, h: int, w: int) -> Case:
@@ -76,7 +79,8 @@ def check_autoencoder(
     contract = Contract(autoencoder, "ldm_core.protocols.Autoencoder")
     for dtype in dtypes:
         for h, w in sizes if dtype == dtypes[0] else sizes[:1]:
-            moments, images_shape = (BATCH, 2 * channels, h, w), (BATCH, config.out_ch, h * f, w * f)
+            moments = (BATCH, channels if is_vq else 2 * channels, h, w)
+            images_shape = (BATCH, config.out_ch, h * f, w * f)
             check_result(contract, encoding(dtype, h, w), moments, dtype, f"encode: shape, in {dtype}")
             check_result(contract, decoding(dtype, h, w), images_shape, dtype, f"decode: shape, in {dtype}")
     contract.raise_if_broken()
@@ -85,7 +89,13 @@ def check_autoencoder(
     for case, name in ((encode, "images"), (decode, "z")):
         check_tensor_function(contract, case)
         check_dependence(contract, case, why, **{name: (f"its {name}", case.arguments[name].flip(0))})
-    _check_posterior(contract, autoencoder.encode(encode.arguments["images"]))
+    posterior = autoencoder.encode(encode.arguments["images"])
+    if is_vq:
+        _check_latents(contract, posterior)
+        if hasattr(autoencoder, "quantize"):
+            _check_codes(contract, autoencoder, posterior.mode())
+    else:
+        _check_posterior(contract, posterior)
     if reconstruction is not None:
         images = _gradients(8 * f) if images is None else images
         _check_inverse(contract, autoencoder, images.to(on, dtypes[0]), reconstruction)
@@ -98,6 +108,41 @@ def _moments(posterior: Any) -> Tensor:
         wanted = "a DiagonalGaussian, with the tensors mean and std, sample(generator) and mode()"
         raise TypeError(f"encode must give {wanted}, not {describe(posterior)}")
     return torch.cat([posterior.mean, posterior.std], dim=1)
+
+
+def _latents(posterior: Any) -> Tensor:
+    if not hasattr(posterior, "sample") or not hasattr(posterior, "mode"):
+        wanted = "a PointMass, with sample(generator) and mode()"
+        raise TypeError(f"encode must give {wanted}, not {describe(posterior)}")
+    return posterior.mode()
+
+
+def _check_latents(contract: Contract, posterior: Any) -> None:
+    with contract.clause("posterior", "latents before quantisation have no randomness") as clause:
+        for seeds in ([5, 6, 7], [8, 6, 9]):
+            sample = posterior.sample(generators(seeds))
+            clause.expect_close(sample, posterior.mode(), "sample(generators) to equal mode()", 0)
+
+
+def _check_codes(contract: Contract, autoencoder: Any, h: Tensor) -> None:
+    with contract.clause("codes", "decode replaces latents by their nearest codes") as clause:
+        z_q, indices = autoencoder.quantize(h)
+        shape = (len(h), *h.shape[2:])
+        clause.expect(
+            indices.dtype == torch.long and indices.shape == shape,
+            f"quantize(h) to return indices {shape} of torch.int64",
+            describe(indices),
+        )
+        clause.expect(describe(z_q) == describe(h), f"quantize(h) to return {describe(h)}", describe(z_q))
+        again, same = autoencoder.quantize(z_q)
+        clause.expect_close(again, z_q, "the nearest codes of codes to be themselves", 0)
+        clause.expect(torch.equal(same, indices), "codes to keep their indices", "other indices")
+        decoded = autoencoder.decode(h)
+        direct = autoencoder.decode(z_q, quantize=False)
+        limit = TOLERANCE[decoded.dtype]
+        clause.expect_close(
+            decoded, direct, "decode(h) to equal decode(quantize(h)[0], quantize=False)", limit
+        )
 
 
 def _check_posterior(contract: Contract, posterior: Any) -> None:

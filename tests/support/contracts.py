@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ldm_core.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
+from ldm_core.config import AutoencoderConfig, AutoencoderVQConfig, TextEncoderConfig, UNetConfig
 from ldm_core.testing import ContractError
 
 UNET = UNetConfig(
@@ -19,6 +19,7 @@ UNET = UNetConfig(
     context_dim=16,
 )
 AUTOENCODER = AutoencoderConfig(ch=32, ch_mult=(1, 2), num_res_blocks=1)
+AUTOENCODER_VQ = AutoencoderVQConfig(ch=32, ch_mult=(1, 2), num_res_blocks=1, n_embed=32)
 TEXT = TextEncoderConfig(vocab_size=100, context_length=12, width=32, layers=2, heads=2)
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from support.contracts import AUTOENCODER, TEXT, UNET, broken, expect_told, told
+from support.contracts import AUTOENCODER, AUTOENCODER_VQ, TEXT, UNET, broken, expect_told, told
 from torch import Tensor, nn
 
 from ldm_core.attention import attention_layers
-from ldm_core.autoencoder import AutoencoderKL, DiagonalGaussian
+from ldm_core.autoencoder import AutoencoderKL, AutoencoderVQ, DiagonalGaussian
 from ldm_core.testing import check_autoencoder, check_text_encoder, check_unet
 from ldm_core.text_encoder import CLIPTextEncoder
 from ldm_core.unet import UNet
@@ -284,6 +284,46 @@ BROKEN_AUTOENCODERS = [
 @pytest.mark.parametrize(("part", "words"), BROKEN_AUTOENCODERS)
 def test_a_broken_autoencoder_is_told(part: Coder, words: tuple[str, ...]) -> None:
     expect_told(told(check_autoencoder, part, AUTOENCODER), words)
+
+
+class Quantised(AutoencoderVQ):
+    """A small VQ autoencoder whose results are changed by two functions."""
+
+    def __init__(self, posterior: Any = lambda p: p, codes: Any = lambda z, k: (z, k)) -> None:
+        torch.manual_seed(0)
+        super().__init__(AUTOENCODER_VQ)
+        nn.init.normal_(self.codebook)
+        self.posterior, self.changed = posterior, codes
+
+    def encode(self, images: Tensor) -> Any:
+        return self.posterior(super().encode(images))
+
+    def quantize(self, h: Tensor) -> Any:
+        return self.changed(*super().quantize(h))
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        broken(
+            "latents alone",
+            Quantised(lambda p: p.mode()),
+            "TypeError: encode must give a PointMass",
+            "(3, 3, 2",
+        ),
+        broken(
+            "noise",
+            Quantised(lambda p: DiagonalGaussian(p.mode(), torch.zeros_like(p.mode()))),
+            "sample(generators) to equal mode()",
+        ),
+        broken("int32", Quantised(codes=lambda z, k: (z, k.int())), "indices (3, 2, 3) of torch.int64"),
+        broken(
+            "not codes", Quantised(codes=lambda z, k: (z / 2, k)), "nearest codes of codes to be themselves"
+        ),
+    ],
+)
+def test_a_broken_vq_autoencoder_is_told(part: Quantised, words: tuple[str, ...]) -> None:
+    expect_told(told(check_autoencoder, part, AUTOENCODER_VQ, dtypes=[torch.float32]), words)
 
 
 def test_a_reconstruction_can_be_demanded() -> None:

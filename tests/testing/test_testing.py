@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from support.configs import SMALL
-from support.contracts import AUTOENCODER, TEXT, UNET, told
+from support.contracts import AUTOENCODER, AUTOENCODER_VQ, TEXT, UNET, told
 from torch import Tensor
 
 from ldm_core.attention import BACKENDS
-from ldm_core.autoencoder import AutoencoderKL
+from ldm_core.autoencoder import AutoencoderKL, AutoencoderVQ
 from ldm_core.autoencoder.tiling import TiledAutoencoder
 from ldm_core.clip.tokenizer import CLIPTokenizer
 from ldm_core.config import SD1, TextEncoderConfig
@@ -74,6 +74,13 @@ def test_own_networks_with_random_weights(name: str) -> None:
     check_unet(UNet(config), config)
     check_text_encoder(CLIPTextEncoder(SMALL[name].text_encoder), SMALL[name].text_encoder)
     check_autoencoder(AutoencoderKL(AUTOENCODER), AUTOENCODER)
+
+
+def test_the_vq_autoencoder() -> None:
+    torch.manual_seed(0)
+    autoencoder = AutoencoderVQ(AUTOENCODER_VQ)
+    torch.nn.init.normal_(autoencoder.codebook)
+    check_autoencoder(autoencoder, AUTOENCODER_VQ)
 
 
 def test_the_tiled_autoencoder() -> None:

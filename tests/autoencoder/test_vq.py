@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import VQModel
 from support.configs import TINY
+from support.reference import computed_alike, relative_error
 from torch import Tensor
 
 import ldm_core.autoencoder.vq as vq_module
@@ -147,20 +148,20 @@ def reference(autoencoder: AutoencoderVQ) -> VQModel:
     return theirs
 
 
-def expect_parity(autoencoder: AutoencoderVQ, x: Tensor) -> None:
-    theirs = reference(autoencoder)
-    with torch.no_grad():
-        h, expected = autoencoder.encode(x).mode(), theirs.encode(x).latents
-        assert (h - expected).abs().max() < 1e-5 * expected.abs().max()
-        z_q, indices = autoencoder.quantize(expected)
-        quantised, _, (_, _, flat) = theirs.quantize(expected)
+def expect_parity(autoencoder: AutoencoderVQ, x: Tensor, bound: float) -> None:
+    """With convolutions and a memory layout like theirs, so that sums are in the same order."""
+    theirs = reference(autoencoder).to(x.dtype)
+    with torch.no_grad(), computed_alike(autoencoder):
+        h = theirs.encode(x).latents
+        assert relative_error(autoencoder.encode(x).mode(), h) < bound
+        z_q, indices = autoencoder.quantize(h)
+        quantised, _, (_, _, flat) = theirs.quantize(h)
         assert torch.equal(indices.flatten(), flat)
-        assert torch.allclose(z_q, quantised, rtol=0, atol=1e-6)
-        decoded, image = autoencoder.decode(expected), theirs.decode(expected).sample
-        assert (decoded - image).abs().max() < 1e-5 * image.abs().max()
-        direct = theirs.decode(expected, force_not_quantize=True).sample
-        assert (autoencoder.decode(expected, quantize=False) - direct).abs().max() < 1e-5 * direct.abs().max()
-        assert (decoded - direct).abs().max() > 1e-2 * direct.abs().max()
+        assert relative_error(z_q, quantised) < bound
+        decoded, direct = theirs.decode(h).sample, theirs.decode(h, force_not_quantize=True).sample
+        assert relative_error(autoencoder.decode(h), decoded) < bound
+        assert relative_error(autoencoder.decode(h, quantize=False), direct) < bound
+        assert relative_error(decoded, direct) > 1e-2
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -170,12 +171,13 @@ def test_network_is_diffusers(form: str) -> None:
         autoencoder.decoder.mid, "attention"
     )
     assert has_middle == FORMS[form].middle_attention
-    expect_parity(autoencoder, images(FORMS[form]))
+    expect_parity(autoencoder, images(FORMS[form]), 1e-5)
 
 
 @pytest.mark.slow  # the published width, in two libraries
 def test_published_f8_is_diffusers() -> None:
-    expect_parity(random_vq(F8), images(F8, 8, 12))
+    """In float64: in float32, sums of this width leave each side about 1e-5 from the exact result."""
+    expect_parity(random_vq(F8).double(), images(F8, 4, 6).double(), 1e-9)
 
 
 def test_latents_are_those_before_quantisation() -> None:

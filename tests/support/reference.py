@@ -92,7 +92,7 @@ def unet_arguments(config: UNetConfig) -> dict[str, Any]:
 
 
 @contextmanager
-def computed_alike(model: LatentDiffusion) -> Iterator[None]:
+def computed_alike(model: LatentDiffusion | nn.Module) -> Iterator[None]:
     """With the references' convolutions and memory layout, so that sums are in the same order."""
     ldm_core.set_convolution(model, "direct")
     with (

@@ -66,9 +66,11 @@ def kohya_name(part: str, module: str) -> str:
 
 
 def _modules(part: str, name: str, config: LatentDiffusionConfig) -> Iterator[tuple[str, str, Transform]]:
-    """(module name in the layout, layer name here, transform of its weight)."""
-    for key, entry in part_named(part).layout(name).key_map(getattr(config, part)).items():
-        if key.endswith(".weight"):
+    """(module name in the layout, layer name here, transform of its weight) of modules with one layer."""
+    own = getattr(config, part)
+    key_map = {} if own is None else part_named(part).layout(name).key_map(own)
+    for key, entry in key_map.items():
+        if key.endswith(".weight") and len(entry.parameters) == 1:
             layer = f"{part}.{entry.parameters[0]}".removesuffix(".weight")
             yield key.removesuffix(".weight"), layer, entry.transform
 

@@ -33,13 +33,24 @@ from ldm_core.training.lora import CONVOLUTIONS, PROJECTIONS
 # --- names and shapes ---
 
 
-@pytest.mark.parametrize("config", [SD1, SD2_BASE], ids=["sd1", "sd2"])
+UNCONDITIONAL = replace(SD1, text_encoder=None, unet=replace(SD1.unet, context_dim=None))
+
+
+@pytest.mark.parametrize("config", [SD1, SD2_BASE, UNCONDITIONAL], ids=["sd1", "sd2", "unconditional"])
 def test_names_for_files_are_the_inverse_of_those_from_files(config: Any) -> None:
     known = layer_names(config)
     for layer, (module, _) in module_names(config).items():
         prefix = "unet." if layer.startswith("unet.") else "text_encoder.text_model."
         assert known[prefix + module] == layer
     assert len({module for module, _ in module_names(config).values()}) == len(module_names(config))
+
+
+def test_a_tensor_of_several_layers_is_no_layer() -> None:
+    """CompVis's self-attention stores queries, keys and values in one; a change of it fits none of them."""
+    known = layer_names(UNCONDITIONAL)
+    assert known["lora_unet_middle_block_1_proj_out"] == "unet.mid.attention.attn.to_out"
+    assert known["lora_unet_mid_block_attentions_0_to_q"] == "unet.mid.attention.attn.to_q"
+    assert not [name for name in known if "qkv" in name]
 
 
 def keys(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:

@@ -6,6 +6,7 @@ tau_theta of the latent diffusion paper (arXiv:2112.10752, section 3.3). CompVis
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,7 @@ class TextConditioner:
 
     clip_skip: number of final text encoder blocks to skip; None: the default of the encoder.
     batch_size: number of prompts to encode at once; None: all.
+    Raises ValueError for a clip_skip that the encoder does not take, as BERT's.
     """
 
     tokenizer: Tokenizer
@@ -42,6 +44,10 @@ class TextConditioner:
     batch_size: int | None = None
 
     unconditional = ""
+
+    def __post_init__(self) -> None:
+        if self.clip_skip is not None and not _takes_clip_skip(self.text_encoder):
+            raise ValueError("clip_skip is CLIP's; this text encoder does not take it")
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -70,3 +76,12 @@ class TextConditioner:
 def parameters(encoder: Any) -> list[nn.Parameter]:
     """The encoder's parameters; empty for a plain function."""
     return list(encoder.parameters()) if isinstance(encoder, nn.Module) else []
+
+
+def _takes_clip_skip(encoder: Any) -> bool:
+    function = encoder.forward if isinstance(encoder, nn.Module) else encoder
+    try:
+        taken = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # a function of C code does not tell
+        return True
+    return any(p.name == "clip_skip" or p.kind is p.VAR_KEYWORD for p in taken)

@@ -169,6 +169,14 @@ def test_a_text_conditioner_of_bert() -> None:
     assert conditioner.modules == {"text_encoder": network}
 
 
+def test_an_encoder_without_layers_to_skip_refuses_clip_skip() -> None:
+    """Before anything is computed; a TypeError from within a run otherwise."""
+    network = random_bert(SMALL)
+    for encoder in (network, network.forward):
+        with pytest.raises(ValueError, match="clip_skip is CLIP's; this text encoder does not take it"):
+            TextConditioner(BERTTokenizer(), encoder, clip_skip=1)
+
+
 # ---- names and shapes -----------------------------------------------------------------------------
 
 

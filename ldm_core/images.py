@@ -10,6 +10,7 @@ import io
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,7 @@ ImageInput = Any  # a PIL image, a tensor (3, H, W) or (B, 3, H, W) in [0, 1], o
 
 # Some of Pillow's readers for other formats start programs (EPS: Ghostscript).
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # of their files
 MAX_PIXELS = 178_956_970  # 0.5 GiB as RGB. Pillow has the same limit, but a program can change it.
 MAX_BYTES = 2**31  # bytes of a file, far more than MAX_PIXELS need
 
@@ -62,6 +64,14 @@ def open_picture(source: str | os.PathLike[str] | bytes) -> Image:
             if isinstance(error.__cause__, PIL.UnidentifiedImageError):
                 raise ValueError(f"not a picture in one of the formats {', '.join(FORMATS)}") from None
             raise
+
+
+def picture_files(folder: Path) -> Iterator[Path]:
+    """The files with one of the ENDINGS in a folder and its subfolders, except for hidden ones."""
+    for path in folder.rglob("*"):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.suffix.lower() in ENDINGS and not hidden and path.is_file():
+            yield path
 
 
 @_damage_as_value_error()

@@ -20,7 +20,6 @@ from ldm_core.images import image_to_tensor, open_picture, to_rgb
 from ldm_core.support.printable import shown_error
 
 Sample = dict[str, Any]
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # of image files
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

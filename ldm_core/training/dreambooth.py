@@ -26,10 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from ldm_core.checkpoint.writer import write_bytes, write_then_move
+from ldm_core.images import ENDINGS
 from ldm_core.model import LatentDiffusion
 from ldm_core.sampler import Sampler
 from ldm_core.support.printable import shown
-from ldm_core.training.dataset import ENDINGS, CaptionedDataset, Dataset, Sample, collate
+from ldm_core.training.dataset import CaptionedDataset, Dataset, Sample, collate
 from ldm_core.training.image_folder import ImageFolder
 from ldm_core.training.objective import Batch, Metrics, Objective
 

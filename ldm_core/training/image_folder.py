@@ -13,10 +13,11 @@ import io
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from ldm_core.images import ENDINGS, picture_files
 from ldm_core.support.json_text import parse_json
 from ldm_core.support.printable import few
 from ldm_core.support.warn import warn
-from ldm_core.training.dataset import ENDINGS, Sample, clean_captions, decode_picture, files_fingerprint
+from ldm_core.training.dataset import Sample, clean_captions, decode_picture, files_fingerprint
 
 Row = tuple[str, tuple[str, ...]]  # a file's name and its captions
 
@@ -37,7 +38,7 @@ class ImageFolder:
             raise ValueError(f"size must be a positive number of pixels, not {size}")
         if not self.folder.is_dir():
             raise ValueError(f"{self.folder}: the folder does not exist")
-        found = {path.relative_to(self.folder).as_posix() for path in _pictures(self.folder)}
+        found = {path.relative_to(self.folder).as_posix() for path in picture_files(self.folder)}
         if not found:
             endings = ", ".join(ENDINGS)
             raise ValueError(f"{self.folder}: no images in the folder or its subfolders ({endings})")
@@ -77,13 +78,6 @@ class ImageFolder:
             raise ValueError(f"{self.folder}: none of its {len(found)} images {where}")
         _warn(f"{self.folder}: skipped images without a caption", found - set(texts))
         return texts
-
-
-def _pictures(folder: Path) -> Iterator[Path]:
-    for path in folder.rglob("*"):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in ENDINGS and not hidden and path.is_file():
-            yield path
 
 
 def _warn(what: str, names: set[str]) -> None:

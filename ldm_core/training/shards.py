@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ldm_core.images import ENDINGS
 from ldm_core.support.json_text import parse_json
 from ldm_core.support.printable import printable, shown, shown_error
 from ldm_core.support.regular_file import open_regular
 from ldm_core.support.warn import warn
 from ldm_core.training.dataset import (
-    ENDINGS,
     BadSample,
     Sample,
     clean_captions,

@@ -78,16 +78,16 @@ def read(
     a checkpoint.
     """
     path = Path(path)
-    with _errors_named(path):
+    with errors_named(path):
         is_folder = path.is_dir() and is_diffusers_folder(path)
     if variant is not None and not is_folder:
         raise CheckpointError(f"{path}: variant={variant!r} applies to diffusers folders only")
     if is_folder:
-        with _errors_named(path):
+        with errors_named(path):
             contents = read_folder(path, variant, partial(read, mmap=mmap, values=values, verify=verify))
         return Checkpoint(path, "diffusers", *contents)
     access: Access = "small" if values == "small" else "none" if not values else "map" if mmap else "copy"
-    with _errors_named(path), _open(path, access) as file:
+    with errors_named(path), _open(path, access) as file:
         kind = identify(file)
         if verify and kind == "torch-zip":
             verify_torch_zip(file)
@@ -104,7 +104,7 @@ def _open(path: Path, access: Access) -> FileBytes:
 
 
 @contextmanager
-def _errors_named(path: Path) -> Iterator[None]:
+def errors_named(path: Path) -> Iterator[None]:
     """Convert every error of reading to a CheckpointError that begins with the path."""
     try:
         yield

@@ -20,12 +20,16 @@ from ldm_core.checkpoint.pickle_reader import MAX_PICKLE_BYTES, PickleReader, Pi
 from ldm_core.checkpoint.pickle_values import StorageRef
 from ldm_core.checkpoint.state_dict import split, split_script
 from ldm_core.checkpoint.work_budget import Budget
-from ldm_core.checkpoint.zip_directory import Member, data_offset, is_intact, read_directory, read_member
+from ldm_core.checkpoint.zip_directory import (
+    Member,
+    data_offset,
+    is_intact,
+    most_inflated,
+    read_directory,
+    read_member,
+)
 from ldm_core.errors import CheckpointError
 from ldm_core.support.printable import few
-
-MAX_INFLATION = 8  # maximum size of compressed storages, in file sizes; weights hardly compress
-MIN_INFLATED = 2**26  # bytes that are always allowed
 
 
 def read_torch_zip(file: FileBytes) -> tuple[dict[str, Tensor], dict[str, Any], tuple[str, ...]]:
@@ -53,15 +57,11 @@ def read_torch_zip(file: FileBytes) -> tuple[dict[str, Tensor], dict[str, Any], 
 def verify_torch_zip(file: FileBytes) -> None:
     """Read all members and raise CheckpointError, naming those with a wrong checksum."""
     members = read_directory(file)
-    if sum(member.size for member in members.values() if not member.is_stored) > _most_inflated(file):
+    if sum(member.size for member in members.values() if not member.is_stored) > most_inflated(file):
         raise CheckpointError("the compressed members are too large to be verified")
     damaged = [ascii(name) for name, member in members.items() if not is_intact(file, member)]
     if damaged:
         raise CheckpointError(f"wrong checksums of {few(damaged)}")
-
-
-def _most_inflated(file: FileBytes) -> int:
-    return max(MIN_INFLATED, MAX_INFLATION * file.size)
 
 
 class _Storages:
@@ -69,7 +69,7 @@ class _Storages:
 
     def __init__(self, file: FileBytes, members: dict[str, Member], folder: str) -> None:
         self._file, self._members, self._folder = file, members, folder
-        self._may_inflate = _most_inflated(file)
+        self._may_inflate = most_inflated(file)
 
     def fetch(self, ref: StorageRef) -> torch.UntypedStorage:
         """The storage of a reference. An empty one needs no member. Raises CheckpointError."""

@@ -19,6 +19,8 @@ from ldm_core.errors import CheckpointError
 MAX_MEMBERS = 200_000
 MAX_DIRECTORY = 2**25
 BLOCK = 2**22  # bytes read at a time
+MAX_INFLATION = 8  # maximum size of compressed tensors, in file sizes; weights hardly compress
+MIN_INFLATED = 2**26  # bytes that are always allowed
 
 _END = struct.Struct("<4s4H2LH")
 _END64_LOCATOR = struct.Struct("<4sLQL")
@@ -66,6 +68,11 @@ def read_directory(file: FileBytes) -> dict[str, Member]:
     except struct.error as error:
         raise CheckpointError("the zip directory is damaged") from error
     return _with_ends(members, start)
+
+
+def most_inflated(file: FileBytes) -> int:
+    """The limit for the sum of the decompressed sizes of the archive's tensors, in bytes."""
+    return max(MIN_INFLATED, MAX_INFLATION * file.size)
 
 
 def data_offset(file: FileBytes, member: Member) -> int:

@@ -7,6 +7,8 @@ from ldm_core.conditioners.layout import Box, Layout
 from ldm_core.conditioners.low_resolution import LowResolution, LowResolutionConfig
 from ldm_core.conditioners.masked_image import MaskedImage, MaskedImageConfig
 from ldm_core.conditioners.noised_image import NoisedImage, NoisedImageConfig
+from ldm_core.conditioners.retrieval import Retrieval, RetrievalConfig
+from ldm_core.conditioners.retriever import Retriever
 from ldm_core.conditioners.semantic_map import SemanticMap, SemanticMapConfig, SpatialRescaler
 from ldm_core.conditioners.text import TextConditioner
 from ldm_core.conditioners.unclip import Unclip, UnclipConfig
@@ -27,6 +29,9 @@ __all__ = [
     "MaskedImageConfig",
     "NoisedImage",
     "NoisedImageConfig",
+    "Retrieval",
+    "RetrievalConfig",
+    "Retriever",
     "SemanticMap",
     "SemanticMapConfig",
     "SpatialRescaler",

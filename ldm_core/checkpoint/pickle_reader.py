@@ -130,8 +130,8 @@ class PickleReader:
         del self._stack[start:]
         return group
 
-    def _mark(self, _: Any) -> None:
-        self._marks.append(len(self._stack))
+    def _remember(self, index: Any) -> None:
+        self._memo[str(index)] = self._stack[-1]
 
     def _discard(self, _: Any) -> None:
         if self._marks and len(self._stack) == self._marks[-1]:
@@ -139,28 +139,7 @@ class PickleReader:
         else:
             self._stack.pop()
 
-    def _discard_group(self, _: Any) -> None:
-        self._pop_group()
-
-    def _duplicate(self, _: Any) -> None:
-        self._stack.append(self._stack[-1])
-
-    def _get(self, index: Any) -> None:
-        self._stack.append(self._memo[str(index)])
-
-    def _put(self, index: Any) -> None:
-        self._memo[str(index)] = self._stack[-1]
-
-    def _memoize(self, _: Any) -> None:
-        self._memo[str(len(self._memo))] = self._stack[-1]
-
     # Containers
-
-    def _tuple(self, _: Any) -> None:
-        self._stack.append(tuple(self._pop_group()))
-
-    def _list(self, _: Any) -> None:
-        self._stack.append(self._pop_group())
 
     def _dict(self, _: Any) -> None:
         group = self._pop_group()
@@ -173,13 +152,7 @@ class PickleReader:
         self._stack.append(set())
         self._add_to_set(group)
 
-    def _append(self, _: Any) -> None:
-        self._append_items([self._pop()])
-
-    def _appends(self, _: Any) -> None:
-        self._append_items(self._pop_group())
-
-    def _append_items(self, items: list[Any]) -> None:
+    def _append(self, items: list[Any]) -> None:
         target = self._stack[-1]
         if isinstance(target, InertObject):
             if target.items is None:
@@ -188,9 +161,6 @@ class PickleReader:
         if not isinstance(target, list):
             raise CheckpointError(f"the pickle is damaged: it appends to a {type(target).__name__}")
         target.extend(items)
-
-    def _add_items(self, _: Any) -> None:
-        self._add_to_set(self._pop_group())
 
     def _add_to_set(self, group: list[Any]) -> None:
         target = self._stack[-1]
@@ -202,9 +172,6 @@ class PickleReader:
     def _setitem(self, _: Any) -> None:
         value = self._pop()
         self._set_items([self._pop(), value])
-
-    def _setitems(self, _: Any) -> None:
-        self._set_items(self._pop_group())
 
     def _set_items(self, group: list[Any]) -> None:
         target = self._stack[-1]
@@ -218,9 +185,6 @@ class PickleReader:
             target[checked_key(key, target, self._budget)] = value
 
     # Names, calls and states, by which a pickle could execute code in other readers
-
-    def _global(self, argument: Any) -> None:
-        self._stack.append(self._named(*argument.split(" ", 1)))
 
     def _stack_global(self, _: Any) -> None:
         name, module = self._pop(), self._pop()
@@ -311,28 +275,25 @@ class PickleReader:
         self._stack.append(storage)
 
 
-_HANDLERS: dict[str, Callable[[PickleReader, Any], None]] = {
-    "MARK": PickleReader._mark,
+# What each instruction does with the reader and the instruction's argument.
+_HANDLERS: dict[str, Callable[[PickleReader, Any], object]] = {
+    "MARK": lambda r, _: r._marks.append(len(r._stack)),
     "POP": PickleReader._discard,
-    "POP_MARK": PickleReader._discard_group,
-    "DUP": PickleReader._duplicate,
-    "GET": PickleReader._get,
-    "BINGET": PickleReader._get,
-    "LONG_BINGET": PickleReader._get,
-    "PUT": PickleReader._put,
-    "BINPUT": PickleReader._put,
-    "LONG_BINPUT": PickleReader._put,
-    "MEMOIZE": PickleReader._memoize,
-    "TUPLE": PickleReader._tuple,
-    "LIST": PickleReader._list,
+    "POP_MARK": lambda r, _: r._pop_group(),
+    "DUP": lambda r, _: r._stack.append(r._stack[-1]),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda r, index: r._stack.append(r._memo[str(index)])),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), lambda r, index: r._remember(index)),
+    "MEMOIZE": lambda r, _: r._remember(len(r._memo)),
+    "TUPLE": lambda r, _: r._stack.append(tuple(r._pop_group())),
+    "LIST": lambda r, _: r._stack.append(r._pop_group()),
     "DICT": PickleReader._dict,
     "FROZENSET": PickleReader._frozenset,
-    "APPEND": PickleReader._append,
-    "APPENDS": PickleReader._appends,
-    "ADDITEMS": PickleReader._add_items,
+    "APPEND": lambda r, _: r._append([r._pop()]),
+    "APPENDS": lambda r, _: r._append(r._pop_group()),
+    "ADDITEMS": lambda r, _: r._add_to_set(r._pop_group()),
     "SETITEM": PickleReader._setitem,
-    "SETITEMS": PickleReader._setitems,
-    "GLOBAL": PickleReader._global,
+    "SETITEMS": lambda r, _: r._set_items(r._pop_group()),
+    "GLOBAL": lambda r, argument: r._stack.append(r._named(*argument.split(" ", 1))),
     "STACK_GLOBAL": PickleReader._stack_global,
     "REDUCE": PickleReader._reduce,
     "NEWOBJ": PickleReader._reduce,  # cls.__new__(cls, *args), which is handled like a call

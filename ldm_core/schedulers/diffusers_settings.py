@@ -63,13 +63,18 @@ def from_diffusers(settings: Settings) -> Scheduler:
             raise ValueError(
                 f"{name}: {setting} is {value!r}; latents have no fixed range and are not clipped here"
             )
-    for setting, only in _ONLY.items():
-        if settings.get(setting, only) != only:
-            raise ValueError(f"{name}: {setting} is {settings[setting]!r}; here it can be {only!r} only")
+    _require(settings, _ONLY)
     try:
         return _MAKERS[name](settings)
     except TypeError as error:
         raise ValueError(f"{name}: a setting has the wrong type: {error}") from error
+
+
+def _require(settings: Settings, only: Settings) -> None:
+    for setting, value in only.items():
+        if settings.get(setting, value) != value:
+            name, found = settings["_class_name"], settings[setting]
+            raise ValueError(f"{name}: {setting} is {found!r}; here it can be {value!r} only")
 
 
 def _spacing(settings: Settings, default: str = "leading") -> dict[str, Any]:
@@ -139,21 +144,10 @@ def _ddpm(settings: Settings) -> DDPM:
 
 
 def _dpm_solver(settings: Settings) -> DPMSolverMultistep:
-    for setting, only in (("solver_type", "midpoint"), ("variance_type", None)):
-        if settings.get(setting, only) != only:
-            name = settings["_class_name"]
-            raise ValueError(f"{name}: {setting} is {settings[setting]!r}; here it can be {only!r} only")
+    _require(settings, {"solver_type": "midpoint", "variance_type": None})
     shared = _multistep(settings)
     shared["lower_order_final"] |= bool(settings.get("euler_at_final", False))
     return DPMSolverMultistep(**shared)
-
-
-def _unipc(settings: Settings) -> UniPC:
-    return UniPC(solver_type=settings.get("solver_type", "bh2"), **_multistep(settings))
-
-
-def _euler(settings: Settings) -> Euler:
-    return Euler(**_sigma_method(settings), **_final_sigma(settings))
 
 
 _MAKERS: dict[str, Callable[[Settings], Scheduler]] = {
@@ -161,9 +155,11 @@ _MAKERS: dict[str, Callable[[Settings], Scheduler]] = {
     "DDPMScheduler": _ddpm,
     "DPMSolverMultistepScheduler": _dpm_solver,
     "EulerAncestralDiscreteScheduler": lambda settings: EulerAncestral(**_spacing(settings, "linspace")),
-    "EulerDiscreteScheduler": _euler,
+    "EulerDiscreteScheduler": lambda settings: Euler(**_sigma_method(settings), **_final_sigma(settings)),
     "HeunDiscreteScheduler": lambda settings: Heun(**_sigma_method(settings)),
     "LMSDiscreteScheduler": lambda settings: LMS(**_sigma_method(settings)),
     "PNDMScheduler": _pndm,
-    "UniPCMultistepScheduler": _unipc,
+    "UniPCMultistepScheduler": lambda settings: UniPC(
+        solver_type=settings.get("solver_type", "bh2"), **_multistep(settings)
+    ),
 }

@@ -27,7 +27,7 @@ from ldm_core.schedulers.base import Step
 from ldm_core.schedulers.level import along_lambda, level_at
 from ldm_core.schedulers.sigma_spacing import SolverSpaced, SolverSpacing
 
-History = tuple[float, Tensor]  # the last step's timestep and its x_0
+History = tuple[float, Tensor] | None  # the last step's timestep and its x_0; None at the first step
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,7 @@ class DPMSolverMultistep(SolverSpaced):
         super().__post_init__()
 
     def step(
-        self,
-        predict: Predict,
-        x: Tensor,
-        t: float,
-        t_prev: float,
-        history: History | None,
-        noise: Tensor | None,
+        self, predict: Predict, x: Tensor, t: float, t_prev: float, history: History, noise: Tensor | None
     ) -> Step:
         """From x_t (B, C, h, w) to x_{t_prev}; see `Scheduler.step`. Ignores `noise`."""
         start = level_at(predict.schedule, t)

@@ -22,7 +22,8 @@ from ldm_core.schedulers.base import Step
 from ldm_core.schedulers.level import level_at
 from ldm_core.schedulers.sigma_spacing import SolverSpaced, SolverSpacing
 
-History = tuple[tuple[float, Tensor], ...]  # (t, eps) of the last steps, newest first
+# (t, eps) of the last steps, newest first; None at the first step.
+History = tuple[tuple[float, Tensor], ...] | None
 
 
 def lagrange_weights(nodes: Sequence[float], start: float, end: float) -> list[float]:
@@ -58,13 +59,7 @@ class LMS(SolverSpaced):
         super().__post_init__()
 
     def step(
-        self,
-        predict: Predict,
-        x: Tensor,
-        t: float,
-        t_prev: float,
-        history: History | None,
-        noise: Tensor | None,
+        self, predict: Predict, x: Tensor, t: float, t_prev: float, history: History, noise: Tensor | None
     ) -> Step:
         """From x_t (B, C, h, w) to x_{t_prev}; see `Scheduler.step`. Ignores `noise`.
 

@@ -28,7 +28,8 @@ from ldm_core.schedulers.ddim import ddim_update
 from ldm_core.schedulers.spacing import Spacing, TimestepSpaced
 
 Warmup = Literal["plms", "runge_kutta"]
-History = tuple[Tensor, ...]
+Eps = tuple[Tensor, ...]
+History = Eps | None  # of the last steps, newest first; None at the first step
 
 # Weights of Adams-Bashforth for equal strides, by the number of available eps, newest first.
 ADAMS_BASHFORTH: tuple[tuple[float, ...], ...] = (
@@ -39,7 +40,7 @@ ADAMS_BASHFORTH: tuple[tuple[float, ...], ...] = (
 )
 
 
-def adams_bashforth(eps: History) -> Tensor:
+def adams_bashforth(eps: Eps) -> Tensor:
     """Combine 1 to 4 eps, newest first. A single eps is returned unchanged."""
     weights = ADAMS_BASHFORTH[len(eps) - 1]
     return sum((w * e for w, e in zip(weights[1:], eps[1:])), start=weights[0] * eps[0])
@@ -67,13 +68,7 @@ class PNDM(TimestepSpaced):
         super().__post_init__()
 
     def step(
-        self,
-        predict: Predict,
-        x: Tensor,
-        t: float,
-        t_prev: float,
-        history: History | None,
-        noise: Tensor | None,
+        self, predict: Predict, x: Tensor, t: float, t_prev: float, history: History, noise: Tensor | None
     ) -> Step:
         """From x_t (B, C, h, w) to x_{t_prev}; see `Scheduler.step`. Ignores `noise`.
 

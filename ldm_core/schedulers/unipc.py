@@ -34,7 +34,8 @@ from ldm_core.schedulers.level import Level, along_lambda, level_at, signal_weig
 from ldm_core.schedulers.sigma_spacing import SolverSpaced, SolverSpacing
 
 SolverType = Literal["bh1", "bh2"]
-History = tuple[tuple[float, Tensor], ...]  # (t, x_0) of the last steps, newest first
+# (t, x_0) of the last steps, newest first; None at the first step.
+History = tuple[tuple[float, Tensor], ...] | None
 Known = Sequence[tuple[Level, Tensor]]
 
 
@@ -88,13 +89,7 @@ class UniPC(SolverSpaced):
         super().__post_init__()
 
     def step(
-        self,
-        predict: Predict,
-        x: Tensor,
-        t: float,
-        t_prev: float,
-        history: History | None,
-        noise: Tensor | None,
+        self, predict: Predict, x: Tensor, t: float, t_prev: float, history: History, noise: Tensor | None
     ) -> Step:
         """From x_t (B, C, h, w) to x_{t_prev}; see `Scheduler.step`. Ignores `noise`."""
         schedule = predict.schedule

@@ -21,16 +21,12 @@ def convert_file(args: Namespace) -> int:
         convert(
             args.source,
             args.target,
-            layout=args.layout,
-            dtype=_dtype(args),
-            config=args.config,
-            prediction=args.prediction,
             ema=args.ema,
             variant=args.variant,
             text_encoder=args.text_encoder,
             unet=args.unet,
             autoencoder=args.autoencoder,
-            overwrite=args.force,
+            **_options(args),
         )
     print_path(args.target)
     return 0
@@ -38,13 +34,7 @@ def convert_file(args: Namespace) -> int:
 
 def merge_files(args: Namespace) -> int:
     """Write (1 - alpha) A + alpha B, or A + alpha (B - C), and print its path."""
-    options: dict[str, Any] = {
-        "layout": args.layout,
-        "dtype": _dtype(args),
-        "config": args.config,
-        "prediction": args.prediction,
-        "overwrite": args.force,
-    }
+    options = _options(args)
     with _new_unless_forced(args.target, args.force):
         if len(args.models) == 2:
             a, b = args.models
@@ -59,8 +49,15 @@ def merge_files(args: Namespace) -> int:
     return 0
 
 
-def _dtype(args: Namespace) -> torch.dtype | None:
-    return None if args.dtype is None else getattr(torch, args.dtype)
+def _options(args: Namespace) -> dict[str, Any]:
+    """The options that both commands have."""
+    return {
+        "layout": args.layout,
+        "dtype": None if args.dtype is None else getattr(torch, args.dtype),
+        "config": args.config,
+        "prediction": args.prediction,
+        "overwrite": args.force,
+    }
 
 
 @contextmanager

@@ -44,8 +44,8 @@ def load_model(
     autoencoder = _autoencoder_path(args, again)
     named = {
         "config": _config(args, again),
-        "prediction": _chosen(args, again, "prediction"),
-        "ema": _chosen(args, again, "ema"),
+        "prediction": chosen(args, again, "prediction"),
+        "ema": chosen(args, again, "ema"),
     }
     model = load(path, device=device, dtype=_dtype(args, again), autoencoder=autoencoder, **named)
     fields = {
@@ -59,9 +59,12 @@ def load_model(
     return model, fields
 
 
-def _chosen(args: Namespace, again: Recipe | None, name: str) -> Any:
-    value = getattr(args, name)
-    return value if value is not None else getattr(again, name, None)
+def chosen(args: Namespace, again: Recipe | None, name: str, default: Any = None) -> Any:
+    """The value of an option: from the command line, else from the recipe, else the default."""
+    for value in (getattr(args, name, None), getattr(again, name, None)):
+        if value is not None:
+            return value
+    return default
 
 
 def _model_path(args: Namespace, again: Recipe | None) -> str | None:
@@ -85,14 +88,14 @@ def _autoencoder_path(args: Namespace, again: Recipe | None) -> str | None:
 def _config(args: Namespace, again: Recipe | None) -> str | None:
     """A preset's name or a configuration file that replaces the model's own configuration, or None."""
     if args.config is not None or again is None or again.config is None or again.config in PRESETS:
-        config: str | None = _chosen(args, again, "config")
+        config: str | None = chosen(args, again, "config")
         return config
     file = SourceFile(os.path.basename(again.config), "", again.config)
     return recorded_path(args.recipe, file, "--config")
 
 
 def _dtype(args: Namespace, again: Recipe | None) -> torch.dtype | Literal["auto"] | None:
-    name = _chosen(args, again, "dtype")
+    name = chosen(args, again, "dtype")
     if name == "auto":
         return "auto"
     if name is not None and name not in DTYPES:

@@ -95,19 +95,24 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_config(group: Any) -> None:
+    """Options for what the files of a model do not define."""
+    group.add_argument(
+        "--config", metavar="NAME|FILE.yaml", help="the model's configuration, if its files do not define it"
+    )
+    group.add_argument(
+        "--prediction",
+        choices=("eps", "v", "x0"),
+        help="what the U-Net predicts, if its files do not define it",
+    )
+
+
 def _add_target(parser: argparse.ArgumentParser) -> None:
     """Options of commands that write a model."""
     parser.add_argument("target", metavar="TARGET", help=".safetensors, .ckpt, .pt, or a new folder")
     parser.add_argument("--layout", choices=("compvis", "diffusers"), help="default: by TARGET's ending")
     parser.add_argument("--dtype", choices=(*DTYPES, "float8_e4m3fn"), help="default: unchanged")
-    parser.add_argument(
-        "--config", metavar="NAME|FILE.yaml", help="the model's configuration, if its files do not define it"
-    )
-    parser.add_argument(
-        "--prediction",
-        choices=("eps", "v", "x0"),
-        help="what the U-Net predicts, if its files do not define it",
-    )
+    _add_config(parser)
     parser.add_argument("--force", action="store_true", help="overwrite TARGET")
 
 
@@ -157,14 +162,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--model", metavar="PATH", help="a checkpoint or diffusers folder (default: the bundled model)"
     )
-    group.add_argument(
-        "--config", metavar="NAME|FILE.yaml", help="the model's configuration, if its files do not define it"
-    )
-    group.add_argument(
-        "--prediction",
-        choices=("eps", "v", "x0"),
-        help="what the U-Net predicts, if its files do not define it",
-    )
+    _add_config(group)
     group.add_argument("--ema", action=argparse.BooleanOptionalAction, help="use the averaged U-Net weights")
     group.add_argument("--autoencoder", metavar="FILE", help="take the autoencoder (VAE) from this file")
     group.add_argument(

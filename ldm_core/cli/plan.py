@@ -5,7 +5,6 @@ Options that the command line lacks come from the recipe of `--from`, or else fr
 
 from __future__ import annotations
 
-import warnings
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +16,7 @@ import ldm_core
 from ldm_core import schedulers
 from ldm_core.cli import defaults
 from ldm_core.cli.inputs import Inputs, open_inputs, read_prompts, uninterpreted
-from ldm_core.cli.model import load_model, usable_device
+from ldm_core.cli.model import chosen, load_model, usable_device
 from ldm_core.cli.output import Output, find_output
 from ldm_core.cli.printing import PROG
 from ldm_core.cli.recipe_files import recorded_path, require_trust
@@ -26,6 +25,7 @@ from ldm_core.noise import image_seeds
 from ldm_core.recipe import Recipe, read_recipe, without_paths
 from ldm_core.sampler import Sampler
 from ldm_core.support.printable import printable, shown
+from ldm_core.support.warn import warn
 
 SCHEDULERS: dict[str, Any] = {
     "ddim": schedulers.DDIM(),
@@ -61,9 +61,9 @@ def prepare(args: Namespace) -> Job:
     prompts, negatives = _texts(args, again)
     _warn_of_uninterpreted([*prompts, *negatives])
     num = _pictures_per_prompt(args, len(prompts))
-    seeds = image_seeds(_chosen(args, again, "seed", None), len(prompts) * num)
+    seeds = image_seeds(chosen(args, again, "seed"), len(prompts) * num)
     scheduler = _scheduler(args, again)
-    guidance = ClassifierFreeGuidance(rescale=_chosen(args, again, "guidance_rescale", 0.0))
+    guidance = ClassifierFreeGuidance(rescale=chosen(args, again, "guidance_rescale", 0.0))
     output = find_output(args.output, args.command, count=len(seeds), steps=args.show_steps, force=args.force)
     size = args.size or ((again.width, again.height) if again else None)
     inputs = _inputs(args, again, size)
@@ -80,15 +80,15 @@ def prepare(args: Namespace) -> Job:
         task=args.command,
         prompt="",
         seed=0,
-        steps=_chosen(args, again, "steps", default_steps),
+        steps=chosen(args, again, "steps", default_steps),
         width=width,
         height=height,
-        guidance_scale=_chosen(args, again, "guidance_scale", default_guidance),
+        guidance_scale=chosen(args, again, "guidance_scale", default_guidance),
         guidance_rescale=guidance.rescale,
         strength=_strength(args, again),
         scheduler=type(scheduler).__name__,
         scheduler_settings=asdict(scheduler),
-        clip_skip=_chosen(args, again, "clip_skip", None),
+        clip_skip=chosen(args, again, "clip_skip"),
         image=inputs.image_file,
         mask=inputs.mask_file,
         device=str(device),
@@ -108,18 +108,10 @@ def prepare(args: Namespace) -> Job:
     return Job(sampler, recipes, inputs, output)
 
 
-def _chosen(args: Namespace, again: Recipe | None, name: str, default: Any) -> Any:
-    """The value of an option: from the command line, else from the recipe, else the default."""
-    for value in (getattr(args, name, None), getattr(again, name, None)):
-        if value is not None:
-            return value
-    return default
-
-
 def _strength(args: Namespace, again: Recipe | None) -> float | None:
     if args.command == "txt2img":
         return None
-    strength: float = _chosen(args, again, "strength", defaults.STRENGTH[args.command])
+    strength: float = chosen(args, again, "strength", defaults.STRENGTH[args.command])
     return strength
 
 
@@ -162,10 +154,7 @@ def _warn_of_uninterpreted(prompts: list[str]) -> None:
     if found:
         quoted = ", ".join(f"{text!r:.100}" for text in found)
         hint = "; apply a LoRA with --lora FILE" if found[0].startswith("<") else ""
-        warnings.warn(
-            f"this syntax in prompts is not interpreted, but read as ordinary text: {quoted}{hint}",
-            stacklevel=2,
-        )
+        warn(f"this syntax in prompts is not interpreted, but read as ordinary text: {quoted}{hint}")
 
 
 def _pictures_per_prompt(args: Namespace, prompts: int) -> int:
@@ -212,20 +201,14 @@ def _inputs(args: Namespace, again: Recipe | None, size: tuple[int, int] | None)
 def _warn_of_differences(path: str, again: Recipe, now: Recipe) -> None:
     """Warn if the new picture will differ from the recipe's, with the reason."""
     if not _is_ours(again):
-        warnings.warn(
-            f"{path} was drawn by another program; the new picture will only be similar", stacklevel=2
-        )
+        warn(f"{path} was drawn by another program; the new picture will only be similar")
         return
     for name in ("model", "image", "mask"):
         then, new = getattr(again, name), getattr(now, name)
         if then is not None and new is not None and not new.same_as(then):
-            warnings.warn(
+            warn(
                 f"{path} was drawn with the {name} {then.name!r:.300} (sha256 {then.short_hash}…), not with "
-                f"{new.name!r} ({new.short_hash}…); the new picture will differ",
-                stacklevel=2,
+                f"{new.name!r} ({new.short_hash}…); the new picture will differ"
             )
     if again.device is not None and again.device.split(":")[0] != str(now.device).split(":")[0]:
-        warnings.warn(
-            f"{path} was drawn on {again.device!r:.80}, not on {now.device}; expect small differences",
-            stacklevel=2,
-        )
+        warn(f"{path} was drawn on {again.device!r:.80}, not on {now.device}; expect small differences")

@@ -40,9 +40,8 @@ def read_torch_zip(file: FileBytes) -> tuple[dict[str, Tensor], dict[str, Any], 
     if order is not None and read_member(file, order, 16) != b"little":
         raise CheckpointError("the file was written on a big-endian machine, which is not supported")
     pickle = read_member(file, members[f"{folder}data.pkl"], MAX_PICKLE_BYTES)
-    budget = Budget(
-        min(len(pickle), file.size)
-    )  # a compressed pickle can be a thousand times the file's size
+    # A compressed pickle can be a thousand times the file's size.
+    budget = Budget(min(len(pickle), file.size))
     reader = PickleReader(budget)
     storages = _Storages(file, members, folder)
     is_script = f"{folder}constants.pkl" in members
@@ -91,7 +90,7 @@ class _Storages:
         if self._file.leaves_out(member.size):
             return torch.UntypedStorage(member.size, device="meta")
         data = read_member(self._file, member, member.size)
-        return torch.frombuffer(bytearray(data), dtype=torch.uint8).untyped_storage()
+        return torch.frombuffer(data, dtype=torch.uint8).untyped_storage()
 
 
 def _folder(members: dict[str, Member]) -> str:

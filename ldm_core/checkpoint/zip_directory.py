@@ -94,26 +94,24 @@ def data_offset(file: FileBytes, member: Member) -> int:
     return offset
 
 
-def read_member(file: FileBytes, member: Member, limit: int) -> bytes:
+def read_member(file: FileBytes, member: Member, limit: int) -> bytearray:
     """A member's decompressed data. Raises CheckpointError for more than `limit` bytes or damaged data."""
     offset = data_offset(file, member)
     if member.size > limit:
         raise CheckpointError(
             f"expected at most {limit:,} bytes in the zip member {member.name!a}, got {member.size:,}"
         )
-    if member.is_stored:
-        data = file.read(offset, member.size)
-        if not _agrees(member, zlib.crc32(data)):
-            raise CheckpointError(f"the zip member {member.name!a} is damaged: wrong checksum")
-        return data
-    decompressor = zlib.decompressobj(-zlib.MAX_WBITS)
+    data = bytearray()
     try:
-        # One more byte than the stated size reveals a member that is larger.
-        data = decompressor.decompress(file.read(offset, member.compressed_size), member.size + 1)
+        for block in _blocks(file, member, offset):
+            data += block
+            if len(data) > member.size:
+                break
     except zlib.error as error:
         raise CheckpointError(f"the zip member {member.name!a} is damaged ({error})") from error
-    if len(data) != member.size or zlib.crc32(data) != member.crc:
-        raise CheckpointError(f"the zip member {member.name!a} is damaged: wrong size or checksum")
+    if len(data) != member.size or not _agrees(member, zlib.crc32(data)):
+        wrong = "checksum" if member.is_stored else "size or checksum"
+        raise CheckpointError(f"the zip member {member.name!a} is damaged: wrong {wrong}")
     return data
 
 
@@ -121,7 +119,7 @@ def is_intact(file: FileBytes, member: Member) -> bool:
     """Whether a member's data have the stated size and checksum. Raises CheckpointError."""
     crc = size = 0
     try:
-        for block in _blocks(file, member):
+        for block in _blocks(file, member, data_offset(file, member)):
             crc, size = zlib.crc32(block, crc), size + len(block)
             if size > member.size:
                 return False
@@ -135,9 +133,8 @@ def _agrees(member: Member, crc: int) -> bool:
     return crc == member.crc or (member.is_stored and member.crc == 0)
 
 
-def _blocks(file: FileBytes, member: Member) -> Iterator[bytes]:
-    """A member's decompressed data in blocks."""
-    offset = data_offset(file, member)
+def _blocks(file: FileBytes, member: Member, offset: int) -> Iterator[bytes]:
+    """A member's decompressed data in blocks. `offset`: where its data begin in the file."""
     inflater = None if member.is_stored else zlib.decompressobj(-zlib.MAX_WBITS)
     for start in range(0, member.compressed_size, BLOCK):
         raw = file.read(offset + start, min(BLOCK, member.compressed_size - start))

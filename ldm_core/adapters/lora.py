@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from ldm_core.adapters.lora_delta import Delta
 from ldm_core.adapters.lora_file import read_adapter
 from ldm_core.model import LatentDiffusion
+from ldm_core.nn.placement import placed
 
 PARTS = ("unet", "text_encoder")
 _FUSION = "_fused_adapters"  # attribute of a layer that holds its `_Fusion`
@@ -218,7 +219,7 @@ class _Change:
         """The delta's chain on the device and in the dtype of x, cached."""
         if self._cast_for != (x.device, x.dtype):
             with torch.inference_mode(False), torch.no_grad():  # usable in later calls with gradients
-                self._cast = tuple(_cast(weight, x.dtype) for weight in self.delta.chain(x.device))
+                self._cast = tuple(placed(w, x.device, x.dtype) for w in self.delta.chain(x.device))
             self._cast_for = (x.device, x.dtype)
         return self._cast
 
@@ -276,11 +277,3 @@ def _checked(scale: float) -> float:
     if not math.isfinite(scale):
         raise ValueError(f"an adapter's scale must be finite, not {scale}")
     return float(scale)
-
-
-def _cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Cast a weight; 16-bit convolutions get channels_last memory format, which is fast on all devices."""
-    weight = weight.to(dtype)
-    if weight.ndim == 4 and dtype in (torch.float16, torch.bfloat16):
-        weight = weight.contiguous(memory_format=torch.channels_last)
-    return weight

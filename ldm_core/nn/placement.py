@@ -53,7 +53,7 @@ def fill(
     network: nn.Module, parameters: dict[str, Tensor], device: torch.device | str, dtype: torch.dtype
 ) -> None:
     """Load `parameters` into a network, without gradients; each leaves the dict once it is placed."""
-    state = {name: _placed(parameters.pop(name), device, dtype) for name in list(parameters)}
+    state = {name: placed(parameters.pop(name), device, dtype) for name in list(parameters)}
     network.load_state_dict(state, strict=True, assign=True)
     network.requires_grad_(False)
 
@@ -98,7 +98,7 @@ def _usual_dtype(device: torch.device | str, tensors: Iterable[Tensor]) -> torch
     return dtype if dtype.itemsize > 1 else torch.float16
 
 
-def _placed(tensor: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+def placed(tensor: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
     """A weight on the device and in the dtype; if neither changes, it shares the memory-mapped file's bytes.
 
     Convolution weights of 16-bit types are stored channels-last. Otherwise PyTorch uses a fallback that is

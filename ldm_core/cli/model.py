@@ -70,8 +70,7 @@ def chosen(args: Namespace, again: Recipe | None, name: str, default: Any = None
 def _model_path(args: Namespace, again: Recipe | None) -> str | None:
     """The checkpoint to load; None means the bundled model."""
     if args.model is not None or again is None:
-        path: str | None = args.model
-        return path
+        return args.model
     if again.model.path is None and again.model.same_as(source_file(bundled_model())):
         return None
     return model_path(args.recipe, again.model)
@@ -80,16 +79,14 @@ def _model_path(args: Namespace, again: Recipe | None) -> str | None:
 def _autoencoder_path(args: Namespace, again: Recipe | None) -> str | None:
     """The file whose autoencoder replaces the model's own, or None."""
     if args.autoencoder is not None or again is None or again.autoencoder is None:
-        path: str | None = args.autoencoder
-        return path
+        return args.autoencoder
     return recorded_path(args.recipe, again.autoencoder, "--autoencoder")
 
 
 def _config(args: Namespace, again: Recipe | None) -> str | None:
     """A preset's name or a configuration file that replaces the model's own configuration, or None."""
     if args.config is not None or again is None or again.config is None or again.config in PRESETS:
-        config: str | None = chosen(args, again, "config")
-        return config
+        return chosen(args, again, "config")
     file = SourceFile(os.path.basename(again.config), "", again.config)
     return recorded_path(args.recipe, file, "--config")
 

@@ -111,8 +111,7 @@ def prepare(args: Namespace) -> Job:
 def _strength(args: Namespace, again: Recipe | None) -> float | None:
     if args.command == "txt2img":
         return None
-    strength: float = chosen(args, again, "strength", defaults.STRENGTH[args.command])
-    return strength
+    return chosen(args, again, "strength", defaults.STRENGTH[args.command])
 
 
 def _recipe_to_follow(args: Namespace) -> Recipe | None:

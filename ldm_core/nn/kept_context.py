@@ -48,8 +48,7 @@ class KeptContext:
     def keys_and_values(self, layer: Any) -> tuple[Tensor, Tensor]:
         """What `layer.keys_and_values(context)` returns, made once if nothing can change it meanwhile."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or not layer.projections_are_plain():
-            made: tuple[Tensor, Tensor] = layer.keys_and_values(self.tensor)
-            return made
+            return layer.keys_and_values(self.tensor)
         if layer not in self._made:
             self._made[layer] = layer.keys_and_values(self._context)
         k, v = self._made[layer]

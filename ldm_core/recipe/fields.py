@@ -227,8 +227,7 @@ def from_json(text: str) -> Recipe:
     for name in ("loras", "embeddings"):
         if isinstance(data.get(name), list):
             data[name] = tuple(_adapter(name, entry) for entry in data[name])
-    recipe: Recipe = _built(Recipe, data, "the recipe")
-    return recipe
+    return _built(Recipe, data, "the recipe")
 
 
 def _source(name: str, data: dict[str, Any]) -> SourceFile:

@@ -57,8 +57,7 @@ def weights(ratios: Sequence[float], h: float, solver_type: SolverType) -> list[
     scale = phi(1, -h) if solver_type == "bh2" else 1.0
     powers = torch.tensor([[r ** (i - 1) for r in ratios] for i in orders], dtype=torch.float64)
     right = torch.tensor([math.factorial(i) * phi(i + 1, -h) / scale for i in orders], dtype=torch.float64)
-    solution: list[float] = torch.linalg.solve(powers, right).tolist()
-    return solution
+    return torch.linalg.solve(powers, right).tolist()
 
 
 @dataclass(frozen=True)

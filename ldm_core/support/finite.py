@@ -62,5 +62,4 @@ def _finite_rows(tensor: Tensor) -> Tensor:
 
 def _false(flags: Tensor) -> list[int]:
     """The indices of the flags that are False."""
-    places: list[int] = (~flags).nonzero().flatten().tolist()
-    return places
+    return (~flags).nonzero().flatten().tolist()

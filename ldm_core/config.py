@@ -16,6 +16,7 @@ from ldm_core.conditioners.depth import DepthConfig
 from ldm_core.conditioners.low_resolution import LowResolutionConfig
 from ldm_core.conditioners.masked_image import MaskedImageConfig
 from ldm_core.conditioners.noised_image import NoisedImageConfig
+from ldm_core.conditioners.retrieval import RetrievalConfig
 from ldm_core.conditioners.semantic_map import SemanticMapConfig
 from ldm_core.conditioners.unclip import UnclipConfig
 from ldm_core.errors import ConfigError
@@ -219,6 +220,7 @@ RDM768 = replace(
     noise_schedule=_betas(0.0015, 0.015),
     latent_scale=0.22765929,
     image_size=768,
+    conditioner=RetrievalConfig(),
 )
 
 PRESETS: dict[str, LatentDiffusionConfig] = {

@@ -63,7 +63,7 @@ def read_npz(path: str | os.PathLike[str], names: Collection[str]) -> dict[str, 
         return arrays
 
 
-def _array(name: str, data: bytes) -> Array:
+def _array(name: str, data: bytes | bytearray) -> Array:
     magic = _MAGIC.match(data)
     width = 2 if magic is None or magic[1] == b"\1" else 4  # bytes of the header's length
     start = 8 + width + int.from_bytes(data[8 : 8 + width], "little")

@@ -10,6 +10,7 @@ from ldm_core.conditioners.depth import DepthConfig
 from ldm_core.conditioners.low_resolution import LowResolutionConfig
 from ldm_core.conditioners.masked_image import MaskedImageConfig
 from ldm_core.conditioners.noised_image import NoisedImageConfig
+from ldm_core.conditioners.retrieval import RetrievalConfig
 from ldm_core.conditioners.semantic_map import SemanticMapConfig
 from ldm_core.conditioners.unclip import UnclipConfig
 
@@ -20,6 +21,7 @@ CONDITIONERS: dict[str, type[Any]] = {
     "low_resolution": LowResolutionConfig,
     "masked_image": MaskedImageConfig,
     "noised_image": NoisedImageConfig,
+    "retrieval": RetrievalConfig,
     "semantic_map": SemanticMapConfig,
     "unclip": UnclipConfig,
 }

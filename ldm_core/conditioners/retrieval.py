@@ -30,6 +30,10 @@ class RetrievalConfig:
     def __post_init__(self) -> None:
         require_whole("retrieval", self, "width", 1, MAX_SIZE)
 
+    @property
+    def context_dim(self) -> int:
+        return self.width
+
 
 @dataclass(frozen=True, eq=False)
 class Retrieval:

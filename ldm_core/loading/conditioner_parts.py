@@ -19,6 +19,7 @@ from ldm_core.conditioners.depth import Depth, DepthConfig
 from ldm_core.conditioners.low_resolution import LowResolution, LowResolutionConfig
 from ldm_core.conditioners.masked_image import MaskedImage, MaskedImageConfig
 from ldm_core.conditioners.noised_image import NoisedImage, NoisedImageConfig
+from ldm_core.conditioners.retrieval import Retrieval, RetrievalConfig
 from ldm_core.conditioners.semantic_map import SemanticMap, SemanticMapConfig, SpatialRescaler
 from ldm_core.conditioners.text import TextConditioner
 from ldm_core.conditioners.unclip import Unclip, UnclipConfig
@@ -103,6 +104,13 @@ def _low_resolution_in_yaml(params: Params) -> LowResolutionConfig | None:
     return LowResolutionConfig() if params.get("cond_stage_key") == "LR_image" else None
 
 
+def _retrieval_in_yaml(params: Params) -> RetrievalConfig | None:
+    """An `Identity` whose inputs the U-Net attends to: vectors that are computed elsewhere."""
+    if params.get("conditioning_key") != "crossattn":
+        return None
+    return RetrievalConfig(section(params, "unet_config", "params")["context_dim"])
+
+
 def _masked_image_in_yaml(params: Params) -> MaskedImageConfig:
     levels = section(params, "first_stage_config", "params", "ddconfig")["ch_mult"]
     return MaskedImageConfig(2 ** (len(levels) - 1))
@@ -145,6 +153,14 @@ CONDITIONER_PARTS: tuple[Part, ...] = (
     _without_weights(
         "low_resolution", "small picture", LowResolutionConfig, lambda config, parts: LowResolution(config),
         _low_resolution_in_yaml, "Identity",
+    ),
+    _without_weights(
+        "retrieval",
+        "retrieved embeddings",
+        RetrievalConfig,
+        lambda config, parts: Retrieval(config=config),
+        _retrieval_in_yaml,
+        "Identity",
     ),
     _without_weights(
         "masked_image", "masked image", MaskedImageConfig,

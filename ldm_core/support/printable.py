@@ -41,9 +41,9 @@ def shown_error(error: BaseException) -> str:
 
 
 def shown(value: object) -> str:
-    """The shortened `repr` of any value, for error messages."""
+    """The shortened `repr` of any value in one printable line, for error messages."""
     try:
-        text = _REPR.repr(value)
+        text = printable(" ".join(line.strip() for line in _REPR.repr(value).splitlines()))
     except (ValueError, RecursionError):  # an int with more digits than Python converts
         return f"a {type(value).__name__} that is too long to show"
     return text if len(text) <= 4 * SHOWN_LETTERS else text[: 4 * SHOWN_LETTERS] + "…"

@@ -75,7 +75,7 @@ class Depth:
             return Condition(context=context)
         size = self._size(self._sized(rows, "inputs")[0])
         concat = torch.cat([relative_depth(self._map(row, "inputs"), size) for row in rows])
-        return Condition(context=context, concat=concat if context is None else concat.to(context.device))
+        return Condition(context=context, concat=concat)
 
     def _size(self, sized: Tensor) -> tuple[int, int]:
         return sized.shape[-2] // self.config.downsampling, sized.shape[-1] // self.config.downsampling

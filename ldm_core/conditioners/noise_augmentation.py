@@ -10,8 +10,6 @@ augmentation"). Stability AI's counterparts are `ImageConcatWithNoiseAugmentatio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -19,19 +17,23 @@ from ldm_core.noise import Generators, generators, image_seeds, randn
 from ldm_core.noise_schedule import NoiseSchedule
 
 
-def with_noise(schedule: NoiseSchedule, x: Tensor, levels: Sequence[int], generator: Generators) -> Tensor:
-    """The rows of x (B, ...) with noise of their levels. Also at level 0, the least of the schedule.
+def with_noise(schedule: NoiseSchedule, x: Tensor, levels: Tensor, generator: Generators) -> Tensor:
+    """The rows of x (B, ...) with noise of their levels, LongTensor (B,). Level 0 has noise, too.
 
     generator: one for all rows or one per row.
     """
-    return schedule.add_noise(x, randn(x.shape, generator).to(x), torch.tensor(levels))
+    return schedule.add_noise(x, randn(x.shape, generator).to(x), levels)
 
 
-def one_per_image(given: Generators, count: int) -> list[torch.Generator]:
-    """The generators of the images; with None, new ones with random seeds. Raises ValueError otherwise."""
+def per_image(given: Generators, count: int) -> tuple[list[int], list[torch.Generator]]:
+    """For each image, the index of its input and its generator.
+
+    given: one generator for each of `count` inputs, or several each, for as many images of it; None: one with
+        a random seed each. Raises ValueError for other numbers.
+    """
     if given is None:
-        return generators(image_seeds(None, count))
-    if isinstance(given, torch.Generator) or len(given) != count:
+        given = generators(image_seeds(None, count))
+    if isinstance(given, torch.Generator) or len(given) == 0 or len(given) % count:
         found = 1 if isinstance(given, torch.Generator) else len(given)
-        raise ValueError(f"expected one generator per image in a list of {count}, got {found}")
-    return list(given)
+        raise ValueError(f"expected a list with generators for each of {count} inputs, got {found}")
+    return [image * count // len(given) for image in range(len(given))], list(given)

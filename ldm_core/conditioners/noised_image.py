@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ldm_core.condition import Condition
 from ldm_core.conditioners.fields import noise_level, one_image, require_one_size, split_fields
-from ldm_core.conditioners.noise_augmentation import one_per_image, with_noise
+from ldm_core.conditioners.noise_augmentation import per_image, with_noise
 from ldm_core.conditioners.text import TextConditioner
 from ldm_core.noise import Generators
 from ldm_core.noise_schedule import NoiseSchedule, NoiseScheduleConfig
@@ -71,17 +71,15 @@ class NoisedImage:
         return None if images is None else (images.shape[2], images.shape[3])
 
     def __call__(self, inputs: Any, generators: Generators = None) -> Condition:
-        """generators: one per image; None: new random seeds."""
+        """One row per generator. Each input may have several; None: one with a random seed for each input."""
         prompts, images, levels = self._parts(inputs, "inputs")
-        context = self.text(prompts).context
+        text = self.text(prompts)
         if images is None:
-            return Condition(context=context)
-        draws = one_per_image(generators, len(prompts))
-        noised = with_noise(self.schedule, images * 2 - 1, levels, draws)
-        labels = torch.tensor(levels)
-        if context is not None:
-            noised, labels = noised.to(context.device), labels.to(context.device)
-        return Condition(context=context, concat=noised, vector=labels)
+            return text
+        rows, draws = per_image(generators, len(prompts))
+        labels = torch.tensor(levels)[rows]
+        noised = with_noise(self.schedule, images[rows] * 2 - 1, labels, draws)
+        return Condition(context=text[rows].context, concat=noised, vector=labels)
 
     def _parts(self, inputs: Any, name: str) -> tuple[list[str], Tensor | None, list[int]]:
         """Prompts, pictures (B, 3, h, w) in [0, 1] or None, and noise levels."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ldm_core.clip import CLIPImageEncoder, preprocess_stretched
 from ldm_core.condition import Condition
 from ldm_core.conditioners.fields import Fields, exactly_one, noise_level, split_fields
-from ldm_core.conditioners.noise_augmentation import one_per_image, with_noise
+from ldm_core.conditioners.noise_augmentation import per_image, with_noise
 from ldm_core.conditioners.text import TextConditioner
 from ldm_core.nn.blocks import timestep_embedding
 from ldm_core.noise import Generators
@@ -108,34 +108,39 @@ class Unclip:
         return len(self._parts(inputs, name)[0])
 
     def __call__(self, inputs: Any, generators: Generators = None) -> Condition:
-        """generators: one per image; None: new random seeds."""
+        """One row per generator. Each input may have several; None: one with a random seed for each input.
+
+        Prompts alone, which have no noise, have one row each.
+        """
         prompts, rows = self._parts(inputs, "inputs")
-        context = self.text(prompts).context
+        text = self.text(prompts)
         if rows is None:
-            vector = torch.zeros(len(prompts), 2 * self.config.width)
-        else:
-            draws = one_per_image(generators, len(rows))
-            vector = torch.cat([self._mixture(row, draw) for row, draw in zip(rows, draws)])
-        return Condition(context=context, vector=vector if context is None else vector.to(context.device))
+            return Condition(context=text.context, vector=torch.zeros(len(prompts), 2 * self.config.width))
+        numbers, draws = per_image(generators, len(rows))
+        embedded = [self._embedded(row) for row in rows]
+        vectors = [self._mixture(rows[k], embedded[k], draw) for k, draw in zip(numbers, draws)]
+        return Condition(context=text[numbers].context, vector=torch.cat(vectors))
 
     def noised(self, embeddings: Tensor, level: int, generator: Generators = None) -> Tensor:
         """y of CLIP embeddings: (B, width) -> (B, 2 width). At level 0 the embeddings are still noised."""
-        levels = [level] * len(embeddings)
+        levels = torch.full((len(embeddings),), level)
         z = with_noise(self.schedule, (embeddings - self.mean) / self.std, levels, generator)
-        emb = timestep_embedding(torch.tensor(levels), self.config.width)
+        emb = timestep_embedding(levels, self.config.width)
         return torch.cat([z * self.std + self.mean, emb.to(z)], dim=1)
 
-    def _mixture(self, row: _Row, generator: torch.Generator) -> Tensor:
-        """y of one image (1, 2 width): the weighted mean over its sources."""
-        embeddings = row.embeddings
-        if row.pixels is not None:
-            assert self.image_encoder is not None
-            weight = next(self.image_encoder.parameters())
-            embeddings = self.image_encoder(row.pixels.to(weight)).float().cpu()
-        assert embeddings is not None
-        y = self.noised(embeddings, row.level, generator)
-        weights = torch.tensor(row.weights)
-        y = weights[None] @ y / weights.sum()
+    def _embedded(self, row: _Row) -> Tensor:
+        """The embeddings of one input (n, width), float32 on the CPU."""
+        if row.embeddings is not None:
+            return row.embeddings
+        assert self.image_encoder is not None
+        assert row.pixels is not None
+        weight = next(self.image_encoder.parameters())
+        return self.image_encoder(row.pixels.to(weight)).float().cpu()
+
+    def _mixture(self, row: _Row, embeddings: Tensor, generator: torch.Generator) -> Tensor:
+        """y of one image (1, 2 width): the weighted mean over the input's embeddings."""
+        weights = torch.tensor([row.weights]) / math.fsum(row.weights)  # (1, n)
+        y = weights @ self.noised(embeddings, row.level, generator)
         if row.mixture_level is not None:
             y = self.noised(y[:, : self.config.width], row.mixture_level, generator)
         return y

@@ -93,8 +93,17 @@ def test_what_is_refused(inputs: Any, words: str) -> None:
 
 
 def test_generators_are_one_per_image() -> None:
-    for given in (generators([1]), torch.Generator()):
-        with pytest.raises(ValueError, match="one generator per image in a list of 2, got 1"):
-            NoisedImage(TEXT)(IMAGES, given)
+    inputs = [{"prompt": "a", "image": IMAGES[0]}, {"image": IMAGES[1], "noise_level": 7}]
+    conditioner = NoisedImage(TEXT)
+    several = conditioner(inputs, generators([1, 2, 3, 4, 5, 6]))
+    for first, last, row in ((0, 3, inputs[0]), (3, 6, inputs[1])):
+        for k in range(first, last):
+            alone, found = conditioner(row, generators([k + 1])), several[[k]]
+            assert torch.equal(found.concat, alone.concat)
+            assert torch.equal(found.vector, alone.vector)
+            assert torch.equal(found.context, alone.context)
+    for given, count in ((generators([1]), 1), (torch.Generator(), 1), (generators([1, 2, 3]), 3), ([], 0)):
+        with pytest.raises(ValueError, match=f"a list with generators for each of 2 inputs, got {count}"):
+            conditioner(IMAGES, given)
     with pytest.raises(ValueError, match=r"levels must be an int in 1\.\.1000, not 1001"):
         NoisedImageConfig(levels=1001)

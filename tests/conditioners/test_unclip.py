@@ -66,6 +66,17 @@ def test_the_vector_is_noised_and_the_level_follows(conditioner: Unclip, level: 
     assert condition.concat is None
 
 
+def test_several_images_of_one_input(conditioner: Unclip) -> None:
+    """Each has noise of its own, and is the image that is drawn alone."""
+    picture = torch.rand(3, 20, 30, generator=torch.Generator().manual_seed(1))
+    inputs = [{"prompt": "a", "image": picture}, {"embeddings": VECTORS, "mixture_noise_level": 3}]
+    several = conditioner(inputs, generators([1, 2, 3, 4]))
+    for k, row in enumerate([inputs[0], inputs[0], inputs[1], inputs[1]]):
+        alone, found = conditioner(row, generators([k + 1])), several[[k]]
+        assert torch.equal(found.vector, alone.vector)
+        assert torch.equal(found.context, alone.context)
+
+
 @pytest.mark.parametrize("level", [0, 300])
 def test_diffusers_gives_the_same(level: int) -> None:
     normalizer = StableUnCLIPImageNormalizer(D)

@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm_core.condition import Condition
-from ldm_core.support.limits import MAX_LEVELS, MAX_ROWS, MAX_SIZE, require_whole
-from ldm_core.support.printable import few
+from ldm_core.images import MAX_PIXELS
+from ldm_core.support.limits import MAX_LEVELS, MAX_ROWS, MAX_SIZE, is_number, is_whole, require_whole
+from ldm_core.support.printable import few, shown
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,9 @@ class SemanticMap:
         return classes
 
 
-def _of_tensor(inputs: Tensor, classes: int, name: str) -> Tensor:
+def _of_tensor(inputs: Any, classes: int, name: str) -> Tensor:
+    if not isinstance(inputs, Tensor):
+        raise ValueError(f"expected {name} as a tensor, got {type(inputs).__name__}")
     whole = not inputs.is_floating_point() and not inputs.is_complex() and inputs.dtype != torch.bool
     if whole and inputs.ndim in (2, 3):
         return (inputs if inputs.ndim == 3 else inputs[None]).long()
@@ -161,14 +164,16 @@ def paint(height: int, width: int, shapes: Sequence[Shape], background: int = 0)
     from PIL import Image as PIL
     from PIL import ImageDraw
 
-    if not (0 < height <= MAX_SIZE and 0 < width <= MAX_SIZE):
-        raise ValueError(f"expected a height and a width in 1..{MAX_SIZE}, got {height} and {width}")
+    if not (is_whole(height, 1, MAX_SIZE) and is_whole(width, 1, MAX_SIZE) and height * width <= MAX_PIXELS):
+        raise ValueError(
+            f"expected a height and a width in 1..{MAX_SIZE} with at most {MAX_PIXELS:,} pixels, got "
+            f"{shown(height)} and {shown(width)}"
+        )
+    if not is_whole(background, 0, MAX_ROWS):
+        raise ValueError(f"expected the background as a class in 0..{MAX_ROWS}, got {shown(background)}")
     canvas = PIL.new("I", (width, height), background)
     draw = ImageDraw.Draw(canvas)
-    for label, corners in shapes:
-        points = [(x, y) for x, y in corners]
-        if len(points) < 2 or not all(0 <= value <= 1 for point in points for value in point):
-            raise ValueError(f"expected a shape with two or more corners in [0, 1], got {points!r:.80}")
+    for label, points in map(_checked_shape, shapes):
         if len(points) == 2:
             (x0, x1), (y0, y1) = (sorted(values) for values in zip(*points))
             box = (round(x0 * width), round(y0 * height), round(x1 * width) - 1, round(y1 * height) - 1)
@@ -177,6 +182,21 @@ def paint(height: int, width: int, shapes: Sequence[Shape], background: int = 0)
         else:
             draw.polygon([(x * (width - 1), y * (height - 1)) for x, y in points], fill=label)
     return _of_pictures([canvas], "shapes")
+
+
+def _checked_shape(shape: Any) -> tuple[int, list[tuple[float, float]]]:
+    try:
+        label, corners = shape
+        points = [(x, y) for x, y in corners]
+    except (TypeError, ValueError):
+        label, points = None, []
+    inside = all(is_number(value) and 0 <= value <= 1 for point in points for value in point)
+    if not (is_whole(label, 0, MAX_ROWS) and len(points) >= 2 and inside):
+        raise ValueError(
+            "expected a shape as (class, corners), with two or more corners (x, y) in [0, 1], got "
+            f"{shown(shape)}"
+        )
+    return label, points
 
 
 def colours(classes: Tensor) -> list[Any]:
@@ -188,10 +208,9 @@ def colours(classes: Tensor) -> list[Any]:
     import numpy as np
     from PIL import Image as PIL
 
-    if classes.ndim != 3 or classes.is_floating_point() or not bool(((classes >= 0) & (classes < 256)).all()):
-        raise ValueError(
-            f"expected classes (B, H, W) in 0..255, got {tuple(classes.shape)} of {classes.dtype}"
-        )
+    classes = _of_tensor(classes, 256, "classes")
+    if not bool(((classes >= 0) & (classes < 256)).all()):
+        raise ValueError("expected classes in 0..255, which one byte holds, got others")
     images = []
     for values in classes.cpu().numpy().astype(np.uint8):
         image = PIL.fromarray(values).convert("L")

@@ -121,11 +121,16 @@ def test_shapes_are_painted_one_over_the_other() -> None:
     assert set(triangle.unique().tolist()) == {0, 300}
     assert abs(float((triangle == 300).float().mean()) - 0.5) < 0.06
     assert triangle[0, 0, 0] == 0
-    for shapes in ([(1, [(0, 0)])], [(1, [(0, 0), (2, 1)])]):
-        with pytest.raises(ValueError, match=r"corners in \[0, 1\]"):
-            paint(8, 8, shapes)
-    with pytest.raises(ValueError, match="got 0 and 8"):
-        paint(0, 8, [])
+    box = [(0, 0), (1, 1)]
+    shapes: list[Any] = [(1, box[:1]), (1, [(0, 0), (2, 1)]), ("sky", box), (1.5, box), (-1, box), (1, 3), 7]
+    for shape in [*shapes, (1, ["ab", "cd"]), (1, [(0, float("nan")), (1, 1)])]:
+        with pytest.raises(ValueError, match=r"expected a shape as \(class, corners\).* got"):
+            paint(8, 8, [shape])
+    for size in ((0, 8), (8, 2.5), (2**16, 2**16), ("8", 8)):
+        with pytest.raises(ValueError, match="expected a height and a width in"):
+            paint(*size, [])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="expected the background as a class"):
+        paint(8, 8, [], background=-1)
 
 
 def test_colours_keep_the_classes_in_a_png(conditioner: SemanticMap) -> None:
@@ -135,8 +140,9 @@ def test_colours_keep_the_classes_in_a_png(conditioner: SemanticMap) -> None:
     image.save(file, "PNG")
     assert np.array_equal(np.array(Image.open(file)), classes[0].numpy())
     assert len(set(map(tuple, np.array(image.convert("RGB")).reshape(-1, 3).tolist()))) == 256
-    with pytest.raises(ValueError, match=r"in 0\.\.255, got \(1, 1, 1\)"):
-        colours(torch.full((1, 1, 1), 256))
+    for wrong in (torch.full((1, 1, 1), 256), torch.full((1, 1, 1), 0.5), "map.png"):
+        with pytest.raises(ValueError, match="expected classes"):
+            colours(wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("fields", [{"classes": 0}, {"channels": None}, {"stages": 17}])

@@ -65,21 +65,30 @@ class MaskedImage:
         return replace(self, encode=encode)
 
     def count(self, inputs: Any, name: str = "inputs") -> int:
-        return len(_pairs(inputs, name)[0])
+        return len(self._pairs(inputs, name)[0])
 
     def latent_size(self, inputs: Any) -> tuple[int, int]:
         """Rows and columns (h, w) of the latents."""
-        height, width = _pairs(inputs, "inputs")[0].shape[2:]
+        height, width = self._pairs(inputs, "inputs")[0].shape[2:]
         return height // self.config.downsampling, width // self.config.downsampling
 
     def __call__(self, inputs: Any) -> Condition:
-        image, mask = _pairs(inputs, "inputs")
+        image, mask = self._pairs(inputs, "inputs")
         if self.encode is None:
             raise ValueError("a MaskedImage outside a model needs encode=, its first stage")
         hard = (mask >= 0.5).to(image)
         latents = self.encode((1 - hard) * image * 2 - 1)
         small = F.interpolate(hard, size=latents.shape[2:], mode="nearest")
         return Condition(concat=torch.cat([latents, (small * 2 - 1).to(latents)], dim=1))
+
+    def _pairs(self, inputs: Any, name: str) -> tuple[Tensor, Tensor]:
+        image, mask = _pairs(inputs, name)
+        if min(image.shape[2:]) < self.config.downsampling:
+            raise ValueError(
+                f"expected {name} of at least {self.config.downsampling} pixels a side, got "
+                f"{tuple(image.shape)}"
+            )
+        return image, mask
 
 
 def _pairs(inputs: Any, name: str) -> tuple[Tensor, Tensor]:

@@ -79,6 +79,7 @@ def test_what_is_hidden_has_no_influence() -> None:
         ((IMAGE * 2, MASK), r"image values in \[0, 1\]"),
         ([(IMAGE, MASK), (IMAGE[..., :8], MASK[..., :8])], "images of one size"),
         (("a.png", "b.png"), "not str"),
+        ((IMAGE[..., :3], MASK[..., :3]), r"of at least 4 pixels a side, got \(2, 3, 12, 3\)"),
     ],
 )
 def test_what_is_no_pair(inputs: Any, words: str) -> None:

@@ -43,7 +43,10 @@ class UnclipConfig:
     noise_schedule: NoiseScheduleConfig = SCHEDULE
 
     def __post_init__(self) -> None:
-        require_whole("unclip", self, "width", 1, MAX_SIZE)
+        require_whole("unclip", self, "width", 2, MAX_SIZE)
+        require(
+            self.width % 2 == 0, f"unclip: width must be even, half sines and half cosines, not {self.width}"
+        )
 
     @property
     def vector_dim(self) -> int:
@@ -93,8 +96,9 @@ class Unclip:
     def __post_init__(self) -> None:
         object.__setattr__(self, "schedule", NoiseSchedule(self.config.noise_schedule))
         for name in ("mean", "std"):
-            if isinstance(getattr(self, name), Tensor):
-                rows = _vectors(getattr(self, name), self.config.width, name)
+            value = getattr(self, name)
+            if not is_number(value):
+                rows = _vectors(value, self.config.width, name)
                 require(len(rows) == 1, f"expected {name} as one vector, got {len(rows)}")
                 object.__setattr__(self, name, rows[0])
         require(bool(torch.as_tensor(self.std).gt(0).all()), "expected std to be positive")

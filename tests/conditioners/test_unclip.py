@@ -179,8 +179,13 @@ def test_bad_parts() -> None:
         (MEAN[:4], 1.0, "mean: expected vectors of 16"),
         (VECTORS, 1.0, "expected mean as one vector, got 3"),
         (0.0, STD * 0, "std to be positive"),
+        (0.0, -1, "std to be positive"),
+        ("0", 1.0, "mean: expected vectors of 16"),
+        (math.nan, 1.0, "mean: expected vectors of 16"),
     ):
         with pytest.raises(ValueError, match=words):
             Unclip(TEXT, None, UnclipConfig(D), mean, std)
     with pytest.raises(ValueError, match="unclip: width must be an int"):
         UnclipConfig(0)
+    with pytest.raises(ValueError, match="width must be even"):
+        UnclipConfig(1023)

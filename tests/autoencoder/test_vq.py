@@ -21,6 +21,7 @@ from ldm_core.checkpoint.key_map import to_file
 from ldm_core.config import ConfigError, LatentDiffusionConfig
 from ldm_core.nn.convolution import PreparedWinograd, convolutions
 from ldm_core.nn.optimization import optimize
+from ldm_core.watch.preview import fit_preview
 
 TINY_VQ = AutoencoderVQConfig(ch=32, ch_mult=(1, 2), num_res_blocks=1, n_embed=50)
 F8 = AutoencoderVQConfig(
@@ -271,6 +272,7 @@ def test_a_model_samples_and_decodes_codes(model_config: LatentDiffusionConfig) 
         codes = model.autoencoder.quantize(latent)[0]
         decoded = model.autoencoder.decode(codes, quantize=False)
     assert torch.allclose(image, (decoded / 2 + 0.5).clamp(0, 1), atol=1e-5)
+    assert fit_preview(model, pictures=4)(latent).shape == (1, 3, 16, 16)
     assert sampler.img2img("a cat", image, 0.5, steps=2, seed=0, output="tensor").shape == image.shape
 
 
@@ -292,6 +294,23 @@ def test_optimisations_change_only_rounding() -> None:
         assert any(isinstance(layer.convolution, PreparedWinograd) for layer in convolutions(autoencoder))
         assert (autoencoder.encode(x).mode() - h).abs().max() < 1e-4 * h.abs().max()
         assert (autoencoder.decode(h) - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+@torch.no_grad()
+def test_vmap_and_jvp() -> None:
+    """The derivative is that of the decoder at the codes, since the quantiser's is one."""
+    autoencoder = random_vq(TINY_VQ).double()
+    h, tangent = torch.randn(3, 1, 3, 4, 4).double(), torch.randn(1, 3, 4, 4).double()
+    loop = torch.stack([autoencoder.decode(row) for row in h])
+    assert relative_error(torch.func.vmap(autoencoder.decode)(h), loop) < 1e-12
+    out, derivative = torch.func.jvp(autoencoder.decode, (h[0],), (tangent,))
+    assert relative_error(out, loop[0]) < 1e-12
+
+    def decode(z: Tensor) -> Tensor:
+        return autoencoder.decode(z, quantize=False)
+
+    z_q = autoencoder.quantize(h[0])[0]
+    assert relative_error(derivative, torch.func.jvp(decode, (z_q,), (tangent,))[1]) < 1e-12
 
 
 def test_tiles_of_a_vq_autoencoder() -> None:

@@ -42,8 +42,7 @@ def check_autoencoder(
 ) -> None:
     """Check that an autoencoder meets its contract. Raises ContractError, which lists every violation.
 
-    config: its in_channels, out_ch, embed_dim and downsampling determine the shapes. An AutoencoderVQConfig
-        expects latents without randomness, and checks `quantize` if the autoencoder has it.
+    config: determines the shapes; an AutoencoderVQConfig also that latents are not random, but quantised.
     reconstruction: for a trained autoencoder, the largest RMS error of decode(encode(images).mode()); None
         skips this clause.
     images: (B, 3, H, W) in [-1, 1] to reconstruct; by default three smooth gradients of 8 f pixels.
@@ -64,9 +63,7 @@ def check_autoencoder(
         part = in_dtype(autoencoder, dtype)
         x = draw(BATCH, config.in_channels, h * f, w * f, seed=0, dtype=dtype, device=on).clamp(-1, 1)
         what = f"encode(images of {h * f}x{w * f}).{names}"
-        return Case(
-            autoencoder, what, lambda images: outputs(part.encode(images)), {"images": x}, limit(dtype)
-        )
+        return Case(autoencoder, what, lambda x: outputs(part.encode(x)), {"images": x}, limit(dtype))
 
     def decoding(dtype: torch.dtype, h: int, w: int) -> Case:
         part = in_dtype(autoencoder, dtype)
@@ -85,21 +82,21 @@ def check_autoencoder(
             check_result(contract, decoding(dtype, h, w), images_shape, dtype, f"decode: shape, in {dtype}")
     contract.raise_if_broken()
     encode, decode = encoding(dtypes[0], *sizes[0]), decoding(dtypes[0], *sizes[0])
-    why = "a latent or an image must encode its input"
-    for case, name in ((encode, "images"), (decode, "z")):
-        check_tensor_function(contract, case)
-        check_dependence(contract, case, why, **{name: (f"its {name}", case.arguments[name].flip(0))})
-    posterior = autoencoder.encode(encode.arguments["images"])
-    if is_vq:
-        _check_latents(contract, posterior)
-        if hasattr(autoencoder, "quantize"):
-            _check_codes(contract, autoencoder, posterior.mode())
-    else:
-        _check_posterior(contract, posterior)
+    _check_functions(contract, encode, decode)
+    (_check_latents if is_vq else _check_posterior)(contract, autoencoder.encode(encode.arguments["images"]))
+    if is_vq and hasattr(autoencoder, "quantize"):
+        _check_codes(contract, autoencoder, decode.arguments["z"])
     if reconstruction is not None:
         images = _gradients(8 * f) if images is None else images
         _check_inverse(contract, autoencoder, images.to(on, dtypes[0]), reconstruction)
     contract.raise_if_broken()
+
+
+def _check_functions(contract: Contract, encode: Case, decode: Case) -> None:
+    why = "a latent or an image must encode its input"
+    for case, name in ((encode, "images"), (decode, "z")):
+        check_tensor_function(contract, case)
+        check_dependence(contract, case, why, **{name: (f"its {name}", case.arguments[name].flip(0))})
 
 
 def _moments(posterior: Any) -> Tensor:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from ldm_core.checkpoint.folder import ADDED_TOKENS, MODEL_INDEX, SCHEDULER
+from ldm_core.checkpoint.folder import ADDED_TOKENS, ALONE, MODEL_INDEX, SCHEDULER
 from ldm_core.checkpoint.key_map import KeyMap, prefixed
 from ldm_core.checkpoint.setting_values import Settings
 from ldm_core.config import LatentDiffusionConfig
@@ -40,8 +40,8 @@ def part_maps(config: LatentDiffusionConfig) -> dict[str, KeyMap]:
 def settings(config: LatentDiffusionConfig) -> dict[str, Any]:
     """The files of the folder besides the weights, by name: JSON values, or text."""
     folders = [part_of(own).folder for own in part_configs(config).values()]
-    files = {MODEL_INDEX: _model_index(config), SCHEDULER: _scheduler(config)}
-    return {name: value for one in folders if one for name, value in one.write(config).items()} | files
+    files = {name: value for one in folders if one for name, value in one.write(config).items()}
+    return files | {MODEL_INDEX: _model_index(config, files), SCHEDULER: _scheduler(config)}
 
 
 def as_text(value: Any) -> str:
@@ -81,7 +81,7 @@ def added_tokens(words: names.Words) -> dict[str, dict[str, int]]:
     return {ADDED_TOKENS: tokens} if tokens else {}
 
 
-def _model_index(config: LatentDiffusionConfig) -> dict[str, Any]:
+def _model_index(config: LatentDiffusionConfig, files: Mapping[str, Any]) -> dict[str, Any]:
     channels, latents = config.unet.in_channels, config.unet.out_channels
     pipeline = _FROM_TEXT if channels == latents else _WITH_MORE.get(channels)
     if pipeline is None:
@@ -95,7 +95,9 @@ def _model_index(config: LatentDiffusionConfig) -> dict[str, Any]:
         "scheduler": ["diffusers", "DDIMScheduler"],
     }
     folders = (part_of(own).folder for own in part_configs(config).values())
-    index |= {name: list(classes[:2]) for name, classes in _classes(folders)}
+    for name, (library, usual, *_) in _classes(folders):
+        written = files.get(f"{name}/{ALONE}", {})
+        index[name] = [library, written.get("_class_name", usual)]
     if pipeline in _WITH_SAFETY:
         nothing = [None, None]
         index |= {"feature_extractor": nothing, "image_encoder": nothing, "safety_checker": nothing}

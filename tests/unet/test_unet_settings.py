@@ -11,12 +11,15 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 from safetensors.torch import load_file, save_file
+from support.configs import TINY
 from support.reference import relative_error
 
 import ldm_core
 from ldm_core.checkpoint import CheckpointError
 from ldm_core.checkpoint.key_map import to_file
 from ldm_core.errors import ConfigError
+from ldm_core.loading.diffusers_folder import check_classes
+from ldm_core.loading.diffusers_folder import settings as folder_settings
 from ldm_core.unet import UNet, UNetConfig
 from ldm_core.unet.compvis_settings import unet_in_yaml
 from ldm_core.unet.names import diffusers_map
@@ -198,6 +201,15 @@ def test_a_file_without_settings_needs_the_heads(tmp_path: Path) -> None:
         assert all(torch.equal(loaded[key], value) for key, value in network.state_dict().items())
         with pytest.raises(CheckpointError, match="resblock_updown is False"):
             ldm_core.load_part(path, "unet", config=replace(OWN, resblock_updown=False))
+
+
+def test_the_index_of_a_folder_names_the_class_that_is_written() -> None:
+    config = replace(TINY["sd1"], text_encoder=None, unet=replace(OWN, in_channels=4, out_channels=4))
+    files = folder_settings(config)
+    assert files["unet/config.json"]["_class_name"] == "UNet2DModel"
+    assert files["model_index.json"]["unet"] == ["diffusers", "UNet2DModel"]
+    check_classes(files)
+    assert folder_settings(TINY["sd1"])["model_index.json"]["unet"] == ["diffusers", "UNet2DConditionModel"]
 
 
 def test_settings_are_json() -> None:

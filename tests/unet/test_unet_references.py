@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DModel
+from diffusers import UNet2DConditionModel, UNet2DModel
 from support.plain_unet import plain_unet
 from support.reference import relative_error
 from torch import Tensor, nn
@@ -115,28 +115,36 @@ EXPRESSED = {
     },
     "only the middle attends": {"num_heads": 4, "attention_resolutions": (), "in_channels": 6},
 }  # fmt: skip
+CROSS = {
+    "as cin256-v2": {"num_heads": 1, "channel_mult": (1, 2, 3, 5), "attention_resolutions": (8, 4, 2)},
+    "as layout2img": {"num_heads": None, "num_head_channels": 32, "transformer_depth": 3},
+    "scale-shift": {"num_heads": 4, "use_scale_shift_norm": True, "use_linear_in_transformer": True},
+}
 SMALL = UNetConfig(
     in_channels=3, out_channels=3, model_channels=32, channel_mult=(1, 2, 2), num_res_blocks=1,
     attention_resolutions=(2, 4), context_dim=None,
 )  # fmt: skip
 
 
-def in_diffusers(network: UNet) -> UNet2DModel:
+def in_diffusers(network: UNet) -> Any:
     """diffusers' network with the same weights, built from the settings that we write."""
     settings = unet_settings(network.config, 8)
-    reference = UNet2DModel.from_config(settings).eval().requires_grad_(False)
+    kind = UNet2DModel if network.config.context_dim is None else UNet2DConditionModel
+    reference = kind.from_config(settings).eval().requires_grad_(False)
     tensors = to_file(diffusers_map(network.config), network.state_dict())
     reference.load_state_dict(tensors)  # strict: all names are there
     return reference
 
 
-def compare(network: UNet, reference: UNet2DModel, size: int) -> float:
+def compare(network: UNet, reference: Any, size: int) -> float:
     config = network.config
     x, t = draw(2, config.in_channels, size, size), torch.tensor([7, 912])
     y = None if config.num_classes is None else torch.tensor([3, 0])
+    context = None if config.context_dim is None else draw(2, 5, config.context_dim, seed=1)
+    told = {"class_labels": y} if context is None else {"encoder_hidden_states": context}
     set_convolution(network, "direct")
     with torch.no_grad():
-        return relative_error(network(x, t, y=y), reference(x, t, y).sample)
+        return relative_error(network(x, t, context, y), reference(x, t, **told).sample)
 
 
 @pytest.mark.parametrize("kind", EXPRESSED)
@@ -152,6 +160,16 @@ def test_as_diffusers_computes(kind: str) -> None:
         assert read.heads(width) == config.heads(width)
     heads = {"num_heads": config.num_heads, "num_head_channels": config.num_head_channels}
     assert replace(read, **heads) == config  # heads of one size may be stated as a size or as a number
+
+
+@pytest.mark.parametrize("kind", CROSS)
+def test_as_diffusers_computes_with_cross_attention(kind: str) -> None:
+    config = replace(SMALL, context_dim=24, **CROSS[kind])  # type: ignore[arg-type]
+    network = UNet(config).eval()
+    shake(network)
+    reference = in_diffusers(network)
+    assert compare(network, reference, 8) < TOLERANCE
+    assert unet_config(dict(reference.config) | {"_class_name": "UNet2DConditionModel"}) == config
 
 
 @pytest.mark.slow  # 274 M weights, twice

@@ -11,7 +11,7 @@ from ldm_core.errors import ConfigError
 from ldm_core.support.printable import shown
 from ldm_core.unet.config import UNetConfig
 
-_READ = {
+READ = {
     *("in_channels", "out_channels", "model_channels", "channel_mult", "num_res_blocks"),
     *("attention_resolutions", "num_heads", "num_head_channels", "num_heads_upsample"),
     *("use_spatial_transformer", "transformer_depth", "context_dim", "use_linear_in_transformer"),
@@ -20,9 +20,9 @@ _READ = {
 }
 # Without effect on the output: sizes that are not used, memory, dtypes, and what acts in training only.
 # `legacy` chooses how a head's size follows from the number of heads; where they divide widths, both agree.
-_WITHOUT_EFFECT = {"image_size", "use_checkpoint", "use_fp16", "use_bf16", "dropout", "legacy"}
+WITHOUT_EFFECT = {"image_size", "use_checkpoint", "use_fp16", "use_bf16", "dropout", "legacy"}
 # Options that change the network, with their only supported value, which is also the default.
-_FIXED = {
+FIXED = {
     "conv_resample": True,  # resampling with a convolution
     "dims": 2,
     "disable_middle_self_attn": False,
@@ -62,10 +62,10 @@ def unet_in_yaml(model: Params) -> UNetConfig:
 
 def _check_options(params: Params) -> None:
     """Raise ConfigError for options that would make another network."""
-    unknown = params.keys() - _READ - _WITHOUT_EFFECT - _FIXED.keys()
+    unknown = params.keys() - READ - WITHOUT_EFFECT - FIXED.keys()
     if unknown:
         raise ConfigError(f"unet_config has the unknown option {shown(min(map(str, unknown)))}")
-    for name, value in _FIXED.items():
+    for name, value in FIXED.items():
         if params.get(name, value) != value:
             raise ConfigError(f"unet_config: {name} is {shown(params[name])}; only {value!r} is supported")
     for name in ("transformer_depth", "num_res_blocks"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from diffusers import UNet2DModel
 from safetensors.torch import load_file, save_file
 from support.configs import TINY
+from support.hostile_settings import VALUES
 from support.reference import relative_error
 
 import ldm_core
@@ -21,7 +23,7 @@ from ldm_core.errors import ConfigError
 from ldm_core.loading.diffusers_folder import check_classes
 from ldm_core.loading.diffusers_folder import settings as folder_settings
 from ldm_core.unet import UNet, UNetConfig
-from ldm_core.unet.compvis_settings import unet_in_yaml
+from ldm_core.unet.compvis_settings import FIXED, READ, WITHOUT_EFFECT, unet_in_yaml
 from ldm_core.unet.names import diffusers_map
 from ldm_core.unet.settings import unet_config, unet_settings
 
@@ -201,6 +203,24 @@ def test_a_file_without_settings_needs_the_heads(tmp_path: Path) -> None:
         assert all(torch.equal(loaded[key], value) for key, value in network.state_dict().items())
         with pytest.raises(CheckpointError, match="resblock_updown is False"):
             ldm_core.load_part(path, "unet", config=replace(OWN, resblock_updown=False))
+
+
+@pytest.mark.parametrize("kind", VALUES)
+def test_odd_values_are_read_or_refused(kind: str) -> None:
+    """Each setting and each option in turn: one line of an expected kind, never another error."""
+    messages = []
+    for name in SETTINGS:
+        try:
+            unet_config(SETTINGS | {name: VALUES[kind]})
+        except CheckpointError as error:
+            messages.append(str(error))
+    assert all(message.startswith("unet/config.json") and len(message) < 500 for message in messages)
+    assert len(messages) > len(SETTINGS) / 2
+    for name in READ | WITHOUT_EFFECT | FIXED.keys():
+        for model in ({}, TEXT):
+            # `from_yaml` turns all of these into a ConfigError that names the option.
+            with suppress(ConfigError, KeyError, TypeError, AttributeError):
+                in_yaml(**model | {name: VALUES[kind]})
 
 
 def test_the_index_of_a_folder_names_the_class_that_is_written() -> None:

@@ -105,6 +105,11 @@ class Recipe:
         for names, types, expected in _FIELD_TYPES:
             for name in names:
                 _check(name, getattr(self, name), types, expected)
+        for own in fields(self):
+            source = getattr(self, own.name)
+            if isinstance(source, SourceFile):
+                _check(f"{own.name}.name", source.name, (str,), "text")
+                _check(f"{own.name}.path", source.path, (str, _NONE), "text or nothing")
         for key, value in self.scheduler_settings.items():
             expected = "a number, text, true, false or nothing"
             _check("the name of a scheduler setting", key, (str,), "text")

@@ -46,7 +46,7 @@ def min_snr_weight(alphas_cumprod: Tensor, gamma: float, target: Target) -> Tens
 
 
 class DiffusionObjective(Objective):
-    """Trains a model's U-Net and optionally its text encoder, or an adapter instead.
+    """Trains a model's U-Net and optionally its text encoder or conditioner, or an adapter instead.
 
     model: its networks train in place, on their device; the autoencoder is not trained.
     target: "eps", "v" or "x0"; by default the model's `config.prediction`, which sampling uses. Warns if they
@@ -54,13 +54,15 @@ class DiffusionObjective(Objective):
     condition_dropout: the probability of replacing a caption by the empty prompt, in [0, 1].
     min_snr_gamma: gamma of `min_snr_weight`, 5 in the paper; None for w_t = 1.
     train_text_encoder: also train the text encoder; otherwise it is frozen.
+    train_conditioner: also train the network of a conditioner of something else, such as a table of classes.
     adapter: a `TrainableLora` or a `TrainableEmbedding` of the model. Only the adapter is trained; the
         networks are frozen and may be in bfloat16.
 
     Batches have "image", or "mean" and "logvar" from `CachedLatents`; and "text", or "inputs" for a
-    conditioner of something else, such as class labels, or neither for an unconditional model.
-    Raises ValueError for a U-Net with further input channels, for 16-bit weights (with an adapter, for
-    float16), and for target "eps" with a zero-terminal-SNR schedule.
+    conditioner of something else, such as class labels, or neither for an unconditional model. "inputs" is
+    what the conditioner takes for the whole batch: a list, or a tensor of maps or pictures.
+    Raises ValueError for a U-Net with input channels that the conditioner does not fill, for 16-bit weights
+    (with an adapter, for float16), and for target "eps" with a zero-terminal-SNR schedule.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class DiffusionObjective(Objective):
         condition_dropout: float = 0.1,
         min_snr_gamma: float | None = None,
         train_text_encoder: bool = False,
+        train_conditioner: bool = False,
         adapter: nn.Module | None = None,
     ) -> None:
         super().__init__()
@@ -78,6 +81,7 @@ class DiffusionObjective(Objective):
         self.target: Target = target or model.config.prediction
         self.condition_dropout = condition_dropout
         self.train_text_encoder = train_text_encoder
+        self.train_conditioner = train_conditioner
         _check(model, self.target, condition_dropout, min_snr_gamma)
         if self.target != model.config.prediction:
             warn(
@@ -89,8 +93,10 @@ class DiffusionObjective(Objective):
         if adapter is None:
             self.unet = _module(model, "unet").requires_grad_(True)
             self.text_encoder = _trainable(_module(model, "text_encoder")) if train_text_encoder else None
+            own = _module(model, "conditioner").requires_grad_(True) if train_conditioner else None
+            self.conditioner = own
         else:
-            _freeze(model, train_text_encoder)
+            _freeze(model, train_text_encoder, train_conditioner)
 
         alphas_cumprod = model.noise_schedule.alphas_cumprod
         weight = torch.ones_like(alphas_cumprod)
@@ -111,6 +117,8 @@ class DiffusionObjective(Objective):
 
         a, s = (table[t].to(wide)[:, None, None, None] for table in (self._a, self._s))
         noisy = (a * z0 + s * noise).to(like)
+        if condition.concat is not None:
+            noisy = torch.cat([noisy, condition.concat], dim=1)
         vector = () if condition.vector is None else (condition.vector,)
         predicted = self.model.unet(noisy, t.to(like.device), condition.context, *vector)
         target = {"eps": noise, "v": a * noise - s * z0, "x0": z0}[self.target]
@@ -124,12 +132,14 @@ class DiffusionObjective(Objective):
         if "text" in batch and isinstance(self.model.conditioner, TextConditioner):
             inputs = self._captions(batch["text"], generators)
         elif "inputs" in batch:
-            drops = uniform(generators).tolist()
+            inputs, drops = batch["inputs"], uniform(generators).tolist()
+            inputs = inputs.tolist() if isinstance(inputs, Tensor) and inputs.ndim == 1 else inputs
             nothing = self.model.conditioner.unconditional
-            inputs = [
-                nothing if drop < self.condition_dropout else one for one, drop in zip(batch["inputs"], drops)
-            ]
-        learns = self.train_text_encoder or self.adapter is not None
+            if nothing is not None:
+                inputs = [
+                    nothing if drop < self.condition_dropout else one for one, drop in zip(inputs, drops)
+                ]
+        learns = self.train_text_encoder or self.train_conditioner or self.adapter is not None
         with nullcontext() if learns else torch.no_grad():
             return self.model.condition(inputs)
 
@@ -166,7 +176,8 @@ def _check(model: LatentDiffusion, target: str, dropout: float, gamma: float | N
     if not unconditional and dropout > 0 and model.conditioner.unconditional is None:
         dropout_needs = "a conditioner with unconditional inputs, which this model's does not have"
         raise ValueError(f"condition_dropout {dropout} needs {dropout_needs}: use condition_dropout=0")
-    if config.in_channels != config.out_channels or (labels and reads_text):
+    fills = config.in_channels == config.out_channels or not (reads_text or unconditional)
+    if not fills or (labels and reads_text):
         raise ValueError(
             "expected a U-Net whose only inputs are latents, timesteps and contexts, got one with "
             f"{config.in_channels} input channels, {config.out_channels} output channels, or class labels"
@@ -184,10 +195,11 @@ def _module(model: LatentDiffusion, part: str) -> nn.Module:
     return model.modules[part]
 
 
-def _freeze(model: LatentDiffusion, train_text_encoder: bool) -> None:
+def _freeze(model: LatentDiffusion, train_text_encoder: bool, train_conditioner: bool) -> None:
     """Freeze the networks, to train an adapter. Raises ValueError for float16 weights."""
-    if train_text_encoder:
-        raise ValueError("train_text_encoder cannot be used with an adapter, which is trained alone")
+    if train_text_encoder or train_conditioner:
+        what = "train_text_encoder" if train_text_encoder else "train_conditioner"
+        raise ValueError(f"{what} cannot be used with an adapter, which is trained alone")
     for part, network in model.modules.items():
         if any(p.dtype == torch.float16 for p in network.parameters()):
             raise ValueError(

@@ -120,6 +120,7 @@ BERT_PARTS: tuple[Part, ...] = (
         proves_all=True,
         fewest=shapes.fewest_tensors,
         conditions=_layout_conditioner,
+        call="sample([[(3, 0.1, 0.2, 0.5, 0.6)]])",
         section=Section("cond_stage_config", _layout_in_yaml, compvis_settings.TARGETS),
     ),
 )

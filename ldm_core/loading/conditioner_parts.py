@@ -59,11 +59,12 @@ def _without_weights(
     config: type[Any],
     conditions: Callable[[Any, Parts], Any],
     read: Callable[[Params], Any],
-    *targets: str,
+    target: str,
+    call: str,
 ) -> Part:
     return Part(
         name, words, config, lambda own: nn.Module(), (), fills=SLOT, conditions=conditions,
-        section=Section(STAGE, read, targets),
+        section=Section(STAGE, read, (target,)), call=call,
     )  # fmt: skip
 
 
@@ -140,19 +141,19 @@ CONDITIONER_PARTS: tuple[Part, ...] = (
         "class_embedder", "class embedder", ClassEmbedderConfig, ClassEmbedding,
         (_layout(ClassEmbedding, "embedding", _class_embedder_in_shapes),),
         fills=SLOT, proves_all=True,
-        conditions=lambda config, parts: ClassEmbedder(parts[SLOT]),
+        conditions=lambda config, parts: ClassEmbedder(parts[SLOT]), call="sample(207)",
         section=Section(STAGE, _class_embedder_in_yaml, ("ClassEmbedder",)),
     ),
     Part(
         "semantic_map", "semantic map encoder", SemanticMapConfig, SpatialRescaler,
         (_layout(SpatialRescaler, "channel_mapper", _semantic_map_in_shapes),),
         fills=SLOT,
-        conditions=lambda config, parts: SemanticMap(parts[SLOT]),
+        conditions=lambda config, parts: SemanticMap(parts[SLOT]), call="sample(class_map)",
         section=Section(STAGE, _semantic_map_in_yaml, ("SpatialRescaler",)),
     ),
     _without_weights(
         "low_resolution", "small picture", LowResolutionConfig, lambda config, parts: LowResolution(config),
-        _low_resolution_in_yaml, "Identity",
+        _low_resolution_in_yaml, "Identity", "upscale(image)",
     ),
     _without_weights(
         "retrieval",
@@ -161,23 +162,26 @@ CONDITIONER_PARTS: tuple[Part, ...] = (
         lambda config, parts: Retrieval(config=config),
         _retrieval_in_yaml,
         "Identity",
+        "sample(embeddings)",
     ),
     _without_weights(
         "masked_image", "masked image", MaskedImageConfig,
         lambda config, parts: MaskedImage(config=config), _masked_image_in_yaml, "__is_first_stage__",
+        "inpaint(None, image, mask)",
     ),
     _without_weights(
         "depth", "depth map", DepthConfig, lambda config, parts: Depth(_text(parts), config=config),
         _depth_in_yaml, "LatentDepth2ImageDiffusion",
+        "sample({'prompt': 'a cat', 'depth': depth})",
     ),
     _without_weights(
         "noised_image", "noised small picture", NoisedImageConfig,
         lambda config, parts: NoisedImage(_text(parts), config), _noised_image_in_yaml,
-        "LatentUpscaleDiffusion",
+        "LatentUpscaleDiffusion", "upscale(image, 'a cat')",
     ),
     _without_weights(
         "unclip", "noised image vector", UnclipConfig,
         lambda config, parts: Unclip(_text(parts), config=config), _unclip_in_yaml,
-        "ImageEmbeddingConditionedLatentDiffusion",
+        "ImageEmbeddingConditionedLatentDiffusion", "sample({'image': image})",
     ),
 )  # fmt: skip

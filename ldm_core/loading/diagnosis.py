@@ -8,14 +8,14 @@ from typing import Literal
 
 from ldm_core.checkpoint.key_map import Problems, some
 from ldm_core.checkpoint.reader import Checkpoint
-from ldm_core.config import PRESETS
+from ldm_core.config import PRESETS, LatentDiffusionConfig
 from ldm_core.errors import CheckpointError, UnknownModelError
 from ldm_core.loading.claims import Claim, Strength, strongest
 from ldm_core.loading.decide import decide, decide_part, needed
 from ldm_core.loading.evidence import evidence, matching_presets, part_evidence, proofs
 from ldm_core.loading.families import other_family
 from ldm_core.loading.find import UNUSED, PartSource, leftovers
-from ldm_core.loading.parts import model_slots, part_words
+from ldm_core.loading.parts import model_slots, part_of, part_words
 from ldm_core.loading.weights import misfits
 from ldm_core.support.printable import shown
 
@@ -56,6 +56,7 @@ class Diagnosis:
     sure: Sure
     why: str
     load: str | None
+    sample: str | None = None
     presets: tuple[str, ...] = ()
     prediction: str | None = None
     contradictions: Sequence[str] = ()
@@ -94,7 +95,7 @@ def diagnose(checkpoint: Checkpoint, sources: Mapping[str, PartSource]) -> Diagn
     except CheckpointError as error:
         family = _titles(presets) if presets else OWN
         sure: Sure = "fits" if presets else "unknown"
-        found = Diagnosis(family, sure, str(error), None, presets, contradictions=[str(error)])
+        found = Diagnosis(family, sure, str(error), None, presets=presets, contradictions=[str(error)])
     return _with_misfits(replace(found, claims=claims), misfits(sources, proven))
 
 
@@ -176,7 +177,7 @@ def _incomplete(
     why = f"it contains no {' and no '.join(map(part_words, missing))}"
     sure: Sure = "proved" if presets else "unknown"
     family = f"{' and '.join(map(part_words, held))} alone{of}"
-    return Diagnosis(family, sure, why, load, presets, missing=missing)
+    return Diagnosis(family, sure, why, load, presets=presets, missing=missing)
 
 
 def _whole(
@@ -197,10 +198,22 @@ def _whole(
         told = " or ".join(f"prediction={choice!r}" for choice in decision.choices)
         load = load and f"{load}  # evaluates the U-Net to find its prediction type; or pass {told}"
         why = "its tensors match both, and the file does not state the prediction type"
-        return Diagnosis(_titles(presets), "fits", why, load, presets)
+        return Diagnosis(_titles(presets), "fits", why, load, presets=presets)
+    sample = load and f"ldm_core.Sampler({load}).{_call(decision.config)}"
     named = tuple(name for name in presets if PRESETS[name].prediction == decision.prediction) or presets
     family = _titles(named) if named else OWN
-    return Diagnosis(family, "proved", _why(claims, presets), load, named, decision.prediction)
+    why = _why(claims, presets)
+    return Diagnosis(family, "proved", why, load, sample, presets=named, prediction=decision.prediction)
+
+
+def _call(config: LatentDiffusionConfig) -> str:
+    """A call of the sampler that draws with such a model."""
+    if config.conditioner is not None:
+        return part_of(config.conditioner).call
+    if config.text_encoder is None:
+        return "sample(num_images=4)"
+    takes_mask = config.unet.in_channels == 2 * config.unet.out_channels + 1
+    return "inpaint('a cat', image, mask)" if takes_mask else "txt2img('a cat')"
 
 
 def _titles(presets: tuple[str, ...]) -> str:

@@ -49,6 +49,7 @@ class Report:
     checksums           the result of the comparison, as text; None without `verify`
     foreign             classes and functions in a pickle, which were not imported
     load                the line of Python that loads the file, or None
+    sample              the line of Python that draws with it, or None
     """
 
     path: str
@@ -75,6 +76,7 @@ class Report:
     metadata: dict[str, Any]
     foreign: tuple[str, ...]
     load: str | None
+    sample: str | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON except for NaN and infinity, which JSON lacks."""
@@ -109,6 +111,8 @@ class Report:
         if self.checksums is not None:
             rows.append(("checksums", self.checksums))
         rows.append(("load", self.load or "not supported"))
+        if self.sample is not None:
+            rows.append(("sample", self.sample))
         rows = [(printable(name), printable(value)) for name, value in rows]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
@@ -128,7 +132,8 @@ class Report:
 
     def _ema_words(self) -> str:
         if self.ema:
-            return "averaged U-Net weights: load(…, ema=True)"
+            by_default = any("use_ema True" in claim for claim in self.claims)
+            return f"averaged U-Net weights: load(…{'' if by_default else ', ema=True'})"
         counters = any(key.startswith("model_ema.") for key in self.ignored)
         return "none, only the counters of a training run" if counters else "none"
 
@@ -189,6 +194,7 @@ def inspect(
         metadata=checkpoint.metadata,
         foreign=checkpoint.foreign,
         load=diagnosis.load,
+        sample=diagnosis.sample,
     )
 
 

@@ -107,6 +107,7 @@ class Part:
     says       file -> its claims on the whole model; brings: the fields of the model that belong to this part
     tokenizer  (configuration, words to add) -> tokenizer; adds_words: whether files may add words to it
     conditions (configuration, the model's networks and its "tokenizer") -> the model's conditioner
+    call       an example of the sampler's method and arguments for this conditioner
     """
 
     name: str
@@ -127,6 +128,7 @@ class Part:
     tokenizer: Callable[[Any, Any], Any] | None = None
     adds_words: bool = False
     conditions: Callable[[Any, Mapping[str, Any]], Conditioner] | None = None
+    call: str = ""
 
     @property
     def slot(self) -> str:

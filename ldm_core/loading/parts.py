@@ -357,5 +357,7 @@ def part_configs(config: LatentDiffusionConfig) -> dict[str, Any]:
 
 
 def part_words(slot: str) -> str:
-    """The name of a slot in messages."""
-    return next((part.words for part in reversed(parts()) if part.slot == slot), slot)
+    """The name of a slot in messages, whichever part fills it."""
+    if slot in model_slots():
+        return "U-Net" if slot == "unet" else slot.replace("_", " ")
+    return next((part.words for part in parts() if part.slot == slot), slot)

@@ -144,7 +144,7 @@ def test_a_yaml_can_be_given_by_its_path(tmp_path: Path, bundled: LatentDiffusio
         ),
         ("ch_mult: [1, 1, 2, 4, 4]", "ch_mult: [1, 2, 2, 4, 4]", "autoencoder.ch_mult"),
         ("scale_factor: 0.5443753482811984", "scale_factor: -1", "latent_scale must be a positive number"),
-        ("FrozenCLIPEmbedder", "BERTEmbedder", "BERTEmbedder is not one of"),
+        ("FrozenCLIPEmbedder", "FrozenT5Embedder", "FrozenT5Embedder is not one of"),
         ("context_dim: 128", "context_dimension: 128", "no value for 'context_dim'"),
         ("unet_config:", "unet:", "no section unet_config"),
         ("model:", "- model:", "not a YAML file|no section model"),

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ldm_core.unet.deep_cache import DeepCache
     from ldm_core.unet.token_merging import merge_tokens
     from ldm_core.watch.attention_maps import record_attention
+    from ldm_core.windows import Windows
 
 __version__ = "0.1.0"
 
@@ -54,6 +55,7 @@ __all__ = [
     "Sampler",
     "SamplerStep",
     "UniPC",
+    "Windows",
     "apply_lora",
     "apply_textual_inversion",
     "build",
@@ -113,6 +115,7 @@ _DEFINED_IN = {
     "Sampler": "sampler",
     "SamplerStep": "tasks",
     "UniPC": "schedulers",
+    "Windows": "windows",
     "apply_lora": "adapters.lora",
     "apply_textual_inversion": "adapters.textual_inversion",
     "build": "loading.load",

@@ -1,14 +1,16 @@
-"""Encode and decode large images in tiles, which needs the memory of one tile in addition to the result.
+"""Encode and decode large images in windows, which needs the memory of one window besides the result.
 
-Neighbouring tiles overlap and are blended with linear ramps, so that there are no visible seams. The result
-is close to the untiled result but not equal, because group norm and the attention of the middle block see one
-tile instead of the whole image. The overlap and the ramps make this difference smooth.
+Neighbouring windows overlap and are blended, so that there are no visible seams. The result is close to that
+of the whole image but not equal, because group norm and the attention of the middle block see one window.
+Windows with linear ramps ("tiles") are for models that sample the whole latent; those with CompVis's weights
+are `LatentDiffusion.decode_first_stage` and `encode_first_stage` with `split_input_params`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,26 +18,51 @@ from torch import Tensor, nn
 from ldm_core.autoencoder.gaussian import DiagonalGaussian
 from ldm_core.autoencoder.kl import AutoencoderKL
 from ldm_core.autoencoder.vq import AutoencoderVQ, PointMass
+from ldm_core.windows import Windows
 
 Autoencoder = AutoencoderKL | AutoencoderVQ
 
 
-def _starts(size: int, tile: int, overlap: int) -> list[int]:
-    """Start positions of tiles that cover `size` and overlap by at least `overlap`."""
-    if size <= tile:
-        return [0]
-    return [*range(0, size - tile, tile - overlap), size - tile]
+class WindowedAutoencoder(nn.Module):
+    """An autoencoder that works in windows. An image of one window gives the wrapped autoencoder's result.
+
+    autoencoder: its posteriors must be of this package. A VQ autoencoder quantises within each window.
+    windows: in latent pixels, for encoding and decoding.
+    factor: pixels per latent pixel along each axis; None: that of the autoencoder's configuration.
+    """
+
+    def __init__(self, autoencoder: Any, windows: Windows, *, factor: int | None = None) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.windows = windows
+        self.factor: int = autoencoder.config.downsampling if factor is None else factor
+
+    def encode(self, images: Tensor) -> DiagonalGaussian | PointMass:
+        """As the `encode` of the wrapped autoencoder: the weighted mean of its posteriors' parameters."""
+        windows = self.windows.times(self.factor)
+        return _encode(self.autoencoder, images, windows, Fraction(1, self.factor))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """As the `decode` of the wrapped autoencoder."""
+        return self.windows.apply(lambda part, _: self.autoencoder.decode(part), z, scale=self.factor)
 
 
-def _ramp(size: int, overlap: int, *, first: bool, last: bool) -> Tensor:
-    """The weights of a tile along one axis: 1 inside, decreasing linearly over the overlap at inner edges."""
-    weights = torch.ones(size, dtype=torch.float32)
-    rise = (torch.arange(overlap, dtype=torch.float32) + 0.5) / max(overlap, 1)
-    if not first:
-        weights[:overlap] *= rise
-    if not last:
-        weights[size - overlap :] *= rise.flip(0)
-    return weights
+class TiledAutoencoder(WindowedAutoencoder):
+    """An autoencoder that works in tiles: windows that are blended with linear ramps.
+
+        model = dataclasses.replace(model, autoencoder=TiledAutoencoder(model.autoencoder))
+
+    tile, overlap: in latent pixels, for encoding and decoding.
+    """
+
+    def __init__(self, autoencoder: Autoencoder, *, tile: int = 64, overlap: int = 16) -> None:
+        super().__init__(autoencoder, _tiles(tile, overlap))
+
+
+def _tiles(tile: int, overlap: int) -> Windows:
+    if not 0 <= overlap < tile:
+        raise ValueError(f"tiles of {tile} need an overlap in 0..{tile - 1}, got {overlap}")
+    return Windows(tile, tile - overlap, weights="ramp")
 
 
 def tiled(
@@ -46,74 +73,34 @@ def tiled(
     scale: output pixels per input pixel along each axis. tile, overlap: in input pixels; they must correspond
     to whole numbers of output pixels. Raises ValueError otherwise.
     """
-    if not 0 <= overlap < tile:
-        raise ValueError(f"tiles of {tile} need an overlap in 0..{tile - 1}, got {overlap}")
-    if any((length * scale).denominator != 1 for length in (tile, overlap, x.shape[2], x.shape[3])):
-        raise ValueError(
-            f"tile {tile}, overlap {overlap} and size {tuple(x.shape[2:])} must be multiples of {1 / scale}"
-        )
-    rows, columns = _starts(x.shape[2], tile, overlap), _starts(x.shape[3], tile, overlap)
-    total: Tensor | None = None
-    for top in rows:
-        for left in columns:
-            out = function(x[:, :, top : top + tile, left : left + tile])
-            if total is None:
-                size = (int(x.shape[2] * scale), int(x.shape[3] * scale))
-                wide = torch.promote_types(out.dtype, torch.float32)
-                total = torch.zeros(*out.shape[:2], *size, dtype=wide, device=out.device)
-                weight = torch.zeros(size, dtype=wide, device=out.device)
-            soft = int(overlap * scale)
-            vertical = _ramp(out.shape[2], soft, first=top == 0, last=top == rows[-1])
-            horizontal = _ramp(out.shape[3], soft, first=left == 0, last=left == columns[-1])
-            share = (vertical[:, None] * horizontal).to(out.device)
-            y, z = int(top * scale), int(left * scale)
-            total[:, :, y : y + out.shape[2], z : z + out.shape[3]] += share * out
-            weight[y : y + out.shape[2], z : z + out.shape[3]] += share
-    assert total is not None
-    return (total / weight).to(x.dtype)
+    return _tiles(tile, overlap).apply(lambda part, _: function(part), x, scale=scale)
 
 
 def decode_tiled(autoencoder: Autoencoder, z: Tensor, *, tile: int = 64, overlap: int = 16) -> Tensor:
     """`autoencoder.decode` in tiles of `tile` latent pixels: z (B, C, h, w) -> images (B, 3, h*f, w*f)."""
-    f = Fraction(autoencoder.config.downsampling)
-    return tiled(autoencoder.decode, z, tile=tile, overlap=overlap, scale=f)
+    return TiledAutoencoder(autoencoder, tile=tile, overlap=overlap).decode(z)
 
 
 def encode_tiled(
     autoencoder: Autoencoder, images: Tensor, *, tile: int = 512, overlap: int = 128
 ) -> DiagonalGaussian | PointMass:
     """`autoencoder.encode` in tiles of `tile` pixels: (B, 3, H, W) -> q(z | images), (B, C, H/f, W/f)."""
-    f = Fraction(1, autoencoder.config.downsampling)
-    if isinstance(autoencoder, AutoencoderVQ):
-        encode = autoencoder.encode
-        return PointMass(tiled(lambda x: encode(x).mode(), images, tile=tile, overlap=overlap, scale=f))
-
-    def moments(x: Tensor) -> Tensor:
-        q = autoencoder.encode(x)
-        return torch.cat([q.mean, q.logvar], dim=1)
-
-    return DiagonalGaussian.from_moments(tiled(moments, images, tile=tile, overlap=overlap, scale=f))
+    return _encode(autoencoder, images, _tiles(tile, overlap), Fraction(1, autoencoder.config.downsampling))
 
 
-class TiledAutoencoder(nn.Module):
-    """An autoencoder that works in tiles. Images of at most one tile give the wrapped autoencoder's result.
+def _encode(
+    autoencoder: Any, images: Tensor, windows: Windows, scale: Fraction
+) -> DiagonalGaussian | PointMass:
+    kinds: set[type] = set()
 
-        model = dataclasses.replace(model, autoencoder=TiledAutoencoder(model.autoencoder))
+    def parameters(part: Tensor, _: Any) -> Tensor:
+        q = autoencoder.encode(part)
+        kinds.add(type(q))
+        if isinstance(q, DiagonalGaussian):
+            return torch.cat([q.mean, q.logvar], dim=1)
+        if isinstance(q, PointMass):
+            return q.latents
+        raise ValueError(f"windows join a DiagonalGaussian or a PointMass, got a {type(q).__name__}")
 
-    tile, overlap: in latent pixels, for encoding and decoding.
-    """
-
-    def __init__(self, autoencoder: Autoencoder, *, tile: int = 64, overlap: int = 16) -> None:
-        super().__init__()
-        self.autoencoder = autoencoder
-        self.tile = tile
-        self.overlap = overlap
-
-    def encode(self, images: Tensor) -> DiagonalGaussian | PointMass:
-        """As the `encode` of the wrapped autoencoder."""
-        f = self.autoencoder.config.downsampling
-        return encode_tiled(self.autoencoder, images, tile=self.tile * f, overlap=self.overlap * f)
-
-    def decode(self, z: Tensor) -> Tensor:
-        """As the `decode` of the wrapped autoencoder."""
-        return decode_tiled(self.autoencoder, z, tile=self.tile, overlap=self.overlap)
+    joined = windows.apply(parameters, images, scale=scale)
+    return DiagonalGaussian.from_moments(joined) if kinds == {DiagonalGaussian} else PointMass(joined)

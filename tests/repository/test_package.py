@@ -102,7 +102,7 @@ def file_of(module: str) -> Path | None:
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
 
 
-GROUND = {"errors", "noise", "images", "support"}
+GROUND = {"errors", "noise", "images", "support", "windows"}
 NETWORKS = {"unet", "autoencoder", "clip", "bert"}
 SCHEDULE = GROUND | {"noise_schedule"}
 MODEL = SCHEDULE | NETWORKS | {"attention", "nn", "config", "model_config", "condition", "protocols", "model"}
@@ -125,6 +125,7 @@ ARROWS = {
     "noise": set(),
     "support": {"errors"},
     "images": {"support"},
+    "windows": {"support"},
     "noise_schedule": GROUND,
     "checkpoint": GROUND,
     "nn": GROUND,

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ldm_core.unet.deep_cache import DeepCache
     from ldm_core.unet.token_merging import merge_tokens
     from ldm_core.watch.attention_maps import record_attention
+    from ldm_core.windowed_model import windowed
     from ldm_core.windows import Windows
 
 __version__ = "0.1.0"
@@ -70,6 +71,7 @@ __all__ = [
     "save",
     "set_attention",
     "set_convolution",
+    "windowed",
 ]
 
 # The modules that are public; `import ldm_core` is enough for them.
@@ -130,6 +132,7 @@ _DEFINED_IN = {
     "record_attention": "watch.attention_maps",
     "set_attention": "attention",
     "set_convolution": "nn.convolution",
+    "windowed": "windowed_model",
 }
 
 

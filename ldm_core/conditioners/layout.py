@@ -159,9 +159,10 @@ class Layout:
         """
         return torch.tensor(self._rows(layouts, "layouts"), dtype=torch.long)
 
-    def crop_tokens(self) -> tuple[int, int]:
-        """The last two tokens."""
-        return self._corners(self._crop())
+    def crop_tokens(self, part: Rectangle = WHOLE) -> tuple[int, int]:
+        """The last two tokens, of this part of the crop."""
+        (x, y, width, height), (left, top, across, down) = self._crop(), part
+        return self._corners((x + left * width, y + top * height, across * width, down * height))
 
     def boxes_of(self, tokens: Tensor) -> list[list[Box]]:
         """The objects of token sequences (B, N), with class numbers; the inverse of `tokens` up to rounding.

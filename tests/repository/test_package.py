@@ -116,6 +116,7 @@ SAMPLER = MODEL | {
     "start",
     "schedulers",
     "tasks",
+    "windowed_model",
 }
 LOADING = MODEL | {"checkpoint", "conditioners", "loading"}
 
@@ -146,6 +147,7 @@ ARROWS = {
     "schedulers": SCHEDULE,
     "conditioners": SCHEDULE | {"nn", "attention", "checkpoint", "bert", "clip", "condition", "protocols"},
     "inpainting": MODEL,
+    "windowed_model": MODEL | {"conditioners"},
     "request": GROUND | {"condition", "schedulers"},
     "request_condition": SAMPLER - {"sampler", "start", "tasks"},
     "start": SAMPLER - {"sampler", "tasks"},

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ldm_core.model import LatentDiffusion
     from ldm_core.nn.convolution import set_convolution
     from ldm_core.nn.optimization import optimize
-    from ldm_core.sampler import Sampler, SamplerStep
+    from ldm_core.sampler import Sampler
     from ldm_core.schedulers import (
         DDIM,
         DDPM,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         Heun,
         UniPC,
     )
+    from ldm_core.task_types import SamplerStep
     from ldm_core.unet.deep_cache import DeepCache
     from ldm_core.unet.token_merging import merge_tokens
     from ldm_core.watch.attention_maps import record_attention
@@ -115,7 +116,7 @@ _DEFINED_IN = {
     "LatentDiffusion": "model",
     "PNDM": "schedulers",
     "Sampler": "sampler",
-    "SamplerStep": "tasks",
+    "SamplerStep": "task_types",
     "UniPC": "schedulers",
     "Windows": "windows",
     "apply_lora": "adapters.lora",

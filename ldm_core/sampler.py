@@ -27,7 +27,8 @@ from ldm_core.request import Request
 from ldm_core.schedulers import DDIM, Scheduler
 from ldm_core.start import Start, prepare
 from ldm_core.support.finite import FiniteCheck
-from ldm_core.tasks import OnStep, Output, SamplerStep, Tasks, with_conditions
+from ldm_core.task_types import OnStep, Output, SamplerStep
+from ldm_core.tasks import Tasks, with_conditions
 
 
 class Sampler(Tasks):

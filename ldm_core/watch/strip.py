@@ -26,7 +26,7 @@ from ldm_core.images import tensor_to_pil
 from ldm_core.model import LatentDiffusion
 from ldm_core.sampler import Sampler, SamplerStep
 from ldm_core.support.atomic_files import write_whole
-from ldm_core.tasks import Prompt
+from ldm_core.task_types import Prompt
 from ldm_core.watch.grid import make_grid, stack
 
 if TYPE_CHECKING:

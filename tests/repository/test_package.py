@@ -115,6 +115,7 @@ SAMPLER = MODEL | {
     "sampler",
     "start",
     "schedulers",
+    "task_types",
     "tasks",
     "windowed_model",
 }
@@ -151,6 +152,7 @@ ARROWS = {
     "request": GROUND | {"condition", "schedulers"},
     "request_condition": SAMPLER - {"sampler", "start", "tasks"},
     "start": SAMPLER - {"sampler", "tasks"},
+    "task_types": GROUND | {"condition", "request"},
     "tasks": SAMPLER - {"sampler"},
     "sampler": SAMPLER,
     "loading": LOADING,

@@ -11,6 +11,7 @@ from torch import Tensor
 from ldm_core.condition import Condition
 from ldm_core.images import ImageInput
 from ldm_core.request import Timesteps
+from ldm_core.windows import Windows
 
 Output = Literal["pil", "tensor", "latent"]
 Prompt = str | Sequence[str]
@@ -69,3 +70,13 @@ class SampleOptions(Options, total=False):
     guidance_scale: float | None
     height: int | None
     width: int | None
+
+
+class UpscaleOptions(Options, total=False):
+    """The keyword arguments of `Tasks.upscale`."""
+
+    noise_level: int | None
+    negative_prompt: Prompt
+    windows: Windows | None
+    steps: int
+    guidance_scale: float | None

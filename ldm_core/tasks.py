@@ -3,20 +3,25 @@
 txt2img   starts from noise
 img2img   starts from a partly noised image (SDEdit, Meng et al. 2022, arXiv:2108.01073)
 inpaint   repaints a part of an image
+upscale   enlarges an image
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from copy import copy
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from torch import Tensor
 
 from ldm_core.condition import Condition
 from ldm_core.images import ImageInput
+from ldm_core.model import LatentDiffusion
 from ldm_core.request import Request, Timesteps
-from ldm_core.task_types import OnStep, Output, Prompt, SampleOptions, TextOptions
+from ldm_core.task_types import OnStep, Output, Prompt, SampleOptions, TextOptions, UpscaleOptions
+from ldm_core.upscaling import prepare_upscaling
+from ldm_core.windows import Windows
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -50,6 +55,9 @@ class Tasks(ABC):
     latents or pixels of an image end with NaN or infinity, which give black pixels, there is a warning, and
     `info["not_finite"]` names the first such step.
     """
+
+    model: LatentDiffusion
+    batch_size: int | None
 
     @abstractmethod
     def _draw(self, request: Request, on_step: OnStep | None, output: Output, progress: bool) -> Any: ...
@@ -310,3 +318,52 @@ class Tasks(ABC):
             output=output,
             **with_conditions(prompt, negative_prompt, **options),
         )
+
+    @overload
+    def upscale(
+        self,
+        image: ImageInput,
+        prompt: Prompt | None = ...,
+        *,
+        output: Literal["pil"] = ...,
+        **options: Unpack[UpscaleOptions],
+    ) -> list[Image]: ...
+    @overload
+    def upscale(
+        self,
+        image: ImageInput,
+        prompt: Prompt | None = ...,
+        *,
+        output: Literal["tensor", "latent"],
+        **options: Unpack[UpscaleOptions],
+    ) -> Tensor: ...
+    def upscale(
+        self,
+        image: ImageInput,
+        prompt: Prompt | None = None,
+        *,
+        noise_level: int | None = None,
+        negative_prompt: Prompt = "",
+        windows: Windows | None = None,
+        output: Output = "pil",
+        **options: Any,
+    ) -> Any:
+        """Enlarge images f times, with a model for super-resolution.
+
+        image: one or several small images of one size. If its sides are not multiples of the U-Net's factor,
+            it is padded at the right and bottom by reflection, and the result is cropped.
+        prompt, negative_prompt, noise_level: for the x4 upscaler alone: what the image shows, and the noise
+            that it adds to the small image. bsr_sr was published for `Sampler(model, DDIM(eta=1.0))`.
+        windows: evaluate the networks in windows, as a model of `ldm_core.windowed` does.
+        options: `steps`, `guidance_scale` and others, as in `sample`.
+
+        Raises ValueError for other models, and for an image whose result needs more memory than there is.
+        """
+        job = prepare_upscaling(
+            self.model, image, prompt, negative_prompt, noise_level, windows, self.batch_size
+        )
+        sampler = copy(self)
+        sampler.model = job.model
+        sample: Any = sampler.sample
+        result = sample(job.inputs, unconditional=job.unconditional, output=output, **options)
+        return job.cropped(result, output)

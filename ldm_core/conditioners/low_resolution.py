@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ldm_core.condition import Condition
 from ldm_core.images import image_to_tensor
+from ldm_core.support.printable import shown
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,13 @@ class LowResolution:
         """Rows and columns (h, w) of the picture."""
         height, width = small_pictures(inputs).shape[2:]
         return height, width
+
+    def upscaling_inputs(self, images: Tensor, prompt: Any, noise_level: Any) -> Tensor:
+        """The inputs for `Sampler.upscale`. Raises ValueError for a prompt or a noise level."""
+        for name, value in (("prompt", prompt), ("noise_level", noise_level)):
+            if value is not None:
+                raise ValueError(f"this model takes no {name}, got {shown(value)}")
+        return images
 
     def __call__(self, inputs: Any) -> Condition:
         return Condition(concat=small_pictures(inputs) * 2 - 1)

@@ -70,6 +70,22 @@ class NoisedImage:
         images = self._parts(inputs, "inputs")[1]
         return None if images is None else (images.shape[2], images.shape[3])
 
+    def upscaling_inputs(self, images: Tensor, prompt: Any, noise_level: Any) -> list[dict[str, Any]]:
+        """The inputs for `Sampler.upscale`: one prompt for all images, one image for all prompts, or pairs.
+
+        Raises ValueError for other numbers of them.
+        """
+        prompts = list(prompt) if isinstance(prompt, list | tuple) else ["" if prompt is None else prompt]
+        if not prompts or (len(prompts) != len(images) and 1 not in (len(prompts), len(images))):
+            raise ValueError(
+                f"expected one prompt or one per image for {len(images)} image(s), got {len(prompts)}"
+            )
+        level = {} if noise_level is None else {"noise_level": noise_level}
+        return [
+            {"prompt": prompts[k % len(prompts)], "image": images[k % len(images)], **level}
+            for k in range(max(len(prompts), len(images)))
+        ]
+
     def __call__(self, inputs: Any, generators: Generators = None) -> Condition:
         """One row per generator. Each input may have several; None: one with a random seed for each input."""
         prompts, images, levels = self._parts(inputs, "inputs")

@@ -117,6 +117,7 @@ SAMPLER = MODEL | {
     "schedulers",
     "task_types",
     "tasks",
+    "upscaling",
     "windowed_model",
 }
 LOADING = MODEL | {"checkpoint", "conditioners", "loading"}
@@ -150,9 +151,10 @@ ARROWS = {
     "inpainting": MODEL,
     "windowed_model": MODEL | {"conditioners"},
     "request": GROUND | {"condition", "schedulers"},
-    "request_condition": SAMPLER - {"sampler", "start", "tasks"},
-    "start": SAMPLER - {"sampler", "tasks"},
+    "request_condition": SAMPLER - {"sampler", "start", "tasks", "upscaling"},
+    "start": SAMPLER - {"sampler", "tasks", "upscaling"},
     "task_types": GROUND | {"condition", "request"},
+    "upscaling": MODEL | {"conditioners", "task_types", "windowed_model"},
     "tasks": SAMPLER - {"sampler"},
     "sampler": SAMPLER,
     "loading": LOADING,

@@ -30,18 +30,21 @@ AUTOENCODER = "vae/config.json"
 VQ_AUTOENCODER = "vqvae/config.json"  # of LDM's pipelines
 TEXT_ENCODER = "text_encoder/config.json"
 SCHEDULER = "scheduler/scheduler_config.json"
+LOW_RES_SCHEDULER = "low_res_scheduler/scheduler_config.json"  # of the x4 upscaler's small pictures
 TOKENIZER = "tokenizer/tokenizer_config.json"
 SPECIAL_TOKENS = "tokenizer/special_tokens_map.json"
 ADDED_TOKENS = "tokenizer/added_tokens.json"
 ALONE = "config.json"  # in a folder of one part
 PREPROCESSOR = "preprocessor_config.json"  # beside CLIP's config.json
 
-NETWORKS = ("unet", "vae", "vqvae", "text_encoder")  # prefixes of their tensors' names in a Checkpoint
+# Prefixes of their tensors' names in a Checkpoint.
+NETWORKS = ("unet", "vae", "vqvae", "text_encoder", "bert")
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 CONFIG = "config.json"
 SETTINGS = (
     MODEL_INDEX,
     SCHEDULER,
+    LOW_RES_SCHEDULER,
     TOKENIZER,
     SPECIAL_TOKENS,
     ADDED_TOKENS,

@@ -12,6 +12,7 @@ from ldm_core.bert import compvis_settings, names, settings, shapes
 from ldm_core.bert.config import BERTConfig, LayoutConfig
 from ldm_core.bert.encoder import BERTEncoder
 from ldm_core.bert.tokenizer import BERTTokenizer
+from ldm_core.checkpoint.folder import CONFIG
 from ldm_core.checkpoint.shapes import Shapes
 from ldm_core.checkpoint.yaml_values import Params
 from ldm_core.conditioners.layout import Layout as LayoutConditioner
@@ -63,10 +64,10 @@ def _layouts(text: bool) -> tuple[Layout, ...]:
     )
 
 
-def _text_files(model: LatentDiffusionConfig) -> dict[str, Any]:
+def _text_files(model: LatentDiffusionConfig, folder: str) -> dict[str, Any]:
     assert isinstance(model.text_encoder, BERTConfig)
     own = model.text_encoder
-    return {settings.BERT: settings.bert_settings(own), **settings.tokenizer_settings(own)}
+    return {f"{folder}/{CONFIG}": settings.bert_settings(own), **settings.tokenizer_settings(own)}
 
 
 def _text_in_yaml(params: Params) -> BERTConfig | None:
@@ -97,8 +98,8 @@ BERT_PARTS: tuple[Part, ...] = (
         fewest=shapes.fewest_tensors,
         tokenizer=lambda config, words: BERTTokenizer(config.context_length),
         folder=Folder(
-            "bert",
-            "bert/model",
+            ("bert",),
+            "model",
             "diffusers",
             lambda own, folder: settings.bert_config(own),
             _text_files,

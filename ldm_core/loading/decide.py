@@ -79,7 +79,9 @@ def needed(checkpoint: Checkpoint, claims: Iterable[Claim]) -> list[str]:
         return [slot for slot in said if getattr(LatentDiffusionConfig(), slot) is not None]
     named = {name for name, entry in index.items() if entry not in (None, [None, None])}
     return [
-        slot for slot in said if any(p.folder and p.folder.name in named for p in parts() if p.fills == slot)
+        slot
+        for slot in said
+        if any(p.folder and named & set(p.folder.names) for p in parts() if p.fills == slot)
     ]
 
 

@@ -75,15 +75,27 @@ def added_words(settings: Mapping[str, Settings], source: str) -> Words:
     return tuple((word, tuple(numbers)) for word, numbers in words.items())
 
 
-def noise_schedule_config(settings: Settings) -> NoiseScheduleConfig:
+def noise_schedule_config(settings: Settings, file: str = SCHEDULER) -> NoiseScheduleConfig:
     """The noise schedule in the settings of any scheduler. Missing settings have diffusers' defaults."""
-    check_fixed(SCHEDULER, settings, _SCHEDULER_FIXED)
-    with reading(SCHEDULER):
+    check_fixed(file, settings, _SCHEDULER_FIXED)
+    with reading(file):
         name = settings.get("beta_schedule", "linear")
         return NoiseScheduleConfig(
             timesteps=whole(settings, "num_train_timesteps", 1000),
-            beta_schedule=one_of(SCHEDULER, "beta_schedule", name, BETA_SCHEDULES),
+            beta_schedule=one_of(file, "beta_schedule", name, BETA_SCHEDULES),
             linear_start=real(settings, "beta_start", 0.0001),
             linear_end=real(settings, "beta_end", 0.02),
             zero_terminal_snr=settings.get("rescale_betas_zero_snr", False),
         )
+
+
+def noise_schedule_settings(schedule: NoiseScheduleConfig) -> dict[str, Any]:
+    """The inverse of `noise_schedule_config`. Raises KeyError for a schedule that diffusers does not have."""
+    betas = {ours: theirs for theirs, ours in BETA_SCHEDULES.items()}
+    return {
+        "beta_end": schedule.linear_end,
+        "beta_schedule": betas[schedule.beta_schedule],
+        "beta_start": schedule.linear_start,
+        "num_train_timesteps": schedule.timesteps,
+        "rescale_betas_zero_snr": schedule.zero_terminal_snr,
+    }

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ldm_core.checkpoint.folder import ALONE, SCHEDULER
+from ldm_core.checkpoint.folder import ALONE, MODEL_INDEX, SCHEDULER
 from ldm_core.checkpoint.reader import Checkpoint
 from ldm_core.clip.tokenizer import MAX_WORD_IDS, MAX_WORD_LETTERS, MAX_WORDS, CLIPTokenizer
 from ldm_core.config import MEASURED_SCALE, PRESETS, LatentDiffusionConfig, preset
@@ -24,6 +24,7 @@ from ldm_core.loading.compvis_yaml import read_yaml
 from ldm_core.loading.diffusers_folder import check_classes
 from ldm_core.loading.find import PartSource
 from ldm_core.loading.parts import Part, fitted, model_slots, part_configs
+from ldm_core.loading.pipelines import conditioner_in
 from ldm_core.loading.statements import stored_scale
 from ldm_core.support.json_text import parse_json
 from ldm_core.support.limits import build, is_whole
@@ -175,6 +176,8 @@ def _of_a_folder(checkpoint: Checkpoint, sources: Sources, proven: Proven) -> li
         for slot, source in sources.items():
             if source.checkpoint is checkpoint and (described := described_part(source)) is not None:
                 claims.append(Claim(slot, described, "the folder's settings"))
+        if (conditioner := conditioner_in(settings)) is not None:
+            claims.append(Claim("conditioner", conditioner, MODEL_INDEX))
         if SCHEDULER not in settings:
             return known_models(proven) + claims
         size = diffusers_config.sample_size(settings)
@@ -247,7 +250,7 @@ def described_part(source: PartSource) -> Any:
         return _built(source.checkpoint, PARTS_KEY, partial(_stated_part, part))
     if source.checkpoint.format != "diffusers" or part.folder is None:
         return None
-    own = metadata.get(f"{part.folder.name}/{ALONE}", metadata.get(ALONE))
+    own = metadata.get(f"{source.base.removesuffix('.')}/{ALONE}", metadata.get(ALONE))
     return None if own is None else part.folder.read(own, metadata)
 
 

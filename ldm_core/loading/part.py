@@ -56,19 +56,19 @@ class Layout:
 class Folder:
     """A part in a diffusers folder.
 
-    name     the subfolder; file: the path of the weights without suffix
+    names    the subfolder, by its names in different pipelines; stem: of the file of weights in it
     layout   the name of its layout; prefix: the prefix of its class
     read     (its `config.json`, all JSON files of the folder) -> configuration
-    write    a model's configuration -> the files of the part, by path: JSON values, or text
+    write    (a model's configuration, the subfolder) -> the files of the part, by path: JSON values, or text
     classes  name in `model_index.json` -> the library, the class to write, other classes that can be read
     stored   configuration -> the configuration of the weights that the folder stores
     """
 
-    name: str
-    file: str
+    names: tuple[str, ...]
+    stem: str
     layout: str
     read: Callable[[Mapping[str, Any], Mapping[str, Any]], Any]
-    write: Callable[[LatentDiffusionConfig], dict[str, Any]]
+    write: Callable[[LatentDiffusionConfig, str], dict[str, Any]]
     classes: Mapping[str, tuple[str, ...]]
     prefix: str = ""
     stored: Callable[[Any], Any] = unchanged

@@ -24,7 +24,7 @@ from ldm_core.autoencoder import shapes as autoencoder_shapes
 from ldm_core.autoencoder.config import AutoencoderConfig, AutoencoderVQConfig
 from ldm_core.autoencoder.kl import AutoencoderKL
 from ldm_core.autoencoder.vq import AutoencoderVQ
-from ldm_core.checkpoint import folder
+from ldm_core.checkpoint.folder import CONFIG
 from ldm_core.checkpoint.shapes import Shapes
 from ldm_core.clip import compvis_settings as text_yaml
 from ldm_core.clip import names as text_names
@@ -86,31 +86,30 @@ def _written_text(config: TextEncoderConfig) -> str:
     return "open_clip" if exact else "transformers"
 
 
-def _text_files(model: LatentDiffusionConfig) -> dict[str, Any]:
+def _text_files(model: LatentDiffusionConfig, folder: str) -> dict[str, Any]:
     assert isinstance(model.text_encoder, TextEncoderConfig)
     text = text_settings.stored_text_encoder(model.text_encoder)
     settings = text_settings.text_encoder_settings(text)
-    return {folder.TEXT_ENCODER: settings, **text_settings.tokenizer_settings(text)}
+    return {f"{folder}/{CONFIG}": settings, **text_settings.tokenizer_settings(text)}
 
 
-def _unet_files(model: LatentDiffusionConfig) -> dict[str, Any]:
+def _unet_files(model: LatentDiffusionConfig, folder: str) -> dict[str, Any]:
     size = model.image_size // model.autoencoder.downsampling
-    return {folder.UNET: unet_settings.unet_settings(model.unet, size)}
+    return {f"{folder}/{CONFIG}": unet_settings.unet_settings(model.unet, size)}
 
 
-def _autoencoder_files(model: LatentDiffusionConfig) -> dict[str, Any]:
+def _autoencoder_files(model: LatentDiffusionConfig, folder: str) -> dict[str, Any]:
     own, size, scale = model.autoencoder, model.image_size, model.latent_scale
-    name = folder.VQ_AUTOENCODER if isinstance(own, AutoencoderVQConfig) else folder.AUTOENCODER
-    return {name: autoencoder_settings.autoencoder_settings(own, size, scale)}
+    return {f"{folder}/{CONFIG}": autoencoder_settings.autoencoder_settings(own, size, scale)}
 
 
 def _autoencoder_layouts(
     marks: tuple[str, ...],
     compvis: Callable[[Shapes], Any],
     diffusers: Callable[[Shapes], Any],
-    folder_name: str,
+    *folders: str,
 ) -> tuple[Layout, ...]:
-    """The layouts of one kind of autoencoder. marks: of both, besides the decoder's."""
+    """The layouts of one kind of autoencoder. marks: of both, besides the decoder's; folders: diffusers'."""
     return (
         Layout(
             "compvis",
@@ -127,7 +126,7 @@ def _autoencoder_layouts(
             ("decoder.up_blocks.", *marks),
             autoencoder_names.diffusers_map,
             diffusers,
-            _alone(folder_name, "first_stage_model.", ""),
+            _alone(*folders, "first_stage_model.", ""),
             extras=AUTOENCODER_EXTRAS,
             canonical=autoencoder_names.modern_name,
         ),
@@ -169,8 +168,8 @@ _TEXT_ENCODER = Part(
     fewest=text_shapes.fewest_tensors,
     reduced=text_shapes.reduced,
     folder=Folder(
-        "text_encoder",
-        "text_encoder/model",
+        ("text_encoder",),
+        "model",
         "transformers",
         text_settings.text_encoder_in,
         _text_files,
@@ -219,8 +218,8 @@ _UNET = Part(
     says=statements.of_a_unet,
     brings=("prediction", "noise_schedule"),
     folder=Folder(
-        "unet",
-        "unet/diffusion_pytorch_model",
+        ("unet",),
+        "diffusion_pytorch_model",
         "diffusers",
         lambda own, folder: unet_settings.unet_config(own),
         _unet_files,
@@ -233,7 +232,9 @@ _AUTOENCODER = Part(
     "autoencoder",
     AutoencoderConfig,
     AutoencoderKL,
-    _autoencoder_layouts((), autoencoder_shapes.compvis_config, autoencoder_shapes.diffusers_config, "vae."),
+    _autoencoder_layouts(
+        (), autoencoder_shapes.compvis_config, autoencoder_shapes.diffusers_config, "vae.", "vqvae."
+    ),
     fills="autoencoder",
     blank=autoencoder_shapes.blank,
     fewest=autoencoder_shapes.fewest_tensors,
@@ -241,12 +242,12 @@ _AUTOENCODER = Part(
     says=statements.of_an_autoencoder,
     brings=("latent_scale",),
     folder=Folder(
-        "vae",
-        "vae/diffusion_pytorch_model",
+        ("vae", "vqvae"),
+        "diffusion_pytorch_model",
         "diffusers",
         lambda own, folder: autoencoder_settings.autoencoder_config(own),
         _autoencoder_files,
-        {"vae": ("diffusers", "AutoencoderKL")},
+        dict.fromkeys(("vae", "vqvae"), ("diffusers", "AutoencoderKL")),
     ),
     section=Section("first_stage_config", autoencoder_yaml.autoencoder_in_yaml, autoencoder_yaml.KL),
 )
@@ -268,8 +269,8 @@ _AUTOENCODER_VQ = Part(
     says=statements.of_an_autoencoder,
     brings=("latent_scale",),
     folder=Folder(
-        "vqvae",
-        "vqvae/diffusion_pytorch_model",
+        ("vqvae",),
+        "diffusion_pytorch_model",
         "diffusers",
         lambda own, folder: autoencoder_settings.vq_config(own),
         _autoencoder_files,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from ldm_core.checkpoint.folder import ALONE, AUTOENCODER, VQ_AUTOENCODER
+from ldm_core.checkpoint.folder import ALONE, AUTOENCODER, MODEL_INDEX, VQ_AUTOENCODER
 from ldm_core.checkpoint.reader import Checkpoint
 from ldm_core.errors import CheckpointError, ConfigError
 from ldm_core.loading.claims import Claim, Strength
@@ -23,6 +23,9 @@ _STATED = {
     **dict.fromkeys(("v", "v_prediction", "v-prediction", "vpred"), "v"),
     **dict.fromkeys(("epsilon", "eps"), "eps"),
 }
+
+# The pipeline that ignores the scale in its autoencoder's settings.
+UNSCALED = "LDMSuperResolutionPipeline"
 
 # A table in bfloat16 is off by up to 2**-8; the table of another schedule differs by far more.
 BETAS_RTOL = 1e-2
@@ -53,6 +56,8 @@ def stored_scale(checkpoint: Checkpoint) -> float | None:
 
 def of_an_autoencoder(checkpoint: Checkpoint) -> list[Claim]:
     """The latent scale in the settings of a diffusers folder."""
+    if (checkpoint.metadata.get(MODEL_INDEX) or {}).get("_class_name") == UNSCALED:
+        return [Claim("latent_scale", 1.0, f"{UNSCALED} (it does not scale latents)", Strength.PROVED)]
     file = VQ_AUTOENCODER if VQ_AUTOENCODER in checkpoint.metadata else AUTOENCODER
     settings = checkpoint.metadata.get(file, checkpoint.metadata.get(ALONE))
     if checkpoint.format != "diffusers" or settings is None or "scaling_factor" not in settings:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import Any
+from dataclasses import fields, is_dataclass
+from typing import Any, cast, get_args, get_type_hints
 
 from ldm_core.errors import ConfigError
 from ldm_core.support.printable import shown
@@ -85,8 +85,21 @@ def require_heads(part: str, width: int, heads: int) -> None:
 
 
 def build(cls: type[Any], values: Any) -> Any:
-    """A config dataclass from JSON values, with lists converted to tuples. Raises ConfigError."""
+    """A config dataclass from JSON values, with lists as tuples and mappings as the fields' own dataclasses.
+
+    Raises ConfigError.
+    """
     require(isinstance(values, dict), f"{cls.__name__}: expected a mapping, not {shown(values)}")
     unknown = set(values) - {f.name for f in fields(cls)}
     require(not unknown, f"{cls.__name__}: unknown field(s) {shown(unknown)}")
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    return cls(**{name: _field(cls, name, value) for name, value in values.items()})
+
+
+def _field(cls: type[Any], name: str, value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(value)
+    if not isinstance(value, dict):
+        return value
+    hint = get_type_hints(cls)[name]
+    inner = next((kind for kind in (hint, *get_args(hint)) if is_dataclass(kind)), None)
+    return value if inner is None else build(cast("type[Any]", inner), value)

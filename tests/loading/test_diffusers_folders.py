@@ -115,7 +115,14 @@ def test_written_then_read(kind: str, models: Models, tmp_path: Path) -> None:
     assert torch.equal(loaded.text_encoder(tokens), model.text_encoder(tokens))
 
 
-@pytest.mark.parametrize("name", PRESETS)
+# Their conditioners, or the heads of the U-Net, are not those of any pipeline.
+NO_PIPELINE = (
+    *("cin256", "cin256-v2", "layout2img256", "semantic-synthesis256", "semantic-synthesis512"),
+    *("inpainting-big", "rdm768", "lsun-churches256"),
+)
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name not in NO_PIPELINE])
 def test_settings_say_all_of_a_configuration(name: str) -> None:
     config = PRESETS[name]
     assert from_settings(json.loads(json.dumps(folder_settings(config)))) == used(config)

@@ -19,12 +19,14 @@ from support.reference import (
 )
 
 from ldm_core.checkpoint import save
-from ldm_core.checkpoint.folder import AUTOENCODER, SCHEDULER
+from ldm_core.checkpoint.folder import AUTOENCODER, MODEL_INDEX, SCHEDULER, VQ_AUTOENCODER
+from ldm_core.clip.config import TextEncoderConfig
 from ldm_core.clip.settings import stored_text_encoder
 from ldm_core.config import LatentDiffusionConfig
 from ldm_core.loading import diffusers_config
 from ldm_core.loading.diffusers_folder import check_classes
 from ldm_core.loading.parts import parts
+from ldm_core.loading.pipelines import conditioner_in
 from ldm_core.model import LatentDiffusion
 
 logging.getLogger("diffusers").setLevel(logging.ERROR)
@@ -77,20 +79,28 @@ def from_settings(folder: dict[str, Any]) -> LatentDiffusionConfig:
     """A whole folder's settings, as `load` reads them."""
     check_classes(folder)
     scheduler = folder[SCHEDULER]
-    networks: Any = {
-        part.fills: part.folder.read(folder[f"{part.folder.name}/config.json"], folder)
-        for part in parts()
-        if part.folder is not None
-    }
+    networks: Any = {"text_encoder": None, "conditioner": conditioner_in(folder)}
+    for part in parts():
+        for name in () if part.folder is None else part.folder.names:
+            classes = folder[MODEL_INDEX].get(name, [None, None])
+            if f"{name}/config.json" in folder and classes[1] in part.folder.classes[name]:
+                networks[part.fills] = part.folder.read(folder[f"{name}/config.json"], folder)
+    scale = next(folder[file]["scaling_factor"] for file in (AUTOENCODER, VQ_AUTOENCODER) if file in folder)
     return LatentDiffusionConfig(
         **networks,
         noise_schedule=diffusers_config.noise_schedule_config(scheduler),
         prediction=diffusers_config.prediction(scheduler),
-        latent_scale=folder[AUTOENCODER]["scaling_factor"],
+        latent_scale=scale,
         image_size=diffusers_config.sample_size(folder) * networks["autoencoder"].downsampling,
     )
 
 
 def used(config: LatentDiffusionConfig) -> LatentDiffusionConfig:
-    """What a folder keeps of a configuration: the text encoder without what is never used."""
-    return replace(config, text_encoder=stored_text_encoder(config.text_encoder))
+    """What a folder keeps of a configuration: the text encoder without what is never used.
+
+    A folder has the averaged weights only, if there are any.
+    """
+    config = replace(config, use_ema=False)
+    if isinstance(config.text_encoder, TextEncoderConfig):
+        return replace(config, text_encoder=stored_text_encoder(config.text_encoder))
+    return config

@@ -7,12 +7,13 @@ import json
 import math
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ldm_core.support.json_text import parse_json
-from ldm_core.support.limits import MAX_SIZE
+from ldm_core.support.limits import MAX_ROWS, MAX_SIZE, MAX_TIMESTEPS
 from ldm_core.support.printable import shown
 from ldm_core.support.regular_file import open_regular
 
@@ -23,16 +24,23 @@ HASH_BLOCK = 2**22  # bytes
 # Limits far above the needs of any model, and within the range of the library's computations.
 MAX_LETTERS = 2**15  # of a prompt, a name or a path
 MAX_STEPS, MAX_CLIP_SKIP = 100_000, 1000
+MAX_OBJECTS = 1000  # of a layout
 RANGES = {
     "seed": (0, 2**63 - 1),
     "steps": (1, MAX_STEPS),
     "width": (1, MAX_SIZE),
     "height": (1, MAX_SIZE),
     "clip_skip": (0, MAX_CLIP_SKIP),
+    "noise_level": (0, MAX_TIMESTEPS),
+    "embedding_row": (0, MAX_ROWS),
+    "class_count": (1, MAX_ROWS),
 }
 
-TaskName = Literal["txt2img", "img2img", "inpaint"]
-TASKS = ("txt2img", "img2img", "inpaint")
+TaskName = Literal["txt2img", "img2img", "inpaint", "sample", "upscale"]
+TASKS = ("txt2img", "img2img", "inpaint", "sample", "upscale")
+SOURCES = ("image", "mask", "map", "depth", "clip_embeddings")  # the fields of input files
+BOX = ("label", "x", "y", "width", "height")  # of an object of a layout
+FLAGS = ("group", "occluded", "depiction", "inside")
 
 
 @dataclass(frozen=True)
@@ -100,6 +108,16 @@ class Recipe:
     dtype: str | None = None  # "float32", …
     not_finite: str | None = None  # what was NaN or infinite, if anything
     versions: dict[str, str] = field(default_factory=dict)  # of the packages that drew it
+    # Inputs other than prompts, of the tasks "sample" and "upscale":
+    class_label: int | str | None = None
+    layout: tuple[dict[str, Any], ...] | None = None  # objects with the keys of BOX, and FLAGS that are true
+    class_names: dict[str, int] = field(default_factory=dict)  # the names in class_label or layout
+    class_count: int | None = None  # the number of all names, which a layout's flags depend on
+    noise_level: int | None = None  # of the image or embeddings
+    embedding_row: int | None = None  # of clip_embeddings, from 0
+    map: SourceFile | None = None  # of classes
+    depth: SourceFile | None = None
+    clip_embeddings: SourceFile | None = None
 
     def __post_init__(self) -> None:
         for names, types, expected in _FIELD_TYPES:
@@ -117,6 +135,10 @@ class Recipe:
         for key, value in self.versions.items():
             _check("the name of a package", key, (str,), "text")
             _check(f"versions[{key!a:.40}]", value, (str,), "text")
+        for key, value in self.class_names.items():
+            _check("the name of a class", key, (str,), "text")
+            _check(f"class_names[{key!a:.40}]", value, (int,), "a whole number")
+        _check_layout(self.layout or ())
         if self.task not in TASKS:
             raise ValueError(f"task must be one of {', '.join(TASKS)}, not {shown(self.task)}")
 
@@ -126,13 +148,19 @@ _FIELD_TYPES: list[tuple[tuple[str, ...], tuple[type, ...], str]] = [
     (("task", "prompt", "negative_prompt", "scheduler"), (str,), "text"),
     (("config", "prediction", "device", "dtype", "not_finite"), (str, _NONE), "text or nothing"),
     (("seed", "steps", "width", "height"), (int,), "a whole number"),
-    (("clip_skip",), (int, _NONE), "a whole number or nothing"),
+    (
+        ("clip_skip", "noise_level", "embedding_row", "class_count"),
+        (int, _NONE),
+        "a whole number or nothing",
+    ),
+    (("class_label",), (int, str, _NONE), "a whole number, text or nothing"),
+    (("layout",), (tuple, _NONE), "a list of objects or nothing"),
     (("guidance_scale", "guidance_rescale"), (float, int), "a number"),
     (("strength",), (float, int, _NONE), "a number or nothing"),
     (("ema",), (bool, _NONE), "true, false or nothing"),
-    (("scheduler_settings", "versions"), (dict,), "a mapping"),
+    (("scheduler_settings", "versions", "class_names"), (dict,), "a mapping"),
     (("model",), (SourceFile,), "a file's name and checksum"),
-    (("autoencoder", "image", "mask"), (SourceFile, _NONE), "a file's name and checksum, or nothing"),
+    (("autoencoder", *SOURCES), (SourceFile, _NONE), "a file's name and checksum, or nothing"),
     (("loras", "embeddings"), (tuple,), "a list of adapters"),
 ]
 
@@ -154,6 +182,19 @@ def _check(name: str, value: Any, types: tuple[type, ...], expected: str) -> Non
             value.encode("utf-8")
         except UnicodeEncodeError:
             raise ValueError(f"{name} is not valid Unicode text: {value!a:.60}") from None
+
+
+def _check_layout(layout: Sequence[Any]) -> None:
+    if len(layout) > MAX_OBJECTS:
+        raise ValueError(f"layout must have at most {MAX_OBJECTS} objects, not {len(layout):,}")
+    for k, one in enumerate(layout):
+        if not isinstance(one, dict) or not set(BOX) <= set(one) <= {*BOX, *FLAGS}:
+            raise ValueError(f"layout[{k}] must be a mapping with {', '.join(BOX)}, not {shown(one)}")
+        _check(f"layout[{k}]: label", one["label"], (int, str), "a whole number or text")
+        for name in BOX[1:]:
+            _check(f"layout[{k}]: {name}", one[name], (float, int), "a number")
+        for name in set(one) - set(BOX):
+            _check(f"layout[{k}]: {name}", one[name], (bool,), "true or false")
 
 
 def _is_finite(number: float) -> bool:
@@ -202,19 +243,24 @@ def without_paths(recipe: Recipe) -> Recipe:
         recipe,
         model=bare(recipe.model),
         autoencoder=bare(recipe.autoencoder),
-        image=bare(recipe.image),
-        mask=bare(recipe.mask),
+        **{name: bare(getattr(recipe, name)) for name in SOURCES},
         loras=tuple(replace(lora, file=bare(lora.file)) for lora in recipe.loras),
         embeddings=tuple(replace(one, file=bare(one.file)) for one in recipe.embeddings),
         config=recipe.config and os.path.basename(recipe.config),
     )
 
 
+# Fields that earlier versions of the package do not know: a recipe with any of them is rejected there.
+_LATER = ("not_finite", "class_label", "layout", "class_names", "class_count")
+_LATER += ("noise_level", "embedding_row", "map", "depth", "clip_embeddings")
+
+
 def to_json(recipe: Recipe) -> str:
     """The recipe as ASCII JSON, the inverse of `from_json`."""
     data = asdict(recipe)
-    if recipe.not_finite is None:
-        del data["not_finite"]  # earlier versions of the package reject this field
+    for name in _LATER:
+        if data[name] is None or data[name] == {}:
+            del data[name]
     return json.dumps({"schema": SCHEMA, **data}, allow_nan=False)
 
 
@@ -226,12 +272,14 @@ def from_json(text: str) -> Recipe:
     schema = data.pop("schema", None)
     if schema != SCHEMA:
         raise ValueError(f"expected a recipe of schema {SCHEMA}, got schema {schema!r:.20}")
-    for name in ("model", "autoencoder", "image", "mask"):
+    for name in ("model", "autoencoder", *SOURCES):
         if isinstance(data.get(name), dict):
             data[name] = _source(name, data[name])
     for name in ("loras", "embeddings"):
         if isinstance(data.get(name), list):
             data[name] = tuple(_adapter(name, entry) for entry in data[name])
+    if isinstance(data.get("layout"), list):
+        data["layout"] = tuple(data["layout"])
     return _built(Recipe, data, "the recipe")
 
 

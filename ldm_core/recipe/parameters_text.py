@@ -50,6 +50,7 @@ def to_parameters_text(recipe: Recipe) -> str:
         "Model hash": recipe.model.short_hash,
         "Model": Path(recipe.model.name).stem,
     }
+    settings |= _inputs(recipe)
     if recipe.autoencoder is not None:
         settings["VAE"] = recipe.autoencoder.name
     for title, adapters in (("Lora hashes", recipe.loras), ("TI hashes", recipe.embeddings)):
@@ -72,6 +73,26 @@ def to_parameters_text(recipe: Recipe) -> str:
         ", ".join(f"{name}: {_quoted(str(value))}" for name, value in settings.items() if value != "")
     )
     return "\n".join(lines)
+
+
+def _inputs(recipe: Recipe) -> dict[str, Any]:
+    """What a picture of the tasks "sample" and "upscale" was drawn from, besides its prompt."""
+    if recipe.task not in ("sample", "upscale"):
+        return {}
+    files = {"Image": recipe.image, "Class map": recipe.map, "Depth map": recipe.depth}
+    settings: dict[str, Any] = {name: file.name for name, file in files.items() if file is not None}
+    if recipe.class_label is not None:
+        settings["Class"] = recipe.class_label
+    if recipe.layout is not None:
+        settings["Layout"] = "; ".join(
+            f"{one['label']} ({', '.join(f'{one[side]:g}' for side in ('x', 'y', 'width', 'height'))})"
+            for one in recipe.layout
+        )
+    if recipe.clip_embeddings is not None:
+        settings["Embeddings"] = f"{recipe.clip_embeddings.name} ({recipe.embedding_row or 0})"
+    if recipe.noise_level is not None:
+        settings["Noise level"] = recipe.noise_level
+    return settings
 
 
 def from_parameters_text(text: str) -> Recipe:

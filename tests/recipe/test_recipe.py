@@ -286,7 +286,10 @@ DAMAGED = {
     "a bool for a number": (without(seed=True), "seed must be a whole number, not True"),
     "a number for text": (without(prompt=3), "prompt must be text, not 3"),
     "not finite": (without(guidance_scale=float("nan")), "guidance_scale must be a finite number"),
-    "another task": (without(task="upscale"), "task must be one of txt2img, img2img, inpaint, not 'upscale'"),
+    "another task": (
+        without(task="outpaint"),
+        "task must be one of txt2img, img2img, inpaint, sample, upscale, not 'outpaint'",
+    ),
     "a model that is text": (without(model="emoji"), "model must be a file's name and checksum"),
     "a model without a name": (without(model={"sha256": "00"}), "the recipe's model lacks name"),
     "a model with more": (

@@ -17,6 +17,8 @@ COMMANDS = {
     "txt2img": draw,
     "img2img": draw,
     "inpaint": draw,
+    "sample": draw,
+    "upscale": draw,
     "inspect": inspect_file,
     "convert": convert_file,
     "merge": merge_files,

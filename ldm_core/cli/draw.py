@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from argparse import Namespace
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from tqdm import tqdm
 
+from ldm_core.cli.kinds import joined, kind_of
 from ldm_core.cli.plan import Job, prepare
 from ldm_core.cli.printing import EXIT_FAILED, EXIT_INTERRUPTED, print_path, tell
 from ldm_core.images import tensor_to_pil
@@ -33,16 +33,17 @@ def draw(args: Namespace) -> int:
     try:
         with _Progress(total, args.batch_size, quiet=args.quiet) as progress:
             for start in range(0, total, args.batch_size):
-                recipes = job.recipes[start : start + args.batch_size]
+                chunk = slice(start, start + args.batch_size)
+                recipes = job.recipes[chunk]
                 recorder = Recorder(job.sampler.model) if args.show_steps else None
-                for k, image in enumerate(_draw_chunk(job, recipes, progress, recorder)):
+                for k, image in enumerate(_draw_chunk(job, chunk, progress, recorder)):
                     not_finite = image.info.get("not_finite")
                     path = job.output.save(image, replace(recipes[k], not_finite=not_finite))
                     done += 1
                     black += not_finite is not None
                     print_path(path)
                     if recorder is not None:
-                        _save_steps(job, recorder, k, path, recipes[k].prompt)
+                        _save_steps(job, recorder, k, path, _caption(recipes[k]))
     except KeyboardInterrupt:
         tell(f"interrupted; {done} of {total} pictures are complete and kept")
         return EXIT_INTERRUPTED
@@ -52,35 +53,35 @@ def draw(args: Namespace) -> int:
     return 0
 
 
-def _draw_chunk(
-    job: Job, recipes: Sequence[Recipe], progress: _Progress, recorder: Recorder | None
-) -> list[Image]:
-    """The pictures of a chunk of recipes, which differ only in their prompts and seeds."""
+def _draw_chunk(job: Job, chunk: slice, progress: _Progress, recorder: Recorder | None) -> list[Image]:
+    """The pictures of a chunk, whose recipes differ only in their inputs and seeds."""
 
     def on_step(step: SamplerStep) -> None:
         if recorder is not None:
             recorder(step)
         progress.update(step)
 
-    recipe, inputs = recipes[0], job.inputs
-    prompts = [r.prompt for r in recipes]
-    options: dict[str, Any] = {
-        "negative_prompt": [r.negative_prompt for r in recipes],
-        "steps": recipe.steps,
-        "guidance_scale": recipe.guidance_scale,
-        "seed": [r.seed for r in recipes],
-        "on_step": on_step,
-    }
-    if recipe.task != "txt2img":
-        options["strength"] = recipe.strength
-    images: list[Image]
-    if recipe.task == "inpaint":
-        images = job.sampler.inpaint(prompts, inputs.image, inputs.mask, **options)
-    elif recipe.task == "img2img":
-        images = job.sampler.img2img(prompts, inputs.image, **options)
-    else:
-        images = job.sampler.txt2img(prompts, height=recipe.height, width=recipe.width, **options)
-    return images
+    recipes, recipe = job.recipes[chunk], job.recipes[0]
+    inputs, per_input = joined(job.inputs[chunk])
+    takes_text = kind_of(job.sampler.model.conditioner).takes_text
+    return job.sampler.sample(
+        inputs,
+        unconditional=[r.negative_prompt for r in recipes] if takes_text else None,
+        image=job.pictures.image,
+        mask=job.pictures.mask,
+        strength=1.0 if recipe.strength is None else recipe.strength,
+        steps=recipe.steps,
+        guidance_scale=recipe.guidance_scale,
+        height=recipe.height,
+        width=recipe.width,
+        num_images=per_input,
+        seed=[r.seed for r in recipes],
+        on_step=on_step,
+    )
+
+
+def _caption(recipe: Recipe) -> str:
+    return recipe.prompt or ("" if recipe.class_label is None else f"class {recipe.class_label}")
 
 
 def _save_steps(job: Job, recorder: Recorder, k: int, picture: Path, caption: str) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ldm_core.images import open_picture, to_grey, to_rgb
 from ldm_core.recipe import SourceFile, source_file
@@ -32,6 +33,23 @@ class Inputs:
     mask_file: SourceFile | None = None
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What one picture is drawn from, besides an image and a mask.
+
+    inputs: what the model's conditioner takes for one picture; None: nothing. fields: of the recipe.
+    """
+
+    inputs: Any
+    fields: dict[str, Any]
+
+
+def open_rgb(path: str, option: str) -> Image:
+    """A picture in RGB, upright. Raises OSError or ValueError, which names the option and the file."""
+    with named(f"{option} {path}"):
+        return to_rgb(open_picture(path))
+
+
 def open_inputs(image: str | None, mask: str | None, size: tuple[int, int] | None) -> Inputs:
     """Open the image and the mask upright. With a `size` (width, height), crop them to it and scale them.
 
@@ -53,11 +71,18 @@ def open_inputs(image: str | None, mask: str | None, size: tuple[int, int] | Non
 
 
 def _open(path: str, convert: Callable[[Image], Image]) -> tuple[SourceFile, Image]:
-    try:
+    with named(path):
         picture = convert(open_picture(path))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
     return source_file(path), picture
+
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """Begin the message of a ValueError with a name."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def _fitted(image: Image, size: tuple[int, int] | None) -> Image:

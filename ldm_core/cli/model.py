@@ -73,7 +73,7 @@ def _model_path(args: Namespace, again: Recipe | None) -> str | None:
         return args.model
     if again.model.path is None and again.model.same_as(source_file(bundled_model())):
         return None
-    return model_path(args.recipe, again.model)
+    return model_path(args, again.model)
 
 
 def _autoencoder_path(args: Namespace, again: Recipe | None) -> str | None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
-import re
-from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ldm_core.cli.defaults import (
@@ -20,10 +17,10 @@ from ldm_core.cli.defaults import (
     STEPS,
     STRENGTH,
 )
+from ldm_core.cli.option_types import number, seeds, size, whole
 from ldm_core.cli.printing import PROG
+from ldm_core.cli.sample_options import add_sample_inputs, add_upscale_inputs
 from ldm_core.recipe.fields import MAX_CLIP_SKIP, MAX_STEPS
-from ldm_core.support.limits import MAX_SIZE
-from ldm_core.support.printable import shown
 
 MAX_MESSAGE = 600  # characters of an error, which may quote an argument of any length
 
@@ -59,10 +56,22 @@ def build_parser() -> argparse.ArgumentParser:
     inpaint.add_argument("--mask", metavar="FILE", help="a picture of the same size; white is repainted")
     for redraw, default in ((img2img, STRENGTH["img2img"]), (inpaint, STRENGTH["inpaint"])):
         redraw.add_argument(
-            "--strength", type=_number, metavar="X", help=f"how much to change, in (0, 1] (default {default})"
+            "--strength", type=number, metavar="X", help=f"how much to change, in (0, 1] (default {default})"
         )
+    sample = command("sample", "Draw from classes, layouts, maps, small pictures or nothing.")
+    add_sample_inputs(_with_file(sample))
+    upscale = command("upscale", "Enlarge a small picture with a super-resolution model.")
+    add_upscale_inputs(_with_file(upscale))
+    for drawing in (sample, upscale):
+        _add_model(drawing.add_argument_group("model"))
+        _add_how(drawing)
+        _add_where(drawing)
     for drawing in (txt2img, img2img, inpaint):
-        _add_model(drawing)
+        group = drawing.add_argument_group("model")
+        group.add_argument(
+            "--model", metavar="PATH", help="a checkpoint or diffusers folder (default: the bundled model)"
+        )
+        _add_model(group)
         _add_how(drawing)
         _add_where(drawing)
 
@@ -91,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     merge = command("merge", "Write (1 - alpha) A + alpha B, or A + alpha (B - C).")
     merge.add_argument("models", nargs="+", metavar="MODEL", help="two or three models of one architecture")
     _add_target(merge)
-    merge.add_argument("--alpha", type=_number, metavar="X", help="default: 0.5 for two models, 1 for three")
+    merge.add_argument("--alpha", type=number, metavar="X", help="default: 0.5 for two models, 1 for three")
     return parser
 
 
@@ -134,6 +143,21 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="what to avoid; give it once, or once per prompt",
     )
+    _add_again(group, "--num")
+
+
+def _with_file(parser: argparse.ArgumentParser) -> Any:
+    """The group of options for what to draw, for a command whose first argument is the model's file."""
+    parser.add_argument(
+        "model", nargs="?", metavar="FILE", help="the model: a checkpoint or diffusers folder"
+    )
+    group = parser.add_argument_group("what to draw")
+    _add_again(group, "--number", "--num")
+    return group
+
+
+def _add_again(group: Any, *num: str) -> None:
+    """Options for drawing a picture again, and for drawing several."""
     group.add_argument(
         "--from",
         dest="recipe",
@@ -146,22 +170,22 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
         help="read the files that the recipe names: pictures, adapters, autoencoder, configuration",
     )
     group.add_argument(
-        "--num", type=_whole(1, MAX_PICTURES), metavar="N", help="pictures per prompt (default 1)"
+        *num,
+        dest="num",
+        type=whole(1, MAX_PICTURES),
+        metavar="N",
+        help="pictures for each prompt or other input (default 1)",
     )
     group.add_argument(
         "--seed",
-        type=_seeds,
+        type=seeds,
         metavar="N[,N…]",
         help="picture k has seed N + k, or the k-th of a list (default: random; the recipe records it)",
     )
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    """Options for the model."""
-    group = parser.add_argument_group("model")
-    group.add_argument(
-        "--model", metavar="PATH", help="a checkpoint or diffusers folder (default: the bundled model)"
-    )
+def _add_model(group: Any) -> None:
+    """Options for the model, besides its path."""
     _add_config(group)
     group.add_argument("--ema", action=argparse.BooleanOptionalAction, help="use the averaged U-Net weights")
     group.add_argument("--autoencoder", metavar="FILE", help="take the autoencoder (VAE) from this file")
@@ -192,7 +216,7 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how to draw")
     group.add_argument(
         "--steps",
-        type=_whole(1, MAX_STEPS),
+        type=whole(1, MAX_STEPS),
         metavar="N",
         help=f"sampling steps (default {BUNDLED_STEPS} for the bundled model, else {STEPS})",
     )
@@ -200,7 +224,7 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
         "--scheduler", choices=SCHEDULERS, help=f"default: {SCHEDULER}; plms and pndm are the same"
     )
     group.add_argument(
-        "--eta", type=_number, metavar="X", help="added noise, 0 to 1 (default: 0 for ddim, 1 for euler-a)"
+        "--eta", type=number, metavar="X", help="added noise, 0 to 1 (default: 0 for ddim, 1 for euler-a)"
     )
     group.add_argument(
         "--spacing", choices=SPACINGS, help="spacing of the timesteps (default: the scheduler's)"
@@ -208,28 +232,29 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--guidance",
         dest="guidance_scale",
-        type=_number,
+        type=number,
         metavar="X",
-        help=f"scale; 1 means none (default {BUNDLED_GUIDANCE:g} for the bundled model, else {GUIDANCE})",
+        help="scale; 1 means none "
+        f"(default {BUNDLED_GUIDANCE:g} for the bundled model, {GUIDANCE} for prompts, else the model's)",
     )
     group.add_argument(
-        "--guidance-rescale", type=_number, metavar="X", help="guidance rescale phi, 0 to 1 (default 0)"
+        "--guidance-rescale", type=number, metavar="X", help="guidance rescale phi, 0 to 1 (default 0)"
     )
     group.add_argument(
         "--size",
-        type=_size,
+        type=size,
         metavar="WxH",
         help="size in pixels, or one number (default: the model's, or the image's)",
     )
     group.add_argument(
         "--clip-skip",
-        type=_whole(0, MAX_CLIP_SKIP),
+        type=whole(0, MAX_CLIP_SKIP),
         metavar="N",
         help="final text encoder blocks to skip (default: the model's)",
     )
     group.add_argument(
         "--batch-size",
-        type=_whole(1, MAX_PICTURES),
+        type=whole(1, MAX_PICTURES),
         default=1,
         metavar="N",
         help="pictures to draw at a time; each batch is saved when it is done (default 1)",
@@ -252,42 +277,3 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
         "--show-steps", action="store_true", help="also save a folder with the picture after every step"
     )
     group.add_argument("-q", "--quiet", action="store_true", help="no progress bar and no warnings")
-
-
-def _whole(low: int, high: int) -> Callable[[str], int]:
-    def convert(text: str) -> int:
-        if not re.fullmatch(r"\d{1,9}", text) or not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(f"expected a whole number in {low}..{high}, not {shown(text)}")
-        return int(text)
-
-    return convert
-
-
-def _number(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise argparse.ArgumentTypeError(f"expected a number, not {shown(text)}")
-    return number
-
-
-def _seeds(text: str) -> int | list[int]:
-    try:
-        seeds = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"expected whole numbers separated by commas, not {shown(text)}"
-        ) from None
-    return seeds if "," in text else seeds[0]
-
-
-def _size(text: str) -> tuple[int, int]:
-    match: Any = re.fullmatch(r"(\d{1,6})(?:[xX×](\d{1,6}))?", text)
-    size = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-    if not all(1 <= side <= MAX_SIZE for side in size):
-        raise argparse.ArgumentTypeError(
-            f"expected WIDTHxHEIGHT or one number, such as 768x512, each in 1..{MAX_SIZE}, not {shown(text)}"
-        )
-    return size

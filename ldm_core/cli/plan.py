@@ -15,15 +15,21 @@ import torch
 import ldm_core
 from ldm_core import schedulers
 from ldm_core.cli import defaults
-from ldm_core.cli.inputs import Inputs, open_inputs, read_prompts, uninterpreted
+from ldm_core.cli.inputs import Inputs, open_inputs
+from ldm_core.cli.kinds import default_guidance, is_guided, joined, usage
 from ldm_core.cli.model import chosen, load_model, usable_device
 from ldm_core.cli.output import Output, find_output
 from ldm_core.cli.printing import PROG
-from ldm_core.cli.recipe_files import recorded_path, require_trust
+from ldm_core.cli.prompts import open_prompts
+from ldm_core.cli.recipe_files import option_of, recorded_path, require_trust
+from ldm_core.cli.sample_inputs import open_sample_inputs
 from ldm_core.guidance import ClassifierFreeGuidance
+from ldm_core.model import LatentDiffusion
 from ldm_core.noise import image_seeds
 from ldm_core.recipe import Recipe, read_recipe, without_paths
+from ldm_core.recipe.fields import SOURCES
 from ldm_core.sampler import Sampler
+from ldm_core.start import require_size
 from ldm_core.support.printable import printable, shown
 from ldm_core.support.warn import warn
 
@@ -43,84 +49,112 @@ SCHEDULERS: dict[str, Any] = {
 }
 CLASSES: dict[str, Any] = {type(scheduler).__name__: type(scheduler) for scheduler in SCHEDULERS.values()}
 NEEDED: dict[str, tuple[str, ...]] = {"txt2img": (), "img2img": ("image",), "inpaint": ("image", "mask")}
+OPTIONAL = tuple(name for name in SOURCES if name != "mask")  # files that the other commands read
 
 
 @dataclass(frozen=True)
 class Job:
-    """A drawing command: its sampler, one recipe per picture, its input pictures and its output."""
+    """A drawing command: its sampler, a recipe and the inputs of each picture, and its output.
+
+    pictures: the image and mask of img2img and inpaint.
+    """
 
     sampler: Sampler
     recipes: Sequence[Recipe]
-    inputs: Inputs
+    inputs: Sequence[Any]
+    pictures: Inputs
     output: Output
 
 
 def prepare(args: Namespace) -> Job:
     """Check and open everything that a drawing needs. Cheap checks come first, to fail early."""
     again = _recipe_to_follow(args)
-    prompts, negatives = _texts(args, again)
-    _warn_of_uninterpreted([*prompts, *negatives])
-    num = _pictures_per_prompt(args, len(prompts))
-    seeds = image_seeds(chosen(args, again, "seed"), len(prompts) * num)
+    what = open_prompts(args, again) if args.command in NEEDED else open_sample_inputs(args, again)
+    num = _pictures_per_input(args, what.count)
+    seeds = image_seeds(chosen(args, again, "seed"), what.count * num)
     scheduler = _scheduler(args, again)
     guidance = ClassifierFreeGuidance(rescale=chosen(args, again, "guidance_rescale", 0.0))
     output = find_output(args.output, args.command, count=len(seeds), steps=args.show_steps, force=args.force)
     size = args.size or ((again.width, again.height) if again else None)
-    inputs = _inputs(args, again, size)
+    pictures = _inputs(args, again, size) if args.command in NEEDED else Inputs()
     device = usable_device(args.device)
 
     model, model_fields = load_model(args, again, device)
     bundled = model_fields["model"].path is None
-    default_steps = defaults.BUNDLED_STEPS if bundled else defaults.STEPS
-    default_guidance = defaults.BUNDLED_GUIDANCE if bundled else defaults.GUIDANCE
-    if inputs.image is not None:
-        size = inputs.image.size
-    width, height = size or (model.config.image_size, model.config.image_size)
+    subjects = what.subjects(model)
+    inputs = [subject.inputs for subject in subjects]
+    width, height = _size(args, model, inputs, pictures) or size or (model.config.image_size,) * 2
+    require_size(model.config, height, width)
     template = Recipe(
         task=args.command,
         prompt="",
         seed=0,
-        steps=chosen(args, again, "steps", default_steps),
+        steps=chosen(args, again, "steps", defaults.BUNDLED_STEPS if bundled else defaults.STEPS),
         width=width,
         height=height,
-        guidance_scale=chosen(args, again, "guidance_scale", default_guidance),
+        guidance_scale=_guidance_scale(args, again, model, bundled),
         guidance_rescale=guidance.rescale,
         strength=_strength(args, again),
         scheduler=type(scheduler).__name__,
         scheduler_settings=asdict(scheduler),
         clip_skip=chosen(args, again, "clip_skip"),
-        image=inputs.image_file,
-        mask=inputs.mask_file,
+        image=pictures.image_file,
+        mask=pictures.mask_file,
         device=str(device),
         versions={"ldm_core": ldm_core.__version__, "torch": str(torch.__version__)},
         **model_fields,
     )
-    if args.no_paths:
-        template = without_paths(template)
-    if again is not None:
-        _warn_of_differences(args.recipe, again, template)
-    sampler = Sampler(model, scheduler, guidance, clip_skip=template.clip_skip)
-    texts = [texts for texts in zip(prompts, negatives) for _ in range(num)]
     recipes = [
-        replace(template, prompt=prompt, negative_prompt=negative, seed=seed)
-        for (prompt, negative), seed in zip(texts, seeds)
+        replace(template, seed=seed, **subject.fields)
+        for subject, seed in zip((one for one in subjects for _ in range(num)), seeds)
     ]
-    return Job(sampler, recipes, inputs, output)
+    if args.no_paths:
+        recipes = [without_paths(recipe) for recipe in recipes]
+    if again is not None:
+        _warn_of_differences(args.recipe, again, recipes[0])
+    sampler = Sampler(model, scheduler, guidance, clip_skip=template.clip_skip)
+    return Job(sampler, recipes, [one for one in inputs for _ in range(num)], pictures, output)
+
+
+def _size(
+    args: Namespace, model: LatentDiffusion, inputs: Sequence[Any], pictures: Inputs
+) -> tuple[int, int] | None:
+    """The (width, height) in pixels that the inputs determine, if they do."""
+    if pictures.image is not None:
+        return pictures.image.size
+    sized = getattr(model.conditioner, "latent_size", None)
+    latent = None if sized is None else sized(joined(inputs[:1])[0])
+    if latent is None:
+        return None
+    if args.size is not None:
+        raise ValueError(f"--size: the inputs determine the size here; {usage(model.conditioner)}")
+    f = model.config.autoencoder.downsampling
+    return latent[1] * f, latent[0] * f
+
+
+def _guidance_scale(args: Namespace, again: Recipe | None, model: LatentDiffusion, bundled: bool) -> float:
+    default = defaults.BUNDLED_GUIDANCE if bundled else default_guidance(model.conditioner)
+    scale: float = chosen(args, again, "guidance_scale", default)
+    if scale != 1 and not is_guided(model.conditioner):
+        raise ValueError(f"--guidance {scale:g}: this model has no guidance; expected 1, or none given")
+    return scale
 
 
 def _strength(args: Namespace, again: Recipe | None) -> float | None:
-    if args.command == "txt2img":
+    if args.command not in defaults.STRENGTH:
         return None
     return chosen(args, again, "strength", defaults.STRENGTH[args.command])
 
 
 def _recipe_to_follow(args: Namespace) -> Recipe | None:
     if args.recipe is None:
+        if args.command not in NEEDED and args.model is None:
+            raise ValueError(f"{args.command} needs the FILE of a model, or --from FILE.png")
         return None
     again = read_recipe(args.recipe)
     if _is_ours(again) and again.task != args.command:
         raise ValueError(f"{args.recipe} was drawn with {again.task}; use {PROG} {again.task} --from")
-    require_trust(args, again, NEEDED[args.command])
+    require_trust(args, again, NEEDED.get(args.command, OPTIONAL))
     return again
 
 
@@ -128,38 +162,10 @@ def _is_ours(recipe: Recipe) -> bool:
     return "ldm_core" in recipe.versions
 
 
-def _texts(args: Namespace, again: Recipe | None) -> tuple[list[str], list[str]]:
-    """The prompts, and a negative prompt for each."""
-    if args.prompt and args.prompts is not None:
-        raise ValueError("expected prompts or --prompts FILE, not both")
-    if args.prompts is not None:
-        prompts = read_prompts(args.prompts)
-    elif args.prompt or again is None:
-        prompts = args.prompt
-    else:
-        prompts = [again.prompt]
-    if not prompts:
-        raise ValueError("there is nothing to draw; give a prompt, --prompts FILE or --from FILE.png")
-    negatives = args.negative_prompt or [again.negative_prompt if again else ""]
-    if len(negatives) not in (1, len(prompts)):
-        raise ValueError(
-            f"expected one --negative-prompt, or {len(prompts)}, one for each prompt, got {len(negatives)}"
-        )
-    return prompts, negatives * (len(prompts) // len(negatives))
-
-
-def _warn_of_uninterpreted(prompts: list[str]) -> None:
-    found = uninterpreted(prompts)
-    if found:
-        quoted = ", ".join(f"{text!r:.100}" for text in found)
-        hint = "; apply a LoRA with --lora FILE" if found[0].startswith("<") else ""
-        warn(f"this syntax in prompts is not interpreted, but read as ordinary text: {quoted}{hint}")
-
-
-def _pictures_per_prompt(args: Namespace, prompts: int) -> int:
+def _pictures_per_input(args: Namespace, count: int) -> int:
     """The value of --num; by default, as many pictures as a list of seeds has."""
     if args.num is None and isinstance(args.seed, list):
-        return max(1, len(args.seed) // prompts)
+        return max(1, len(args.seed) // count)
     return args.num or 1
 
 
@@ -202,11 +208,12 @@ def _warn_of_differences(path: str, again: Recipe, now: Recipe) -> None:
     if not _is_ours(again):
         warn(f"{path} was drawn by another program; the new picture will only be similar")
         return
-    for name in ("model", "image", "mask"):
+    for name in ("model", *SOURCES):
         then, new = getattr(again, name), getattr(now, name)
         if then is not None and new is not None and not new.same_as(then):
+            what = option_of(name).removeprefix("--")
             warn(
-                f"{path} was drawn with the {name} {then.name!r:.300} (sha256 {then.short_hash}…), not with "
+                f"{path} was drawn with the {what} {then.name!r:.300} (sha256 {then.short_hash}…), not with "
                 f"{new.name!r} ({new.short_hash}…); the new picture will differ"
             )
     if again.device is not None and again.device.split(":")[0] != str(now.device).split(":")[0]:

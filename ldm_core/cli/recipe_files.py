@@ -26,7 +26,7 @@ FILES_SHOWN = 20
 def require_trust(args: Namespace, again: Recipe, pictures: Sequence[str]) -> None:
     """Raise ValueError, listing the recorded files that need trust, unless `--trust-paths` is given.
 
-    pictures: which of "image" and "mask" the command needs.
+    pictures: the fields of input files that the command reads, such as "image" and "mask".
     """
     named = [] if args.trust_paths else _files_to_trust(args, again, pictures)
     if named:
@@ -40,11 +40,11 @@ def _files_to_trust(args: Namespace, again: Recipe, pictures: Sequence[str]) -> 
     """The recorded files that need trust, each as a command-line option."""
     named = []
     if args.model is None and re.match(r"[\\/]{2}", again.model.path or ""):
-        named.append(("--model", again.model.path))
+        named.append((_model_option(args), again.model.path))
     for name in (*pictures, "autoencoder"):
         file: SourceFile | None = getattr(again, name)
-        if file is not None and getattr(args, name) is None:
-            named.append((f"--{name}", file.path or file.name))
+        if file is not None and getattr(args, name, None) is None:
+            named.append((option_of(name), file.path or file.name))
     for kind in ("loras", "embeddings"):
         for adapter in getattr(again, kind) if getattr(args, kind) is None else ():
             place = adapter.file.path or adapter.file.name
@@ -54,6 +54,15 @@ def _files_to_trust(args: Namespace, again: Recipe, pictures: Sequence[str]) -> 
     return [f"{option} {value!r:.300}" for option, value in named]
 
 
+def option_of(field: str) -> str:
+    """The option that gives the file of a recipe's field."""
+    return "--embeddings" if field == "clip_embeddings" else f"--{field}"
+
+
+def _model_option(args: Namespace) -> str:
+    return "FILE" if args.command in ("sample", "upscale") else "--model"
+
+
 def recorded_path(recipe: str, file: SourceFile, option: str) -> str:
     """The recorded path of a file. Raises ValueError, naming its option, if no file is there."""
     if file.path is not None and os.path.isfile(file.path):
@@ -61,7 +70,7 @@ def recorded_path(recipe: str, file: SourceFile, option: str) -> str:
     raise _missing(recipe, file, option)
 
 
-def model_path(recipe: str, file: SourceFile) -> str:
+def model_path(args: Namespace, file: SourceFile) -> str:
     """The path of a recipe's model: the recorded path, or a file of the same name beside the picture.
 
     The file beside the picture must have the recorded checksum. Raises ValueError if neither exists.
@@ -69,10 +78,10 @@ def model_path(recipe: str, file: SourceFile) -> str:
     if file.path is not None and (os.path.isfile(file.path) or os.path.isdir(file.path)):
         return file.path
     if os.path.basename(file.name) == file.name and len(file.sha256) >= HASH_DIGITS:
-        beside = Path(recipe).parent / file.name
+        beside = Path(args.recipe).parent / file.name
         if os.path.isfile(beside) and source_file(beside).same_as(file):
             return str(beside)
-    raise _missing(recipe, file, "--model")
+    raise _missing(args.recipe, file, _model_option(args))
 
 
 def _missing(recipe: str, file: SourceFile, option: str) -> ValueError:

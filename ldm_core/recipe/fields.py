@@ -251,8 +251,10 @@ def without_paths(recipe: Recipe) -> Recipe:
 
 
 # Fields that earlier versions of the package do not know: a recipe with any of them is rejected there.
-_LATER = ("not_finite", "class_label", "layout", "class_names", "class_count")
-_LATER += ("noise_level", "embedding_row", "map", "depth", "clip_embeddings")
+_LATER = (
+    *("not_finite", "class_label", "layout", "class_names", "class_count"),
+    *("noise_level", "embedding_row", "map", "depth", "clip_embeddings"),
+)
 
 
 def to_json(recipe: Recipe) -> str:

@@ -250,7 +250,7 @@ def test_a_machine_that_is_too_small(run: Run, monkeypatch: pytest.MonkeyPatch, 
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(ldm_core.Sampler, "txt2img", fail)
+    monkeypatch.setattr(ldm_core.Sampler, "sample", fail)
     result = run("txt2img", "x", "--device", "cpu")
     assert (result.status, result.out, len(result.err)) == (1, [], 1)
     assert "out of memory; try a smaller --size or --batch-size" in result.err[0]
@@ -260,6 +260,6 @@ def test_a_defect_is_not_taken_for_bad_input(run: Run, monkeypatch: pytest.Monke
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(ldm_core.Sampler, "txt2img", fail)
+    monkeypatch.setattr(ldm_core.Sampler, "sample", fail)
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         run("txt2img", "x", "--device", "cpu")

@@ -91,7 +91,7 @@ def padded(images: Tensor, unit: int) -> Tensor:
 
 
 def memory_needed(config: LatentDiffusionConfig, rows: int, height: int, width: int, bytes_each: int) -> int:
-    """Bytes that decoding latents (rows, C, h, w) needs at least: DECODER_MAPS of its largest feature maps.
+    """Bytes that decoding latents (rows, C, h, w) needs: DECODER_MAPS of its largest feature maps.
 
     The decoder's maps at the size of the result are the largest of all networks.
     """
@@ -125,6 +125,6 @@ def _require_memory(model: LatentDiffusion, rows: int, height: int, width: int) 
         size = model.config.image_size // model.config.autoencoder.downsampling
         several = "" if rows == 1 else ", or use Sampler(batch_size=1)"
         raise ValueError(
-            f"enlarging {rows} image(s) of {width}x{height} needs at least {needed / 2**30:.1f} GiB at once, "
+            f"enlarging {rows} image(s) of {width}x{height} needs about {needed / 2**30:.1f} GiB at once, "
             f"the device has {memory / 2**30:.1f} GiB; pass windows=ldm_core.Windows({size}){several}"
         )

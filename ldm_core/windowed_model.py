@@ -30,7 +30,8 @@ def windowed(
 
     size, stride: in latent pixels, for both axes or (rows, columns); a size is a multiple of the U-Net's
         downsampling factor, by default the training resolution.
-    weights, tie_breaker, wrap: as in `ldm_core.Windows`; "equal" weights are MultiDiffusion's.
+    weights, tie_breaker, wrap: as in `ldm_core.Windows`; "equal" weights are MultiDiffusion's, and apply to the
+        U-Net alone, since in pixels they leave visible edges.
     batch_size: the number of windows per evaluation of the U-Net, each with all rows of the sampler's batch.
 
     A layout is cropped to each window. All other contexts and vectors are the same for all windows. Raises
@@ -52,11 +53,12 @@ def with_windows(model: LatentDiffusion, windows: Windows, batch_size: int = 1) 
     if isinstance(conditioner, Layout):
         conditioner = WindowedLayout(conditioner)
     context_for = getattr(conditioner, "for_window", None)
+    decoded = replace(windows, weights="pyramid") if windows.weights == "equal" else windows
     return replace(
         model,
         conditioner=conditioner,
         unet=WindowedUNet(model.unet, windows, batch_size=batch_size, context_for=context_for),
         autoencoder=WindowedAutoencoder(
-            model.autoencoder, windows, factor=model.config.autoencoder.downsampling
+            model.autoencoder, decoded, factor=model.config.autoencoder.downsampling
         ),
     )

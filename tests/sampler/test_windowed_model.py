@@ -202,6 +202,13 @@ def test_a_run_in_windows_predicts_the_weighted_mean(model: LatentDiffusion, wei
     assert relative_error(found[0], total / norm) < 1e-5
 
 
+def test_equal_weights_are_those_of_the_u_net_alone(model: LatentDiffusion) -> None:
+    """In pixels, each window's own edge would be visible."""
+    large: Any = windowed(model, size=8, weights="equal", wrap=True)
+    assert large.unet.windows == Windows(8, weights="equal", wrap=True)
+    assert large.autoencoder.windows == Windows(8, wrap=True)
+
+
 def test_every_task_runs_in_windows(model: LatentDiffusion) -> None:
     sampler = Sampler(windowed(model, size=(8, 16), stride=8, batch_size=3), batch_size=1)
     options: dict[str, Any] = {"steps": 1, "seed": [3, 4], "output": "tensor"}

@@ -152,12 +152,13 @@ class _ExtraRows:
 
 def clip_tokenizer(model: LatentDiffusion) -> CLIPTokenizer:
     """The model's tokenizer. Raises ValueError if it is not a CLIPTokenizer."""
-    if not isinstance(model.tokenizer, CLIPTokenizer):
+    tokenizer = getattr(model, "tokenizer", None)  # a model may take no text
+    if not isinstance(tokenizer, CLIPTokenizer):
         raise ValueError(
             "expected a model with an ldm_core.tokenizer.CLIPTokenizer, to add words to; its tokenizer is a "
-            f"{type(model.tokenizer).__name__}"
+            f"{type(tokenizer).__name__}"
         )
-    return model.tokenizer
+    return tokenizer
 
 
 def embedding_layer(model: LatentDiffusion) -> nn.Embedding:

@@ -36,9 +36,7 @@ class SampleInputs:
         count = max(map(len, self.values.values()), default=1)
         for option, values in self.values.items():
             if len(values) not in (1, count):
-                raise ValueError(
-                    f"expected 1 or {count} of --{option}, as of another option, got {len(values)}"
-                )
+                raise ValueError(f"expected 1 or {count} of --{option}, as of others, got {len(values)}")
         return count
 
     def subjects(self, model: LatentDiffusion) -> list[Subject]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ Run = Callable[..., Result]
 
 Draw = Callable[..., list[str]]
 
+# The paths of the small models of `support.zoo`, and those that have been loaded.
+zoo: dict[str, ldm_core.LatentDiffusion | None] = {}
+
 
 @pytest.fixture
 def run(
@@ -45,13 +49,17 @@ def run(
     capsys: pytest.CaptureFixture[str],
     bundled: ldm_core.LatentDiffusion,
 ) -> Run:
-    """Runs the command line in an empty folder; the bundled model is read from disk only once."""
+    """Runs the command line in an empty folder; the bundled model and those of the zoo are read once."""
     monkeypatch.chdir(tmp_path)
 
     def load(path: Any = None, *, dtype: Any = None, **options: Any) -> ldm_core.LatentDiffusion:
         if path is None and dtype in (None, torch.float32) and options["config"] is None:
             return bundled
-        return ldm_core.load(path, dtype=dtype, **options)
+        if str(path) not in zoo or dtype is not None:
+            return ldm_core.load(path, dtype=dtype, **options)
+        if zoo[str(path)] is None:
+            zoo[str(path)] = ldm_core.load(path, **options)
+        return copy.copy(zoo[str(path)])  # the command line may give its conditioner names
 
     monkeypatch.setattr(model, "load", load)
 

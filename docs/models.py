@@ -1,0 +1,156 @@
+"""Writes docs/models.md: every published model with its sizes and the call that draws with it.
+
+    python docs/models.py
+
+The sizes are those of the networks that a preset builds, without weights.
+"""
+
+# ruff: noqa: E501
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import ldm_core
+from ldm_core.autoencoder import AutoencoderConfig, AutoencoderVQConfig
+from ldm_core.config import PRESETS
+
+PAGE = Path(__file__).with_suffix(".md")
+PLAIN = "plain reference"
+PIPELINE = "plain reference, diffusers' pipeline"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a preset does not say: the task, the call, the command, and what the tests compare it with."""
+
+    names: str
+    task: str
+    call: str
+    command: str
+    compared: str
+
+
+ROWS = (
+    Row("sd1", "text → image", 'txt2img("a cat")', 'txt2img "a cat" --model FILE', "diffusers, transformers"),
+    Row("sd1-inpaint", "inpainting", 'inpaint("a cat", image, mask)',
+        'inpaint "a cat" --model FILE --image A --mask B', "diffusers"),
+    Row("sd2-base", "text → image", 'txt2img("a cat")', 'txt2img "a cat" --model FILE', "diffusers, open_clip"),
+    Row("sd2-v", "text → image", 'txt2img("a cat")', 'txt2img "a cat" --model FILE', "diffusers, open_clip"),
+    Row("sd2-inpaint", "inpainting", 'inpaint("a cat", image, mask)',
+        'inpaint "a cat" --model FILE --image A --mask B', "diffusers"),
+    Row("sd2-depth", "depth map, text → image", 'sample({"prompt": "a cat", "depth": map})',
+        "sample FILE --depth A --prompt TEXT", PIPELINE),
+    Row("sd2-unclip-h, sd2-unclip-l", "variations of a picture", 'sample({"image": picture})',
+        "sample FILE --image A", PIPELINE),
+    Row("x4-upscaler", "super-resolution with text", 'upscale(picture, "a cat")',
+        "upscale FILE --image A --prompt TEXT", PIPELINE),
+    Row("celeba256, ffhq256, lsun-beds256", "unconditional", "sample(num_images=4)", "sample FILE --number 4",
+        PIPELINE),
+    Row("lsun-churches256", "unconditional", "sample(num_images=4)", "sample FILE --number 4",
+        f"{PLAIN}, diffusers' `UNet2DModel`"),
+    Row("cin256", "class → image", "sample(207)", "sample FILE --class 207", PLAIN),
+    Row("cin256-v2", "class → image, guidance", "sample(207, guidance_scale=3)", "sample FILE --class 207", PLAIN),
+    Row("text2img256", "text → image", 'txt2img("a cat")', 'txt2img "a cat" --model FILE',
+        f"{PLAIN}, diffusers' `LDMBertModel`, tokenizers"),
+    Row("text2img-large", "text → image", 'txt2img("a cat")', 'txt2img "a cat" --model FILE', PIPELINE),
+    Row("layout2img256", "boxes → image", "sample([[(3, 0.1, 0.2, 0.5, 0.6)]])", "sample FILE --layout boxes.json",
+        PLAIN),
+    Row("semantic-synthesis256, semantic-synthesis512", "semantic map → image", "sample(classes)",
+        "sample FILE --map map.png", PLAIN),
+    Row("bsr-sr", "super-resolution", "upscale(picture)", "upscale FILE --image A", PIPELINE),
+    Row("inpainting-big", "inpainting without text", "inpaint(None, image, mask)",
+        "inpaint --model FILE --image A --mask B", PLAIN),
+    Row("rdm768", "CLIP embeddings → image", "sample(embeddings)", "sample FILE --embeddings E.safetensors", PLAIN),
+)  # fmt: skip
+
+FIGURES = (
+    ("1", "reconstructions of the first stage", "`model.autoencoder.decode(model.autoencoder.encode(x).mode())`"),
+    ("2", "compression before the diffusion", "[architecture](architecture.md)"),
+    ("3", "conditioning by context and by input channels", "[conditioners](conditioners.md)"),
+    ("4", "samples without a condition, and of classes",
+     "`sample celeba256.ckpt --number 16 --scheduler ddim --eta 1 --steps 200`; `sample cin256-v2.ckpt --class 207`"),
+    ("5", "text → image", '`txt2img "a painting of a squirrel" --model text2img-large.ckpt --steps 200 --guidance 5`'),
+    ("6, 7", "compression factors against quality and time",
+     "another `ch_mult` of the first stage, trained as in [training](training.md)"),
+    ("8", "layouts → images", "`sample layout2img256.ckpt --layout boxes.json`"),
+    ("9", "landscapes larger than in training", "`Sampler(ldm_core.windowed(model, 64, 32)).sample(classes)`, "
+     "[larger pictures](large-pictures.md)"),
+    ("10", "super-resolution", "`upscale bsr_sr.ckpt --image small.png --scheduler ddim --eta 1`"),
+    ("11", "inpainting", "`inpaint --model inpainting_big.ckpt --image A --mask B`"),
+)  # fmt: skip
+
+
+def parameters(name: str) -> dict[str, int]:
+    """The number of parameters of each network of a preset."""
+    model = ldm_core.build(PRESETS[name], device="meta")
+    return {part: sum(p.numel() for p in network.parameters()) for part, network in model.modules.items()}
+
+
+def first_stage(config: AutoencoderConfig) -> str:
+    kind = "VQ" if isinstance(config, AutoencoderVQConfig) else "KL"
+    return f"{kind}-f{config.downsampling}, {config.embed_dim} channels"
+
+
+def conditioning(name: str) -> str:
+    """The fields of the Condition."""
+    config = PRESETS[name]
+    unet = config.unet
+    found = [] if unet.context_dim is None else [f"context {unet.context_dim}"]
+    if unet.in_channels > unet.out_channels:
+        found.append(f"concat {unet.in_channels - unet.out_channels}")
+    if unet.num_classes or unet.adm_in_channels:
+        found.append("vector")
+    return ", ".join(found) or "none"
+
+
+def lines() -> list[str]:
+    rows = []
+    for row in ROWS:
+        name = row.names.split(", ")[0]
+        config, sizes = PRESETS[name], parameters(name)
+        own = sum(count for part, count in sizes.items() if part not in ("unet", "autoencoder"))
+        counts = [sizes["unet"], own, sizes["autoencoder"]]
+        shown = " + ".join(f"{count / 1e6:.1f}" for count in counts)
+        rows.append(
+            f"| `{row.names.replace(', ', '`, `')}` | {row.task} | {config.image_size} | "
+            f"{first_stage(config.autoencoder)} | {conditioning(name)} | {shown} | "
+            f"`sampler.{row.call}` | `{row.command}` | {row.compared} |"
+        )
+    return rows
+
+
+def page() -> str:
+    head = """# Models
+
+<!-- from docs/models.py -->
+
+Every model that CompVis and Stability AI published for the latent diffusion paper (arXiv:2112.10752) and Stable Diffusion. A file
+is recognised by its tensors or by a YAML file beside it; `python -m ldm_core inspect FILE` names the model and prints the line that
+draws with it. All of them save and load in CompVis's names; those with a pipeline in diffusers also as its folder.
+
+Parameters are in millions: U-Net + text encoder or conditioner + autoencoder. Commands begin with `python -m ldm_core`. The last
+column is what the tests compare the networks and whole trajectories with; "plain reference" is `tests/zoo/reference.py`, which
+computes the same from the original names of the weights with loops and einsum in float64.
+
+| preset | task | pixels | first stage | conditioning | parameters | Python | command | compared with |
+|---|---|---|---|---|---|---|---|---|
+"""
+    middle = """
+`lsun-churches256` has a latent scale that was measured in training and stands in its checkpoint only. Files of the models with
+averaged weights are loaded with these by default, as the original scripts do (`ema=False` takes the others).
+
+## The paper's figures
+
+| figure | shows | command, or Python |
+|---|---|---|
+"""
+    figures = [f"| {number} | {what} | {how} |" for number, what, how in FIGURES]
+    tail = """
+Small models of four of these tasks can be trained on emoji artwork in minutes: `examples/train_zoo.py`.
+"""
+    return head + "\n".join(lines()) + "\n" + middle + "\n".join(figures) + "\n" + tail
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

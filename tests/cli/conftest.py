@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from support import cli_runs
 from support.cli_runs import draw, run
-from support.zoo import small_model
+from support.small_models import small_model
 
 from ldm_core.checkpoint import save
 
@@ -19,7 +19,7 @@ __all__ = [
 
 @pytest.fixture(scope="session")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """The path of a small model of each kind of `support.zoo`, written once."""
+    """The path of a small model of each kind of `support.small_models`, written once."""
     folder = tmp_path_factory.mktemp("zoo")
 
     def path(kind: str) -> str:

@@ -38,7 +38,7 @@ Run = Callable[..., Result]
 
 Draw = Callable[..., list[str]]
 
-# The paths of the small models of `support.zoo`, and those that have been loaded.
+# The paths of the small models of `support.small_models`, and those that have been loaded.
 zoo: dict[str, ldm_core.LatentDiffusion | None] = {}
 
 

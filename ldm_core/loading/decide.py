@@ -57,7 +57,13 @@ def decide(name: str, claims: Sequence[Claim]) -> Decision:
         raise CheckpointError(f"{name} contradicts {sources}:\n    {listed}")
     wanted = {"noise_schedule", "latent_scale", *(claim.field for claim in claims if claim.value is not None)}
     wanted.discard("added_words")
-    if any(values.get(field) is None for field in wanted):
+    absent = {field for field in wanted if values.get(field) is None}
+    if absent == {"latent_scale"}:
+        raise UnknownModelError(
+            f"{name} has no tensor scale_factor, and nothing else states its latent scale; "
+            "pass config= (a configuration with the latent_scale)"
+        )
+    if absent:
         raise UnknownModelError(
             f"{name} matches no known model, and its tensors do not determine the number of attention heads, "
             "the latent scale or the prediction type; pass config= (a configuration or a CompVis YAML file)"

@@ -190,9 +190,12 @@ def _whole(
     path = repr(str(checkpoint.path))
     try:
         decision = decide(checkpoint.path.name, claims)
-    except UnknownModelError:
+    except UnknownModelError as error:
+        with_config = f"ldm_core.load({path}, config=…)"
+        if presets:
+            return Diagnosis(_titles(presets), "fits", str(error), with_config, presets)
         why = "its tensors match no preset, and the file does not state the rest of the configuration"
-        return Diagnosis(OWN, "unknown", why, f"ldm_core.load({path}, config=…)")
+        return Diagnosis(OWN, "unknown", why, with_config)
     load = None if leftovers(checkpoint, sources.values())[1] else f"ldm_core.load({path})"
     if decision.prediction is None:
         told = " or ".join(f"prediction={choice!r}" for choice in decision.choices)

@@ -125,3 +125,18 @@ def test_the_file_loads_as_a_whole(name: str, published: dict[str, Any], tmp_pat
     (tmp_path / "with.yaml").write_text(yaml.safe_dump({"model": published[name]["config"]}))
     told = ldm_core.load(path, config=tmp_path / "with.yaml")
     assert told.config.unet == model.config.unet
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["tensors", "yaml"])
+def test_a_measured_scale_is_never_guessed(told: bool, published: dict[str, Any], tmp_path: Path) -> None:
+    shapes = published[CHURCHES]["tensors"]
+    tensors = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    tensors |= trainer_tensors("lsun-churches256", shapes)
+    del tensors["scale_factor"]
+    path = write_blank(tensors, tmp_path / "model.safetensors")
+    if told:
+        text = yaml.safe_dump({"model": published[CHURCHES]["config"]})
+        path.with_suffix(".yaml").write_text(text)
+    with pytest.raises(CheckpointError, match="scale") as caught:
+        ldm_core.load(path)
+    assert "scale_factor" in str(caught.value)

@@ -148,6 +148,6 @@ def _built(name: str, data: Any) -> Any:
     kind = values.pop(KIND, next(iter(kinds), None))
     known = isinstance(kind, str) and kind in kinds
     require(known, f"{name}: {KIND} must be one of {', '.join(kinds)}, not {shown(kind)}")
-    if "noise_schedule" in values:  # of a conditioner
+    if "noise_schedule" in values:  # of a conditioner that adds noise
         values["noise_schedule"] = build(NoiseScheduleConfig, values["noise_schedule"])
     return build(kinds[kind], values)

@@ -36,14 +36,17 @@ def with_conditions(
     negative_context: Tensor | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """The arguments of `sample` for prompts or contexts. A context replaces its prompt."""
+    """The arguments of `sample` for prompts or contexts. A context replaces its prompt.
+
+    Without both, an empty negative prompt is none: the model may take no text.
+    """
     if prompt is not None:
         options["inputs"] = prompt
     if context is not None:
         options["condition"] = Condition(context=context)
     if negative_context is not None:
         options["unconditional_condition"] = Condition(context=negative_context)
-    elif negative_prompt is not None:
+    elif negative_prompt is not None and (prompt, context, negative_prompt) != (None, None, ""):
         options["unconditional"] = negative_prompt
     return options
 
@@ -150,7 +153,7 @@ class Tasks(ABC):
         prompt: Prompt | None = ...,
         negative_prompt: Prompt = ...,
         steps: int = ...,
-        guidance_scale: float = ...,
+        guidance_scale: float | None = ...,
         height: int | None = ...,
         width: int | None = ...,
         *,
@@ -162,7 +165,7 @@ class Tasks(ABC):
         prompt: Prompt | None = None,
         negative_prompt: Prompt = "",
         steps: int = 50,
-        guidance_scale: float = 7.5,
+        guidance_scale: float | None = None,
         height: int | None = None,
         width: int | None = None,
         num_images: int = 1,
@@ -200,7 +203,7 @@ class Tasks(ABC):
         strength: float = ...,
         negative_prompt: Prompt = ...,
         steps: int = ...,
-        guidance_scale: float = ...,
+        guidance_scale: float | None = ...,
         *,
         output: Literal["pil"] = ...,
         **options: Unpack[TextOptions],
@@ -213,7 +216,7 @@ class Tasks(ABC):
         strength: float = ...,
         negative_prompt: Prompt = ...,
         steps: int = ...,
-        guidance_scale: float = ...,
+        guidance_scale: float | None = ...,
         *,
         output: Literal["tensor", "latent"],
         **options: Unpack[TextOptions],
@@ -225,7 +228,7 @@ class Tasks(ABC):
         strength: float = 0.75,
         negative_prompt: Prompt = "",
         steps: int = 50,
-        guidance_scale: float = 7.5,
+        guidance_scale: float | None = None,
         num_images: int = 1,
         seed: int | Sequence[int] | None = None,
         noise: Tensor | None = None,
@@ -237,6 +240,7 @@ class Tasks(ABC):
 
         image: a PIL image or a tensor in [0, 1]; for all prompts or one per prompt. It sets the output size.
         strength: amount of noise in (0, 1]; about strength * steps steps are run, and 1 equals `txt2img`.
+        guidance_scale: as in `sample`. The prompt of a model without text is None.
 
         The other arguments are as in `txt2img`.
         """
@@ -263,7 +267,7 @@ class Tasks(ABC):
         strength: float = ...,
         negative_prompt: Prompt = ...,
         steps: int = ...,
-        guidance_scale: float = ...,
+        guidance_scale: float | None = ...,
         *,
         output: Literal["pil"] = ...,
         **options: Unpack[TextOptions],
@@ -277,7 +281,7 @@ class Tasks(ABC):
         strength: float = ...,
         negative_prompt: Prompt = ...,
         steps: int = ...,
-        guidance_scale: float = ...,
+        guidance_scale: float | None = ...,
         *,
         output: Literal["tensor", "latent"],
         **options: Unpack[TextOptions],
@@ -290,7 +294,7 @@ class Tasks(ABC):
         strength: float = 1.0,
         negative_prompt: Prompt = "",
         steps: int = 50,
-        guidance_scale: float = 7.5,
+        guidance_scale: float | None = None,
         num_images: int = 1,
         seed: int | Sequence[int] | None = None,
         noise: Tensor | None = None,
@@ -302,7 +306,7 @@ class Tasks(ABC):
 
         An inpainting U-Net (SD1's has 9 input channels) takes the mask and the masked image as input. With
         any other U-Net, the known part is restored after each step, noised to the timestep. The other
-        arguments are as in `img2img`.
+        arguments are as in `img2img`. The prompt is None for latent diffusion's own inpainting.
         """
         sample: Any = self.sample
         return sample(

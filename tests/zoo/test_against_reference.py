@@ -160,6 +160,20 @@ def masked(noise: Tensor, f: int) -> tuple[Tensor, Tensor]:
     return image, torch.rand(1, 1, *image.shape[2:], generator=generator(3))
 
 
+def test_inpainting(published: dict[str, Any]) -> None:
+    model, system = pair("inpainting-big", published)
+    noise = noise_for(model)
+    image, mask = masked(noise, 4)
+    expected = system.ddim(noise, systems.of_masked_picture(system, image, mask))
+    sampler = Sampler(model, DDIM())
+    agree(sampler.inpaint(None, image, mask, steps=STEPS, noise=noise, output="latent"), expected)
+    result = sampler.inpaint(None, image, mask, steps=STEPS, noise=noise, output="tensor")
+    hard = (mask >= 0.5).double()
+    drawn = ((system.decode(expected) + 1) / 2).clamp(0, 1)
+    agree(result, (1 - hard) * image.double() + hard * drawn)
+    check_first_stage(model, system, expected)
+
+
 def test_retrieval_with_zeros_as_the_unconditional_input(published: dict[str, Any]) -> None:
     model, system = pair("rdm768", published)
     noise = noise_for(model)

@@ -200,6 +200,11 @@ def _replacements(files: Mapping[str, FileOrNone], variant: str | None, mmap: bo
 
 def _require_parts(checkpoint: Checkpoint, found: Sources, sources: Sources, claims: Iterable[Claim]) -> None:
     absent = [slot for slot in needed(checkpoint, claims) if slot not in sources]
+    if "unet" in absent and has_ema(checkpoint):
+        raise CheckpointError(
+            f"{checkpoint.path.name} contains only averaged (EMA) weights of a U-Net, whose names have "
+            "no dots; expected the tensors model.diffusion_model.*, too"
+        )
     if absent:
         what = " and no ".join(map(part_words, absent))
         options = ", ".join(f"{slot}=FILE" for slot in absent)

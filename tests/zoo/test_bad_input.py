@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 from support.reference import random_model
-from support.zoo import small, small_yaml
+from support.zoo import UNET, averages, small, small_yaml
 from torch import Tensor
 
 import ldm_core
@@ -42,6 +42,19 @@ def test_the_noise_schedule_of_a_conditioner_survives_json(preset: str) -> None:
         data["conditioner"] = {**data["conditioner"], "noise_schedule": wrong}
         with pytest.raises(ConfigError):
             LatentDiffusionConfig.from_dict(data)
+
+
+def test_a_file_of_averages_alone_is_named_as_such(
+    models: dict[str, LatentDiffusion], tmp_path: Path
+) -> None:
+    model = models["celeba256"]
+    tensors = tensors_of(model)
+    rest = {key: value for key, value in tensors.items() if not key.startswith(UNET)}
+    save_file(rest | averages(tensors), tmp_path / "ema.safetensors")
+    for ema in (None, True, False):
+        with pytest.raises(CheckpointError, match=r"only averaged \(EMA\) weights of a U-Net") as caught:
+            ldm_core.load(tmp_path / "ema.safetensors", config=model.config, ema=ema)
+        assert "model.diffusion_model." in str(caught.value)
 
 
 def test_a_scale_that_contradicts_the_yaml_is_named_with_it(

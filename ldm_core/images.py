@@ -152,6 +152,9 @@ def image_to_tensor(image: ImageInput) -> Tensor:
 
 
 def _within_range(tensor: Tensor, what: str) -> Tensor:
+    pixels = tensor.shape[2] * tensor.shape[3]
+    if pixels > MAX_PIXELS:
+        raise ValueError(f"expected {what}s of at most {MAX_PIXELS:,} pixels, got {pixels:,}")
     tensor = tensor.detach().cpu().float()
     if tensor.numel() and not (tensor.min() >= 0 and tensor.max() <= 1):
         found = f"{float(tensor.min()):.3g} to {float(tensor.max()):.3g}"

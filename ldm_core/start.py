@@ -164,6 +164,11 @@ def _size(
         height, width = image.shape[2:]
     elif latent_size is not None:
         height, width = (f * size for size in latent_size)
+        if (request.height or height, request.width or width) != (height, width):
+            raise ValueError(
+                f"the condition fixes the size of {width}×{height} pixels, which contradicts "
+                f"width={request.width} and height={request.height}"
+            )
     else:
         height = config.image_size if request.height is None else request.height
         width = config.image_size if request.width is None else request.width

@@ -103,7 +103,17 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
         {"inputs": torch.zeros(1, SIZE, SIZE, dtype=torch.long), "noise": torch.zeros(1, 3, 8, 8)},
         r"expected noise of \(1, 3, 16, 16\)",
     ),
+    "a map and a height of another size": (
+        "semantic-synthesis256",
+        {"inputs": torch.zeros(1, SIZE, SIZE, dtype=torch.long), "height": 128},
+        "64×64 pixels, which contradicts width=None and height=128",
+    ),
     "a small picture that does not fit": ("bsr-sr", {"inputs": torch.zeros(3, 9, 16)}, "multiple of 32"),
+    "a small picture of huge size": (
+        "bsr-sr",
+        {"inputs": torch.zeros(1).expand(3, 2**16, 2**16)},
+        "at most 178,956,970 pixels, got 4,294,967,296",
+    ),
     "a level out of range": (
         "x4-upscaler",
         {"inputs": {"image": torch.zeros(3, 16, 16), "noise_level": 350}},

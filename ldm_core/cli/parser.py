@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ldm_core.cli.defaults import (
@@ -74,7 +75,12 @@ def build_parser() -> argparse.ArgumentParser:
         _add_model(group)
         _add_how(drawing)
         _add_where(drawing)
+    _add_file_commands(command)
+    return parser
 
+
+def _add_file_commands(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
+    """The commands that read and write files without drawing."""
     inspect = command("inspect", "Describe a checkpoint, an adapter, or a picture's recipe.")
     inspect.add_argument(
         "file",
@@ -101,7 +107,6 @@ def build_parser() -> argparse.ArgumentParser:
     merge.add_argument("models", nargs="+", metavar="MODEL", help="two or three models of one architecture")
     _add_target(merge)
     merge.add_argument("--alpha", type=number, metavar="X", help="default: 0.5 for two models, 1 for three")
-    return parser
 
 
 def _add_config(group: Any) -> None:

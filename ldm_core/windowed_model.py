@@ -30,8 +30,8 @@ def windowed(
 
     size, stride: in latent pixels, for both axes or (rows, columns); a size is a multiple of the U-Net's
         downsampling factor, by default the training resolution.
-    weights, tie_breaker, wrap: as in `ldm_core.Windows`; "equal" weights are MultiDiffusion's, and apply to the
-        U-Net alone, since in pixels they leave visible edges.
+    weights, tie_breaker, wrap: as in `ldm_core.Windows`; "equal" weights are MultiDiffusion's, and apply to
+        the U-Net alone, since in pixels they leave visible edges.
     batch_size: the number of windows per evaluation of the U-Net, each with all rows of the sampler's batch.
 
     A layout is cropped to each window. All other contexts and vectors are the same for all windows. Raises

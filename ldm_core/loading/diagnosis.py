@@ -193,7 +193,7 @@ def _whole(
     except UnknownModelError as error:
         with_config = f"ldm_core.load({path}, config=…)"
         if presets:
-            return Diagnosis(_titles(presets), "fits", str(error), with_config, presets)
+            return Diagnosis(_titles(presets), "fits", str(error), with_config, presets=presets)
         why = "its tensors match no preset, and the file does not state the rest of the configuration"
         return Diagnosis(OWN, "unknown", why, with_config)
     load = None if leftovers(checkpoint, sources.values())[1] else f"ldm_core.load({path})"

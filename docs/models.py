@@ -74,7 +74,7 @@ FIGURES = (
     ("6, 7", "compression factors against quality and time",
      "another `ch_mult` of the first stage, trained as in [training](training.md)"),
     ("8", "layouts → images", "`sample layout2img256.ckpt --layout boxes.json`"),
-    ("9", "landscapes larger than in training", "`Sampler(ldm_core.windowed(model, 64, 32)).sample(classes)`, "
+    ("9", "landscapes larger than in training", "`Sampler(ldm_core.windowed(model, size=64, stride=32)).sample(classes)`, "
      "[larger pictures](large-pictures.md)"),
     ("10", "super-resolution", "`upscale bsr_sr.ckpt --image small.png --scheduler ddim --eta 1`"),
     ("11", "inpainting", "`inpaint --model inpainting_big.ckpt --image A --mask B`"),
@@ -147,7 +147,8 @@ averaged weights are loaded with these by default, as the original scripts do (`
 """
     figures = [f"| {number} | {what} | {how} |" for number, what, how in FIGURES]
     tail = """
-Small models of four of these tasks can be trained on emoji artwork in minutes: `examples/train_zoo.py`.
+There is an example for each task in `examples/tasks/`. Small models of four of them can be trained on emoji artwork in minutes:
+`examples/train_zoo.py`.
 """
     return head + "\n".join(lines()) + "\n" + middle + "\n".join(figures) + "\n" + tail
 

@@ -144,7 +144,7 @@ def train_task(
 ) -> None:
     pictures = Pictures(data / "train", task)
     latents = CachedLatents(pictures, autoencoder, runs / "latents.npy", batch_size=64)
-    scale = 1 / torch.stack([latents[k]["mean"] for k in range(512)]).std().item()
+    scale = 1 / torch.stack([latents[k]["mean"] for k in range(min(512, len(latents)))]).std().item()
     torch.manual_seed(1)
     model = build(task_config(task, len(pictures.groups), scale))
     model.modules["autoencoder"].load_state_dict(autoencoder.state_dict())

@@ -1,0 +1,91 @@
+"""The examples that need a model or data of their own, with small random models and a few pictures."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from support.small_models import small_model
+
+import ldm_core
+from ldm_core.images import tensor_to_pil
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+STEPS = ["--steps", "2"]
+# The kind of small model, its arguments, and the file that it writes.
+RUNS = {
+    "unconditional": ("unconditional", ["--number", "4"], "unconditional.png"),
+    "class_conditional": ("class", ["207", "3"], "classes.png"),
+    "layout": ("layout", [], "layout.png"),
+    "semantic_map": (
+        "map",
+        ["--classes", "0", "1", "2", "3", "--width", "32", "--height", "16"],
+        "map.png",
+    ),
+    "super_resolution": ("sr", ["picture.png"], "larger.png"),
+    "ldm_inpainting": ("inpainting", ["picture.png"], "removed.png"),
+    "depth_to_image": ("depth", ["picture.png", "a statue", "--map", "picture.png"], "depth.png"),
+}
+
+
+def run(script: Path, *options: str) -> None:
+    arguments = sys.argv
+    sys.argv = [script.name, *options]
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    finally:
+        sys.argv = arguments
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_task(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    kind, options, output = RUNS[name]
+    ldm_core.save(small_model(kind), "model.safetensors")
+    tensor_to_pil(torch.rand(1, 3, 32, 32))[0].save("picture.png")
+    run(EXAMPLES / "tasks" / f"{name}.py", "model.safetensors", *options, *STEPS)
+    with Image.open(tmp_path / output) as picture:
+        assert min(picture.size) >= 16
+
+
+def test_a_panorama(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(EXAMPLES / "tasks" / "panorama.py", "--width", "192", *STEPS)
+    with Image.open(tmp_path / "panorama.png") as picture:
+        assert picture.size == (192, 128)
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted((EXAMPLES / "tasks").glob("*.py"))])
+def test_an_example_is_short_and_says_what_it_shows(name: str) -> None:
+    text = (EXAMPLES / "tasks" / f"{name}.py").read_text(encoding="utf-8")
+    assert text.startswith('"""')
+    assert len(text.splitlines()) < 80
+
+
+def test_small_models_are_trained(tmp_path: Path) -> None:
+    """Two steps of every stage on ten pictures; the files load, and draw what they should."""
+    folder = tmp_path / "data" / "train"
+    folder.mkdir(parents=True)
+    rows = []
+    for k in range(10):
+        tensor_to_pil(torch.rand(1, 3, 4, 4).repeat_interleave(16, 2).repeat_interleave(16, 3))[0].save(
+            folder / f"{k}.png"
+        )
+        rows.append({"file_name": f"{k}.png", "text": "square", "group": f"group {k % 2}"})
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    run(EXAMPLES / "train_zoo.py", str(tmp_path / "data"), str(tmp_path / "runs"), *STEPS)
+    options = {"steps": 1, "output": "tensor"}
+    for task, inputs in (
+        ("unconditional", None),
+        ("classes", 1),
+        ("maps", torch.zeros(1, 64, 64, dtype=torch.long)),
+        ("upscaler", torch.rand(1, 3, 16, 16)),
+    ):
+        path = tmp_path / "runs" / f"{task}.safetensors"
+        assert path.stat().st_size < 4e6
+        assert ldm_core.Sampler(ldm_core.load(path)).sample(inputs, **options).shape == (1, 3, 64, 64)

@@ -10,7 +10,14 @@ from dataclasses import replace
 
 from ldm_core.autoencoder.config import AutoencoderConfig, AutoencoderVQConfig
 from ldm_core.bert.config import BERTConfig, LayoutConfig
-from ldm_core.clip.config import SD2_TEXT_ENCODER, Activation, ImageEncoderConfig, TextEncoderConfig
+from ldm_core.clip.config import (
+    SD2_TEXT_ENCODER,
+    VIT_H_14,
+    VIT_L_14,
+    Activation,
+    ImageEncoderConfig,
+    TextEncoderConfig,
+)
 from ldm_core.conditioners.class_embedder import ClassEmbedderConfig
 from ldm_core.conditioners.depth import DepthConfig
 from ldm_core.conditioners.low_resolution import LowResolutionConfig
@@ -54,10 +61,14 @@ SD2_V = replace(SD2_BASE, prediction="v", image_size=768)
 SD2_INPAINT = replace(SD2_BASE, unet=replace(SD2_BASE.unet, in_channels=9))
 SD2_DEPTH = replace(SD2_BASE, unet=replace(SD2_BASE.unet, in_channels=5), conditioner=DepthConfig())
 SD2_UNCLIP_H = replace(
-    SD2_V, unet=replace(SD2_V.unet, adm_in_channels=2048), conditioner=UnclipConfig(width=1024)
+    SD2_V,
+    unet=replace(SD2_V.unet, adm_in_channels=2048),
+    conditioner=UnclipConfig(width=1024, image_encoder=VIT_H_14.image_encoder),
 )
 SD2_UNCLIP_L = replace(
-    SD2_V, unet=replace(SD2_V.unet, adm_in_channels=1536), conditioner=UnclipConfig(width=768)
+    SD2_V,
+    unet=replace(SD2_V.unet, adm_in_channels=1536),
+    conditioner=UnclipConfig(width=768, image_encoder=VIT_L_14.image_encoder),
 )
 X4_UPSCALER = replace(
     SD2_V,

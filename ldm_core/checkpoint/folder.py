@@ -31,6 +31,11 @@ VQ_AUTOENCODER = "vqvae/config.json"  # of LDM's pipelines
 TEXT_ENCODER = "text_encoder/config.json"
 SCHEDULER = "scheduler/scheduler_config.json"
 LOW_RES_SCHEDULER = "low_res_scheduler/scheduler_config.json"  # of the x4 upscaler's small pictures
+# Of stable unCLIP.
+IMAGE_ENCODER = "image_encoder/config.json"
+IMAGE_NORMALIZER = "image_normalizer/config.json"
+IMAGE_NOISING_SCHEDULER = "image_noising_scheduler/scheduler_config.json"
+FEATURE_EXTRACTOR = "feature_extractor/preprocessor_config.json"
 TOKENIZER = "tokenizer/tokenizer_config.json"
 SPECIAL_TOKENS = "tokenizer/special_tokens_map.json"
 ADDED_TOKENS = "tokenizer/added_tokens.json"
@@ -39,6 +44,9 @@ PREPROCESSOR = "preprocessor_config.json"  # beside CLIP's config.json
 
 # Prefixes of their tensors' names in a Checkpoint.
 NETWORKS = ("unet", "vae", "vqvae", "text_encoder", "bert")
+# What is read only if there is an image normalizer: other pipelines have image encoders, too.
+UNCLIP_NETWORKS = ("image_encoder", "image_normalizer")
+UNCLIP_SETTINGS = (IMAGE_NOISING_SCHEDULER, FEATURE_EXTRACTOR)
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 CONFIG = "config.json"
 SETTINGS = (
@@ -68,7 +76,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def read_folder(path: Path, variant: str | None, read: Callable[[Path], Any]) -> tuple[Any, ...]:
-    """(tensors, metadata, foreign names). Tensors' names begin with the name of a folder in NETWORKS.
+    """(tensors, metadata, foreign names). Tensors' names begin with the name of their folder in NETWORKS.
 
     read: reads one file of weights. variant: the files to read, such as "fp16"; by default the file without a
     variant, or the only variant. A part with settings but without weights is skipped. The metadata are the
@@ -78,12 +86,13 @@ def read_folder(path: Path, variant: str | None, read: Callable[[Path], Any]) ->
     metadata: dict[str, Any] = {}
     foreign: list[str] = []
     alone = (path / CONFIG).is_file() and not _is_whole(path)
-    for name in () if alone else SETTINGS:
+    unclip = (path / IMAGE_NORMALIZER).is_file()
+    for name in () if alone else (*SETTINGS, *UNCLIP_SETTINGS) if unclip else SETTINGS:
         if (path / name).is_file():
             metadata[name] = read_json(path / name)
     if variant is not None and not _has_variant(path, variant):
         raise CheckpointError(f"the folder has no weights of the variant {variant!r}")
-    for folder in ("",) if alone else NETWORKS:
+    for folder in ("",) if alone else (*NETWORKS, *UNCLIP_NETWORKS) if unclip else NETWORKS:
         if (path / folder).is_dir() and not (path / folder / CONFIG).is_file() and not alone:
             raise CheckpointError(f"{path / folder}: no {CONFIG} in this folder")
         if (path / folder / CONFIG).is_file():

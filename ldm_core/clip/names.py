@@ -41,14 +41,17 @@ TRANSFORMERS_TEXT: Template = {
     "text_projection": None,
     "logit_scale": None,
 }
+TRANSFORMERS_IMAGE: Template = {
+    "class_embedding": "vision_model.embeddings.class_embedding",
+    "patch_embedding": "vision_model.embeddings.patch_embedding",
+    "position_embedding": "vision_model.embeddings.position_embedding.weight",
+    "pre_norm": "vision_model.pre_layrnorm",  # the original spelling
+    **within("blocks.{i}.", "vision_model.encoder.layers.{i}.", TRANSFORMERS_BLOCK),
+    "final_norm": "vision_model.post_layernorm",
+    "projection": ("visual_projection.weight", TRANSPOSED),
+}
 TRANSFORMERS_CLIP: Template = {
-    "image_encoder.class_embedding": "vision_model.embeddings.class_embedding",
-    "image_encoder.patch_embedding": "vision_model.embeddings.patch_embedding",
-    "image_encoder.position_embedding": "vision_model.embeddings.position_embedding.weight",
-    "image_encoder.pre_norm": "vision_model.pre_layrnorm",  # the original spelling
-    **within("image_encoder.blocks.{i}.", "vision_model.encoder.layers.{i}.", TRANSFORMERS_BLOCK),
-    "image_encoder.final_norm": "vision_model.post_layernorm",
-    "image_encoder.projection": ("visual_projection.weight", TRANSPOSED),
+    **within("image_encoder.", "", TRANSFORMERS_IMAGE),
     **within("text_encoder.", "text_model.", TRANSFORMERS_TEXT),
     "text_encoder.text_projection": ("text_projection.weight", TRANSPOSED),
     "text_encoder.logit_scale": "logit_scale",
@@ -70,14 +73,17 @@ OPEN_CLIP_TEXT: Template = {
     "final_norm": "ln_final",
     **same("text_projection", "logit_scale"),
 }
+OPENAI_IMAGE: Template = {
+    "class_embedding": "visual.class_embedding",
+    "patch_embedding": "visual.conv1",
+    "position_embedding": "visual.positional_embedding",
+    "pre_norm": "visual.ln_pre",
+    **within("blocks.{i}.", "visual.transformer.resblocks.{i}.", OPEN_CLIP_BLOCK),
+    "final_norm": "visual.ln_post",
+    "projection": "visual.proj",
+}
 OPENAI_CLIP: Template = {
-    "image_encoder.class_embedding": "visual.class_embedding",
-    "image_encoder.patch_embedding": "visual.conv1",
-    "image_encoder.position_embedding": "visual.positional_embedding",
-    "image_encoder.pre_norm": "visual.ln_pre",
-    **within("image_encoder.blocks.{i}.", "visual.transformer.resblocks.{i}.", OPEN_CLIP_BLOCK),
-    "image_encoder.final_norm": "visual.ln_post",
-    "image_encoder.projection": "visual.proj",
+    **within("image_encoder.", "", OPENAI_IMAGE),
     **within("text_encoder.", "", OPEN_CLIP_TEXT),
 }
 

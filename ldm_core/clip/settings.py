@@ -54,24 +54,68 @@ def clip_parts(folder: Mapping[str, Settings]) -> tuple[ImageEncoderConfig, Text
     with reading(ALONE):
         image, text = settings["vision_config"], settings["text_config"]
         joint = whole(settings, "projection_dim", 512)
-        fixed = {"layer_norm_eps": 1e-5, "num_channels": 3}
-        check_fixed(f"{ALONE}, vision_config", image, fixed)
+        return (
+            image_encoder_in(image, joint, folder.get(PREPROCESSOR, {}), f"{ALONE}, vision_config"),
+            replace(text_encoder_config(text, folder, f"{ALONE}, text_config"), projection_dim=joint),
+        )
+
+
+def image_encoder_in(image: Settings, joint: int, pixels: Settings, file: str) -> ImageEncoderConfig:
+    """The image encoder of transformers' `CLIPVisionConfig`.
+
+    joint: the projection_dim. pixels: the settings of the preprocessing. file: of `image`, for errors.
+    """
+    check_fixed(file, image, {"layer_norm_eps": 1e-5, "num_channels": 3})
+    with reading(file):
         width = whole(image, "hidden_size", 768)
         if (inner := whole(image, "intermediate_size", 3072)) != 4 * width:
             raise ConfigError(f"expected intermediate_size {4 * width}, 4 × {width}, not {inner}")
-        return (
-            ImageEncoderConfig(
-                image_size=whole(image, "image_size", 224),
-                patch_size=whole(image, "patch_size", 32),
-                width=width,
-                layers=whole(image, "num_hidden_layers", 12),
-                heads=whole(image, "num_attention_heads", 12),
-                activation=image.get("hidden_act", "quick_gelu"),
-                projection_dim=joint,
-                **_pixels(folder.get(PREPROCESSOR, {})),
-            ),
-            replace(text_encoder_config(text, folder, f"{ALONE}, text_config"), projection_dim=joint),
+        return ImageEncoderConfig(
+            image_size=whole(image, "image_size", 224),
+            patch_size=whole(image, "patch_size", 32),
+            width=width,
+            layers=whole(image, "num_hidden_layers", 12),
+            heads=whole(image, "num_attention_heads", 12),
+            activation=image.get("hidden_act", "quick_gelu"),
+            projection_dim=joint,
+            **_pixels(pixels),
         )
+
+
+def image_encoder_settings(image: ImageEncoderConfig) -> dict[str, Any]:
+    """The `config.json` of transformers' `CLIPVisionModelWithProjection`."""
+    return {
+        "architectures": ["CLIPVisionModelWithProjection"],
+        "attention_dropout": 0.0,
+        "hidden_act": image.activation,
+        "hidden_size": image.width,
+        "image_size": image.image_size,
+        "intermediate_size": 4 * image.width,
+        "layer_norm_eps": 1e-5,
+        "model_type": "clip_vision_model",
+        "num_attention_heads": image.heads,
+        "num_channels": 3,
+        "num_hidden_layers": image.layers,
+        "patch_size": image.patch_size,
+        "projection_dim": image.projection_dim,
+    }
+
+
+def preprocessor_settings(image: ImageEncoderConfig) -> dict[str, Any]:
+    """The `preprocessor_config.json` of transformers' `CLIPImageProcessor`, with CLIP's own preprocessing."""
+    return {
+        "crop_size": {"height": image.image_size, "width": image.image_size},
+        "do_center_crop": True,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": list(image.mean),
+        "image_processor_type": "CLIPImageProcessor",
+        "image_std": list(image.std),
+        "resample": 3,
+        "size": {"shortest_edge": image.image_size},
+    }
 
 
 def _pixels(settings: Settings) -> dict[str, Any]:

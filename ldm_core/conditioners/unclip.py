@@ -4,20 +4,23 @@
 
 y is added to the timestep embedding (Ramesh et al. 2022, arXiv:2204.06125, section 2.1); `noise_augmentation`
 has the noise of level n. Stability AI's counterpart is `ImageEmbeddingConditionedLatentDiffusion` of
-`ldm.models.diffusion.ddpm`. Its checkpoints lack mean and std, the statistics of CLIP's embeddings.
+`ldm.models.diffusion.ddpm`. Its checkpoints lack mean and std, the statistics of CLIP's embeddings: 0 and 1
+for OpenCLIP's ViT-H (unCLIP-h). Those for OpenAI's ViT-L/14 (unCLIP-l) are in a file of their own, from which
+`dataclasses.replace(model.conditioner, mean=mean, std=std)` takes them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ldm_core.clip import CLIPImageEncoder, preprocess_stretched
+from ldm_core.clip.config import ImageEncoderConfig
 from ldm_core.condition import Condition
 from ldm_core.conditioners.fields import Fields, exactly_one, noise_level, split_fields
 from ldm_core.conditioners.noise_augmentation import per_image, with_noise
@@ -25,7 +28,7 @@ from ldm_core.conditioners.text import TextConditioner
 from ldm_core.nn.blocks import timestep_embedding
 from ldm_core.noise import Generators
 from ldm_core.noise_schedule import NoiseSchedule, NoiseScheduleConfig
-from ldm_core.support.limits import MAX_SIZE, is_number, require, require_whole
+from ldm_core.support.limits import MAX_SIZE, is_number, require, require_bool, require_whole
 from ldm_core.support.printable import shown
 
 SOURCES = ("image", "images", "embedding", "embeddings")
@@ -37,20 +40,48 @@ SCHEDULE = NoiseScheduleConfig(beta_schedule="cosine")
 
 @dataclass(frozen=True)
 class UnclipConfig:
-    """width: of image vectors, half of y's. noise_schedule: its timesteps are the noise levels."""
+    """The vectors and their noise, and what else a file contains.
+
+    width: of image vectors, half of y's. noise_schedule: its timesteps are the noise levels.
+    image_encoder: of the file's image encoder; None: vectors are given. statistics: whether mean and std of
+        the vectors are not 0 and 1.
+    """
 
     width: int = 1024
     noise_schedule: NoiseScheduleConfig = SCHEDULE
+    image_encoder: ImageEncoderConfig | None = None
+    statistics: bool = False
 
     def __post_init__(self) -> None:
         require_whole("unclip", self, "width", 2, MAX_SIZE)
         require(
             self.width % 2 == 0, f"unclip: width must be even, half sines and half cosines, not {self.width}"
         )
+        require_bool("unclip", self, "statistics")
+        encoder = self.image_encoder
+        require(
+            encoder is None
+            or (isinstance(encoder, ImageEncoderConfig) and encoder.projection_dim == self.width),
+            f"unclip: image_encoder must be an ImageEncoderConfig with projection_dim {self.width}, not "
+            f"{shown(encoder)}",
+        )
 
     @property
     def vector_dim(self) -> int:
         return 2 * self.width
+
+
+class UnclipNetwork(nn.Module):
+    """The conditioner's weights: an image encoder, and mean and std of vectors (width,), or None."""
+
+    def __init__(
+        self, image_encoder: nn.Module | None = None, mean: Tensor | None = None, std: Tensor | None = None
+    ) -> None:
+        super().__init__()
+        self.image_encoder = image_encoder
+        self.mean, self.std = (
+            None if value is None else nn.Parameter(value, requires_grad=False) for value in (mean, std)
+        )
 
 
 @dataclass(frozen=True)
@@ -80,6 +111,7 @@ class Unclip:
     A prompt alone, as for guidance, gives a vector of zeros.
 
     mean, std: of the embeddings, each a vector (width,) or a number.
+    `config` is adapted to the image encoder and the statistics.
     """
 
     text: TextConditioner
@@ -88,6 +120,7 @@ class Unclip:
     mean: Tensor | float = 0.0
     std: Tensor | float = 1.0
     schedule: NoiseSchedule = field(init=False, repr=False)
+    network: UnclipNetwork = field(init=False, repr=False)
 
     unconditional: ClassVar[str] = ""
     guidance_scale: ClassVar[float] = 10.0
@@ -102,11 +135,19 @@ class Unclip:
                 require(len(rows) == 1, f"expected {name} as one vector, got {len(rows)}")
                 object.__setattr__(self, name, rows[0])
         require(bool(torch.as_tensor(self.std).gt(0).all()), "expected std to be positive")
+        given = (self.mean, self.std)
+        statistics = any(isinstance(value, Tensor) for value in given) or given != (0, 1)
+        numbers = [torch.as_tensor(value).float() for value in given] if statistics else []
+        vectors = [value.expand(self.config.width).contiguous() for value in numbers]
+        object.__setattr__(self, "network", UnclipNetwork(self.image_encoder, *vectors))
+        encoder = None if self.image_encoder is None else self.image_encoder.config
+        config = replace(self.config, image_encoder=encoder, statistics=statistics)
+        object.__setattr__(self, "config", config)
 
     @property
     def modules(self) -> dict[str, nn.Module]:
-        encoder = {} if self.image_encoder is None else {"image_encoder": self.image_encoder}
-        return {**self.text.modules, **encoder}
+        has_weights = any(True for _ in self.network.parameters())
+        return {**self.text.modules, **({"conditioner": self.network} if has_weights else {})}
 
     def count(self, inputs: Any, name: str = "inputs") -> int:
         return len(self._parts(inputs, name)[0])

@@ -98,8 +98,7 @@ BERT_PARTS: tuple[Part, ...] = (
         fewest=shapes.fewest_tensors,
         tokenizer=lambda config, words: BERTTokenizer(config.context_length),
         folder=Folder(
-            ("bert",),
-            "model",
+            {"bert": "model"},
             "diffusers",
             lambda own, folder: settings.bert_config(own),
             _text_files,

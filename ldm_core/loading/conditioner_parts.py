@@ -22,7 +22,6 @@ from ldm_core.conditioners.noised_image import NoisedImage, NoisedImageConfig
 from ldm_core.conditioners.retrieval import Retrieval, RetrievalConfig
 from ldm_core.conditioners.semantic_map import SemanticMap, SemanticMapConfig, SpatialRescaler
 from ldm_core.conditioners.text import TextConditioner
-from ldm_core.conditioners.unclip import Unclip, UnclipConfig
 from ldm_core.errors import ConfigError
 from ldm_core.loading.part import Layout, Part, Section
 from ldm_core.nn.placement import parameter_names
@@ -127,15 +126,6 @@ def _noised_image_in_yaml(params: Params) -> NoisedImageConfig:
     return NoisedImageConfig(NoiseScheduleConfig(**schedule), own.get("max_noise_level", 1000))
 
 
-def _unclip_in_yaml(params: Params) -> UnclipConfig:
-    own = section(params, "noise_aug_config", "params")
-    schedule = own.get("noise_schedule_config") or {}
-    if schedule.get("beta_schedule") != "squaredcos_cap_v2":
-        raise ConfigError("the noise schedule of CLIPEmbeddingNoiseAugmentation must be squaredcos_cap_v2")
-    steps = schedule.get("timesteps", 1000)
-    return UnclipConfig(own["timestep_dim"], NoiseScheduleConfig(timesteps=steps, beta_schedule="cosine"))
-
-
 CONDITIONER_PARTS: tuple[Part, ...] = (
     Part(
         "class_embedder", "class embedder", ClassEmbedderConfig, ClassEmbedding,
@@ -178,10 +168,5 @@ CONDITIONER_PARTS: tuple[Part, ...] = (
         "noised_image", "noised small picture", NoisedImageConfig,
         lambda config, parts: NoisedImage(_text(parts), config), _noised_image_in_yaml,
         "LatentUpscaleDiffusion", "upscale(image, 'a cat')",
-    ),
-    _without_weights(
-        "unclip", "noised image vector", UnclipConfig,
-        lambda config, parts: Unclip(_text(parts), config=config), _unclip_in_yaml,
-        "ImageEmbeddingConditionedLatentDiffusion", "sample({'image': image})",
     ),
 )  # fmt: skip

@@ -169,7 +169,8 @@ def _as_in_folders(weights: Weights) -> Weights:
         configs[slot] = folder.stored(own)
         key_map = part_of(own).layout(folder.layout).key_map(configs[slot])
         kept = {name for entry in key_map.values() for name in entry.parameters}
-        parameters[slot] = {name: t for name, t in parameters[slot].items() if name in kept}
+        held = {**folder.filled(own), **parameters[slot]}
+        parameters[slot] = {name: tensor for name, tensor in held.items() if name in kept}
     decision = Decision(replace(config, **configs), (config.prediction,))
     return replace(weights, configs=configs, parameters=parameters, decision=decision)
 

@@ -79,7 +79,7 @@ def needed(checkpoint: Checkpoint, claims: Iterable[Claim]) -> list[str]:
     said = {slot: strongest(claims, slot) for slot in model_slots()}
     if all(said.values()):
         values = {slot: words[0].value for slot, words in said.items()}
-        return [slot for slot, own in values.items() if own is not None and part_of(own).layouts]
+        return [slot for slot, own in values.items() if own is not None and part_of(own).has_weights(own)]
     index = checkpoint.metadata.get(MODEL_INDEX)
     if not isinstance(index, dict):
         return [slot for slot in said if getattr(LatentDiffusionConfig(), slot) is not None]
@@ -87,7 +87,7 @@ def needed(checkpoint: Checkpoint, claims: Iterable[Claim]) -> list[str]:
     return [
         slot
         for slot in said
-        if any(p.folder and named & set(p.folder.names) for p in parts() if p.fills == slot)
+        if any(p.folder and named & p.folder.stems.keys() for p in parts() if p.fills == slot)
     ]
 
 

@@ -6,25 +6,39 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from torch import Tensor
+
 from ldm_core.checkpoint.folder import ADDED_TOKENS, CONFIG, MODEL_INDEX, SCHEDULER
 from ldm_core.checkpoint.key_map import KeyMap, prefixed
 from ldm_core.checkpoint.setting_values import Settings
 from ldm_core.config import LatentDiffusionConfig
 from ldm_core.errors import CheckpointError, ConfigError
 from ldm_core.loading import diffusers_config as names
-from ldm_core.loading.parts import Folder, part_configs, part_of, parts
+from ldm_core.loading.parts import Folder, model_slots, part_of, parts
 from ldm_core.loading.pipelines import pipeline_of
 from ldm_core.support.printable import printable
 
 
 def part_maps(config: LatentDiffusionConfig) -> dict[str, KeyMap]:
     """The key map of each weights file, by its path in the folder; parameters are named as in `file_map`."""
-    maps = {}
-    for slot, folder, name in _folders(config):
+    maps: dict[str, KeyMap] = {}
+    for slot, folder, places in _folders(config):
         own = getattr(config, slot)
         key_map = part_of(own).layout(folder.layout).key_map(folder.stored(own))
-        maps[f"{name}/{folder.stem}"] = prefixed(key_map, folder.prefix, f"{slot}.")
+        prefix = folder.prefix if len(places) > 1 else f"{places[0]}.{folder.prefix}"
+        for key, entry in prefixed(key_map, prefix, f"{slot}.").items():
+            name, _, inner = key.partition(".")
+            maps.setdefault(f"{name}/{folder.stems[name]}", {})[inner] = entry
     return maps
+
+
+def filled(config: LatentDiffusionConfig) -> dict[str, Tensor]:
+    """The parameters that the folder stores and the model lacks, named as in `part_maps`."""
+    return {
+        f"{slot}.{parameter}": value
+        for slot, folder, _ in _folders(config)
+        for parameter, value in folder.filled(getattr(config, slot)).items()
+    }
 
 
 def settings(config: LatentDiffusionConfig) -> dict[str, Any]:
@@ -32,8 +46,8 @@ def settings(config: LatentDiffusionConfig) -> dict[str, Any]:
     pipeline = pipeline_of(config)
     index = {"_class_name": pipeline.name, "scheduler": ["diffusers", "DDIMScheduler"], **pipeline.entries}
     files: dict[str, Any] = {MODEL_INDEX: index, SCHEDULER: _scheduler(config)}
-    for _, folder, name in _folders(config):
-        files |= folder.write(config, name)
+    for _, folder, places in _folders(config):
+        files |= folder.write(config, places[0])
         for entry, (library, *classes) in _classes([folder]):
             if entry in pipeline.networks:
                 named = files.get(f"{entry}/{CONFIG}", {}).get("_class_name", classes[0])
@@ -44,15 +58,18 @@ def settings(config: LatentDiffusionConfig) -> dict[str, Any]:
     return files
 
 
-def _folders(config: LatentDiffusionConfig) -> Iterator[tuple[str, Folder, str]]:
-    """The slot of each part with its entry in the registry and its subfolder. Raises ConfigError."""
+def _folders(config: LatentDiffusionConfig) -> Iterator[tuple[str, Folder, list[str]]]:
+    """The slot of each part with its entry in the registry and its subfolders. Raises ConfigError."""
     pipeline = pipeline_of(config)
-    for slot, own in part_configs(config).items():
-        part = part_of(own)
-        name = None if part.folder is None else pipeline.subfolder(part.folder.names)
-        if part.folder is None or name is None:
+    for slot in model_slots():
+        own = getattr(config, slot)
+        part = None if own is None else part_of(own)
+        if part is None or not part.has_weights(own if part.folder is None else part.folder.stored(own)):
+            continue
+        places = [] if part.folder is None else pipeline.subfolders(part.folder.stems)
+        if part.folder is None or not places:
             raise ConfigError(f"{pipeline.name} has no {part.words}")
-        yield slot, part.folder, name
+        yield slot, part.folder, places
 
 
 def as_text(value: Any) -> str:

@@ -19,11 +19,11 @@ from ldm_core.clip.tokenizer import MAX_WORD_IDS, MAX_WORD_LETTERS, MAX_WORDS, C
 from ldm_core.config import MEASURED_SCALE, PRESETS, LatentDiffusionConfig, preset
 from ldm_core.errors import CheckpointError, ConfigError
 from ldm_core.loading import diffusers_config
-from ldm_core.loading.claims import Claim, Strength
+from ldm_core.loading.claims import Claim, Strength, strongest
 from ldm_core.loading.compvis_yaml import read_yaml
 from ldm_core.loading.diffusers_folder import check_classes
 from ldm_core.loading.find import PartSource
-from ldm_core.loading.parts import Part, fitted, model_slots, part_configs
+from ldm_core.loading.parts import Part, fitted, model_slots, part_configs, part_of
 from ldm_core.loading.pipelines import conditioner_in
 from ldm_core.loading.statements import stored_scale
 from ldm_core.support.json_text import parse_json
@@ -61,7 +61,7 @@ def evidence(
     for slot, source in sources.items():
         said = source.part.says(source.checkpoint)
         claims += _of_another_file(slot, source, proven, claims, said) if slot in others else said
-        if proven.get(slot) is not None:
+        if proven.get(slot) is not None and not _ignores(claims, slot):
             of = f" of {source.name}" if slot in others else ""
             claims.append(Claim(slot, proven[slot], f"the tensors{of}", Strength.PROVED))
             claims += _of_a_tokenizer(source, proven[slot])
@@ -69,7 +69,23 @@ def evidence(
         claims.append(Claim("latent_scale", diffusers_config.LATENT_SCALE, "diffusers' default"))
     if prediction is not None:
         claims.append(Claim("prediction", prediction, f"prediction={prediction!r}", Strength.ASKED))
-    return claims
+    return [_of_what_is_there(claim, sources) for claim in claims]
+
+
+def _ignores(claims: Iterable[Claim], slot: str) -> bool:
+    """Whether the model that the claims describe does without weights that it could have in this slot."""
+    values = [claim.value for claim in strongest(claims, slot) if claim.value is not None]
+    return any(
+        part_of(value).without is not None and not part_of(value).has_weights(value) for value in values
+    )
+
+
+def _of_what_is_there(claim: Claim, sources: Sources) -> Claim:
+    """The claim without weights that the files lack, if the model can do without them."""
+    if claim.field not in model_slots() or claim.field in sources or claim.value is None:
+        return claim
+    without = part_of(claim.value).without
+    return claim if without is None else replace(claim, value=without(claim.value))
 
 
 def part_evidence(source: PartSource, config: Any = None) -> list[Claim]:

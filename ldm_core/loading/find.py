@@ -170,7 +170,9 @@ def leftovers(checkpoint: Checkpoint, sources: Iterable[PartSource]) -> tuple[di
     unknown: list[str] = []
     for key in checkpoint.tensors:
         reasons = (_why_ignored(s.layout, key, s.base, s.prefix) for s in mine)
-        why = next(filter(None, reasons), None) or ignored(key)
+        why = next(filter(None, reasons), None)
+        if why is None and not any(key.startswith(_marks(s.layout, s.prefix)) for s in mine):
+            why = ignored(key)
         if why is not None:
             known[key] = why
         elif not any(key.startswith(source.prefix) for source in mine):
@@ -187,13 +189,17 @@ def ignored(key: str) -> str | None:
 
 def _why_ignored(layout: Layout, key: str, base: str, prefix: str) -> str | None:
     """Why a key of this part is not needed, or None."""
-    if not base and (why := ignored(key)) is not None:
+    if not base and not key.startswith(_marks(layout, prefix)) and (why := ignored(key)) is not None:
         return why  # a file of one part without a prefix, with other data of its trainer
     for name, why in layout.extras.items():
         names = (base + name, prefix + name)
         if key in names or (name.endswith(".") and key.startswith(names)):
             return why
     return None
+
+
+def _marks(layout: Layout, prefix: str) -> tuple[str, ...]:
+    return tuple(prefix + mark for mark in layout.marks)
 
 
 EMA = "model_ema."

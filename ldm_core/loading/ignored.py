@@ -34,7 +34,7 @@ IGNORED_PREFIXES = {
     "model_ema.": "averaged U-Net weights, used with ema=True",
     "depth_model.": "MiDaS, the depth estimator of SD2's depth-to-image model",
     "embedder.": "the image encoder of SD2's unCLIP models",
-    "noise_augmentor.": "noise schedule tables of SD2's unCLIP models",
+    "noise_augmentor.": "tables of SD2's unCLIP models",
     "low_scale_model.": "noise schedule tables of the x4 upscaler",
     "safety_checker.": "diffusers' image filter, which is not part of the model",
     "embedding_manager.": "words of a textual inversion in training",

@@ -144,9 +144,9 @@ def load(
         )
         assert weights.decision is not None
         chosen, name = weights.decision.config, weights.checkpoint.path.name
-        model = _bundle(chosen, weights.networks, _tokenizer(chosen, weights.added_words, name))
         main = next((s for s, source in weights.sources.items() if "prediction" in source.part.brings))
         _fill(weights, name, device, choose_dtype(dtype, device, weights.parameters[main].values()))
+        model = _bundle(chosen, weights.networks, _tokenizer(chosen, weights.added_words, name))
     if weights.decision.prediction is not None:
         return model
     found = predicted(model, weights.sources[main].name, weights.decision.choices)

@@ -56,22 +56,24 @@ class Layout:
 class Folder:
     """A part in a diffusers folder.
 
-    names    the subfolder, by its names in different pipelines; stem: of the file of weights in it
+    stems    the subfolder, by its names in different pipelines -> the stem of the file of weights in it. If a
+             pipeline has several of them, the part is in all, and its layout's names begin with theirs
     layout   the name of its layout; prefix: the prefix of its class
     read     (its `config.json`, all JSON files of the folder) -> configuration
     write    (a model's configuration, the subfolder) -> the files of the part, by path: JSON values, or text
     classes  name in `model_index.json` -> the library, the class to write, other classes that can be read
     stored   configuration -> the configuration of the weights that the folder stores
+    filled   configuration -> the values of the parameters that only the stored one has
     """
 
-    names: tuple[str, ...]
-    stem: str
+    stems: Mapping[str, str]
     layout: str
     read: Callable[[Mapping[str, Any], Mapping[str, Any]], Any]
     write: Callable[[LatentDiffusionConfig, str], dict[str, Any]]
     classes: Mapping[str, tuple[str, ...]]
     prefix: str = ""
     stored: Callable[[Any], Any] = unchanged
+    filled: Callable[[Any], dict[str, Tensor]] = lambda config: {}
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,8 @@ class Part:
     blank      configuration -> the same with every value that shapes cannot prove set to a fixed one
     proves_all whether `blank` keeps everything that affects the network's output
     fewest     configuration -> a lower bound on the number of tensors, computed quickly
-    reduced    configuration -> equivalent configurations with fewer tensors, for files that lack the others
+    reduced    configuration -> equivalent configurations with other tensors, for files that hold these
+    without    configuration -> the same without weights, for a part that a file may lack; None: no file may
     says       file -> its claims on the whole model; brings: the fields of the model that belong to this part
     tokenizer  (configuration, words to add) -> tokenizer; adds_words: whether files may add words to it
     conditions (configuration, the model's networks and its "tokenizer") -> the model's conditioner
@@ -121,6 +124,7 @@ class Part:
     proves_all: bool = False
     fewest: Callable[[Any], int] = lambda config: 0
     reduced: Callable[[Any], tuple[Any, ...]] = lambda config: ()
+    without: Callable[[Any], Any] | None = None
     says: Says = lambda checkpoint: ()
     brings: tuple[str, ...] = ()
     folder: Folder | None = None
@@ -138,6 +142,10 @@ class Part:
     @property
     def article(self) -> str:
         return f"{'an' if self.words[0] in 'aeio' else 'a'} {self.words}"
+
+    def has_weights(self, config: Any) -> bool:
+        """Whether files contain tensors of this configuration."""
+        return bool(self.layouts) and (self.without is None or self.without(config) != config)
 
     def layout(self, name: str | None) -> Layout:
         """The layout with this name; None: the first."""

@@ -41,6 +41,7 @@ from ldm_core.loading.bert_parts import BERT_PARTS
 from ldm_core.loading.conditioner_parts import CONDITIONER_PARTS
 from ldm_core.loading.ignored import AUTOENCODER_EXTRAS
 from ldm_core.loading.part import Folder, Layout, Part, Section
+from ldm_core.loading.unclip_part import UNCLIP
 from ldm_core.unet import names as unet_names
 from ldm_core.unet import settings as unet_settings
 from ldm_core.unet import shapes as unet_shapes
@@ -168,8 +169,7 @@ _TEXT_ENCODER = Part(
     fewest=text_shapes.fewest_tensors,
     reduced=text_shapes.reduced,
     folder=Folder(
-        ("text_encoder",),
-        "model",
+        {"text_encoder": "model"},
         "transformers",
         text_settings.text_encoder_in,
         _text_files,
@@ -218,8 +218,7 @@ _UNET = Part(
     says=statements.of_a_unet,
     brings=("prediction", "noise_schedule"),
     folder=Folder(
-        ("unet",),
-        "diffusion_pytorch_model",
+        {"unet": "diffusion_pytorch_model"},
         "diffusers",
         lambda own, folder: unet_settings.unet_config(own),
         _unet_files,
@@ -242,8 +241,7 @@ _AUTOENCODER = Part(
     says=statements.of_an_autoencoder,
     brings=("latent_scale",),
     folder=Folder(
-        ("vae", "vqvae"),
-        "diffusion_pytorch_model",
+        dict.fromkeys(("vae", "vqvae"), "diffusion_pytorch_model"),
         "diffusers",
         lambda own, folder: autoencoder_settings.autoencoder_config(own),
         _autoencoder_files,
@@ -269,8 +267,7 @@ _AUTOENCODER_VQ = Part(
     says=statements.of_an_autoencoder,
     brings=("latent_scale",),
     folder=Folder(
-        ("vqvae",),
-        "diffusion_pytorch_model",
+        {"vqvae": "diffusion_pytorch_model"},
         "diffusers",
         lambda own, folder: autoencoder_settings.vq_config(own),
         _autoencoder_files,
@@ -280,7 +277,7 @@ _AUTOENCODER_VQ = Part(
 )
 
 # Of two autoencoders, the one with a codebook comes first: its names include those of the other.
-_BUILT_IN = (_TEXT_ENCODER, _UNET, _AUTOENCODER_VQ, _AUTOENCODER, *BERT_PARTS, *CONDITIONER_PARTS)
+_BUILT_IN = (_TEXT_ENCODER, _UNET, _AUTOENCODER_VQ, _AUTOENCODER, *BERT_PARTS, *CONDITIONER_PARTS, UNCLIP)
 _registered: tuple[Part, ...] = ()
 
 
@@ -354,7 +351,7 @@ def part_named(name: str) -> Part:
 def part_configs(config: LatentDiffusionConfig) -> dict[str, Any]:
     """The configurations of the parts with weights that a model has, by slot."""
     configs = {slot: getattr(config, slot) for slot in model_slots()}
-    return {slot: own for slot, own in configs.items() if own is not None and part_of(own).layouts}
+    return {slot: own for slot, own in configs.items() if own is not None and part_of(own).has_weights(own)}
 
 
 def part_words(slot: str) -> str:

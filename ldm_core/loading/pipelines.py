@@ -7,14 +7,24 @@ of Stable Diffusion have it in `vae`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ldm_core.bert.config import BERTConfig
-from ldm_core.checkpoint.folder import AUTOENCODER, LOW_RES_SCHEDULER, MODEL_INDEX
+from ldm_core.checkpoint.folder import (
+    AUTOENCODER,
+    FEATURE_EXTRACTOR,
+    IMAGE_ENCODER,
+    IMAGE_NOISING_SCHEDULER,
+    IMAGE_NORMALIZER,
+    LOW_RES_SCHEDULER,
+    MODEL_INDEX,
+    UNCLIP_NETWORKS,
+)
 from ldm_core.checkpoint.setting_values import Settings, block_widths, reading, whole
 from ldm_core.clip.config import TextEncoderConfig
+from ldm_core.clip.settings import image_encoder_in, image_encoder_settings, preprocessor_settings
 from ldm_core.conditioners.depth import DepthConfig
 from ldm_core.conditioners.kinds import CONDITIONERS
 from ldm_core.conditioners.low_resolution import LowResolutionConfig
@@ -70,9 +80,9 @@ class Pipeline:
         clip, bert = "text_encoder" in self.networks, "bert" in self.networks
         return TextEncoderConfig if clip else BERTConfig if bert else type(None)
 
-    def subfolder(self, names: tuple[str, ...]) -> str | None:
-        """The name that this pipeline has of those of a network's subfolder."""
-        return next((name for name in names if name in self.networks), None)
+    def subfolders(self, names: Iterable[str]) -> list[str]:
+        """Those of these subfolders of a network that this pipeline has."""
+        return [name for name in names if name in self.networks]
 
 
 # --- what single pipelines store ---
@@ -113,6 +123,38 @@ def _noised_image(settings: Mapping[str, Settings]) -> NoisedImageConfig:
         return NoisedImageConfig(schedule, whole(settings[MODEL_INDEX], "max_noise_level", 350))
 
 
+def _unclip(settings: Mapping[str, Settings]) -> UnclipConfig:
+    with reading(IMAGE_NORMALIZER):
+        width = whole(settings.get(IMAGE_NORMALIZER, {}), "embedding_dim", 768)
+    schedule = noise_schedule_config(settings.get(IMAGE_NOISING_SCHEDULER, {}), IMAGE_NOISING_SCHEDULER)
+    encoder = None
+    if IMAGE_ENCODER in settings:
+        pixels = settings.get(FEATURE_EXTRACTOR, {})
+        joint = settings[IMAGE_ENCODER].get("projection_dim", 512)
+        encoder = image_encoder_in(settings[IMAGE_ENCODER], joint, pixels, IMAGE_ENCODER)
+    with reading(MODEL_INDEX):
+        return UnclipConfig(width, schedule, encoder, statistics=True)
+
+
+def _unclip_entries(config: UnclipConfig) -> dict[str, Any]:
+    encodes = config.image_encoder is not None
+    return {
+        "feature_extractor": ["transformers", "CLIPImageProcessor"] if encodes else _NONE,
+        "image_encoder": ["transformers", "CLIPVisionModelWithProjection"] if encodes else _NONE,
+        "image_normalizer": ["stable_diffusion", "StableUnCLIPImageNormalizer"],
+        "image_noising_scheduler": ["diffusers", "DDPMScheduler"],
+    }
+
+
+def _unclip_files(config: UnclipConfig) -> dict[str, Any]:
+    normalizer = {"_class_name": "StableUnCLIPImageNormalizer", "embedding_dim": config.width}
+    files = {IMAGE_NORMALIZER: normalizer, IMAGE_NOISING_SCHEDULER: _noising(config)}
+    if config.image_encoder is not None:
+        files[IMAGE_ENCODER] = image_encoder_settings(config.image_encoder)
+        files[FEATURE_EXTRACTOR] = preprocessor_settings(config.image_encoder)
+    return files
+
+
 def _noising(config: Any) -> dict[str, Any]:
     """The settings of the scheduler that adds noise to a condition."""
     return {
@@ -145,7 +187,10 @@ PIPELINES = (
         files=lambda config: {LOW_RES_SCHEDULER: _noising(config)},
         read=_noised_image,
     ),
-    Pipeline("StableUnCLIPImg2ImgPipeline", SD, UnclipConfig, vector=True),
+    Pipeline(
+        "StableUnCLIPImg2ImgPipeline", (*SD, *UNCLIP_NETWORKS), UnclipConfig, vector=True,
+        mark="image_normalizer", own=_unclip_entries, files=_unclip_files, read=_unclip,
+    ),
 )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
@@ -26,7 +26,7 @@ from ldm_core.checkpoint.writer import (
 from ldm_core.config import LatentDiffusionConfig
 from ldm_core.errors import CheckpointError, ConfigError
 from ldm_core.loading.diffusers_config import Words
-from ldm_core.loading.diffusers_folder import added_tokens, as_text, part_maps, settings
+from ldm_core.loading.diffusers_folder import added_tokens, as_text, filled, part_maps, settings
 from ldm_core.loading.evidence import CONFIG_KEY, PARTS_KEY, WORDS_KEY
 from ldm_core.loading.original_file import buffers, file_map
 from ldm_core.loading.parts import part_configs, part_of
@@ -121,6 +121,9 @@ def _networks(model: Any) -> tuple[Any, dict[str, nn.Module]]:
     config = getattr(model, "config", None)
     if not isinstance(config, LatentDiffusionConfig):
         return config, {part_of(config).slot: model}
+    own = getattr(getattr(model, "conditioner", None), "config", None)
+    if type(own) is type(config.conditioner):  # unCLIP's may have been given an image encoder since
+        config = replace(config, conditioner=own)
     modules = getattr(model, "modules", {})
     modules = modules if isinstance(modules, Mapping) else {}
     networks = {slot: modules.get(slot, getattr(model, slot, None)) for slot in part_configs(config)}
@@ -197,6 +200,7 @@ def _write_folder(
     try:
         files = settings(config) | added_tokens(words)
         texts, maps = {name: as_text(value) for name, value in files.items()}, part_maps(config)
+        parameters = {**filled(config), **parameters}
     except (KeyError, ConfigError) as error:
         raise CheckpointError(f"diffusers' settings cannot describe this model: {error}") from error
 

@@ -102,7 +102,8 @@ def test_pictures_are_encoded_as_the_repositories_do(conditioner: Unclip) -> Non
     expected = conditioner({"embedding": vector}, generators([4])).vector
     assert torch.equal(conditioner({"image": picture}, generators([4])).vector, expected)
     assert torch.equal(conditioner(picture[None], generators([4])).vector, expected)
-    assert conditioner.modules == {"image_encoder": conditioner.image_encoder}
+    assert conditioner.modules == {"conditioner": conditioner.network}
+    assert conditioner.network.image_encoder is conditioner.image_encoder
     both = {"images": [picture, Image.new("RGB", (9, 9))], "weights": [1, 0]}
     weighted = conditioner(both, generators([4])).vector
     assert weighted.shape == (1, 2 * D)

@@ -27,8 +27,9 @@ from ldm_core.conditioners import (
     NoisedImageConfig,
     RetrievalConfig,
     SemanticMapConfig,
+    UnclipConfig,
 )
-from ldm_core.config import LatentDiffusionConfig, NoiseScheduleConfig, UNetConfig
+from ldm_core.config import ImageEncoderConfig, LatentDiffusionConfig, NoiseScheduleConfig, UNetConfig
 from ldm_core.loading.diffusers_folder import settings
 
 CLOSE = 1e-5
@@ -63,7 +64,14 @@ UPSCALER = replace(
     latent_scale=0.08333,  # StableDiffusionUpscalePipeline sets it, whatever the settings are
     conditioner=NoisedImageConfig(SMALL_PICTURES, levels=9),
 )  # fmt: skip
+ENCODER = ImageEncoderConfig(
+    image_size=28, patch_size=14, width=32, layers=2, heads=4, projection_dim=24, activation="gelu"
+)
+UNCLIP = replace(
+    used(TINY["sd2-unclip"]), conditioner=UnclipConfig(24, image_encoder=ENCODER, statistics=True)
+)
 ZOO = {
+    "StableUnCLIPImg2ImgPipeline": UNCLIP,
     "LDMPipeline": LDM,
     "LDMTextToImagePipeline": TEXT2IMG,
     "LDMSuperResolutionPipeline": SUPER_RESOLUTION,
@@ -197,6 +205,45 @@ def test_the_upscaler(models: dict[str, Any], folders: dict[str, Path]) -> None:
         output="tensor",
     )
     assert (ours - picture).abs().max() < CLOSE
+
+
+@pytest.mark.slow  # loads a pipeline of diffusers
+def test_unclip(models: dict[str, Any], folders: dict[str, Path]) -> None:
+    """The pipeline prepares pictures as CLIP does, the originals as `preprocess_stretched`: vectors agree."""
+    theirs = pipeline("StableUnCLIPImg2ImgPipeline", folders)
+    model, noise = models["StableUnCLIPImg2ImgPipeline"], noise_of(1, 4, 16, 16)
+    assert torch.equal(theirs.image_normalizer.mean[0], model.conditioner.mean)
+    assert torch.equal(theirs.image_normalizer.std[0], model.conditioner.std)
+    pixels = torch.randn(1, 3, 28, 28, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        vector = model.conditioner.image_encoder(pixels)
+        assert (theirs.image_encoder(pixels).image_embeds - vector).abs().max() < CLOSE
+    condition = model.conditioner(
+        {"prompt": "a cat", "embedding": vector[0], "noise_level": 30}, [torch.Generator().manual_seed(7)]
+    )
+    picture = theirs(
+        None, "a cat", num_inference_steps=4, guidance_scale=3.0, noise_level=30, image_embeds=vector,
+        latents=noise, output_type="pt", generator=torch.Generator().manual_seed(7), height=32, width=32,
+    ).images  # fmt: skip
+    ours = ldm_core.Sampler(model).sample(
+        condition=condition,
+        unconditional_condition=model.condition(""),
+        steps=4,
+        guidance_scale=3.0,
+        noise=noise,
+        output="tensor",
+    )
+    assert (ours - picture).abs().max() < CLOSE
+
+
+def test_a_folder_of_unclip_always_has_statistics(tmp_path: Path) -> None:
+    """A mean of 0 and a std of 1, without which the pipeline does not load; so for a model without any."""
+    model = random_model(replace(UNCLIP, conditioner=UnclipConfig(24)))
+    ldm_core.save(model, tmp_path / "model", layout="diffusers")
+    loaded = ldm_core.load(tmp_path / "model")
+    assert loaded.config.conditioner == UnclipConfig(24, statistics=True)
+    assert (loaded.conditioner.mean.abs().max(), loaded.conditioner.std.min()) == (0, 1)
+    assert same_weights(replace(loaded, conditioner=model.conditioner), replace(model, unet=loaded.unet))
 
 
 CROSS = replace(UNET, context_dim=16)

@@ -88,12 +88,14 @@ class Pictures(TensorDataset):
         self.groups = sorted(set(groups.values()))
         self.labels = [self.groups.index(groups[name]) for name in files.names]
         self.task = task
+        if task == "unconditional":
+            self.inputs = None  # type: ignore[assignment, method-assign]
 
     def __getitem__(self, index: int) -> Sample:
-        image = self.images[index].float()
-        return {"image": image} | ({} if self.task == "unconditional" else {"inputs": self._input(index)})
+        return {"image": self.images[index].float(), "text": ()}
 
-    def _input(self, index: int) -> Any:
+    def inputs(self, index: int) -> Any:
+        """What the conditioner takes for one picture."""
         if self.task == "classes":
             return self.labels[index]
         small = shrunk(self.images[index : index + 1].float() / 2 + 0.5)
@@ -117,7 +119,9 @@ def task_config(task: str, classes: int, scale: float) -> Any:
     config = replace(BASE, latent_scale=scale)
     if task == "classes":
         own = ClassEmbedderConfig(classes + 1, width=64, null_class=classes)
-        return replace(config, unet=replace(UNET, context_dim=64), conditioner=own)
+        # Transformers have more weights than plain attention: the middle level is narrower.
+        unet = replace(UNET, context_dim=64, channel_mult=(1, 1, 2))
+        return replace(config, unet=unet, conditioner=own)
     if task == "maps":
         joined = replace(UNET, in_channels=6)
         return replace(config, unet=joined, conditioner=SemanticMapConfig(len(COLOURS)))

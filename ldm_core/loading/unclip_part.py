@@ -165,6 +165,7 @@ UNCLIP = Part(
     reduced=_reduced,
     without=_without,
     conditions=_conditioner,
+    call="sample({'image': image})",
     folder=Folder(
         {"image_encoder": "model", "image_normalizer": "diffusion_pytorch_model"},
         "diffusers",

@@ -37,6 +37,9 @@ class CachedLatents:
 
     A VQ autoencoder's latents are a Gaussian of variance 0: their "logvar" is -inf.
 
+    The captions, and the conditioner's inputs if the dataset has a method `inputs(index)`, are those of the
+    dataset.
+
     path: a .npy file. If it does not exist, or belongs to another encoder or dataset (with a warning), the
     latents are computed and saved first. Unreadable images raise the same BadSample as when they were
     encoded.
@@ -77,7 +80,9 @@ class CachedLatents:
         if str(index) in self._bad:
             raise BadSample(self._bad[str(index)])
         mean, logvar = torch.from_numpy(self._latents[index].copy())
-        return {"mean": mean, "logvar": logvar, "text": self.text(index)}
+        inputs = getattr(self.dataset, "inputs", None)
+        more = {} if inputs is None else {"inputs": inputs(index)}
+        return {"mean": mean, "logvar": logvar, "text": self.text(index), **more}
 
     def text(self, index: int) -> tuple[str, ...]:
         return self.dataset.text(index)

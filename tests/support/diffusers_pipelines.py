@@ -22,6 +22,7 @@ from ldm_core.checkpoint import save
 from ldm_core.checkpoint.folder import AUTOENCODER, MODEL_INDEX, SCHEDULER, VQ_AUTOENCODER
 from ldm_core.clip.config import TextEncoderConfig
 from ldm_core.clip.settings import stored_text_encoder
+from ldm_core.conditioners import UnclipConfig
 from ldm_core.config import LatentDiffusionConfig
 from ldm_core.loading import diffusers_config
 from ldm_core.loading.diffusers_folder import check_classes
@@ -101,6 +102,8 @@ def used(config: LatentDiffusionConfig) -> LatentDiffusionConfig:
     A folder has the averaged weights only, if there are any.
     """
     config = replace(config, use_ema=False)
+    if isinstance(config.conditioner, UnclipConfig):  # its folder always has mean and std
+        config = replace(config, conditioner=replace(config.conditioner, statistics=True))
     if isinstance(config.text_encoder, TextEncoderConfig):
         return replace(config, text_encoder=stored_text_encoder(config.text_encoder))
     return config

@@ -82,6 +82,7 @@ def _latent_diffusion(model: Mapping[str, Any], stored_scale: float | None) -> L
         prediction=lookup(PREDICTIONS, params.get("parameterization", "eps"), "parameterization"),
         use_ema=flag(params, "use_ema", default=True),
     )
+    _require_fields(params, config)
     size = params.get("image_size", 64)
     if not is_whole(size, 1, MAX_SIZE):
         raise ConfigError(f"image_size must be a whole number in 1..{MAX_SIZE}, not {shown(size)}")
@@ -123,6 +124,39 @@ def _require_conditioning(params: Mapping[str, Any], slots: Mapping[str, Any]) -
     none = class_name(params.get("cond_stage_config")) == UNCONDITIONAL
     if not none and all(slots.get(slot) is None for slot in OPTIONAL):
         _unknown(params, *OPTIONAL)
+
+
+# The fields of the Condition by `conditioning_key`, as `DiffusionWrapper` hands them on.
+FIELDS = {
+    "concat": {"concat"},
+    "crossattn": {"context"},
+    "hybrid": {"concat", "context"},
+    "adm": {"vector"},
+    "crossattn-adm": {"context", "vector"},
+    "hybrid-adm": {"concat", "context", "vector"},
+}
+
+
+def _require_fields(params: Mapping[str, Any], config: LatentDiffusionConfig) -> None:
+    """Raise ConfigError if the U-Net's inputs are not those of `conditioning_key`."""
+    if "conditioning_key" not in params and "concat_mode" not in params:
+        return
+    unconditional = config.text_encoder is None and config.conditioner is None
+    default = "concat" if flag(params, "concat_mode", default=True) else "crossattn"
+    key = params.get("conditioning_key") or default
+    told: set[str] = set() if unconditional else lookup(FIELDS, key, "conditioning_key")
+    unet = config.unet
+    takes = {
+        "context": unet.context_dim is not None,
+        "concat": unet.in_channels > unet.out_channels,
+        "vector": unet.num_classes is not None or unet.adm_in_channels is not None,
+    }
+    if told != {name for name, taken in takes.items() if taken}:
+        of = ", ".join(name for name, taken in takes.items() if taken) or "none"
+        raise ConfigError(
+            f"the conditioning_key {'of an unconditional model' if unconditional else key} needs a U-Net with "
+            f"the conditions {', '.join(sorted(told)) or 'none'}, but unet_config's has {of}"
+        )
 
 
 def _latent_scale(params: Mapping[str, Any], stored: float | None) -> float:

@@ -7,6 +7,7 @@ conditioner in `cond_stage_config`, and Stability AI's name a subclass of the wh
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -74,7 +75,11 @@ def _null_class(classes: int) -> int | None:
 
 def _class_embedder_in_shapes(shapes: Shapes) -> ClassEmbedderConfig:
     classes, width = shapes["embedding.weight"]
-    return ClassEmbedderConfig(classes, width, _null_class(classes))
+    return ClassEmbedderConfig(classes, width)
+
+
+def _without_null_class(config: ClassEmbedderConfig) -> ClassEmbedderConfig:
+    return replace(config, null_class=None)
 
 
 def _class_embedder_in_yaml(params: Params) -> ClassEmbedderConfig:
@@ -130,7 +135,7 @@ CONDITIONER_PARTS: tuple[Part, ...] = (
     Part(
         "class_embedder", "class embedder", ClassEmbedderConfig, ClassEmbedding,
         (_layout(ClassEmbedding, "embedding", _class_embedder_in_shapes),),
-        fills=SLOT, proves_all=True,
+        fills=SLOT, blank=_without_null_class,
         conditions=lambda config, parts: ClassEmbedder(parts[SLOT]), call="sample(207)",
         section=Section(STAGE, _class_embedder_in_yaml, ("ClassEmbedder",)),
     ),

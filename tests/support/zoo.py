@@ -19,6 +19,8 @@ from ldm_core.conditioners.retrieval import RetrievalConfig
 from ldm_core.conditioners.unclip import UnclipConfig
 from ldm_core.config import PRESETS, AutoencoderVQConfig, LatentDiffusionConfig
 from ldm_core.loading.find import ema_key
+from ldm_core.loading.parts import part_of
+from ldm_core.nn.placement import blank
 from ldm_core.noise_schedule import betas_of
 
 # Each published configuration with a U-Net, and its preset.
@@ -106,7 +108,7 @@ def trainer_tensors(preset: str, tensors: Shapes) -> dict[str, Tensor]:
         others |= {k.replace("first_stage_model.", "cond_stage_model."): shape for k, shape in stage.items()}
     if preset.startswith("sd2-unclip"):
         others |= {f"noise_augmentor.{name}": [1000] for name in TABLES}
-        others |= {"embedder.model.visual.proj": [1280, 1024], "embedder.model.logit_scale": []}
+        others["embedder.model.logit_scale"] = []
     if preset == "sd2-depth":
         others["depth_model.model.pretrained.model.cls_token"] = [1, 1, 768]
     if preset == "x4-upscaler":
@@ -114,6 +116,20 @@ def trainer_tensors(preset: str, tensors: Shapes) -> dict[str, Tensor]:
     extra |= {name: torch.empty(shape, device="meta") for name, shape in others.items()}
     ids = "cond_stage_model.transformer.text_model.embeddings.position_ids"
     return extra | ({ids: torch.arange(77)[None]} if ids in tensors else {})
+
+
+def image_encoder_shapes(config: UnclipConfig) -> dict[str, list[int]]:
+    """The shapes of unCLIP's image encoder by its keys in files."""
+    part = part_of(config)
+    shapes = {name: list(p.shape) for name, p in blank(part.network, config).state_dict().items()}
+    key_map = part.layout("compvis").key_map(config)
+    stored = {
+        key: list(
+            entry.transform.save(tuple(torch.empty(shapes[n], device="meta") for n in entry.parameters)).shape
+        )
+        for key, entry in key_map.items()
+    }
+    return {key: shape for key, shape in stored.items() if key.startswith("embedder.")}
 
 
 def averages(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -168,7 +184,7 @@ def small(preset: str, blocks: int = 1) -> LatentDiffusionConfig:
     elif isinstance(conditioner, ClassEmbedderConfig | RetrievalConfig):
         conditioner = replace(conditioner, width=width)
     elif isinstance(conditioner, UnclipConfig):
-        conditioner = replace(conditioner, width=WIDTH // 4)
+        conditioner = replace(conditioner, width=WIDTH // 4, image_encoder=None, statistics=False)
     unet = replace(
         config.unet,
         model_channels=32,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,27 @@ def models() -> dict[str, LatentDiffusion]:
 
 def tensors_of(model: LatentDiffusion) -> dict[str, Tensor]:
     return {key: value.contiguous().clone() for key, value in file_tensors(model).items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("cin256-v2", {"conditioning_key": "concat"}, "concat needs a U-Net with the conditions concat, but"),
+        ("cin256-v2", {"conditioning_key": "adm"}, "unet_config's has context"),
+        ("celebahq-ldm-vq-4", {"conditioning_key": "nonsense"}, None),  # unused without a condition
+        ("cin256-v2", {"conditioning_key": "nonsense"}, "conditioning_key must be one of concat, crossattn"),
+    ],
+)
+def test_a_conditioning_key_that_contradicts_the_u_net(
+    name: str, changes: dict[str, Any], message: str | None, published: dict[str, Any]
+) -> None:
+    config = copy.deepcopy(published[f"latent-diffusion/latent-diffusion/{name}"]["config"])
+    config["params"] |= changes
+    if message is None:
+        assert from_yaml({"model": config}).conditioner is None
+        return
+    with pytest.raises(ConfigError, match=message):
+        from_yaml({"model": config})
 
 
 @pytest.mark.parametrize("preset", ["x4-upscaler", "sd2-unclip-h"])

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from support.zoo import PUBLISHED, SCALE, UNET, trainer_tensors, write_blank
+from support.zoo import PUBLISHED, SCALE, UNET, image_encoder_shapes, trainer_tensors, write_blank
 from torch import Tensor
 
 import ldm_core
 from ldm_core.checkpoint import CheckpointError
+from ldm_core.conditioners import UnclipConfig
 from ldm_core.config import PRESETS
 from ldm_core.loading.compvis_yaml import from_yaml
 from ldm_core.loading.find import ema_key
@@ -44,7 +45,9 @@ UNUSED = {"cond_stage_model.transformer.to_logits.weight", "cond_stage_model.tra
 def blank_file(name: str, published: dict[str, Any], folder: Path) -> tuple[dict[str, Tensor], Path]:
     """(the tensors of the networks, a file of them and of what the trainer adds)."""
     shapes = published[name]["tensors"]
-    tensors = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    conditioner = PRESETS[PUBLISHED[name]].conditioner
+    own = image_encoder_shapes(conditioner) if isinstance(conditioner, UnclipConfig) else {}
+    tensors = {key: torch.empty(shape, device="meta") for key, shape in {**shapes, **own}.items()}
     path = folder / "model.safetensors"
     return tensors, write_blank({**tensors, **trainer_tensors(PUBLISHED[name], shapes)}, path)
 

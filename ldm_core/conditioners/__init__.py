@@ -3,6 +3,7 @@
 from ldm_core.conditioners.class_embedder import ClassEmbedder, ClassEmbedderConfig, ClassEmbedding
 from ldm_core.conditioners.class_labels import ClassLabels
 from ldm_core.conditioners.depth import Depth, DepthConfig
+from ldm_core.conditioners.imagenet import imagenet_classes
 from ldm_core.conditioners.layout import Box, Layout
 from ldm_core.conditioners.low_resolution import LowResolution, LowResolutionConfig
 from ldm_core.conditioners.masked_image import MaskedImage, MaskedImageConfig
@@ -39,4 +40,5 @@ __all__ = [
     "Unclip",
     "UnclipConfig",
     "Unconditional",
+    "imagenet_classes",
 ]

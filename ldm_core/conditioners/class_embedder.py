@@ -8,8 +8,9 @@ model (cin256-v2) has one class more than ImageNet, for guidance: the label that
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -59,20 +60,25 @@ class ClassEmbedding(nn.Module):
 class ClassEmbedder:
     """Class labels or names of classes as a Condition with context (B, 1, width).
 
-    names: the name of each class in the order of the labels, or a mapping from names to labels. Upper and
-        lower case are equal, and each part of a name with commas ("tench, Tinca tinca") is a name, too.
+    names: the name of each class in the order of the labels, or a mapping from names to labels, or a function
+        that returns either when a name is first needed. Upper and lower case are equal, and each part of a
+        name with commas ("tench, Tinca tinca") is a name, too.
         Raises ValueError if there are more names than classes, or a label is outside the table.
     """
 
     network: ClassEmbedding
-    names: Names | None = None
-
-    _labels_of: dict[str, list[int]] = field(init=False, repr=False)
+    names: Names | Callable[[], Names] | None = None
 
     guidance_scale: ClassVar[float] = 3.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_labels_of", _labels_by_name(self.names, self.config.classes))
+        if not callable(self.names):
+            _ = self._labels_of  # raises ValueError for other names
+
+    @cached_property
+    def _labels_of(self) -> dict[str, list[int]]:
+        names = self.names() if callable(self.names) else self.names
+        return _labels_by_name(names, self.config.classes)
 
     @property
     def config(self) -> ClassEmbedderConfig:

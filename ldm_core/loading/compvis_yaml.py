@@ -154,8 +154,8 @@ def _require_fields(params: Mapping[str, Any], config: LatentDiffusionConfig) ->
     if told != {name for name, taken in takes.items() if taken}:
         of = ", ".join(name for name, taken in takes.items() if taken) or "none"
         raise ConfigError(
-            f"the conditioning_key {'of an unconditional model' if unconditional else key} needs a U-Net with "
-            f"the conditions {', '.join(sorted(told)) or 'none'}, but unet_config's has {of}"
+            f"the conditioning_key {'of an unconditional model' if unconditional else key} needs a U-Net "
+            f"with the conditions {', '.join(sorted(told)) or 'none'}, but unet_config's has {of}"
         )
 
 

@@ -17,12 +17,14 @@ from ldm_core.checkpoint.shapes import Shapes
 from ldm_core.checkpoint.yaml_values import Params, section
 from ldm_core.conditioners.class_embedder import ClassEmbedder, ClassEmbedderConfig, ClassEmbedding
 from ldm_core.conditioners.depth import Depth, DepthConfig
+from ldm_core.conditioners.imagenet import imagenet_classes
 from ldm_core.conditioners.low_resolution import LowResolution, LowResolutionConfig
 from ldm_core.conditioners.masked_image import MaskedImage, MaskedImageConfig
 from ldm_core.conditioners.noised_image import NoisedImage, NoisedImageConfig
 from ldm_core.conditioners.retrieval import Retrieval, RetrievalConfig
 from ldm_core.conditioners.semantic_map import SemanticMap, SemanticMapConfig, SpatialRescaler
 from ldm_core.conditioners.text import TextConditioner
+from ldm_core.config import CIN256, CIN256_V2
 from ldm_core.errors import ConfigError
 from ldm_core.loading.part import Layout, Part, Section
 from ldm_core.nn.placement import parameter_names
@@ -71,6 +73,12 @@ def _without_weights(
 def _null_class(classes: int) -> int | None:
     """The last row of a table of one row more than ImageNet has classes; others have none for guidance."""
     return IMAGENET if classes == IMAGENET + 1 else None
+
+
+def _class_embedder(config: ClassEmbedderConfig, parts: Parts) -> ClassEmbedder:
+    """With the names of the classes, if the table is that of a published ImageNet model."""
+    published = config in (CIN256.conditioner, CIN256_V2.conditioner)
+    return ClassEmbedder(parts[SLOT], imagenet_classes if published else None)
 
 
 def _class_embedder_in_shapes(shapes: Shapes) -> ClassEmbedderConfig:
@@ -136,7 +144,7 @@ CONDITIONER_PARTS: tuple[Part, ...] = (
         "class_embedder", "class embedder", ClassEmbedderConfig, ClassEmbedding,
         (_layout(ClassEmbedding, "embedding", _class_embedder_in_shapes),),
         fills=SLOT, blank=_without_null_class,
-        conditions=lambda config, parts: ClassEmbedder(parts[SLOT]), call="sample(207)",
+        conditions=_class_embedder, call="sample(207)",
         section=Section(STAGE, _class_embedder_in_yaml, ("ClassEmbedder",)),
     ),
     Part(

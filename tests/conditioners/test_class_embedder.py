@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from ldm_core.conditioners import ClassEmbedder, ClassEmbedderConfig, ClassEmbedding
+from ldm_core.conditioners import ClassEmbedder, ClassEmbedderConfig, ClassEmbedding, imagenet_classes
+from ldm_core.loading.parts import part_of
 
 NAMES = ("tench, Tinca tinca", "Goldfish", "crane", "crane", "great white shark, white shark")
 
@@ -90,3 +91,43 @@ def test_a_model_without_names_takes_numbers() -> None:
 def test_bad_configs(fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"class embedder: {next(iter(fields))} must be an int"):
         ClassEmbedderConfig(**fields)
+
+
+def test_the_names_of_imagenets_classes() -> None:
+    names = imagenet_classes()
+    assert len(names) == 1000
+    known = {0: "tench", 1: "goldfish", 207: "golden retriever", 281: "tabby", 999: "toilet tissue"}
+    for label, name in known.items():
+        assert names[label].split(",")[0] == name
+    embedder = ClassEmbedder(ClassEmbedding(ClassEmbedderConfig(1001, 4)), imagenet_classes)
+    assert embedder.labels(list(known.values())) == list(known)
+    with pytest.raises(ValueError, match="'crane' is the name of the classes 134, 517"):
+        embedder.labels("crane")
+
+
+def test_names_from_a_function_are_read_when_they_are_needed() -> None:
+    calls = []
+
+    def names() -> list[str]:
+        calls.append(1)
+        return ["a", "b"]
+
+    embedder = ClassEmbedder(ClassEmbedding(ClassEmbedderConfig(2, 4)), names)
+    assert embedder.labels([1, 0]) == [1, 0]
+    assert not calls
+    assert embedder.labels(["b", "a"]) == [1, 0]
+    assert embedder.labels("b") == [1]
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(("classes", "null"), [(1000, None), (1001, 1000), (6, None)])
+def test_models_of_imagenet_know_its_names(classes: int, null: int | None) -> None:
+    """Those whose tables are as the published ones."""
+    config = ClassEmbedderConfig(classes, 512, null)
+    conditions = part_of(config).conditions
+    assert conditions is not None
+    embedder: Any = conditions(config, {"conditioner": ClassEmbedding(config)})
+    if classes == 6:
+        assert embedder.names is None
+    else:
+        assert embedder.labels("golden retriever") == [207]

@@ -228,5 +228,9 @@ def test_a_wheel_holds_the_bundled_model(tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=tmp_path / "site", capture_output=True, text=True, check=True
     )
     assert run.stdout.strip() == str(tmp_path / "site" / "ldm_core" / "weights" / "emoji.safetensors")
-    for file in ("py.typed", "bert/data/bert-base-uncased-vocab.txt.gz", "bert/data/LICENSE-google-bert.txt"):
+    for file in (
+        "py.typed",
+        *("bert/data/bert-base-uncased-vocab.txt.gz", "bert/data/LICENSE-google-bert.txt"),
+        *("conditioners/data/imagenet_classes.json", "conditioners/data/LICENSE-timm.txt"),
+    ):
         assert (tmp_path / "site" / "ldm_core" / file).exists()

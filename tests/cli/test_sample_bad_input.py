@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -175,6 +176,15 @@ def test_bad_files_end_in_one_line(run: Run, zoo: Zoo, kind: str, options: str, 
     assert (result.status, result.out, len(result.err)) == (2, [], 1)
     assert message in result.err[0]
     assert len(result.err[0]) < 400
+
+
+def test_many_names_are_searched_for_similar_ones_in_time(run: Run, zoo: Zoo) -> None:
+    lines = (",".join(f"{line}x{part}" for part in range(120)) for line in range(1000))
+    Path("names.txt").write_text("\n".join(lines))
+    start = time.process_time()
+    result = run("sample", zoo("class"), "--class", "zzzzqqq1x", "--names", "names.txt")
+    assert "there is no class with the name 'zzzzqqq1x'" in result.err[0]
+    assert time.process_time() - start < 10
 
 
 @pytest.mark.parametrize(

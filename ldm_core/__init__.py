@@ -1,5 +1,6 @@
 """ldm_core: latent diffusion that you can trust, read and take apart."""
 
+import gc
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -138,11 +139,22 @@ _DEFINED_IN = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in _DEFINED_IN:
-        return getattr(import_module(f"{__name__}.{_DEFINED_IN[name]}"), name)
-    module = f"{__name__}.{name}"
+    # A garbage collection visits all objects of torch, which takes longer than these imports do.
+    collects = gc.isenabled()
+    gc.disable()
     try:
-        return import_module(module)  # so that `import ldm_core` is enough for `ldm_core.unet.UNet`
+        if name in _DEFINED_IN:
+            return getattr(import_module(f"{__name__}.{_DEFINED_IN[name]}"), name)
+        return _module(f"{__name__}.{name}", name)
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _module(module: str, name: str) -> Any:
+    """Import a submodule, so that `import ldm_core` is enough for `ldm_core.unet.UNet`."""
+    try:
+        return import_module(module)
     except ModuleNotFoundError as error:
         if error.name != module:
             raise

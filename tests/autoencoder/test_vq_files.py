@@ -317,7 +317,13 @@ def test_a_kl_folder_cannot_state_two_numbers_of_channels() -> None:
         autoencoder_settings(replace(TINY["sd1"].autoencoder, embed_dim=3), 64, 1.0)
 
 
-def test_a_models_folder_has_the_codebook(model: ldm_core.LatentDiffusion, tmp_path: Path) -> None:
+def test_a_models_folder_has_the_codebook(tmp_path: Path) -> None:
+    """The folder of an unconditional model: no pipeline of diffusers joins CLIP's text and a codebook."""
+    sd1 = TINY["sd1"]
+    own = {"context_dim": None, "num_heads": None, "num_head_channels": 8}
+    unet = replace(sd1.unet, in_channels=3, out_channels=3, **own)
+    config = replace(sd1, text_encoder=None, unet=unet, autoencoder=TINY_VQ, latent_scale=1.0)
+    model = ldm_core.build(config)
     ldm_core.save(model, tmp_path / "folder", layout="diffusers")
     theirs, info = VQModel.from_pretrained(tmp_path / "folder" / "vqvae", output_loading_info=True)
     assert not any(info.values())

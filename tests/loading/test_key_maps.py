@@ -194,7 +194,9 @@ def blanks(name: str) -> dict[str, Any]:
 def test_shapes_prove_the_preset_up_to_what_they_cannot_prove(name: str, published: dict[str, Any]) -> None:
     tensors = on_meta(published[PUBLISHED[name]]["tensors"])
     proven = proofs(find_parts(Checkpoint(Path(name), "safetensors", tensors, {})))
-    assert proven == blanks(name)
+    # The published lists lack unCLIP's image encoder, which a file may lack.
+    lacking = {slot for slot, own in blanks(name).items() if isinstance(own, UnclipConfig)}
+    assert proven == {slot: own for slot, own in blanks(name).items() if slot not in lacking}
     expected = ["sd2-base", "sd2-v"] if name in ("sd2-base", "sd2-v") else [name]
     assert matching_presets(proven) == expected
 

@@ -83,8 +83,9 @@ def from_settings(folder: dict[str, Any]) -> LatentDiffusionConfig:
     networks: Any = {"text_encoder": None, "conditioner": conditioner_in(folder)}
     for part in parts():
         for name in () if part.folder is None else part.folder.stems:
-            classes = folder[MODEL_INDEX].get(name, [None, None])
-            if f"{name}/config.json" in folder and classes[1] in part.folder.classes.get(name, ()):
+            entry = folder[MODEL_INDEX].get(name)
+            named = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+            if f"{name}/config.json" in folder and named in part.folder.classes.get(name, ()):
                 networks[part.fills] = part.folder.read(folder[f"{name}/config.json"], folder)
     scale = next(folder[file]["scaling_factor"] for file in (AUTOENCODER, VQ_AUTOENCODER) if file in folder)
     return LatentDiffusionConfig(

@@ -67,6 +67,7 @@ def test_an_example_is_short_and_says_what_it_shows(name: str) -> None:
     assert len(text.splitlines()) < 80
 
 
+@pytest.mark.slow  # 15 s
 def test_small_models_are_trained(tmp_path: Path) -> None:
     """Two steps of every stage on ten pictures; the files load, and draw what they should."""
     folder = tmp_path / "data" / "train"

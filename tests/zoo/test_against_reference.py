@@ -70,10 +70,11 @@ def agree(ours: Tensor, theirs: Tensor) -> None:
 
 def check_first_stage(model: LatentDiffusion, system: System, latent: Tensor) -> None:
     """Both directions of the first stage; with it, every tensor of the file has been read."""
-    image = picture(latent[:1], model.config.autoencoder.downsampling) * 2 - 1
+    part = latent[:1, :, :2, :4]
+    image = picture(part, model.config.autoencoder.downsampling) * 2 - 1
     with torch.no_grad():
         agree(model.encode_image(image), system.encode(image))
-        agree(model.decode_latent(latent[:1]), system.decode(latent[:1]))
+        agree(model.decode_latent(part), system.decode(part))
     left = {name for name in system.w.unused() if not any(part in name for part in TEXT_UNUSED)}
     assert left == set()
 
@@ -112,7 +113,10 @@ def test_classes_without_a_null_class(published: dict[str, Any]) -> None:
     check_first_stage(model, system, ours)
 
 
-@pytest.mark.parametrize("preset", ["text2img256", "text2img-large"])
+@pytest.mark.parametrize(
+    "preset",
+    ["text2img256", pytest.param("text2img-large", marks=pytest.mark.slow)],  # differ in sizes alone
+)
 def test_text_with_guidance(preset: str, published: dict[str, Any]) -> None:
     model, system = pair(preset, published)
     noise = noise_for(model)
@@ -201,7 +205,7 @@ def test_depth(published: dict[str, Any]) -> None:
     check_first_stage(model, system, ours)
 
 
-@pytest.mark.parametrize("level", [0, 300])
+@pytest.mark.parametrize("level", [pytest.param(0, marks=pytest.mark.slow), 300])
 def test_unclip(level: int, published: dict[str, Any]) -> None:
     model, system = pair("sd2-unclip-h", published)
     noise, width = noise_for(model), WIDTH // 4

@@ -29,7 +29,15 @@ DISTINCT = {
     for name, preset in PUBLISHED.items()
     if preset not in ("ffhq256", "lsun-beds256", "semantic-synthesis512", "sd2-v")
 }
-EACH_FILE = pytest.mark.parametrize("name", DISTINCT.values(), ids=DISTINCT)
+# Stable Diffusion's lists are compared with its networks in tests/loading/test_key_maps.py, too.
+COMPARED = ("sd1", "sd2-base", "sd2-inpaint", "sd2-depth", "sd2-unclip-l")
+EACH_FILE = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, id=preset, marks=[pytest.mark.slow] if preset in COMPARED else [])
+        for preset, name in DISTINCT.items()
+    ],
+)
 CHURCHES = "latent-diffusion/ldm/lsun_churches256"
 # The YAML file of SD2-v gives 512 pixels, and the model draws 768.
 SIZES = {"sd2-v": 512}

@@ -11,8 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 import ldm_core
-from ldm_core.autoencoder import AutoencoderConfig, AutoencoderVQConfig
+from ldm_core.autoencoder import AutoencoderConfig, AutoencoderKL, AutoencoderVQ, AutoencoderVQConfig
 from ldm_core.config import PRESETS
 
 PAGE = Path(__file__).with_suffix(".md")
@@ -64,6 +66,19 @@ ROWS = (
     Row("rdm768", "CLIP embeddings → image", "sample(embeddings)", "sample FILE --embeddings E.safetensors", PLAIN),
 )  # fmt: skip
 
+# The first stages that were published alone, as (name, channels per latent, multipliers, attention, codes).
+FIRST_STAGES = (
+    ("vq-f4", 3, (1, 2, 4), (), 8192),
+    ("vq-f4-noattn", 3, (1, 2, 4), (), 8192),
+    ("vq-f8", 4, (1, 2, 2, 4), (32,), 16384),
+    ("vq-f8-n256", 4, (1, 2, 2, 4), (32,), 256),
+    ("vq-f16", 8, (1, 1, 2, 2, 4), (16,), 16384),
+    ("kl-f4 (autoencoder_kl_64x64x3)", 3, (1, 2, 4), (), None),
+    ("kl-f8 (autoencoder_kl_32x32x4)", 4, (1, 2, 4, 4), (), None),
+    ("kl-f16 (autoencoder_kl_16x16x16)", 16, (1, 1, 2, 2, 4), (16,), None),
+    ("kl-f32 (autoencoder_kl_8x8x64)", 64, (1, 1, 2, 2, 4, 4), (16, 8), None),
+)
+
 FIGURES = (
     ("1", "reconstructions of the first stage", "`model.autoencoder.decode(model.autoencoder.encode(x).mode())`"),
     ("2", "compression before the diffusion", "[architecture](architecture.md)"),
@@ -90,6 +105,34 @@ def parameters(name: str) -> dict[str, int]:
 def first_stage(config: AutoencoderConfig) -> str:
     kind = "VQ" if isinstance(config, AutoencoderVQConfig) else "KL"
     return f"{kind}-f{config.downsampling}, {config.embed_dim} channels"
+
+
+def first_stages() -> list[str]:
+    """The table of the first stages that were published alone."""
+    rows = []
+    for name, channels, mult, attention, codes in FIRST_STAGES:
+        sizes = {
+            "embed_dim": channels,
+            "z_channels": channels,
+            "ch_mult": mult,
+            "attn_resolutions": attention,
+        }
+        part = "autoencoder" if codes is None else "autoencoder_vq"
+        with torch.device("meta"):
+            network: torch.nn.Module
+            if codes is None:
+                network = AutoencoderKL(AutoencoderConfig(**sizes))
+            else:
+                own = AutoencoderVQConfig(
+                    **sizes, n_embed=codes, middle_attention=not name.endswith("noattn")
+                )
+                network = AutoencoderVQ(own)
+        count = sum(p.numel() for p in network.parameters())
+        rows.append(
+            f"| {name} | {2 ** (len(mult) - 1)} | {channels} | {codes or 'none'} | {count / 1e6:.1f} | "
+            f'`ldm_core.load_part(FILE, "{part}")` |'
+        )
+    return rows
 
 
 def conditioning(name: str) -> str:
@@ -131,7 +174,8 @@ draws with it. All of them save and load in CompVis's names; those with a pipeli
 
 Parameters are in millions: U-Net + text encoder or conditioner + autoencoder. Commands begin with `python -m ldm_core`. The last
 column is what the tests compare the networks and whole trajectories with; "plain reference" is `tests/zoo/reference.py`, which
-computes the same from the original names of the weights with loops and einsum in float64.
+computes the same from the original names of the weights with loops and einsum in float64. These comparisons are at small widths;
+four models also load and draw at full size with random weights (`tests/zoo/test_full_size.py`).
 
 | preset | task | pixels | first stage | conditioning | parameters | Python | command | compared with |
 |---|---|---|---|---|---|---|---|---|
@@ -139,6 +183,15 @@ computes the same from the original names of the weights with loops and einsum i
     middle = """
 `lsun-churches256` has a latent scale that was measured in training and stands in its checkpoint only. Files of the models with
 averaged weights are loaded with these by default, as the original scripts do (`ema=False` takes the others).
+
+## First stages alone
+
+Their shapes prove their configuration. The tests compare both kinds with diffusers' `VQModel` and `AutoencoderKL` at small widths,
+VQ-f8 and SD1's KL-f8 also at full width.
+
+| name | factor | channels | codes | parameters | Python |
+|---|---|---|---|---|---|
+STAGES
 
 ## The paper's figures
 
@@ -150,6 +203,7 @@ averaged weights are loaded with these by default, as the original scripts do (`
 There is an example for each task in `examples/tasks/`. Small models of four of them can be trained on emoji artwork in minutes:
 `examples/train_zoo.py`.
 """
+    middle = middle.replace("STAGES", "\n".join(first_stages()))
     return head + "\n".join(lines()) + "\n" + middle + "\n".join(figures) + "\n" + tail
 
 

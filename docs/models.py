@@ -174,7 +174,7 @@ draws with it. All of them save and load in CompVis's names; those with a pipeli
 
 Parameters are in millions: U-Net + text encoder or conditioner + autoencoder. Commands begin with `python -m ldm_core`. The last
 column is what the tests compare the networks and whole trajectories with; "plain reference" is `tests/zoo/reference.py`, which
-computes the same from the original names of the weights with loops and einsum in float64. These comparisons are at small widths;
+computes the same from the original names of the weights with loops and einsum in float64. These comparisons are at small widths, for Stable Diffusion also at full size;
 four models also load and draw at full size with random weights (`tests/zoo/test_full_size.py`).
 
 | preset | task | pixels | first stage | conditioning | parameters | Python | command | compared with |

@@ -22,7 +22,6 @@ from ldm_core.support.limits import MAX_ROWS, MAX_SIZE, require_whole
 from ldm_core.support.printable import few, shown
 
 Names = Mapping[str, int] | Sequence[str]
-SIMILAR = 5000  # names that are searched for similar ones, which takes time
 
 
 @dataclass(frozen=True)
@@ -118,8 +117,7 @@ class ClassEmbedder:
         if len(labels) > 1:
             raise ValueError(f"{shown(name)} is the name of the classes {few(list(map(str, labels)))}")
         if not labels:
-            searched = list(known)[:SIMILAR]
-            close = difflib.get_close_matches(_plain(name[:100]), searched, n=3)
+            close = difflib.get_close_matches(_plain(name[:100]), known, n=3)
             hint = f"; similar names are {few([shown(one) for one in close])}" if close else ""
             raise ValueError(f"there is no class with the name {shown(name)}{hint}")
         return labels[0]

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from argparse import Namespace
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
@@ -64,19 +65,28 @@ def _draw_chunk(job: Job, chunk: slice, progress: _Progress, recorder: Recorder 
     recipes, recipe = job.recipes[chunk], job.recipes[0]
     inputs, per_input = joined(job.inputs[chunk])
     takes_text = kind_of(job.sampler.model.conditioner).takes_text
+    negatives = [r.negative_prompt for r in recipes] if takes_text else None
+    options: dict[str, Any] = {
+        "steps": recipe.steps,
+        "guidance_scale": recipe.guidance_scale,
+        "seed": [r.seed for r in recipes],
+        "on_step": on_step,
+    }
+    if recipe.task == "upscale":
+        small = [one["image"] if isinstance(one, Mapping) else one for one in job.inputs[chunk]]
+        if takes_text:
+            options |= {"prompt": [r.prompt for r in recipes], "noise_level": recipe.noise_level}
+        return job.sampler.upscale(small, negative_prompt=negatives or "", **options)
     return job.sampler.sample(
         inputs,
-        unconditional=[r.negative_prompt for r in recipes] if takes_text else None,
+        unconditional=negatives,
         image=job.pictures.image,
         mask=job.pictures.mask,
         strength=1.0 if recipe.strength is None else recipe.strength,
-        steps=recipe.steps,
-        guidance_scale=recipe.guidance_scale,
         height=recipe.height,
         width=recipe.width,
         num_images=per_input,
-        seed=[r.seed for r in recipes],
-        on_step=on_step,
+        **options,
     )
 
 

@@ -84,7 +84,8 @@ def prepare(args: Namespace) -> Job:
     subjects = what.subjects(model)
     inputs = [subject.inputs for subject in subjects]
     width, height = _size(args, model, inputs, pictures) or size or (model.config.image_size,) * 2
-    require_size(model.config, height, width)
+    if args.command != "upscale":  # which pads the picture and crops the result
+        require_size(model.config, height, width)
     template = Recipe(
         task=args.command,
         prompt="",

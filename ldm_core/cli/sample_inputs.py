@@ -66,7 +66,7 @@ class SampleInputs:
             fields |= record
         if kind.noise_level is not None:
             row["noise-level"] = fields["noise_level"] = row.get("noise-level", kind.noise_level)
-        named = self._names_in(row)
+        named = self._names_in(row, conditioner)
         if kind.fields:
             inputs: Any = {_field(name): row[name] for name in kind.inputs if name in row}
             conditioner.count([inputs], "the inputs")
@@ -79,11 +79,11 @@ class SampleInputs:
             fields["class_names"] = {name: _number(conditioner, name) for name in named}
         return Subject(inputs, fields)
 
-    def _names_in(self, row: Mapping[str, Any]) -> list[str]:
+    def _names_in(self, row: Mapping[str, Any], conditioner: Any) -> list[str]:
         """The names of classes in the inputs. Raises ValueError if they cannot be known."""
         labels = [row["class"]] if "class" in row else [one["label"] for one in row.get("layout", ())]
         named = [label for label in labels if isinstance(label, str)]
-        if named and self.names is None:
+        if named and getattr(conditioner, "names", None) is None:
             raise ValueError(
                 f"the class {shown(named[0])} needs --names FILE, the names of all classes, one per line"
             )

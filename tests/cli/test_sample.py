@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from support.cli_runs import Draw, Result, Run, mask, photo, pixels
+from support.small_models import small_model
 
 import ldm_core
 from ldm_core.cli.kinds import KINDS
+from ldm_core.cli.sample_inputs import SampleInputs
+from ldm_core.conditioners.imagenet import imagenet_classes
 from ldm_core.recipe import Recipe, read_recipe
 
 Zoo = Callable[[str], str]
@@ -257,3 +260,22 @@ def test_ctrl_c_keeps_what_is_drawn(run: Run, zoo: Zoo, monkeypatch: pytest.Monk
     assert (result.status, result.out) == (130, ["sample-0001.png"])
     assert result.err == ["ldm-core: interrupted; 1 of 3 pictures are complete and kept"]
     assert isinstance(read_recipe("sample-0001.png"), Recipe)
+
+
+def test_a_model_that_knows_the_names_of_its_classes_needs_no_file() -> None:
+    model = small_model("class")
+    model.conditioner = replace(model.conditioner, names=imagenet_classes)  # type: ignore[type-var]
+    given: Any = {"class": [("golden retriever", {"class_label": "golden retriever"})]}
+    [subject] = SampleInputs("sample", given, None, None).subjects(model)
+    assert subject.fields["class_names"] == {"golden retriever": 207}
+
+
+def test_a_picture_of_odd_sides_is_enlarged_whole(draw: Draw, run: Run, zoo: Zoo) -> None:
+    photo(size=(15, 21))
+    [path] = draw("upscale", zoo("sr"), "--image", "photo.png", "--seed", "3")
+    assert pixels(path).shape[:2] == (84, 60)
+    recipe = read_recipe(path)
+    assert (recipe.width, recipe.height) == (60, 84)
+    again = run("upscale", "--from", path, "-o", "b.png", "--trust-paths", "--device", "cpu")
+    assert again == Result(0, ["b.png"], [])
+    assert (pixels("b.png") == pixels(path)).all()

@@ -29,12 +29,13 @@ DISTINCT = {
     for name, preset in PUBLISHED.items()
     if preset not in ("ffhq256", "lsun-beds256", "semantic-synthesis512", "sd2-v")
 }
-# Stable Diffusion's lists are compared with its networks in tests/loading/test_key_maps.py, too.
-COMPARED = ("sd1", "sd2-base", "sd2-inpaint", "sd2-depth", "sd2-unclip-l")
+# By default one file of each structure: Stable Diffusion's lists are compared with its networks in
+# tests/loading/test_key_maps.py, and all U-Nets in tests/unet.
+FAST = ("lsun-churches256", "cin256-v2", "text2img256", "layout2img256", "inpainting-big", "x4-upscaler")
 EACH_FILE = pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, id=preset, marks=[pytest.mark.slow] if preset in COMPARED else [])
+        pytest.param(name, id=preset, marks=[] if preset in FAST else [pytest.mark.slow])
         for preset, name in DISTINCT.items()
     ],
 )

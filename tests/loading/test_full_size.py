@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from torch import Tensor
 import ldm_core
 from ldm_core.checkpoint import inspect, read, save
 from ldm_core.checkpoint.writer import Pending, write_safetensors
+from ldm_core.conditioners import UnclipConfig
 from ldm_core.config import PRESETS, SD1
 from ldm_core.loading.save import file_tensors
 from ldm_core.model import LatentDiffusion
@@ -209,10 +211,13 @@ def test_every_published_list_of_tensors_comes_back_equal(
     second = tmp_path / f"second.{'ckpt' if len(listed) % 2 else 'safetensors'}"
     write_safetensors(tensors, {}, first)
     model = ldm_core.load(first, dtype=pool.dtype, prediction=PRESETS[name].prediction)
-    assert model.config == PRESETS[name]
+    expected = PRESETS[name]
+    if isinstance(expected.conditioner, UnclipConfig):  # the list lacks its image encoder
+        expected = replace(expected, conditioner=replace(expected.conditioner, image_encoder=None))
+    assert model.config == expected
     save(model, second)
     again = ldm_core.load(second, dtype=pool.dtype)
-    assert again.config == PRESETS[name]
+    assert again.config == expected
     assert set(read(second).tensors) == set(listed)
     for part, network in model.modules.items():
         theirs = again.modules[part].state_dict()

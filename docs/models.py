@@ -170,7 +170,8 @@ def page() -> str:
 
 Every model that CompVis and Stability AI published for the latent diffusion paper (arXiv:2112.10752) and Stable Diffusion. A file
 is recognised by its tensors or by a YAML file beside it; `python -m ldm_core inspect FILE` names the model and prints the line that
-draws with it. All of them save and load in CompVis's names; those with a pipeline in diffusers also as its folder.
+draws with it. All of them save and load in CompVis's names; those with a pipeline in diffusers also as its
+folder, except lsun-churches256, whose heads diffusers' settings cannot express.
 
 Parameters are in millions: U-Net + text encoder or conditioner + autoencoder. Commands begin with `python -m ldm_core`. The last
 column is what the tests compare the networks and whole trajectories with; "plain reference" is `tests/zoo/reference.py`, which
@@ -200,7 +201,7 @@ STAGES
 """
     figures = [f"| {number} | {what} | {how} |" for number, what, how in FIGURES]
     tail = """
-There is an example for each task in `examples/tasks/`. Small models of four of them can be trained on emoji artwork in minutes:
+There is an example for each task in `examples/tasks/`. Small models of four of them can be trained on emoji artwork:
 `examples/train_zoo.py`.
 """
     middle = middle.replace("STAGES", "\n".join(first_stages()))

@@ -10,7 +10,7 @@ The models share one VQ autoencoder with f = 4 (arXiv:2112.10752, section 3.1):
     maps            a semantic map of the colours of 4 x 4 pixels
     upscaler        super-resolution from 16 to 64 pixels
 
-Each takes a few minutes on two cores, and less than 4 MB in float16: `runs/NAME.safetensors`. An interrupted
+Each has less than 4 MB in float16: `runs/NAME.safetensors`. An interrupted
 run continues where it last saved. `--steps 20` is a quick look.
 """
 

@@ -105,6 +105,8 @@ def _place(checkpoint: Checkpoint, layout: Layout) -> tuple[str, str] | None:
         marks = (base + inner + mark for mark in layout.marks)
         if not all(any(key.startswith(mark) for key in checkpoint.tensors) for mark in marks):
             continue
+        if layout.accepts is None:
+            return base, base + inner
         tensors = _part_tensors(checkpoint, layout, base, base + inner, ())
         if layout.accepts({name: tuple(tensor.shape) for name, tensor in tensors.items()}):
             return base, base + inner

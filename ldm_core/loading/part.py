@@ -35,7 +35,7 @@ class Layout:
     extras     names of other tensors in such files -> why they are not needed
     canonical  older name -> the name in the map
     together   tensors that are dropped unless all of them are present
-    accepts    shapes by name -> whether they can be this part, for parts that have the same names
+    accepts    shapes by name -> whether they can be this part; None for names that no other part has
     buffers    configuration -> the buffers of the original class
     """
 
@@ -48,7 +48,7 @@ class Layout:
     extras: Mapping[str, str] = field(default_factory=dict)
     canonical: Callable[[str], str] = str
     together: tuple[str, ...] = ()
-    accepts: Callable[[Shapes], bool] = lambda shapes: True
+    accepts: Callable[[Shapes], bool] | None = None
     buffers: Callable[[Any], dict[str, Tensor]] = lambda config: {}
 
 

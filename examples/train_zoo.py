@@ -42,6 +42,7 @@ from ldm_core.training import (
     TrainingSettings,
 )
 from ldm_core.training.dataset import Sample
+from ldm_core.training.objective import Batch, Metrics
 
 SIZE, SMALL = 64, 16  # pixels of a picture and of a small one
 COLOURS = ((255, 255, 255), (20, 20, 20), (128, 128, 128), (220, 40, 50), (250, 150, 40), (255, 215, 80),
@@ -130,11 +131,38 @@ def task_config(task: str, classes: int, scale: float) -> Any:
     return config
 
 
+class RestartsCodes(AutoencoderVQObjective):
+    """Every `EVERY` steps until `until`, codes that the batch does not use become latents of the batch.
+
+    Otherwise few codes follow the encoder in its first steps, and the others stay unused (random restarts:
+    Dhariwal et al. 2020, arXiv:2005.00341, section 3.1).
+    """
+
+    EVERY = 10
+    until: int
+
+    def loss(self, batch: Batch, generators: Sequence[torch.Generator], step: int) -> tuple[Tensor, Metrics]:
+        if step < self.until and step % self.EVERY == 0:
+            self.restart(batch["image"], generators[0])
+        return super().loss(batch, generators, step)
+
+    @torch.no_grad()
+    def restart(self, images: Tensor, generator: torch.Generator) -> None:
+        z = self.autoencoder.encode(images).latents.float()
+        _, indices = self.autoencoder.quantize(z)
+        codebook = self.autoencoder.codebook
+        unused = torch.bincount(indices.flatten(), minlength=len(codebook)) == 0
+        latents = z.permute(0, 2, 3, 1).flatten(0, 2)  # (B, D, h, w) -> (B h w, D)
+        codebook[unused] = latents[torch.randint(len(latents), (int(unused.sum()),), generator=generator)]
+
+
 def train_autoencoder(pictures: Pictures, runs: Path, settings: TrainingSettings) -> AutoencoderVQ:
     torch.manual_seed(0)
     autoencoder = AutoencoderVQ(AUTOENCODER)
-    weights = AutoencoderVQLossWeights(perceptual=0.3)
-    objective = AutoencoderVQObjective(autoencoder, weights=weights)
+    # The absolute error alone first learns the median: plain white.
+    weights = AutoencoderVQLossWeights(perceptual=0.3, l1_start=settings.steps // 5)
+    objective = RestartsCodes(autoencoder, weights=weights)
+    objective.until = settings.steps // 2
     trainer = Trainer(objective, pictures, runs / "autoencoder", settings)
     trainer.run()
     with trainer.averaged():
@@ -171,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", nargs="+", default=["unconditional", "classes", "maps", "upscaler"])
     args = parser.parse_args(arguments)
     settings = replace(COMMON, steps=args.steps, warmup=min(COMMON.warmup, args.steps // 10))
-    first = replace(settings, batch_size=16, precision="float32")
+    first = replace(settings, batch_size=32)
     autoencoder = train_autoencoder(Pictures(args.data / "train", "unconditional"), args.runs, first)
     for task in args.tasks:
         train_task(task, args.data, args.runs, autoencoder, settings)

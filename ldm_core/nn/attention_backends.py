@@ -19,7 +19,10 @@ from ldm_core.nn.cpu import chunks_win_in_bfloat16, sdpa_runs_in_bfloat16
 from ldm_core.nn.transforms import forward_mode, transforming
 
 CHUNK_BYTES = 64 * 2**20  # the largest block of attention weights that "chunked" allocates
-MIN_CHUNKED_KEYS = 256  # with fewer keys, three calls per block cost more than they save
+CACHED_BYTES = 8 * 2**20  # the same where one buffer is used again for all blocks, and should stay in a cache
+MIN_ROWS = 64  # of such a block
+MANY_KEYS = 256  # from which the keys and values are laid out anew for the products
+MIN_CHUNKED_KEYS = 16  # with fewer keys, three calls per block cost more than they save
 
 
 def attention_weights(q: Tensor, k: Tensor, *, causal: bool = False, first: int = 0) -> Tensor:
@@ -53,35 +56,44 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> 
 
 def chunked_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
     """The formula for a block of queries at a time. Exact: the softmax of a query needs no other query."""
-    batch, heads, n, _ = q.shape
     differentiable = torch.is_grad_enabled() or transforming()
-    in_place = q.device.type == "cpu" and q.dtype != torch.float16 and not (causal or differentiable)
-    row_bytes = batch * heads * k.shape[-2] * (q.element_size() if in_place else 4)
-    rows = min(n, max(1, CHUNK_BYTES // row_bytes))
-    if in_place:
-        return _chunks_in_place(q, k, v, rows)
+    if q.device.type == "cpu" and q.dtype != torch.float16 and not (causal or differentiable):
+        return _chunks_in_place(q, k, v)
+    batch, heads, n, _ = q.shape
+    rows = min(n, max(1, CHUNK_BYTES // (batch * heads * k.shape[-2] * 4)))
     blocks = [
         attention_weights(q[:, :, i : i + rows], k, causal=causal, first=i) @ v for i in range(0, n, rows)
     ]
     return torch.cat(blocks, dim=-2)
 
 
-def _chunks_in_place(q: Tensor, k: Tensor, v: Tensor, rows: int) -> Tensor:
+def _chunks_in_place(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """`chunked_attention` with one buffer for all weights, because new memory causes page faults on a CPU.
 
-    On a CPU, softmax computes in float32 for any input and output dtype.
+    A block has all queries of some heads, or some queries of one head a thread. On a CPU, softmax computes in
+    float32 for any input and output dtype.
     """
     batch, heads, n, size = q.shape
-    queries, keys, values = q.flatten(0, 1), k.flatten(0, 1).mT, v.flatten(0, 1)
-    out = q.new_empty(batch * heads, n, size)
-    block = q.new_empty(batch * heads, rows, k.shape[-2])
-    for first in range(0, n, rows):
-        part = queries[:, first : first + rows]
-        weights = block[:, : part.shape[1]]
-        torch.baddbmm(weights, part, keys, beta=0, alpha=size**-0.5, out=weights)
-        torch.softmax(weights, dim=-1, out=weights)
-        torch.bmm(weights, values, out=out[:, first : first + rows])
-    return out.unflatten(0, (batch, heads))
+    m = k.shape[-2]
+    queries, keys = q.flatten(0, 1), k.flatten(0, 1).mT
+    # Products are faster for keys that are contiguous, and for a multiple of 16 columns of values.
+    extra = -size % 16 if m > MANY_KEYS else 0
+    keys = keys.contiguous() if m > MANY_KEYS else keys
+    values = (F.pad(v, (0, extra)) if extra else v).flatten(0, 1)
+    row_bytes = m * q.element_size()
+    together = min(batch * heads, max(torch.get_num_threads(), CACHED_BYTES // (n * row_bytes)))
+    rows = min(n, max(MIN_ROWS, CACHED_BYTES // (together * row_bytes)))
+    out = q.new_empty(batch * heads, n, size + extra)
+    block = q.new_empty(together, rows, m)
+    for head in range(0, batch * heads, together):
+        here = slice(head, head + together)
+        for first in range(0, n, rows):
+            part = queries[here, first : first + rows]
+            weights = block[: len(part), : part.shape[1]]
+            torch.baddbmm(weights, part, keys[here], beta=0, alpha=size**-0.5, out=weights)
+            torch.softmax(weights, dim=-1, out=weights)
+            torch.bmm(weights, values[here], out=out[here, first : first + rows])
+    return out[..., :size].unflatten(0, (batch, heads))
 
 
 def auto_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:

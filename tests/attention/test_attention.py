@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import pickle
-from typing import Any
 
 import pytest
 import torch
@@ -78,19 +77,30 @@ def test_strides_do_not_matter(backend: str) -> None:
     assert torch.allclose(BACKENDS[backend](q, k, v), straight, atol=1e-6, rtol=0)
 
 
-@given(n=st.integers(1, 40), m=st.integers(1, 40), rows=st.integers(1, 7), causal=st.booleans())
+@given(
+    n=st.integers(1, 40),
+    m=st.integers(1, 40),
+    rows=st.integers(1, 7),
+    causal=st.booleans(),
+    gradients=st.booleans(),
+    laid_out_anew=st.booleans(),
+)
 @examples(40)
-def test_chunks_of_any_size_give_the_same(n: int, m: int, rows: int, causal: bool) -> None:
+def test_chunks_of_any_size_give_the_same(
+    n: int, m: int, rows: int, causal: bool, gradients: bool, laid_out_anew: bool
+) -> None:
     m = n if causal else m
     generator = torch.Generator().manual_seed(n * 41 + m)
-    q, k, v = (torch.randn(1, 2, x, 8, dtype=torch.float64, generator=generator) for x in (n, m, m))
-    module: Any = attention_backends
-    before = module.CHUNK_BYTES
-    try:
-        module.CHUNK_BYTES = 4 * 2 * m * rows
-        out = chunked_attention(q, k, v, causal=causal)
-    finally:
-        module.CHUNK_BYTES = before
+    q, k, v = (
+        torch.randn(1, x, 3, 8, dtype=torch.float64, generator=generator).transpose(1, 2) for x in (n, m, m)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention_backends, "CHUNK_BYTES", 4 * 3 * m * rows)
+        patch.setattr(attention_backends, "CACHED_BYTES", 8 * m * rows)
+        patch.setattr(attention_backends, "MIN_ROWS", 1)
+        patch.setattr(attention_backends, "MANY_KEYS", 0 if laid_out_anew else 100)
+        with torch.set_grad_enabled(gradients):
+            out = chunked_attention(q, k, v, causal=causal)
     assert (out - formula(q, k, v, causal)).abs().max() < 1e-13
 
 
@@ -187,7 +197,7 @@ def test_a_layer_keeps_nothing_between_calls() -> None:
 def test_chunks_in_bfloat16_lose_only_bfloat16s_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores, weights and the result are each rounded to 8 bits once (0.0043 in all); sums are float32's."""
     torch.manual_seed(0)
-    monkeypatch.setattr(attention_backends, "CHUNK_BYTES", 100_000)
+    monkeypatch.setattr(attention_backends, "CACHED_BYTES", 100_000)
     q, k, v = (torch.randn(2, 4, 300, 40).bfloat16() for _ in range(3))
     exact = attention_backends.math_attention(q.double(), k.double(), v.double())
     error = (chunked_attention(q, k, v).double() - exact).square().mean().sqrt() / exact.std()
@@ -200,7 +210,7 @@ def test_auto_takes_chunks_in_bfloat16_where_they_are_faster(monkeypatch: pytest
     monkeypatch.setattr(attention_backends, "chunked_attention", lambda *qkv, causal: taken.append(causal))
     monkeypatch.setattr(attention_backends, "sdpa_attention", lambda *qkv, causal: None)
     monkeypatch.setattr(attention_backends, "sdpa_runs_in_bfloat16", lambda: True)
-    q, short = torch.randn(1, 1, 300, 8).bfloat16(), torch.randn(1, 1, 77, 8).bfloat16()
+    q, short = torch.randn(1, 1, 300, 8).bfloat16(), torch.randn(1, 1, 15, 8).bfloat16()
     for has_it in (False, True):
         monkeypatch.setattr(attention_backends, "chunks_win_in_bfloat16", lambda has_it=has_it: has_it)
         attention_backends.auto_attention(q, q, q)

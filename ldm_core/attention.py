@@ -18,12 +18,12 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from torch import Tensor, nn
-from torch.nn import Linear
 
 from ldm_core.kernels import triton_attention
 from ldm_core.kernels.requirements import require_triton
 from ldm_core.nn.attention_backends import auto_attention, chunked_attention, math_attention, sdpa_attention
 from ldm_core.nn.kept_context import KeptContext
+from ldm_core.nn.linear import Linear, is_plain
 from ldm_core.support.modules import named_modules
 
 
@@ -95,10 +95,7 @@ class MultiHeadAttention(nn.Module):
 
     def projections_are_plain(self) -> bool:
         """Whether keys and values follow from the context and the weights alone, without hooks."""
-        return all(
-            type(layer) is Linear and not layer._forward_hooks and not layer._forward_pre_hooks
-            for layer in (self.to_k, self.to_v)
-        )
+        return is_plain(self.to_k) and is_plain(self.to_v)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, N, heads * D) -> (B, heads, N, D)

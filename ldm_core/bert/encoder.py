@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ldm_core.attention import MultiHeadAttention
 from ldm_core.bert.config import HEAD_SIZE, HEADS, BERTConfig
+from ldm_core.nn.linear import Linear
 
 
 class Block(nn.Module):
@@ -29,8 +30,8 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.attn = MultiHeadAttention(width, HEADS, inner_channels=HEADS * HEAD_SIZE)
         self.norm2 = nn.LayerNorm(width)
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
+        self.fc1 = Linear(width, 4 * width)
+        self.fc2 = Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))

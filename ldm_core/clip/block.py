@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ldm_core.attention import MultiHeadAttention
 from ldm_core.clip.config import Activation
+from ldm_core.nn.linear import Linear
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -32,8 +33,8 @@ class ResidualAttentionBlock(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.attn = MultiHeadAttention(width, heads, qkv_bias=True, causal=causal)
         self.norm2 = nn.LayerNorm(width)
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
+        self.fc1 = Linear(width, 4 * width)
+        self.fc2 = Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))

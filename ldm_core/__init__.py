@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from ldm_core.loading.save import save
     from ldm_core.model import LatentDiffusion
     from ldm_core.nn.convolution import set_convolution
-    from ldm_core.nn.optimization import optimize
+    from ldm_core.nn.linear import set_linear
+    from ldm_core.nn.optimization import optimization, optimize
     from ldm_core.sampler import Sampler
     from ldm_core.schedulers import (
         DDIM,
@@ -68,11 +69,13 @@ __all__ = [
     "load_part",
     "merge_checkpoints",
     "merge_tokens",
+    "optimization",
     "optimize",
     "record_attention",
     "save",
     "set_attention",
     "set_convolution",
+    "set_linear",
     "windowed",
 ]
 
@@ -130,10 +133,12 @@ _DEFINED_IN = {
     "merge_checkpoints": "loading.convert",
     "save": "loading.save",
     "merge_tokens": "unet.token_merging",
+    "optimization": "nn.optimization",
     "optimize": "nn.optimization",
     "record_attention": "watch.attention_maps",
     "set_attention": "attention",
     "set_convolution": "nn.convolution",
+    "set_linear": "nn.linear",
     "windowed": "windowed_model",
 }
 

@@ -2,7 +2,8 @@
 
     python examples/benchmarks/convolution.py [--dtype float32] [--divide 1]
 
-"winograd" transforms the weights at every call, "winograd, prepared" has them transformed. GFLOP/s count
+"winograd" transforms the weights at every call, "winograd, prepared" has them transformed, and "packed" has
+them in oneDNN's layout. GFLOP/s count
 the direct convolution's 18 operations for each pixel and pair of channels, so that Winograd's, which needs
 fewer, can be more than the machine's. Errors are from the direct convolution in float64, for the same
 rounded inputs.
@@ -20,6 +21,7 @@ from networks import noise
 from side_by_side import Case, options, run
 from torch import Tensor
 
+from ldm_core.nn import onednn
 from ldm_core.nn.winograd import transform_weight, winograd_conv2d
 
 SIZES = [  # of which network, batch, channels in and out, rows and columns
@@ -54,11 +56,17 @@ def prepared(x: Tensor, weight: Tensor, bias: Tensor) -> Callable[[], Tensor]:
     return lambda: winograd_conv2d(x, transformed, bias)
 
 
+def packed(x: Tensor, weight: Tensor, bias: Tensor) -> Callable[[], Tensor]:
+    x, stored = x.contiguous(memory_format=torch.channels_last), onednn.pack_convolution(weight, x.shape)
+    return lambda: onednn.packed_convolution(x, stored, bias)
+
+
 WAYS = {
     "direct": direct,
     "direct, channels-last": channels_last,
     "winograd": winograd,
     "winograd, prepared": prepared,
+    "packed": packed,
 }
 
 

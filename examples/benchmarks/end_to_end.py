@@ -75,10 +75,11 @@ def theirs(args: argparse.Namespace, dtype: str) -> Callable[[], Tensor]:
 
 def cases(args: argparse.Namespace) -> Iterator[Case]:
     for dtype in args.dtype:
-        candidates = {"ldm_core": partial(ours, args, dtype, optimized=False)}
-        if dtype == "float32":  # else `optimize` has nothing to gain
-            candidates["ldm_core, optimized"] = partial(ours, args, dtype, optimized=True)
-        candidates["diffusers"] = partial(theirs, args, dtype)
+        candidates = {
+            "ldm_core": partial(ours, args, dtype, optimized=False),
+            "ldm_core, optimized": partial(ours, args, dtype, optimized=True),
+            "diffusers": partial(theirs, args, dtype),
+        }
         yield Case(
             name=f"{args.model}, {args.pixels}×{args.pixels}, {args.steps} steps",
             candidates=candidates,

@@ -20,15 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode
 import ldm_core
 from ldm_core import build
 from ldm_core.config import SD1, AutoencoderConfig, LatentDiffusionConfig, TextEncoderConfig, UNetConfig
+from ldm_core.nn.placement import placed
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
-from support.reference import (
-    random_model,
-    reference_autoencoder,
-    reference_text_encoder,
-    reference_unet,
-)
+from support.reference import random_model, reference_autoencoder, reference_text_encoder, reference_unet
 
 SMALL = LatentDiffusionConfig(
     text_encoder=TextEncoderConfig(width=64, layers=2, heads=4),
@@ -40,7 +36,7 @@ MODELS = {"sd1": SD1, "small": SMALL}
 
 
 class Called(nn.Module):
-    """A network together with how it is called, so that all take and give plain tensors."""
+    """A network together with how it is called, taking and giving plain tensors."""
 
     def __init__(self, network: nn.Module, call: Callable[..., Tensor]) -> None:
         super().__init__()
@@ -95,8 +91,10 @@ filled = random_model if "--peak" in sys.argv else cache(random_model)
 
 def ours(part: Part, config: LatentDiffusionConfig, dtype: str, optimized: bool = False) -> Called:
     network = part.ours(build(config, "meta"))
-    network.load_state_dict(part.ours(filled(config)).state_dict(), assign=True)
-    network = network.to(getattr(torch, dtype)).requires_grad_(False)
+    weights = part.ours(filled(config)).state_dict()
+    kind = getattr(torch, dtype)
+    network.load_state_dict({n: placed(w, "cpu", kind) for n, w in weights.items()}, assign=True)
+    network.requires_grad_(False)
     if optimized:
         ldm_core.optimize(network)
     return Called(network, part.call)
@@ -124,7 +122,7 @@ def candidates(
         return lambda: partial(make(), *inputs)
 
     named = {"ldm_core": bound(lambda: ours(part, config, dtype))}
-    if dtype == "float32" and part is not PARTS["text"]:  # else `optimize` has nothing to gain
+    if part not in (PARTS["decoder"], PARTS["encoder"]):  # where `optimize` has nothing to gain
         named["ldm_core, optimized"] = bound(lambda: ours(part, config, dtype, optimized=True))
     named[peer] = bound(lambda: reference(part, config, dtype))
     if compiled:

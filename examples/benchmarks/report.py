@@ -19,6 +19,7 @@ BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
 TITLES = {
     "attention": "Attention",
     "convolution": "3×3 convolutions",
+    "linear": "Linear layers",
     "unet_step": "One call of the U-Net",
     "autoencoder": "The autoencoder",
     "text_encoder": "The text encoder",

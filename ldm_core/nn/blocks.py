@@ -36,6 +36,7 @@ def group_norm(channels: int, eps: float) -> nn.GroupNorm:
 # Blocks hold these functions as attributes, so that `set_kernels` can replace them with fused kernels.
 NormSilu = Callable[[nn.GroupNorm, Tensor], Tensor]
 Geglu = Callable[[Tensor], Tensor]
+GatedProjection = Callable[[nn.Module, Geglu, Tensor], Tensor]
 
 
 def norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
@@ -49,6 +50,11 @@ def geglu(x: Tensor) -> Tensor:
     """value * GELU(gate) (Shazeer 2020, arXiv:2002.05202): (..., 2C), values before gates -> (..., C)."""
     value, gate = x.chunk(2, dim=-1)
     return F.gelu(gate).mul_(value)
+
+
+def gated_projection(proj: nn.Module, geglu: Geglu, x: Tensor) -> Tensor:
+    """GEGLU of a projection of x: (..., C) -> (..., half of the projection's outputs)."""
+    return geglu(proj(x))
 
 
 def fastest_layout(x: Tensor) -> Tensor:

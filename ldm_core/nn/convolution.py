@@ -7,7 +7,8 @@ it, so that `set_convolution` can change the computation without changing a netw
     winograd   a quarter of the multiplications (winograd.py); not differentiable
     auto       winograd where it is faster, for large float32 feature maps on a CPU; otherwise direct
 
-`ldm_core.optimize` also stores the transformed weights, which "winograd" computes at every call.
+`ldm_core.optimize` also stores the transformed weights, which "winograd" computes at every call
+(prepared.py).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm_core.nn.transforms import transforming
+from ldm_core.nn.transforms import only_computes, transforming
 from ldm_core.nn.winograd import TILE, transform_weight, winograd_conv2d
 from ldm_core.support.modules import named_modules
 
@@ -49,7 +50,8 @@ def direct_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
 
 def winograd_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Winograd's algorithm. Raises ValueError for half types and if gradients are required."""
-    if _wants_gradient(x, weight, bias) or transforming():
+    gradient = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    if (gradient and torch.is_grad_enabled()) or transforming():
         raise ValueError("convolution backend 'winograd' has no gradients: use 'auto' or torch.no_grad()")
     if x.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"convolution backend 'winograd' needs float32 or float64, got {x.dtype}")
@@ -61,12 +63,10 @@ def suits_winograd(x: Tensor, weight: Tensor, bias: Tensor | None, *, min_tiles:
     """Whether Winograd's algorithm can be used for these tensors and is faster."""
     batch, channels, h, w = x.shape
     return (
-        x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
+        x.dtype == torch.float32
         and min(channels, weight.shape[0]) >= MIN_CHANNELS
         and batch * -(-h // TILE) * -(-w // TILE) >= min_tiles
-        and not _wants_gradient(x, weight, bias)
-        and not (torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or transforming())
+        and only_computes(x, weight, bias)
     )
 
 
@@ -110,30 +110,6 @@ class Conv3x3(nn.Conv2d):
         return self.convolution(input, self.weight, self.bias)
 
 
-class PreparedWinograd:
-    """A Winograd convolution that stores its transformed weights, which take four times the weights' memory.
-
-    They are computed again if it is called with other weights, or if the weights were changed in place.
-    """
-
-    MIN_TILES = 4  # no weights are transformed at every call, so small feature maps benefit as well
-
-    def __init__(self, weight: Tensor) -> None:
-        self._prepare(weight)
-
-    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if not suits_winograd(x, weight, bias, min_tiles=self.MIN_TILES):
-            return direct_convolution(x, weight, bias)
-        if self._made_of != _state_of(weight):
-            self._prepare(weight)
-        return winograd_conv2d(x, self._transformed, bias)
-
-    def _prepare(self, weight: Tensor) -> None:
-        self._source = weight.detach()  # keeps the storage alive, so that its address is not reused
-        self._transformed = transform_weight(self._source)
-        self._made_of = _state_of(weight)
-
-
 def set_convolution(model: object, backend: str | ConvolutionFunction) -> None:
     """Make every 3x3 convolution of `model` use a backend, by name, or a given function.
 
@@ -156,13 +132,3 @@ def set_convolution(model: object, backend: str | ConvolutionFunction) -> None:
 def convolutions(model: object) -> list[Conv3x3]:
     """The 3x3 convolutions of stride 1 in a module, or in a dataclass of modules."""
     return [layer for _, layer in named_modules(model) if isinstance(layer, Conv3x3)]
-
-
-def _wants_gradient(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    wants = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    return wants and torch.is_grad_enabled()
-
-
-def _state_of(weight: Tensor) -> tuple[int, int]:
-    """A value that changes if the tensor is replaced or written to."""
-    return weight.data_ptr(), -1 if weight.is_inference() else weight._version

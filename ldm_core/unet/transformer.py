@@ -7,15 +7,13 @@ CompVis's counterparts are `SpatialTransformer` of `ldm.modules.attention`, and 
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
-from torch.nn import Linear
 
 from ldm_core.attention import MultiHeadAttention
-from ldm_core.nn.blocks import Geglu, geglu, group_norm
+from ldm_core.nn.blocks import GatedProjection, Geglu, gated_projection, geglu, group_norm
 from ldm_core.nn.kept_context import KeptContext
-
-FEED_FORWARD_BYTES = 16 * 2**20  # size of the wide activations on a CPU, so that they fit into its cache
+from ldm_core.nn.linear import Linear
+from ldm_core.nn.parts import in_parts
 
 
 class FeedForward(nn.Module):
@@ -24,18 +22,15 @@ class FeedForward(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.geglu: Geglu = geglu
+        self.gated: GatedProjection = gated_projection
         self.proj_in = Linear(channels, 8 * channels)  # the value and its gate, 4 * channels each
         self.proj_out = Linear(4 * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self._tokens(x)
-        # Tokens are independent, so processing them in parts gives the same result.
-        rows = FEED_FORWARD_BYTES // (self.proj_in.out_features * x.element_size())
-        return torch.cat([self._tokens(part) for part in x.flatten(0, 1).split(rows)]).view(x.shape)
+        return in_parts(self._tokens, x, self.proj_in.out_features)
 
     def _tokens(self, x: Tensor) -> Tensor:
-        return self.proj_out(self.geglu(self.proj_in(x)))
+        return self.proj_out(self.gated(self.proj_in, self.geglu, x))
 
 
 class TransformerBlock(nn.Module):

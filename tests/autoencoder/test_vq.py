@@ -19,8 +19,9 @@ from ldm_core.autoencoder.settings import autoencoder_settings
 from ldm_core.autoencoder.tiling import TiledAutoencoder
 from ldm_core.checkpoint.key_map import to_file
 from ldm_core.config import ConfigError, LatentDiffusionConfig
-from ldm_core.nn.convolution import PreparedWinograd, convolutions
+from ldm_core.nn.convolution import convolutions
 from ldm_core.nn.optimization import optimize
+from ldm_core.nn.prepared import PreparedConvolution
 from ldm_core.watch.preview import fit_preview
 
 TINY_VQ = AutoencoderVQConfig(ch=32, ch_mult=(1, 2), num_res_blocks=1, n_embed=50)
@@ -291,7 +292,7 @@ def test_optimisations_change_only_rounding() -> None:
         h = autoencoder.encode(x).mode()
         expected = autoencoder.decode(h)
         optimize(autoencoder)
-        assert any(isinstance(layer.convolution, PreparedWinograd) for layer in convolutions(autoencoder))
+        assert any(isinstance(layer.convolution, PreparedConvolution) for layer in convolutions(autoencoder))
         assert (autoencoder.encode(x).mode() - h).abs().max() < 1e-4 * h.abs().max()
         assert (autoencoder.decode(h) - expected).abs().max() < 1e-4 * expected.abs().max()
 

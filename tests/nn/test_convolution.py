@@ -1,23 +1,19 @@
-"""3x3 convolutions: Winograd's against the definition in float64, who uses it when, keeping its weights."""
+"""3x3 convolutions: Winograd's against the definition in float64, who uses it when."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from support.configs import SMALL
 from support.examples import examples
-from support.reference import random_model
 from torch import Tensor, nn
 
-import ldm_core
 from ldm_core.nn import convolution, winograd
-from ldm_core.nn.convolution import Conv3x3, PreparedWinograd, convolutions, set_convolution
+from ldm_core.nn.convolution import Conv3x3, set_convolution
 from ldm_core.nn.winograd import transform_weight, winograd_conv2d
 
 
@@ -129,74 +125,6 @@ def test_asked_for_by_name_it_says_where_it_cannot_run() -> None:
         set_convolution(nn.Linear(2, 2), "auto")
     with pytest.raises(ValueError, match="a torch module or a dataclass of them, not int"):
         set_convolution(3, "auto")
-
-
-def prepared_layer() -> tuple[Conv3x3, Tensor]:
-    torch.manual_seed(0)
-    layer = Conv3x3(192, 192)
-    layer.convolution = PreparedWinograd(layer.weight)
-    return layer, torch.randn(1, 192, 12, 12)
-
-
-def test_kept_weights_follow_the_layers() -> None:
-    layer, x = prepared_layer()
-    assert largest_error(layer(x), exact(x, layer.weight, layer.bias)) < EXACT
-    layer.weight.mul_(2)
-    assert largest_error(layer(x), exact(x, layer.weight, layer.bias)) < EXACT
-    layer.weight = nn.Parameter(torch.randn_like(layer.weight))
-    assert largest_error(layer(x), exact(x, layer.weight, layer.bias)) < EXACT
-    for _ in range(3):  # as adapters are fused and removed: other memory, perhaps that of the one before
-        layer.weight.data = torch.randn_like(layer.weight)
-        assert largest_error(layer(x), exact(x, layer.weight, layer.bias)) < EXACT
-
-
-def test_optimizing_keeps_a_model_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convolution, "MIN_CHANNELS", 64)
-    monkeypatch.setattr("ldm_core.nn.optimization.MIN_CHANNELS", 64)
-    model = random_model(SMALL["sd1"])
-    options = {"steps": 2, "seed": 0, "output": "latent"}
-    plain = ldm_core.Sampler(model).txt2img("a cat", **options)
-    assert ldm_core.optimize(model) is model
-    layers = convolutions(model)
-    prepared = [layer for layer in layers if isinstance(layer.convolution, PreparedWinograd)]
-    assert prepared
-    assert {layer for layer in layers if min(layer.weight.shape[:2]) >= 64} == set(prepared)
-    fast = ldm_core.Sampler(model).txt2img("a cat", **options)
-    assert largest_error(fast, plain) < 1e-5
-    assert not torch.equal(fast, plain)
-
-    ldm_core.optimize(model, extra_bytes=4 * prepared[0].weight.nbytes)
-    assert sum(isinstance(layer.convolution, PreparedWinograd) for layer in layers) <= 1
-    set_convolution(model, "auto")
-    assert not any(isinstance(layer.convolution, PreparedWinograd) for layer in layers)
-    with pytest.raises(ValueError, match="must not be negative, got -1"):
-        ldm_core.optimize(model, extra_bytes=-1)
-    half = convolutions(ldm_core.optimize(random_model(SMALL["sd1"]).unet.bfloat16()))
-    assert not any(isinstance(layer.convolution, PreparedWinograd) for layer in half)
-
-
-def test_a_fused_adapter_is_seen_through_kept_weights(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
-    model = random_model(SMALL["sd1"])
-    name = "lora_unet_down_blocks_0_resnets_0_conv1"
-    channels = model.unet.down[0].blocks[0].res.conv1.out_channels
-    layer = model.unet.down[0].blocks[0].res.conv1
-    tensors = {
-        f"{name}.lora_down.weight": torch.randn(2, layer.in_channels, 3, 3),
-        f"{name}.lora_up.weight": torch.randn(channels, 2, 1, 1),
-        f"{name}.alpha": torch.tensor(2.0),
-    }
-    save_file(tensors, tmp_path / "adapter.safetensors")
-    x = torch.randn(1, layer.in_channels, 40, 40)
-    layer.convolution = PreparedWinograd(layer.weight)
-    plain = layer(x)
-    adapter = ldm_core.apply_lora(model, tmp_path / "adapter.safetensors", 1.0)
-    adapter.fuse()
-    assert largest_error(layer(x), exact(x, layer.weight, layer.bias)) < EXACT
-    assert (layer(x) - plain).abs().max() > 0.1
-    adapter.remove()
-    assert torch.equal(layer(x), plain)
 
 
 @pytest.mark.parametrize(("side", "transposed"), [(4, True), (40, False)])

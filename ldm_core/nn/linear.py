@@ -4,7 +4,7 @@ Every linear layer of the networks holds a function `linear(x, weight, bias)` an
 so that `set_linear` can change the computation without changing a network:
 
     blas       torch.nn.functional.linear: MKL in float32, oneDNN in bfloat16
-    onednn     the same product as a 1x1 convolution, which oneDNN computes in every dtype
+    onednn     oneDNN's product with the bias as a part of it, or the same as a 1x1 convolution
     auto       the faster of them for this CPU
 
 `ldm_core.optimize` also stores the weights in oneDNN's own layout.
@@ -18,11 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm_core.nn.cpu import convolves_bfloat16_faster, convolves_float32_faster
+from ldm_core.nn import onednn
+from ldm_core.nn.cpu import convolves_bfloat16_faster, convolves_float32_faster, multiplies_tiles
 from ldm_core.nn.transforms import only_computes
 from ldm_core.support.modules import named_modules
 
-# With fewer rows, calling oneDNN costs more than it saves (examples/benchmarks/linear.py).
+# With fewer rows, a convolution costs more than it saves (examples/benchmarks/linear.py).
 MIN_ROWS = {torch.float32: 256, torch.bfloat16: 1024}
 
 
@@ -38,9 +39,15 @@ def blas_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A 1x1 convolution over a feature map whose pixels are the rows of x."""
+    """oneDNN's own operator in bfloat16 on CPUs that multiply tiles, elsewhere a 1x1 convolution.
+
+    PyTorch's `linear` copies the bias to the result before oneDNN's product. The convolution is over a
+    feature map whose pixels are the rows of x.
+    """
     if x.numel() == 0:
         return F.linear(x, weight, bias)
+    if _multiplies_tiles(x) and only_computes(x, weight, bias):
+        return onednn.packed_linear(x, weight, bias)
     line = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # (..., C) -> (1, C, rows, 1), channels-last
     out = F.conv2d(line, weight[:, :, None, None], bias)
     return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
@@ -54,8 +61,14 @@ def auto_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _suits_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     if not only_computes(x, weight, bias) or x.dtype not in MIN_ROWS:
         return False
+    if _multiplies_tiles(x):
+        return bias is not None
     wins = convolves_float32_faster if x.dtype == torch.float32 else convolves_bfloat16_faster
     return wins() and x.numel() // max(1, x.shape[-1]) >= MIN_ROWS[x.dtype]
+
+
+def _multiplies_tiles(x: Tensor) -> bool:
+    return x.dtype == torch.bfloat16 and multiplies_tiles() and onednn.packs_linear()
 
 
 BACKENDS: dict[str, LinearFunction] = {"blas": blas_linear, "onednn": onednn_linear, "auto": auto_linear}

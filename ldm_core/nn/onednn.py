@@ -35,7 +35,10 @@ def pack_linear(weight: Tensor, rows: int) -> Tensor:
 
 
 def packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
-    """activation(x W^T + b): (..., C) -> (..., O). activation: "none" or "gelu"."""
+    """activation(x W^T + b): (..., C) -> (..., O). activation: "none" or "gelu".
+
+    packed: from `pack_linear`, or a weight (O, C) as it is.
+    """
     algorithm = "none" if activation == "gelu" else ""  # the exact GELU, not tanh's approximation
     return _OPERATORS._linear_pointwise(x, packed, bias, activation, [], algorithm)
 

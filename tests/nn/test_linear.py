@@ -9,7 +9,7 @@ from support.reference import random_model
 from torch import Tensor, nn
 
 import ldm_core
-from ldm_core.nn import linear
+from ldm_core.nn import linear, onednn
 from ldm_core.nn.linear import BACKENDS, Linear, auto_linear, set_linear
 
 
@@ -83,6 +83,7 @@ def test_the_automatic_choice(
         seen.append(x.shape)
         return torch.nn.functional.linear(x, weight, bias)
 
+    monkeypatch.setattr(linear, "multiplies_tiles", lambda: False)
     monkeypatch.setattr(linear, "convolves_float32_faster", lambda: float32)
     monkeypatch.setattr(linear, "convolves_bfloat16_faster", lambda: bfloat16)
     monkeypatch.setattr(linear, "onednn_linear", watched)
@@ -95,6 +96,27 @@ def test_the_automatic_choice(
     with torch.autocast("cpu", torch.bfloat16):
         auto_linear(x, weight, None)
     assert len(seen) == taken
+
+
+@pytest.mark.skipif(not onednn.packs_linear(), reason="this PyTorch has no such operator")
+def test_the_automatic_choice_for_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where bfloat16 tiles are multiplied: oneDNN's operator wherever PyTorch would copy a bias."""
+    calls: list[torch.Size] = []
+
+    def watched(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        calls.append(x.shape)
+        return packed_linear(x, weight, bias)
+
+    packed_linear = onednn.packed_linear
+    monkeypatch.setattr(onednn, "packed_linear", watched)
+    monkeypatch.setattr(linear, "multiplies_tiles", lambda: True)
+    x, weight, bias = torch.randn(2, 5, 8), torch.randn(8, 8), torch.randn(8)
+    auto_linear(x, weight, bias)
+    auto_linear(x.bfloat16(), weight.bfloat16(), None)
+    assert calls == []
+    out = auto_linear(x.bfloat16(), weight.bfloat16(), bias.bfloat16())
+    assert calls == [x.shape]
+    assert (out - exact(x, weight, bias)).abs().max() < 0.2
 
 
 def test_set_linear_exchanges_every_layer() -> None:

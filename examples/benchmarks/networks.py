@@ -89,14 +89,14 @@ PARTS = {
 filled = random_model if "--peak" in sys.argv else cache(random_model)
 
 
-def ours(part: Part, config: LatentDiffusionConfig, dtype: str, optimized: bool = False) -> Called:
+def ours(part: Part, config: LatentDiffusionConfig, dtype: str, **optimized: bool) -> Called:
     network = part.ours(build(config, "meta"))
     weights = part.ours(filled(config)).state_dict()
     kind = getattr(torch, dtype)
     network.load_state_dict({n: placed(w, "cpu", kind) for n, w in weights.items()}, assign=True)
     network.requires_grad_(False)
     if optimized:
-        ldm_core.optimize(network)
+        ldm_core.optimize(network, **optimized)
     return Called(network, part.call)
 
 
@@ -123,7 +123,9 @@ def candidates(
 
     named = {"ldm_core": bound(lambda: ours(part, config, dtype))}
     if part not in (PARTS["decoder"], PARTS["encoder"]):  # where `optimize` has nothing to gain
-        named["ldm_core, optimized"] = bound(lambda: ours(part, config, dtype, optimized=True))
+        named["ldm_core, optimized"] = bound(lambda: ours(part, config, dtype, approximate=False))
+    if dtype == "bfloat16" and part is PARTS["unet"]:
+        named["ldm_core, approximate"] = bound(lambda: ours(part, config, dtype, approximate=True))
     named[peer] = bound(lambda: reference(part, config, dtype))
     if compiled:
         named[f"{peer}, compiled"] = bound(lambda: torch.compile(reference(part, config, dtype)))

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm_core.nn.transforms import only_computes, transforming
-from ldm_core.nn.winograd import TILE, transform_weight, winograd_conv2d
+from ldm_core.nn.winograd import F4, transform_weight, winograd_conv2d
 from ldm_core.support.modules import named_modules
 
 # With fewer tiles of 4x4 pixels, transforming the weights costs more than it saves; with fewer channels,
@@ -65,7 +65,7 @@ def suits_winograd(x: Tensor, weight: Tensor, bias: Tensor | None, *, min_tiles:
     return (
         x.dtype == torch.float32
         and min(channels, weight.shape[0]) >= MIN_CHANNELS
-        and batch * -(-h // TILE) * -(-w // TILE) >= min_tiles
+        and batch * -(-h // F4.tile) * -(-w // F4.tile) >= min_tiles
         and only_computes(x, weight, bias)
     )
 

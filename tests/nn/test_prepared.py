@@ -203,6 +203,28 @@ def prepared_nothing() -> ldm_core.nn.optimization.Optimization:
     return ldm_core.nn.optimization.Optimization(linears=0, feed_forwards=0, convolutions=0, nbytes=0)
 
 
+def test_f2_in_bfloat16_is_taken_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (convolution, prepared):
+        monkeypatch.setattr(module, "MIN_CHANNELS", 64)
+    unet = random_model(SMALL["sd1"]).unet.bfloat16()
+    x, context = torch.randn(1, 4, 8, 8).bfloat16(), torch.randn(1, 77, 64).bfloat16()
+    exact = copy.deepcopy(unet).double()(x.double(), 5, context.double())
+    plain = rms(unet(x, 5, context), exact)
+    exactly, approximately = (
+        (rms(ldm_core.optimize(unet, approximate=asked)(x, 5, context), exact), ldm_core.optimization(unet))
+        for asked in (False, True)
+    )
+    assert exactly[0] < 1.3 * plain
+    assert plain < approximately[0] < 3 * plain
+    assert approximately[1].nbytes > exactly[1].nbytes
+    ldm_core.optimize(unet, extra_bytes=0)
+    assert rms(unet(x, 5, context), exact) == plain
+
+
+def rms(out: Tensor, expected: Tensor) -> float:
+    return ((out - expected).square().mean() / expected.square().mean()).sqrt().item()
+
+
 def test_without_onednns_operators_the_plain_ones_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onednn, "packs_linear", lambda: False)
     monkeypatch.setattr(onednn, "packs_convolution", lambda: False)

@@ -56,3 +56,12 @@ def randn(shape: Sequence[int], generator: Generators = None) -> Tensor:
     if len(generator) != shape[0]:
         raise ValueError(f"expected one generator per image ({shape[0]}), got {len(generator)}")
     return torch.cat([torch.randn(1, *shape[1:], generator=g, dtype=torch.float32) for g in generator])
+
+
+def randn_like(x: Tensor, generator: Generators = None) -> Tensor:
+    """Standard normal numbers, drawn as by `randn`, in the shape, dtype and device of x."""
+    noise = randn(x.shape, generator).to(x.dtype)
+    if x.device.type != "cuda":
+        return noise.to(x.device)
+    # A copy from other memory would wait for all that the device still has to compute.
+    return noise.pin_memory().to(x.device, non_blocking=True)

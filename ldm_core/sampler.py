@@ -21,10 +21,11 @@ from ldm_core.guidance import ClassifierFreeGuidance, Guidance
 from ldm_core.images import tensor_to_pil
 from ldm_core.model import LatentDiffusion
 from ldm_core.nn.kept_context import KeptContext
-from ldm_core.noise import randn
+from ldm_core.noise import randn_like
 from ldm_core.noise_schedule import Denoiser
 from ldm_core.request import Request
 from ldm_core.schedulers import DDIM, Scheduler
+from ldm_core.schedulers.base import adds_noise
 from ldm_core.start import Start, prepare
 from ldm_core.support.finite import FiniteCheck
 from ldm_core.task_types import OnStep, Output, SamplerStep
@@ -90,7 +91,7 @@ class Sampler(Tasks):
         latent, history, total = start.latent, None, len(start.timesteps)
         for index, (t, t_prev) in enumerate(start.timesteps):
             with torch.set_grad_enabled(gradients):  # not around the yield, where the caller's code runs
-                noise = randn(latent.shape, start.generators).to(latent)
+                noise = randn_like(latent, start.generators) if adds_noise(self.scheduler) else None
                 done = self.scheduler.step(predict, latent, t, t_prev, history, noise)
                 latent, history = start.keep_known(done.x, t_prev), done.history
             step = SamplerStep(index, total, t, latent, done.x0, partial(self._decode, start))

@@ -42,9 +42,18 @@ class Scheduler(Protocol):
         `predict(x, t)` returns the guided `Prediction` and may be called more than once;
         `predict.schedule` is the noise schedule. `history` is None at the first step, and afterwards the
         `history` of the previous step. `noise` is a standard normal draw of x's shape and dtype, which a
-        deterministic scheduler ignores. No argument is modified, and equal arguments give equal bits.
+        deterministic scheduler ignores; it is None if the class sets `adds_noise` to False. No argument is
+        modified, and equal arguments give equal bits.
         """
         ...
+
+
+def adds_noise(scheduler: Any) -> bool:
+    """Whether a scheduler's steps use noise: its `adds_noise`, or True if its own class does not define that.
+
+    The attribute is not inherited, since a subclass may add noise where its parent does not.
+    """
+    return bool(scheduler.adds_noise) if "adds_noise" in vars(type(scheduler)) else True
 
 
 def require_noise(noise: Tensor | None, x: Tensor) -> Tensor:

@@ -81,6 +81,10 @@ class DDIM(TimestepSpaced):
             raise ValueError(f"eta must be in [0, 1], not {self.eta!r}")
         super().__post_init__()
 
+    @property
+    def adds_noise(self) -> bool:
+        return self.eta > 0
+
     def step(
         self, predict: Predict, x: Tensor, t: float, t_prev: float, history: Any, noise: Tensor | None
     ) -> Step:

@@ -50,6 +50,7 @@ class DPMSolverMultistep(SolverSpaced):
     skip_last: bool = False
     set_alpha_to_one: bool = True
     lower_order_final: bool = True
+    adds_noise = False
 
     def __post_init__(self) -> None:
         if self.order not in (1, 2):

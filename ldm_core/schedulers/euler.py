@@ -36,6 +36,7 @@ class Euler(SolverSpaced):
     spacing: SolverSpacing = "trailing"
     steps_offset: int = 1
     set_alpha_to_one: bool = True
+    adds_noise = False
 
     def step(
         self, predict: Predict, x: Tensor, t: float, t_prev: float, history: Any, noise: Tensor | None

@@ -32,6 +32,7 @@ class Heun(SolverSpaced):
     spacing: SolverSpacing = "trailing"
     steps_offset: int = 1
     set_alpha_to_one: bool = True
+    adds_noise = False
 
     def step(
         self, predict: Predict, x: Tensor, t: float, t_prev: float, history: Any, noise: Tensor | None

@@ -52,6 +52,7 @@ class LMS(SolverSpaced):
     spacing: SolverSpacing = "trailing"
     steps_offset: int = 1
     set_alpha_to_one: bool = True
+    adds_noise = False
 
     def __post_init__(self) -> None:
         if self.order not in (1, 2, 3, 4):

@@ -61,6 +61,7 @@ class PNDM(TimestepSpaced):
     spacing: Spacing = "leading"
     steps_offset: int = 1
     set_alpha_to_one: bool = False
+    adds_noise = False
 
     def __post_init__(self) -> None:
         if self.warmup not in ("plms", "runge_kutta"):

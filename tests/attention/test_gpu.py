@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from support.configs import SMALL
-from support.reference import random_model
+from support.random_models import random_model
 
 import ldm_core
 from ldm_core import DDPM, Sampler, set_attention

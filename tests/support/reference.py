@@ -18,7 +18,6 @@ from unittest import mock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import torch
 from diffusers import AutoencoderKL as DiffusersAutoencoder
 from diffusers import UNet2DConditionModel
 from diffusers.loaders.single_file_utils import (
@@ -28,12 +27,12 @@ from diffusers.loaders.single_file_utils import (
 )
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.resnet import ResnetBlock2D
+from support.random_models import random_model as random_model
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 from transformers import CLIPTokenizer as TransformersTokenizer
 
 import ldm_core
-from ldm_core import build
 from ldm_core.clip.bpe import read_merges, vocabulary
 from ldm_core.config import AutoencoderConfig, LatentDiffusionConfig, TextEncoderConfig, UNetConfig
 from ldm_core.loading.diffusers_folder import as_text, settings
@@ -50,17 +49,6 @@ SCHEDULE = {
     "set_alpha_to_one": False,
     "steps_offset": 1,
 }
-
-
-def random_model(config: LatentDiffusionConfig, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
-    """A model with random weights of which none is zero or one, so that no term can hide."""
-    torch.manual_seed(seed)
-    model = build(config)
-    for module in model.modules.values():
-        for parameter in module.parameters():
-            if parameter.ndim <= 1:
-                parameter.data += 0.1 * torch.randn_like(parameter)
-    return model.to(dtype=dtype)
 
 
 def unet_arguments(config: UNetConfig) -> dict[str, Any]:

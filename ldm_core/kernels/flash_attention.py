@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ldm_core.kernels.flash_backward import flash_backward_keys, flash_backward_queries
 from ldm_core.kernels.flash_forward import flash_forward
+from ldm_core.kernels.launch import launch
 from ldm_core.kernels.requirements import on_device
 from ldm_core.kernels.tiles import Tile, backward_tiles, capability, forward_tile, split
 
@@ -69,7 +70,7 @@ def _strides(*tensors: Tensor) -> tuple[int, list[int]]:
     return unit, [stride // unit for stride in strides]
 
 
-def _options(tile: Tile, d: int, causal: bool, unit: int) -> dict[str, int | bool]:
+def _options(tile: Tile, d: int, causal: bool, unit: int) -> dict[str, int]:
     """The compile-time arguments of all kernels."""
     wide, rest = split(d)
     return {
@@ -88,9 +89,9 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Ten
         return out, lse
     tile = forward_tile(d, q.dtype, capability(q.device))
     unit, strides = _strides(q, k, v, out)
-    flash_forward[_grid(q, tile.queries)](
-        q, k, v, out, lse, *strides,
-        n, k.shape[2], math.log2(math.e) * d**-0.5, **_options(tile, d, causal, unit),
+    launch(
+        flash_forward, _grid(q, tile.queries), q, k, v, out, lse, *strides,
+        n, k.shape[2], math.log2(math.e) * d**-0.5, on=q, **_options(tile, d, causal, unit),
     )  # fmt: skip
     return out, lse
 
@@ -108,17 +109,19 @@ def _backward(
     n, d = q.shape[2:]
     d_q, d_k, d_v = _backward_shapes(d_out, q, k, v, out, lse, causal)
     if q.numel() == 0:
-        return d_q, d_k, d_v
+        return d_q, d_k.zero_(), d_v.zero_()
     delta = (d_out.float() * out.float()).sum(-1)
     numbers = n, k.shape[2], math.log2(math.e) * d**-0.5, d**-0.5
     for_queries, for_keys = backward_tiles(d, q.dtype)
     unit, strides = _strides(q, k, v, d_out, d_q)
-    flash_backward_queries[_grid(q, for_queries.queries)](
-        q, k, v, d_out, d_q, lse, delta, *strides, *numbers, **_options(for_queries, d, causal, unit)
+    launch(
+        flash_backward_queries, _grid(q, for_queries.queries), q, k, v, d_out, d_q, lse, delta,
+        *strides, *numbers, on=q, **_options(for_queries, d, causal, unit),
     )  # fmt: skip
     unit, strides = _strides(q, k, v, d_out, d_k, d_v)
-    flash_backward_keys[_grid(k, for_keys.keys)](
-        q, k, v, d_out, d_k, d_v, lse, delta, *strides, *numbers, **_options(for_keys, d, causal, unit)
+    launch(
+        flash_backward_keys, _grid(k, for_keys.keys), q, k, v, d_out, d_k, d_v, lse, delta,
+        *strides, *numbers, on=q, **_options(for_keys, d, causal, unit),
     )  # fmt: skip
     return d_q, d_k, d_v
 

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ldm_core.kernels.launch import launch
 from ldm_core.kernels.requirements import on_device
 
 BLOCK = 1024
@@ -47,7 +48,7 @@ def _forward(x: Tensor) -> Tensor:
     if out.numel():
         width = out.shape[-1]
         grid = out.numel() // width, triton.cdiv(width, BLOCK)
-        geglu_rows[grid](x, out, width, BLOCK=BLOCK, num_warps=WARPS)
+        launch(geglu_rows, grid, x, out, width, on=x, BLOCK=BLOCK, num_warps=WARPS)
     return out
 
 

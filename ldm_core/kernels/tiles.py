@@ -23,10 +23,10 @@ class Tile:
     stages: int  # pipeline depth: one block is computed while the others are loaded
     registers: int | None = None  # limit per thread, where the compiler's default limit would spill
 
-    def options(self) -> dict[str, int | bool]:
-        """Options of Triton's compiler. Not all versions enable fused multiply-adds by default."""
+    def options(self) -> dict[str, int]:
+        """Options of Triton's compiler."""
         limit = {} if self.registers is None else {"maxnreg": self.registers}
-        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True, **limit}
+        return {"num_warps": self.warps, "num_stages": self.stages, **limit}
 
 
 Table = dict[int, Tile]  # by head size

@@ -6,6 +6,8 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from support.configs import SMALL
 from ldm_core import set_attention
 from ldm_core.attention import BACKENDS
 from ldm_core.kernels import set_kernels, triton_attention
+from ldm_core.kernels.launch import launch
 from ldm_core.kernels.tiles import backward_tiles, forward_tile, split
 from ldm_core.nn import blocks as layers
 from ldm_core.unet import UNet
@@ -99,6 +102,40 @@ def test_every_head_size_has_a_tile() -> None:
         forward_tile(513, torch.float16, 80)
     with pytest.raises(ValueError, match=r"needs compute capability 8.0 or newer, this GPU has 7.5"):
         forward_tile(64, torch.float16, 75)
+
+
+class Stub:
+    """A kernel that notes its launches, and a tensor on a device that this machine lacks."""
+
+    def __init__(self, device: str) -> None:
+        self.device = torch.device(device)
+        self.launches: list[tuple[int, tuple[int, ...], dict[str, object]]] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return lambda *arguments, **options: self.launches.append(
+            (torch.cuda.current_device(), grid, options)
+        )
+
+
+def test_kernels_run_on_the_device_of_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever device is the current one, which is the current one again afterwards."""
+    current, switches = [0], []
+
+    @contextmanager
+    def device(wanted: torch.device) -> Iterator[None]:
+        switches.append(wanted.index)
+        before, current[0] = current[0], wanted.index
+        yield
+        current[0] = before
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    monkeypatch.setattr(torch.cuda, "device", device)
+    for name, index in (("cuda:1", 1), ("cuda:0", 0), ("cpu", 0)):
+        stub = Stub(name)
+        launch(stub, (2, 3), stub, on=stub, num_warps=4)  # type: ignore[arg-type]
+        assert stub.launches == [(index, (2, 3), {"num_warps": 4, "enable_fp_fusion": True})]
+        assert current == [0]
+    assert switches == [1], "the current device is not switched to itself"
 
 
 @no_gpu

@@ -164,6 +164,16 @@ def test_gradients_are_those_of_the_formula(case: tuple[torch.dtype, int, int, i
         assert error(gradient, other) <= BOUND[dtype]
 
 
+def test_keys_that_no_query_sees_have_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zeros, and not what was in memory before, for which NaN stands here."""
+    empty = torch.Tensor.new_empty
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *args, **kw: empty(*args, **kw).fill_(torch.nan))
+    q, k, v = (x.requires_grad_() for x in laid_out("heads last", torch.float16, 1, 0, 70, 40))
+    gradients = torch.autograd.grad(flash_attention(q, k, v), (q, k, v), torch.empty_like(q))
+    assert [tuple(x.shape) for x in gradients] == [(2, 1, 0, 40), (2, 1, 70, 40), (2, 1, 70, 40)]
+    assert not any(x.count_nonzero() for x in gradients)
+
+
 @pytest.mark.exhaustive  # minutes of interpreted float32 blocks
 def test_the_contract_of_attention_holds() -> None:
     check_attention(triton_attention, dtypes=(torch.float32, torch.float16), gradients=True)

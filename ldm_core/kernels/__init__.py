@@ -1,7 +1,7 @@
 """GPU kernels in Triton that replace plain PyTorch operations. Importing this module does not import Triton.
 
 attention              flash_attention.py     `set_attention(model, "triton")`
-SiLU(group norm)       group_norm_silu.py     `set_kernels(model, "triton")`
+group norm, and SiLU   group_norm_silu.py     `set_kernels(model, "triton")`
 value * GELU(gate)     geglu.py               `set_kernels(model, "triton")`
 """
 
@@ -25,9 +25,9 @@ def triton_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -
 
 
 def set_kernels(model: Any, backend: str) -> None:
-    """Make `model` compute group norm with SiLU, and GEGLU, by fused kernels ("triton") or PyTorch ("torch").
+    """Make `model` compute group norm, SiLU after it, and GEGLU by kernels ("triton") or PyTorch ("torch").
 
-    model: a module or a dataclass of modules, such as `LatentDiffusion`. Each block holds the function that
+    model: a module or a dataclass of modules, such as `LatentDiffusion`. Each block holds the functions that
     it uses, so other models are not affected. For attention use `set_attention`. Raises ValueError for an
     unknown name, if the kernels cannot run, or if `model` has no such block.
     """
@@ -43,13 +43,13 @@ def set_kernels(model: Any, backend: str) -> None:
 def _functions(backend: str) -> dict[str, Callable[..., Tensor]]:
     """The functions for the attributes of the blocks, by attribute name."""
     if backend == "torch":
-        from ldm_core.nn.blocks import geglu, norm_silu
+        from ldm_core.nn.blocks import geglu, norm_silu, normalise
 
-        return {"norm_silu": norm_silu, "geglu": geglu}
+        return {"norm_silu": norm_silu, "normalise": normalise, "geglu": geglu}
     if backend == "triton":
         require_triton("set_kernels(model, 'triton')")
         from ldm_core.kernels.geglu import geglu as fused_geglu
-        from ldm_core.kernels.group_norm_silu import group_norm_silu
+        from ldm_core.kernels.group_norm_silu import group_norm, group_norm_silu
 
-        return {"norm_silu": group_norm_silu, "geglu": fused_geglu}
+        return {"norm_silu": group_norm_silu, "normalise": group_norm, "geglu": fused_geglu}
     raise ValueError(f"unknown kernels {backend!r}; expected torch or triton")

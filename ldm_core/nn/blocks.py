@@ -21,22 +21,33 @@ from ldm_core.nn.transforms import transforming
 GROUPS = 32
 
 
-class GroupNorm(nn.GroupNorm):
-    """`nn.GroupNorm`, also inside `torch.func.vmap` and `jvp`, which need its input contiguous."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.contiguous() if transforming() else input)
-
-
-def group_norm(channels: int, eps: float) -> nn.GroupNorm:
-    """Group norm with 32 groups. PyTorch's kernels compute the statistics of 16-bit inputs in float32."""
-    return GroupNorm(GROUPS, channels, eps=eps)
-
-
-# Blocks hold these functions as attributes, so that `set_kernels` can replace them with fused kernels.
+# Modules hold these functions as attributes, so that `set_kernels` can replace them with fused kernels.
+Norm = Callable[[nn.GroupNorm, Tensor], Tensor]
 NormSilu = Callable[[nn.GroupNorm, Tensor], Tensor]
 Geglu = Callable[[Tensor], Tensor]
 GatedProjection = Callable[[nn.Module, Geglu, Tensor], Tensor]
+
+
+class GroupNorm(nn.GroupNorm):
+    """`nn.GroupNorm` that computes with the function `normalise`: (B, C, h, w) -> the same shape."""
+
+    def __init__(self, groups: int, channels: int, eps: float) -> None:
+        super().__init__(groups, channels, eps=eps)
+        self.normalise: Norm = normalise
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.normalise(self, input)
+
+
+def normalise(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    """PyTorch's group norm, also inside `torch.func.vmap` and `jvp`, which need its input contiguous."""
+    x = x.contiguous() if transforming() else x
+    return F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+
+
+def group_norm(channels: int, eps: float) -> GroupNorm:
+    """Group norm with 32 groups. PyTorch's kernels compute the statistics of 16-bit inputs in float32."""
+    return GroupNorm(GROUPS, channels, eps)
 
 
 def norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import subprocess
@@ -136,6 +137,14 @@ def test_kernels_run_on_the_device_of_their_tensors(monkeypatch: pytest.MonkeyPa
         assert stub.launches == [(index, (2, 3), {"num_warps": 4, "enable_fp_fusion": True})]
         assert current == [0]
     assert switches == [1], "the current device is not switched to itself"
+
+
+def test_every_kernel_is_launched_by_that_function() -> None:
+    """`kernel[grid](...)` stands nowhere else."""
+    for path in (ROOT / "ldm_core" / "kernels").glob("*.py"):
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        direct = [ast.unparse(call) for call in calls if isinstance(call.func, ast.Subscript)]
+        assert len(direct) == (path.name == "launch.py"), f"{path.name}: {direct}"
 
 
 @no_gpu

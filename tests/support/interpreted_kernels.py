@@ -23,13 +23,13 @@ from ldm_core import set_attention
 from ldm_core.kernels import set_kernels, triton_attention
 from ldm_core.kernels.flash_attention import flash_attention
 from ldm_core.kernels.geglu import geglu
-from ldm_core.kernels.group_norm_silu import group_norm_silu
+from ldm_core.kernels.group_norm_silu import group_norm, group_norm_silu
 from ldm_core.nn import blocks as layers
 from ldm_core.nn.blocks import ResBlock
 from ldm_core.testing import check_attention
 from ldm_core.testing.attention import formula
 from ldm_core.unet import UNet
-from ldm_core.unet.transformer import TransformerBlock
+from ldm_core.unet.transformer import SpatialTransformer, TransformerBlock
 
 assert os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -205,37 +205,44 @@ def test_compiling_sees_through_the_kernel_and_its_gradient() -> None:
 
 # --- group norm with SiLU, and GEGLU --------------------------------------------------------------------
 
-CHANNELS_LAST = torch.channels_last
-MAPS = [  # dtype, shape, memory format: 10, 1, 30 and 2 channels to a group, of 32
-    pytest.param(torch.float32, (2, 320, 5, 7), torch.contiguous_format, marks=pytest.mark.slow),
-    (torch.float32, (1, 32, 64, 65), CHANNELS_LAST),
-    pytest.param(torch.float16, (1, 960, 8, 8), CHANNELS_LAST, marks=pytest.mark.slow),
-    (torch.float16, (1, 64, 33, 31), torch.contiguous_format),
+CHANNELS_LAST, CONTIGUOUS = torch.channels_last, torch.contiguous_format
+MAPS = [  # dtype, shape, layout, with SiLU: 1, 2, 3, 10 and 30 channels to a group, tiles of 64 x 64
+    (torch.float32, (2, 96, 5, 15), CHANNELS_LAST, True),  # groups of 3, of which one is in two tiles
+    (torch.float16, (1, 64, 9, 15), CONTIGUOUS, True),
+    (torch.float16, (2, 96, 8, 9), CHANNELS_LAST, False),
+    (torch.float32, (2, 32, 1, 1), CONTIGUOUS, False),
+    pytest.param((torch.float32, (2, 320, 5, 7), CONTIGUOUS, True), marks=pytest.mark.slow),
+    pytest.param((torch.float32, (1, 32, 64, 65), CHANNELS_LAST, True), marks=pytest.mark.slow),
+    pytest.param((torch.float32, (1, 64, 150, 150), CHANNELS_LAST, False), marks=pytest.mark.slow),
+    pytest.param((torch.float16, (1, 960, 8, 8), CHANNELS_LAST, True), marks=pytest.mark.slow),
+    pytest.param((torch.float16, (1, 64, 33, 31), CONTIGUOUS, False), marks=pytest.mark.slow),
 ]
 
 
-@pytest.mark.parametrize(("dtype", "shape", "layout"), MAPS, ids=str)
-def test_group_norm_with_silu_is_the_two_of_them(
-    dtype: torch.dtype, shape: tuple[int, ...], layout: torch.memory_format
+@pytest.mark.parametrize("case", MAPS, ids=str)
+def test_group_norm_is_the_formula(
+    case: tuple[torch.dtype, tuple[int, ...], torch.memory_format, bool],
 ) -> None:
+    dtype, shape, layout, silu = case
     torch.manual_seed(0)
     norm = layers.group_norm(shape[1], 1e-5)
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
     x = (torch.randn(shape) * 3 + 5).to(dtype).to(memory_format=layout)
-    expected = layers.norm_silu(norm.double(), x.double())
-    out = group_norm_silu(norm.to(dtype), x)
+    plain, fused = (layers.norm_silu, group_norm_silu) if silu else (layers.normalise, group_norm)
+    expected = plain(norm.double(), x.double())
+    out = fused(norm.to(dtype), x)
     assert out.dtype == dtype
     assert out.stride() == x.stride()
     # the rounded weights are the function's own inputs, so the same ones are compared
-    rounded = layers.norm_silu(norm.double(), x.double())
+    rounded = plain(norm.double(), x.double())
     assert error(out, rounded) <= BOUND[dtype]
     assert error(out, expected) <= 2 * BOUND[dtype]
 
 
 def test_a_mean_far_from_zero_does_not_cancel() -> None:
     """The squares' mean less the mean's square would be 1e8 - 1e8 here, in 24 bits."""
-    x = torch.randn(1, 32, 40, 40, generator=torch.Generator().manual_seed(0)) + 1e4
+    x = torch.randn(1, 32, 16, 20, generator=torch.Generator().manual_seed(0)) + 1e4
     norm = layers.group_norm(32, 1e-5)
     expected = layers.norm_silu(norm.double(), x.double())
     assert error(group_norm_silu(norm.float(), x), expected) < 3e-4  # x itself has 10 bits left below 1
@@ -260,9 +267,10 @@ def test_gradients_of_the_fused_functions() -> None:
     x = torch.randn(2, 64, 3, 5, requires_grad=True)
     inputs = [x, norm.weight, norm.bias]
     d_out = torch.randn(2, 64, 3, 5)
-    ours = torch.autograd.grad(group_norm_silu(norm, x), inputs, d_out)
-    for a, b in zip(ours, torch.autograd.grad(layers.norm_silu(norm, x), inputs, d_out)):
-        assert torch.allclose(a, b, atol=2e-5)
+    for fused, plain in ((group_norm_silu, layers.norm_silu), (group_norm, layers.normalise)):
+        ours = torch.autograd.grad(fused(norm, x), inputs, d_out)
+        for a, b in zip(ours, torch.autograd.grad(plain(norm, x), inputs, d_out)):
+            assert torch.allclose(a, b, atol=2e-5)
     rows = torch.randn(5, 24, requires_grad=True)
     (ours_geglu,) = torch.autograd.grad(geglu(rows).sum(), [rows])
     (theirs_geglu,) = torch.autograd.grad(layers.geglu(rows).sum(), [rows])
@@ -274,7 +282,7 @@ def test_gradients_of_the_fused_functions() -> None:
 LAST = torch.randn(1, 32, 3, 3).to(memory_format=CHANNELS_LAST)
 OPERATORS = {
     "flash_attention": (*laid_out("heads last", torch.float16, 1, 9, 9, 40), True),
-    "group_norm_silu": (LAST, torch.ones(32), torch.zeros(32), 32, 1e-5),
+    "group_norm": (LAST, torch.ones(32), torch.zeros(32), 32, 1e-5, True),
     "geglu": (torch.randn(2, 3, 8),),
 }
 QUICK_CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
@@ -317,6 +325,25 @@ def test_a_block_of_kernels_is_the_plain_one() -> None:
     assert res.norm_silu is group_norm_silu
     assert block.ff.geglu is geglu
     assert error(fused, plain.double()) < 1e-5
+
+
+@torch.no_grad()
+def test_channels_last_maps_are_not_copied() -> None:
+    """Around a transformer: the norm keeps the layout, in which tokens are a view, and so does the result."""
+    torch.manual_seed(0)
+    transformer = SpatialTransformer(64, 2, 1, 16)
+    x, context = torch.randn(1, 64, 3, 5).to(memory_format=CHANNELS_LAST), torch.randn(1, 5, 16)
+    plain = transformer(x, context)
+    set_kernels(transformer, "triton")
+    assert transformer.norm.normalise is group_norm
+    normed, tokens = [], []
+    transformer.norm.register_forward_hook(lambda module, args, out: normed.append(out))
+    transformer.proj_in.register_forward_pre_hook(lambda module, args: tokens.append(args[0]))
+    out = transformer(x, context)
+    assert normed[0].data_ptr() == tokens[0].data_ptr()
+    assert tokens[0].is_contiguous()
+    assert out.is_contiguous(memory_format=CHANNELS_LAST)
+    assert error(out, plain.double()) < 1e-5
 
 
 @pytest.mark.exhaustive  # a minute or two of interpreted blocks

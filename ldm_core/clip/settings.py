@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from ldm_core.checkpoint.folder import ALONE, PREPROCESSOR, SPECIAL_TOKENS, TEXT_ENCODER, TOKENIZER
@@ -169,6 +170,14 @@ def text_encoder_settings(text: TextEncoderConfig) -> dict[str, Any]:
     }
 
 
+@cache
+def _vocabulary_files() -> tuple[Mapping[str, int], str]:
+    """The contents of vocab.json and merges.txt, which are the same for every CLIP."""
+    words = [*vocabulary()[:-2], "<|startoftext|>", "<|endoftext|>"]
+    merges = "\n".join(["#version: 0.2", *map(" ".join, read_merges())]) + "\n"
+    return {token: number for number, token in enumerate(words)}, merges
+
+
 def tokenizer_settings(text: TextEncoderConfig) -> dict[str, Any]:
     """The files of its tokenizer: JSON values, or text."""
     spelled = {number: token for token, number in PAD_TOKENS.items()}
@@ -178,10 +187,10 @@ def tokenizer_settings(text: TextEncoderConfig) -> dict[str, Any]:
         "pad_token": spelled[text.pad_token_id],
         "unk_token": "<|endoftext|>",
     }
-    words = [*vocabulary()[:-2], "<|startoftext|>", "<|endoftext|>"]
+    numbers, merges = _vocabulary_files()
     return {
-        "tokenizer/vocab.json": {token: number for number, token in enumerate(words)},
-        "tokenizer/merges.txt": "\n".join(["#version: 0.2", *map(" ".join, read_merges())]) + "\n",
+        "tokenizer/vocab.json": dict(numbers),
+        "tokenizer/merges.txt": merges,
         SPECIAL_TOKENS: tokens,
         TOKENIZER: {
             **tokens,

@@ -30,7 +30,7 @@ from ldm_core.loading.diffusers_folder import added_tokens, as_text, filled, par
 from ldm_core.loading.evidence import CONFIG_KEY, PARTS_KEY, WORDS_KEY
 from ldm_core.loading.original_file import buffers, file_map
 from ldm_core.loading.parts import part_configs, part_of
-from ldm_core.loading.weights import blank_network
+from ldm_core.nn.placement import parameter_shapes
 from ldm_core.noise_schedule import NoiseSchedule, betas_of
 from ldm_core.support.atomic_files import write_whole_folder
 
@@ -149,19 +149,22 @@ def _parameters(networks: Mapping[str, nn.Module]) -> dict[str, Tensor]:
 
 def _check(configs: Mapping[str, Any], parameters: Mapping[str, Tensor | Pending]) -> None:
     """Raise CheckpointError if the parameters do not match the configuration by name and shape."""
-    wanted = _parameters({slot: blank_network(config) for slot, config in configs.items()})
+    wanted = {
+        f"{slot}.{name}": tuple(shape)
+        for slot, config in configs.items()
+        for name, shape in parameter_shapes(part_of(config).network, config).items()
+    }
     written = {name for entry in file_map(configs).values() for name in entry.parameters}
     odd = sorted((wanted.keys() ^ parameters.keys()) | (written ^ parameters.keys()))
     if odd:
         raise CheckpointError(
             f"the model's parameters do not match its configuration: {len(odd)} differ, such as {odd[0]}"
         )
-    for name, value in wanted.items():
+    for name, shape in wanted.items():
         ours = tuple(parameters[name].shape)
-        if ours != tuple(value.shape):
+        if ours != shape:
             raise CheckpointError(
-                f"the model does not match its configuration: {name}: expected {tuple(value.shape)}, "
-                f"got {ours}"
+                f"the model does not match its configuration: {name}: expected {shape}, got {ours}"
             )
 
 

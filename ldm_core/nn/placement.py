@@ -34,19 +34,26 @@ def blank(network: Callable[[Any], Network], config: Any) -> Network:
     """A network of this configuration on the meta device, without values, in evaluation mode."""
     with SkipInitialisation(), torch.device("meta"):
         built = network(config).eval()
-    _names_of(network, config)[:] = (name for name, _ in built.named_parameters())
+    _shapes_of(network, config).update((name, p.shape) for name, p in built.named_parameters())
     return built
+
+
+def parameter_shapes(network: Callable[[Any], nn.Module], config: Any) -> dict[str, torch.Size]:
+    """The shapes of the parameters that a network of this configuration has, by name, in its order."""
+    shapes = _shapes_of(network, config)
+    if not shapes:
+        blank(network, config)
+    return dict(shapes)
 
 
 def parameter_names(network: Callable[[Any], nn.Module], config: Any) -> list[str]:
     """The names of the parameters that a network of this configuration has, in its order."""
-    names = _names_of(network, config)
-    return list(names) if names else [name for name, _ in blank(network, config).named_parameters()]
+    return list(parameter_shapes(network, config))
 
 
 @lru_cache(maxsize=16)
-def _names_of(network: Callable[[Any], nn.Module], config: Any) -> list[str]:
-    return []  # until `blank` fills it: whoever wants the names has mostly just built the network
+def _shapes_of(network: Callable[[Any], nn.Module], config: Any) -> dict[str, torch.Size]:
+    return {}  # until `blank` fills it: whoever wants the shapes has mostly just built the network
 
 
 def fill(

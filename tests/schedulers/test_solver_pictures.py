@@ -75,11 +75,11 @@ def expect_fewer_calls_to_be_closer(
 
 
 @pytest.mark.slow  # 190 calls of the bundled model for each picture
-@pytest.mark.parametrize("picture", PICTURES, ids=str)
+@pytest.mark.parametrize("picture", PICTURES[1:], ids=str)
 def test_ten_and_fifteen_calls_come_closer_than_ddims_15_and_25(
     bundled: LatentDiffusion, picture: tuple[str, int]
 ) -> None:
-    # UniPC in 60 steps stands for the solution; the next test has DDIM's in 1000.
+    # UniPC in 60 steps stands for the solution; the next test has DDIM's in 1000, for another picture.
     solution = latents(bundled, UniPC(spacing="karras"), 60, picture)
     expect_fewer_calls_to_be_closer(bundled, solution, picture)
 

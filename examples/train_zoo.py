@@ -11,7 +11,7 @@ The models share one VQ autoencoder with f = 4 (arXiv:2112.10752, section 3.1):
     upscaler        super-resolution from 16 to 64 pixels
 
 Each has less than 4 MB in float16: `runs/NAME.safetensors`. An interrupted
-run continues where it last saved. `--steps 20` is a quick look.
+run continues where it last saved. `--steps 20 --autoencoder-steps 20` is a quick look.
 """
 
 from __future__ import annotations
@@ -195,11 +195,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("data", type=Path)
     parser.add_argument("runs", type=Path)
-    parser.add_argument("--steps", type=int, default=COMMON.steps, help="of each stage")
+    parser.add_argument("--steps", type=int, default=COMMON.steps, help="of each model")
+    parser.add_argument("--autoencoder-steps", type=int, default=350)
     parser.add_argument("--tasks", nargs="+", default=["unconditional", "classes", "maps", "upscaler"])
     args = parser.parse_args(arguments)
-    settings = replace(COMMON, steps=args.steps, warmup=min(COMMON.warmup, args.steps // 10))
-    first = replace(settings, batch_size=32)
+    settings, first = (
+        replace(COMMON, steps=steps, warmup=min(COMMON.warmup, steps // 10), batch_size=batch_size)
+        for steps, batch_size in ((args.steps, 64), (args.autoencoder_steps, 32))
+    )
     autoencoder = train_autoencoder(Pictures(args.data / "train", "unconditional"), args.runs, first)
     for task in args.tasks:
         train_task(task, args.data, args.runs, autoencoder, settings)

@@ -79,7 +79,8 @@ def test_small_models_are_trained(tmp_path: Path) -> None:
         )
         rows.append({"file_name": f"{k}.png", "text": "square", "group": f"group {k % 2}"})
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    run(EXAMPLES / "train_zoo.py", str(tmp_path / "data"), str(tmp_path / "runs"), *STEPS)
+    steps = [*STEPS, "--autoencoder-steps", "2"]
+    run(EXAMPLES / "train_zoo.py", str(tmp_path / "data"), str(tmp_path / "runs"), *steps)
     options = {"steps": 1, "output": "tensor"}
     for task, inputs in (
         ("unconditional", None),

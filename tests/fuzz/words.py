@@ -16,6 +16,9 @@ _CONFIGURATION = """
     use_spatial_transformer transformer_depth context_dim use_linear_in_transformer disable_self_attentions
     adm_in_channels sequential embed_dim z_channels resolution out_ch ch ch_mult attn_resolutions double_z
     linear_start linear_end timesteps image_size scale_factor scale_by_std parameterization beta_schedule
+    __is_unconditional__ __is_first_stage__ conditioning_key concat_mode crossattn concat hybrid adm n_embed
+    anchor attn_type vanilla tanh_out give_pre_end resblock_updown use_scale_shift_norm conv_resample dims
+    use_ema max_seq_len n_layer vocab_size use_tokenizer cosine sqrt_linear num_heads_upsample legacy remap
     layer penultimate FrozenOpenCLIPEmbedder &a *a !!float !!timestamp !!set !!binary !!python/name:os.system
     .inf .nan -1 1e999 0x10 1:30 null true << *
 """

@@ -74,7 +74,6 @@ COMMON = TrainingSettings(
     ema_decay=0.995,
     save_every=50,
     picture_every=10**6,
-    precision="bfloat16",
 )
 
 

@@ -8,6 +8,11 @@ It needs Linux, PyTorch, Triton and this repository, nothing else; what is missi
 OUT gets a JSON file for each stage, written again after each row, and summary.md. A run that was stopped, for
 its time or in any other way, loses only the row that it was measuring. To measure a stage again, delete its
 file.
+
+    python examples/gpu/first_day.py OUT --train 20 --data emoji-data [--evaluator evaluator.safetensors]
+
+trains the bundled model further for 20 minutes instead (see examples/train_emoji), evaluates it, and leaves
+its weights in OUT/parts in files of less than 16 MiB. This needs the package's own dependencies, too.
 """
 
 from __future__ import annotations
@@ -107,6 +112,19 @@ def put_tiles(folder: Path) -> None:
     print(f"{TILES}: {table} has the tiles of head sizes {', '.join(map(str, sorted(best)))}")
 
 
+def train(args: argparse.Namespace) -> None:
+    import subprocess
+
+    from emoji_training import Training, run
+
+    device = "cpu" if args.dry_run else "cuda"
+    training = Training(args.out, args.data, args.train, device, evaluator=args.evaluator)
+    try:
+        print(run(training, args.minutes))
+    except (OSError, subprocess.SubprocessError) as error:
+        sys.exit(f"error: {error}")
+
+
 def check_folder(folder: Path, kind: str) -> None:
     """Raises ValueError for a folder that holds a run of another kind, "full" or "dry"."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,11 +140,19 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder of the results")
-    parser.add_argument("--minutes", type=float, default=9.5, help="after which no stage goes on (9.5)")
+    parser.add_argument("--minutes", type=float, help="after which no stage goes on (9.5; 60 of a dry run)")
     parser.add_argument("--only", nargs="+", metavar="STAGE", help="these stages alone")
     parser.add_argument("--write-tiles", action="store_true", help=f"rewrite {TILES.relative_to(ROOT)}")
     parser.add_argument("--dry-run", action="store_true", help="on a CPU, with tiny sizes")
-    return parser.parse_args(arguments)
+    training = parser.add_argument_group("training")
+    training.add_argument("--train", type=float, metavar="MINUTES", help="train instead of measuring")
+    training.add_argument("--data", type=Path, help="what examples/train_emoji/prepare.py made")
+    training.add_argument("--evaluator", type=Path, help="a CLIP that judges the pictures")
+    args = parser.parse_args(arguments)
+    args.minutes = args.minutes or (60 if args.dry_run else 9.5)
+    if (args.train is None) != (args.data is None):
+        parser.error("--train and --data go together")
+    return args
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -135,6 +161,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.dry_run:  # before PyTorch and Triton are imported
         os.environ |= {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1"}
     sys.path[:0] = [str(Path(__file__).parent), str(ROOT)]
+    if args.train is not None:
+        train(args)
+        return
     from first_day_plan import DRY, FULL
     from first_day_summary import write_summary
     from stage_report import StageReport
@@ -151,8 +180,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         left = begin + 60 * args.minutes - time.monotonic()
         if left <= 0:
             break
-        # A run that goes on has more time for the few stages that are left.
-        seconds = min(left, max(stage.seconds, left / (len(todo) - k)))
+        # A run that goes on has more time for the few stages that are left. A dry run has no limits.
+        share = left if args.dry_run else left / (len(todo) - k)
+        seconds = min(left, max(stage.seconds, share))
         print(f"{stage.name}: at most {seconds:.0f} s", flush=True)
         run_stage(stage, args.out, DRY if args.dry_run else FULL, seconds)
         write_summary(args.out)

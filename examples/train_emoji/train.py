@@ -112,6 +112,7 @@ class Run:
     steps: int | None
     precision: str
     quiet: bool
+    device: str
 
     def pictures(self) -> EmojiPictures:
         return EmojiPictures(self.data / "train", SIZE)
@@ -200,7 +201,7 @@ def train_further(run: Run, file: Path, *, joint: bool) -> None:
 
     Min-SNR's weights almost leave out the noisiest timesteps of v; here all timesteps weigh the same.
     """
-    pictures, emoji = run.pictures(), load(file, dtype=torch.float32)
+    pictures, emoji = run.pictures(), load(file, device=run.device, dtype=torch.float32)
     assert isinstance(emoji.autoencoder, AutoencoderKL)
     latents = CachedLatents(pictures, emoji.autoencoder, run.runs / "latents-further.npy")
     trainer = run.train(
@@ -256,13 +257,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="whether the text encoder learns with the U-Net (frozen, if not given)",
     )
     parser.add_argument("--model", type=Path, help="what `further` begins with")
+    parser.add_argument("--device", default="cpu", help="where `further` trains")
     parser.add_argument("--quiet", action="store_true")
     args = parser.parse_args(arguments)
     if args.model and args.stage != "further":
         parser.error(f"--model is what `further` begins with; {args.stage} takes none")
     if args.text and args.stage not in ("diffusion", "further"):
         parser.error(f"--text is for `diffusion` and `further`; {args.stage} trains no U-Net")
-    run = Run(args.data, args.runs, MODELS[args.factor], args.steps, args.precision, args.quiet)
+    if args.device != "cpu" and args.stage != "further":
+        parser.error(f"--device is where `further` trains; {args.stage} trains on the CPU")
+    model = MODELS[args.factor]
+    run = Run(args.data, args.runs, model, args.steps, args.precision, args.quiet, args.device)
     try:
         if args.stage == "autoencoder":
             train_autoencoder(run)

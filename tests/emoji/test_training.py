@@ -103,7 +103,7 @@ def test_three_commands_make_a_model_that_draws(data: Path, tmp_path: Path) -> N
     assert (means * emoji.config.latent_scale).std().item() == pytest.approx(1, abs=1e-5)
 
     # A finished model goes further, here with its text encoder, and its autoencoder stays.
-    command("further", data, tmp_path, 2, "--text", "joint")
+    command("further", data, tmp_path, 2, "--text", "joint", "--device", "cpu")
     further = ldm_core.load(tmp_path / "further.safetensors")
     assert further.config == emoji.config
     for part, learns in (("unet", True), ("text_encoder", True), ("autoencoder", False)):
@@ -177,6 +177,11 @@ def test_options_of_other_stages_are_refused(
     for stage, option, words in (
         ("diffusion", ["--model", "x.safetensors"], "--model is what `further` begins with"),
         ("autoencoder", ["--text", "joint"], "--text is for `diffusion` and `further`"),
+        (
+            "diffusion",
+            ["--device", "cuda"],
+            "--device is where `further` trains; diffusion trains on the CPU",
+        ),
     ):
         with pytest.raises(SystemExit):
             command(stage, data, tmp_path, 1, *option)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from dataclasses import astuple
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ldm_core.attention import AttentionFunction
+from ldm_core.kernels import tiles as tile_tables
 from ldm_core.kernels import triton_attention
 from ldm_core.kernels.tiles import Tile
 from ldm_core.nn.attention_backends import math_attention
@@ -122,71 +124,93 @@ def tiles(report: StageReport, plan: Plan) -> None:
     for size in sorted(plan.attention, key=lambda size: -(size.floor or 0) * size.calls):
         if not size.calls:
             continue  # the decoder's heads need tiles of their own
-        for tile in (None, *plan.tiles):
-            shown = "the table's" if tile is None else _code(tile)
-            report.row(f"{size.name}, {dtype}, {shown}", partial(_tried, size, dtype, tile, plan))
+        report.row(f"{size.name}, {dtype}, the table's", partial(_tried, size, dtype, None, False, plan))
+        for descriptors in (False, True) if _takes_descriptors(size, dtype, plan) else (False,):
+            for tile in plan.tiles:
+                name = f"{size.name}, {dtype}, {_code(tile)}{', descriptors' if descriptors else ''}"
+                report.row(name, partial(_tried, size, dtype, tile, descriptors, plan))
 
 
-def _tried(size: Size, dtype: str, tile: Tile | None, plan: Plan) -> Row:
+def _takes_descriptors(size: Size, dtype: str, plan: Plan) -> bool:
+    """Whether there is a kernel with tensor descriptors for this size and GPU."""
+    choose = getattr(tile_tables, "tma_tile", None)
+    chip = tile_tables.capability(torch.device(plan.device))
+    return choose is not None and choose(size.d, getattr(torch, dtype), chip) is not None
+
+
+def _tried(size: Size, dtype: str, tile: Tile | None, descriptors: bool, plan: Plan) -> Row:
     known: Row = {"size": size.name, "d": size.d, "n": size.n, "m": size.m, "calls": size.calls}
-    with _tile(tile):
+    with ExitStack() as patches:
+        if tile is not None:
+            used = _use(patches, tile, descriptors)
         values = measured(size, dtype, triton_attention, plan)
-    return known | {"tile": None if tile is None else astuple(tile)} | values
+        if tile is not None and not used.called:
+            raise NotHere("the kernel takes this size's tile from somewhere else")
+    return known | {"tile": tile and astuple(tile), "descriptors": descriptors} | values
 
 
-def _tile(tile: Tile | None) -> AbstractContextManager[Any]:
-    """Within this context our kernel takes this tile in place of the table's."""
-    if tile is None:
-        return nullcontext()
-    return mock.patch("ldm_core.kernels.flash_attention.forward_tile", return_value=tile)
+def _use(patches: ExitStack, tile: Tile, descriptors: bool) -> mock.Mock:
+    """Have our kernel take this tile in place of the table's. Returns the function that gives it."""
+    where = "ldm_core.kernels.flash_attention."
+    if hasattr(tile_tables, "tma_tile"):
+        chosen = patches.enter_context(
+            mock.patch(f"{where}tma_tile", return_value=tile if descriptors else None)
+        )
+        if descriptors:
+            return chosen
+    return patches.enter_context(mock.patch(f"{where}forward_tile", return_value=tile))
 
 
-def best_tiles(rows: Iterable[Row]) -> dict[int, Tile]:
-    """For each head size the tile with which a step's calls of that size take the least time together."""
-    totals: dict[int, dict[Any, float]] = {}
-    counts: dict[int, dict[Any, int]] = {}
+def best_tiles(rows: Iterable[Row], capability: str) -> dict[str, dict[int, Tile]]:
+    """By table and head size, the tile with which a step's calls take the least time together."""
+    times: dict[tuple[str, int], dict[tuple[Any, ...], list[float]]] = {}
     for row in rows:
-        if row.get("tile") is None or "us" not in row:
-            continue
-        tile, d = tuple(row["tile"]), row["d"]
-        totals.setdefault(d, {}).setdefault(tile, 0.0)
-        counts.setdefault(d, {}).setdefault(tile, 0)
-        totals[d][tile] += row["calls"] * row["us"]
-        counts[d][tile] += 1
-    best = {}
-    for d, by_tile in totals.items():
-        most = max(counts[d].values())  # a tile that failed at one size is no choice
-        complete = [tile for tile in by_tile if counts[d][tile] == most]
-        best[d] = Tile(*min(complete, key=by_tile.__getitem__))
+        if row.get("tile") is not None and not row.get("descriptors") and "us" in row:
+            tried = times.setdefault((table_of(capability, row["n"]), row["d"]), {})
+            tried.setdefault(tuple(row["tile"]), []).append(row["calls"] * row["us"])
+    best: dict[str, dict[int, Tile]] = {}
+    for (table, d), tried in times.items():
+        most = max(map(len, tried.values()))  # a tile that failed at one size is no choice
+        complete = [tile for tile, each in tried.items() if len(each) == most]
+        best.setdefault(table, {})[d] = Tile(*min(complete, key=lambda tile: sum(tried[tile])))
     return best
 
 
-def table_of(capability: str) -> str:
-    """The name of the table in tiles.py for a GPU of this compute capability, such as "9.0"."""
-    if capability.startswith("9."):
-        return "FORWARD_HOPPER"
-    return "FORWARD" if capability == "8.0" else "FORWARD_SMALLER"
+def table_of(capability: str, queries: int) -> str:
+    """The name in tiles.py of the table for a GPU, of compute capability "9.0", say, and so many queries."""
+    hopper = capability.startswith("9.")
+    if queries <= getattr(tile_tables, "SHORT", 0):
+        return "FORWARD_SHORT_HOPPER" if hopper else "FORWARD_SHORT"
+    return "FORWARD_HOPPER" if hopper else "FORWARD" if capability == "8.0" else "FORWARD_SMALLER"
 
 
 def table_rows(best: dict[int, Tile]) -> dict[int, str]:
-    return {d: f"    {d}: {_code(tile)},\n" for d, tile in sorted(best.items())}
+    return {d: f"{d}: {_code(tile)}" for d, tile in sorted(best.items())}
 
 
 def rewritten(text: str, table: str, best: dict[int, Tile]) -> str:
     """The text of tiles.py with these tiles in one of its tables. Raises ValueError if it is not there."""
-    found = re.search(rf"^{table}: Table = {{\n(.*?)^}}", text, re.MULTILINE | re.DOTALL)
+    found = re.search(rf"^{table}: Table = ({{.*?}})$", text, re.MULTILINE | re.DOTALL)
     if found is None:
         raise ValueError(f"expected a table {table} of tiles, found none")
-    block = found.group(1)
-    for d, line in table_rows(best).items():
-        block, count = re.subn(rf"^    {d}: Tile\(.*\n", line, block, flags=re.MULTILINE)
-        if not count:  # a table that extends another one lists only what differs
-            block += line
-    return text[: found.start(1)] + block + text[found.end(1) :]
+    literal = ast.parse(found.group(1), mode="eval").body
+    assert isinstance(literal, ast.Dict)
+    others, rows = [], {}
+    for key, value in zip(literal.keys, literal.values):
+        if key is None:
+            others.append(f"**{ast.unparse(value)}")  # the table that this one extends
+        else:
+            rows[ast.literal_eval(key)] = f"{ast.unparse(key)}: {ast.unparse(value)}"
+    lines = [*others, *dict(sorted((rows | table_rows(best)).items())).values()]
+    block = "".join(f"    {line},\n" for line in lines)
+    return f"{text[: found.start(1)]}{{\n{block}}}{text[found.end(1) :]}"
 
 
-def write_tiles(path: Path, table: str, best: dict[int, Tile]) -> None:
-    path.write_text(rewritten(path.read_text(encoding="utf-8"), table, best), encoding="utf-8")
+def write_tiles(path: Path, best: dict[str, dict[int, Tile]]) -> None:
+    text = path.read_text(encoding="utf-8")
+    for table, tiles in best.items():
+        text = rewritten(text, table, tiles)
+    path.write_text(text, encoding="utf-8")
 
 
 def _code(tile: Tile) -> str:

@@ -102,14 +102,15 @@ def _measure(measure: Measure, path: Path, plan: Any) -> None:
 
 def put_tiles(folder: Path) -> None:
     """Write the best tiles that were found into the table of this GPU."""
-    from attention_stages import best_tiles, table_of, write_tiles
+    from attention_stages import best_tiles, write_tiles
     from first_day_summary import capability
     from stage_report import StageReport
 
-    best = best_tiles(StageReport(folder / "tiles.json").rows)
-    table = table_of(capability(StageReport(folder / "machine.json").rows))
-    write_tiles(TILES, table, best)
-    print(f"{TILES}: {table} has the tiles of head sizes {', '.join(map(str, sorted(best)))}")
+    chip = capability(StageReport(folder / "machine.json").rows)
+    best = best_tiles(StageReport(folder / "tiles.json").rows, chip)
+    write_tiles(TILES, best)
+    for table, tiles in best.items():
+        print(f"{TILES}: {table} has the tiles of head sizes {', '.join(map(str, sorted(tiles)))}")
 
 
 def train(args: argparse.Namespace) -> None:

@@ -141,7 +141,9 @@ STEP_PREDICTIONS: dict[tuple[str, str], Range] = {
     ("plain", "eager"): (10, 15),
     ("triton", "eager"): (11, 16),
     ("plain", "graph"): (6, 6.5),
-    ("plain", "compiled, graph"): (5, 5.5),
+    ("plain", "compiled, captured"): (5, 5.5),
+    ("plain", "captured"): (6, 6.5),
     ("triton", "graph"): (4.2, 6),
+    ("triton", "captured"): (4.2, 6),
 }
 KERNEL_PREDICTIONS = {"plain": 980, "triton": 780}  # launches a step

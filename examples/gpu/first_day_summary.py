@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attention_stages import KERNELS, best_tiles, table_of, table_rows
+from attention_stages import KERNELS, best_tiles, table_rows
 
 Row = dict[str, Any]
 MISS = 4 / 3  # beyond this factor from the predicted range a cause is to be found
-WAYS = ("eager", "graph", "captured", "compiled", "compiled, graph")
+WAYS = ("eager", "graph", "captured", "compiled", "compiled, captured")
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _missed(value: float, low: float, high: float) -> str:
 
 
 def _tiles(rows: list[Row], capability: str) -> str:
-    best = best_tiles(rows)
+    best = best_tiles(rows, capability)
     if not best:
         return ""
     lines = []
@@ -172,11 +172,11 @@ def _tiles(rows: list[Row], capability: str) -> str:
         if tried:
             first = min(tried, key=lambda row: row["us"])
             lines.append((size, table, f"{first['us']:.2f}", first["name"].split(", ", 2)[2]))
-    code = "".join(table_rows(best).values())
-    return (
-        "### Tiles\n\n" + _table(("size", "the table's tile, µs", "best, µs", "best tile"), lines)
-        + f"\nFor `{table_of(capability)}` in `ldm_core/kernels/tiles.py`:\n\n```py\n{code}```\n"
-    )  # fmt: skip
+    text = "### Tiles\n\n" + _table(("size", "the table's tile, µs", "best, µs", "best tile"), lines)
+    for table, tiles in best.items():
+        code = "".join(f"    {row},\n" for row in table_rows(tiles).values())
+        text += f"\nFor `{table}` in `ldm_core/kernels/tiles.py`:\n\n```py\n{code}```\n"
+    return text
 
 
 def _networks(title: str, rows: list[Row], unit: str, value: Callable[[Row], float]) -> str:

@@ -1,8 +1,8 @@
 """SD1's networks with random weights: a step of the U-Net, the decoder, and a whole picture.
 
 Each in several ways: "eager" calls as they are, "graph" one CUDA graph around the call, "captured" by
-`ldm_core.capture`, "compiled" by `ldm_core.compile`, and "compiled, graph" both. Eager calls are timed by the
-host's clock, since a user waits for the host, too; graphs by the GPU's.
+`ldm_core.capture`, "compiled" by `ldm_core.compile`, and "compiled, captured" by both. Graphs are timed by
+the GPU's clock, all else by the host's, since a user waits for the host, too.
 """
 
 from __future__ import annotations
@@ -28,15 +28,17 @@ NEEDED_BY_PROMPTS = ("regex", "tqdm")
 
 
 def unet(report: StageReport, plan: Plan) -> None:
-    _measure(report, plan, plan.batches, ("eager", "graph", "captured", "compiled", "compiled, graph"), _step)
+    _measure(
+        report, plan, plan.batches, ("eager", "graph", "captured", "compiled", "compiled, captured"), _step
+    )
 
 
 def decoder(report: StageReport, plan: Plan) -> None:
-    _measure(report, plan, plan.pictures, ("eager", "graph", "captured", "compiled"), _decode)
+    _measure(report, plan, plan.pictures, ("eager", "graph", "compiled"), _decode)
 
 
 def picture(report: StageReport, plan: Plan) -> None:
-    _measure(report, plan, plan.pictures, ("eager", "captured", "compiled"), _draw)
+    _measure(report, plan, plan.pictures, ("eager", "captured", "compiled", "compiled, captured"), _draw)
 
 
 @torch.no_grad()
@@ -76,6 +78,8 @@ class Models:
         """The model for a way of calling. What a door changes in place is used for nothing else."""
         if kind == "triton" and self.plan.device == "cpu":
             raise NotHere("interpreted kernels would take minutes for a network")
+        if way.endswith("captured") and self.plan.device != "cuda":
+            raise NotHere("ldm_core.capture needs a CUDA device")
         if way.startswith("compiled"):
             key = dtype, batch, kind
             if key not in self._compiled:
@@ -83,10 +87,9 @@ class Models:
                 torch._dynamo.reset()  # else a second batch size is compiled for sizes that vary
                 model = self._with_kernels(self._new(dtype), kind)
                 self._compiled = {key: compile_model(model, **self.plan.compile_options)}
-            return self._compiled[key]
+            model = self._compiled[key]
+            return _door("capture")(model) if way.endswith("captured") else model
         if way == "captured":
-            if self.plan.device != "cuda":
-                raise NotHere("ldm_core.capture needs a CUDA device")
             capture = _door("capture")
             return capture(self._with_kernels(self._new(dtype), kind))
         if dtype not in self._unchanged:
@@ -161,7 +164,7 @@ def _draw(models: Models, plan: Plan, dtype: str, batch: int, kind: str, way: st
 
 def _timed(call: Callable[..., Tensor], sets: list[tuple[Tensor, ...]], plan: Plan, way: str) -> Row:
     """Two sets of inputs are enough: the weights fill the cache many times over between two calls."""
-    if way.endswith("graph"):
+    if way == "graph":
         return replayed(call, sets, plan.rounds)
     row: Row = called(lambda: [call(*inputs) for inputs in sets], plan.rounds, per=len(sets))
     return row | kernels(lambda: call(*sets[0]))

@@ -101,7 +101,7 @@ def test_what_the_stages_measure(finished: Path) -> None:
     assert all(row["difference"] < 1e-5 for row in rows["attention"] if "us" in row)
     assert [row["tile"] for row in rows["tiles"]] == 2 * [None, [16, 16, 4, 1, None], [16, 32, 4, 1, None]]
 
-    ways = ("eager", "graph", "captured", "compiled", "compiled, graph")
+    ways = ("eager", "graph", "captured", "compiled", "compiled, captured")
     expected = {f"float32, batch 1, {kind}, {way}" for kind in ("plain", "triton") for way in ways}
     assert {row["name"] for row in rows["unet"]} == expected
     eager = rows["unet"][0]
@@ -255,28 +255,35 @@ def rows_of_tiles() -> Iterator[dict[str, Any]]:
     """Head size 160 at two sizes: the first tile is best at one of them, the second for both together."""
     first, second, broken = Tile(64, 32, 4, 3), Tile(128, 64, 8, 3), Tile(64, 64, 4, 3)
     for size, calls, times in (("a", 5, (2.0, 3.0, 1.0)), ("b", 1, (9.0, 1.0, None))):
-        yield {"name": size, "size": size, "d": 160, "calls": calls, "tile": None, "us": 1.0}
+        yield {"name": size, "size": size, "d": 160, "n": 2048, "calls": calls, "tile": None, "us": 1.0}
         for tile, us in zip((first, second, broken), times):
-            known = {"name": f"{size} {tile}", "size": size, "d": 160, "calls": calls}
+            known = {"name": f"{size} {tile}", "size": size, "d": 160, "n": 2048, "calls": calls}
             values = [tile.queries, tile.keys, tile.warps, tile.stages, None]
             yield known | ({"error": "out of shared memory"} if us is None else {"tile": values, "us": us})
 
 
 def test_the_best_tiles_replace_those_of_the_table() -> None:
     stage = module("attention_stages")
-    best = stage.best_tiles(rows_of_tiles())
-    assert best == {160: Tile(128, 64, 8, 3)}
+    assert stage.best_tiles([*rows_of_tiles()], "8.9") == {"FORWARD_SMALLER": {160: Tile(128, 64, 8, 3)}}
+    best = stage.best_tiles([*rows_of_tiles()], "9.0")["FORWARD_HOPPER"]
     best |= {40: Tile(128, 64, 8, 3, registers=128), 80: Tile(64, 64, 4, 3)}
     before = Path(table.__file__).read_text(encoding="utf-8")
     for name in ("FORWARD", "FORWARD_SMALLER", "FORWARD_HOPPER"):
         namespace: dict[str, Any] = {"__name__": "ldm_core.kernels.tiles"}
-        exec(compile(stage.rewritten(before, name, best), "tiles.py", "exec"), namespace)
-        for d, tile in getattr(table, name).items():
-            written = namespace[name][d]
-            assert repr(written) == repr(best.get(d, tile))
+        once = stage.rewritten(before, name, best)
+        exec(compile(once, "tiles.py", "exec"), namespace)
+        expected = {d: repr(tile) for d, tile in (getattr(table, name) | best).items()}
+        assert {d: repr(tile) for d, tile in namespace[name].items()} == expected
+        assert stage.rewritten(once, name, best) == once
+        assert once.replace(" ", "").count(":Tile(") <= before.replace(" ", "").count(":Tile(") + len(best)
+    one_line = "A = 1\nFORWARD_SHORT: Table = {80: Tile(64, 32, 4, 3)}\nB = 2\n"
+    rows = ["40: Tile(128, 64, 8, 3, registers=128)", "80: Tile(64, 64, 4, 3)", "160: Tile(128, 64, 8, 3)"]
+    block = "".join(f"    {row},\n" for row in rows)
+    expected_text = f"A = 1\nFORWARD_SHORT: Table = {{\n{block}}}\nB = 2\n"
+    assert stage.rewritten(one_line, "FORWARD_SHORT", best) == expected_text
     with pytest.raises(ValueError, match="expected a table OTHER of tiles, found none"):
         stage.rewritten(before, "OTHER", best)
-    assert [stage.table_of(c) for c in ("8.0", "8.9", "9.0", "12.0")] == [
+    assert [stage.table_of(c, 4096) for c in ("8.0", "8.9", "9.0", "12.0")] == [
         "FORWARD", "FORWARD_SMALLER", "FORWARD_HOPPER", "FORWARD_SMALLER",
     ]  # fmt: skip
 
@@ -286,6 +293,15 @@ def test_a_wrong_result_is_not_timed() -> None:
     size = replace(plan.attention[0], n=32, m=32)
     with pytest.raises(ArithmeticError, match="wrong result, off by 1 of the largest value"):
         stages.measured(size, "float32", lambda q, k, v: torch.zeros_like(q), plan)
+
+
+def test_a_tile_that_the_kernel_does_not_take_is_not_credited(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    stages, plan = module("attention_stages"), module("first_day_plan").DRY
+    monkeypatch.setattr(stages, "triton_attention", stages.math_attention)
+    assert stages._tried(plan.attention[0], "float32", None, False, plan)["us"] > 0
+    with pytest.raises(module("stage_report").NotHere, match="takes this size's tile from somewhere else"):
+        stages._tried(plan.attention[0], "float32", plan.tiles[0], False, plan)
 
 
 def test_outcomes_are_read_from_a_log_that_was_cut_off(tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow  # a whole dry run
 @pytest.mark.parametrize("stage", STAGES)
 def test_each_stage_is_measured(finished: Path, stage: str) -> None:
     found = contents(finished / f"{stage}.json")
@@ -88,6 +89,7 @@ def test_each_stage_is_measured(finished: Path, stage: str) -> None:
         assert all(row[key] > 0 for key in ("seconds", "us", "tflops", "it_per_s") if key in row)
 
 
+@pytest.mark.slow  # a whole dry run
 def test_what_the_stages_measure(finished: Path) -> None:
     rows = {stage: contents(finished / f"{stage}.json")["rows"] for stage in STAGES}
     assert rows["machine"][0]["versions"]["torch"] == torch.__version__
@@ -111,6 +113,7 @@ def test_what_the_stages_measure(finished: Path) -> None:
         assert any("seconds" in row for row in rows[stage])
 
 
+@pytest.mark.slow  # a whole dry run
 def test_the_summary_has_goals_and_what_is_left_out(finished: Path) -> None:
     text = (finished / "summary.md").read_text(encoding="utf-8")
     headings = re.findall(r"^###? (.*)", text, re.MULTILINE)
@@ -127,6 +130,7 @@ def test_the_summary_has_goals_and_what_is_left_out(finished: Path) -> None:
             assert line.count("|") == above.count("|")
 
 
+@pytest.mark.slow  # a whole dry run
 def test_the_same_command_again_measures_nothing_again(
     finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -241,6 +245,7 @@ def test_a_lost_context_ends_the_process_and_not_the_stage(
     assert (tmp_path / "measured").read_text() == "first "
 
 
+@pytest.mark.slow  # a process of its own
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing where there is no GPU")
 def test_without_a_gpu_it_ends_at_once(tmp_path: Path) -> None:
     """In processes that begin anew, as CUDA needs, and a dry run does not."""

@@ -16,6 +16,7 @@ from ldm_core.condition import Condition
 from ldm_core.conditioners.text import TextConditioner
 from ldm_core.conditioners.unconditional import Unconditional
 from ldm_core.config import LatentDiffusionConfig
+from ldm_core.nn.placement import lay_out
 from ldm_core.noise import Generators
 from ldm_core.noise_schedule import NoiseSchedule
 from ldm_core.protocols import Autoencoder, Conditioner, NoisePredictor, TextEncoder, Tokenizer
@@ -116,9 +117,15 @@ class LatentDiffusion:
         return torch.empty(0)
 
     def to(self, *args: Any, **kwargs: Any) -> LatentDiffusion:
-        """Move or cast the networks in place and return the model. Arguments as in `torch.nn.Module.to`."""
+        """Move or cast the networks in place and return the model. Arguments as in `torch.nn.Module.to`.
+
+        Networks that are cast to another dtype are laid out in memory as `load` does.
+        """
         for module in self.modules.values():
+            before = _dtype(module)
             module.to(*args, **kwargs)
+            if _dtype(module) != before:
+                lay_out(module)
         return self
 
     def condition(self, inputs: Any) -> Condition:
@@ -139,6 +146,11 @@ class LatentDiffusion:
         """Decode scaled latents (B, C, h, w) to images (B, 3, h*f, w*f), in about [-1, 1]."""
         z = latent / self.config.latent_scale
         return self.autoencoder.decode(z.to(self.weight_of("autoencoder")))
+
+
+def _dtype(module: nn.Module) -> torch.dtype | None:
+    weight = next(module.parameters(), None)
+    return None if weight is None else weight.dtype
 
 
 def _conditioner(

@@ -106,12 +106,23 @@ def _usual_dtype(device: torch.device | str, tensors: Iterable[Tensor]) -> torch
 
 
 def placed(tensor: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
-    """A weight on the device and in the dtype; if neither changes, it shares the memory-mapped file's bytes.
+    """A weight on a device, in a dtype; if neither changes, it shares the memory-mapped file's bytes."""
+    return _laid_out(tensor.to(device, dtype))
 
-    Convolution weights of 16-bit types are stored channels-last. Otherwise PyTorch uses a fallback that is
-    many times slower on CPUs without 16-bit arithmetic, and transposes at every call on other devices.
+
+def lay_out(network: nn.Module) -> None:
+    """Change the memory layout of a network's weights, in place, to that of `placed` for their dtype."""
+    for parameter in network.parameters():
+        parameter.data = _laid_out(parameter.data)
+
+
+def _laid_out(weight: Tensor) -> Tensor:
+    """Convolution weights of 16-bit types channels-last, others contiguous.
+
+    Otherwise PyTorch uses a fallback that is many times slower on CPUs without 16-bit arithmetic, and
+    transposes at every call on other devices.
     """
-    tensor = tensor.to(device, dtype)
-    if tensor.ndim == 4 and dtype in (torch.float16, torch.bfloat16):
-        tensor = tensor.contiguous(memory_format=torch.channels_last)
-    return tensor
+    if weight.ndim != 4:
+        return weight
+    short = weight.dtype in (torch.float16, torch.bfloat16)
+    return weight.contiguous(memory_format=torch.channels_last if short else torch.contiguous_format)

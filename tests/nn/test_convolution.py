@@ -9,11 +9,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from support.configs import TINY
 from support.examples import examples
 from torch import Tensor, nn
 
+import ldm_core
 from ldm_core.nn import convolution, winograd
-from ldm_core.nn.convolution import Conv3x3, set_convolution
+from ldm_core.nn.convolution import Conv3x3, convolutions, set_convolution
 from ldm_core.nn.winograd import F2, F4, Form, transform_weight, winograd_conv2d
 
 
@@ -163,3 +165,20 @@ def test_the_smaller_of_map_and_weights_is_copied(
     in_its_layout = weight.contiguous(memory_format=torch.channels_last)
     assert largest_error(convolution.auto_convolution(x, in_its_layout, bias), out) < 5e-6
     assert seen == [transposed, False], "nothing needs to be copied"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_model_that_is_cast_is_laid_out_as_one_that_is_loaded(dtype: torch.dtype) -> None:
+    """Convolutions of 16-bit types channels-last, and back."""
+    model = ldm_core.build(TINY["sd1"])
+    for argument, layout in (
+        (dtype, torch.channels_last),
+        ("cpu", torch.channels_last),
+        (torch.float32, torch.contiguous_format),
+    ):
+        weights = [layer.weight for layer in convolutions(model.to(argument))]
+        assert all(weight.is_contiguous(memory_format=layout) for weight in weights)
+    model.unet.to(memory_format=torch.channels_last)  # type: ignore[attr-defined]
+    assert model.to("cpu").unet.mid.res1.conv1.weight.is_contiguous(  # type: ignore[attr-defined]
+        memory_format=torch.channels_last
+    ), "what a caller chose stays"

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ldm_core.attention import set_attention
     from ldm_core.checkpoint import CheckpointError
     from ldm_core.clip import CLIP
+    from ldm_core.compilation import capture, compile
     from ldm_core.condition import Condition
     from ldm_core.guidance import ClassifierFreeGuidance
     from ldm_core.loading.convert import convert, merge_checkpoints
@@ -63,6 +64,8 @@ __all__ = [
     "apply_lora",
     "apply_textual_inversion",
     "build",
+    "capture",
+    "compile",
     "convert",
     "inspect",
     "load",
@@ -126,6 +129,8 @@ _DEFINED_IN = {
     "apply_lora": "adapters.lora",
     "apply_textual_inversion": "adapters.textual_inversion",
     "build": "loading.load",
+    "capture": "compilation",
+    "compile": "compilation",
     "convert": "loading.convert",
     "load": "loading.load",
     "load_part": "loading.load",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from numbers import Real
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -201,6 +202,13 @@ class UNet(nn.Module):
     # differently.
     takes_kept_context = True
 
+    # Computes `predict` in another way, with the same arguments; set by `ldm_core.compile` and
+    # `ldm_core.capture`. Copies of the network are plain.
+    runner: Callable[[Tensor, Tensor, Context, Tensor | None], Tensor] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "runner"}
+
     def forward(
         self, x: Tensor, t: Tensor | float, context: Context = None, y: Tensor | None = None
     ) -> Tensor:
@@ -214,6 +222,11 @@ class UNet(nn.Module):
         Raises ValueError for inconsistent shapes, and for t that is not a finite real number.
         """
         self._check(x, t, context, y)
+        run = self.predict if self.runner is None else self.runner
+        return run(x, _as_tensor(t, x), context, y)
+
+    def predict(self, x: Tensor, t: Tensor, context: Context = None, y: Tensor | None = None) -> Tensor:
+        """`forward` with a tensor t and without checks. What it executes does not depend on any value."""
         first, emb = self.enter(x, t, y)
         skips = [first]
         for level in self.down:
@@ -230,9 +243,7 @@ class UNet(nn.Module):
 
     def enter(self, x: Tensor, t: Tensor | float, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The input of the levels: features (B, model_channels, h, w), time embedding (B, channels)."""
-        if not isinstance(t, Tensor):
-            t = torch.full((x.shape[0],), float(t), dtype=torch.float32, device=x.device)
-        emb = self.time_embed(timestep_embedding(t, self.config.model_channels).to(x))
+        emb = self.time_embed(timestep_embedding(_as_tensor(t, x), self.config.model_channels).to(x))
         if self.label_emb is not None:
             emb = emb + self.label_emb(y)
         # Every residual block projects the activated embedding.
@@ -259,6 +270,13 @@ class UNet(nn.Module):
         if (y is None) != (self.label_emb is None):
             wanted = "no class labels y" if self.label_emb is None else "class labels y"
             raise ValueError(f"unet: this model takes {wanted}, got {'none' if y is None else 'some'}")
+
+
+def _as_tensor(t: Tensor | float, x: Tensor) -> Tensor:
+    """A timestep as a tensor (B,) on the device of x, where it is made without a copy."""
+    if isinstance(t, Tensor):
+        return t
+    return torch.full((x.shape[0],), float(t), dtype=torch.float32, device=x.device)
 
 
 def _check_timestep(t: Tensor | float, rows: int) -> None:

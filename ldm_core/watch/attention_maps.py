@@ -52,6 +52,8 @@ def record_attention(model: Any, where: str | Callable[[str], bool] = "attn2") -
 class _Recorder:
     """An attention function that records its weights in one thread and then calls the original function."""
 
+    acts_at_every_call = True  # so that no compiled code and no graph takes its place
+
     def __init__(self, attention: AttentionFunction, maps: list[Tensor]) -> None:
         self.attention = attention
         self._maps: list[Tensor] | None = maps

@@ -150,6 +150,7 @@ ARROWS = {
     "guidance": GROUND | {"condition"},
     "schedulers": SCHEDULE,
     "conditioners": SCHEDULE | {"nn", "attention", "checkpoint", "bert", "clip", "condition", "protocols"},
+    "compilation": GROUND | {"nn", "unet", "autoencoder"},
     "inpainting": MODEL,
     "windowed_model": MODEL | {"conditioners"},
     "request": GROUND | {"condition", "schedulers"},

@@ -1,8 +1,8 @@
 """FlashAttention as a PyTorch operator.
 
-The kernels and their papers are in `flash_forward.py` and `flash_backward.py`. This module registers them as
-the custom operator `ldm_core::flash_attention` and its gradient, with shape functions, so that torch.compile,
-tracing and export support them.
+The kernels and their papers are in `flash_forward.py`, `flash_forward_tma.py` and `flash_backward.py`. This
+module chooses between the first two, and registers the operator `ldm_core::flash_attention` and its gradient,
+with shape functions, so that torch.compile, tracing and export support them.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ldm_core.kernels.flash_backward import flash_backward_keys, flash_backward_queries
 from ldm_core.kernels.flash_forward import flash_forward
+from ldm_core.kernels.flash_forward_tma import flash_forward_tma
 from ldm_core.kernels.launch import launch
 from ldm_core.kernels.requirements import on_device
-from ldm_core.kernels.tiles import Tile, backward_tiles, capability, forward_tile, split
+from ldm_core.kernels.tiles import Tile, backward_tiles, capability, forward_tile, split, tma_tile, tma_width
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -70,6 +72,12 @@ def _strides(*tensors: Tensor) -> tuple[int, list[int]]:
     return unit, [stride // unit for stride in strides]
 
 
+def _describable(x: Tensor) -> bool:
+    """Whether TMA can read x: its address and strides are multiples of 16 bytes, and D's stride is 1."""
+    strides = [stride * x.element_size() for stride in x.stride()[:3]]
+    return x.stride(3) == 1 and all(s > 0 and s % 16 == 0 for s in strides) and x.data_ptr() % 16 == 0
+
+
 def _options(tile: Tile, d: int, causal: bool, unit: int) -> dict[str, int]:
     """The compile-time arguments of all kernels."""
     wide, rest = split(d)
@@ -87,11 +95,22 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Ten
     out, lse = _forward_shapes(q, k, v, causal)
     if out.numel() == 0:
         return out, lse
-    tile = forward_tile(d, q.dtype, capability(q.device))
+    chip, numbers = capability(q.device), (n, k.shape[2], math.log2(math.e) * d**-0.5)
+    tile = tma_tile(d, q.dtype, chip)
+    if tile is not None and not causal and all(_describable(x) for x in (q, k, v, out)):
+        width = tma_width(d)
+        rows = (q, tile.queries), (k, tile.keys), (v, tile.keys), (out, tile.queries)
+        tensors = [TensorDescriptor.from_tensor(x, [1, 1, block, width]) for x, block in rows]
+        launch(
+            flash_forward_tma, _grid(q, tile.queries), *tensors, lse, *numbers, on=q,
+            BLOCK_Q=tile.queries, BLOCK_K=tile.keys, WIDTH=width, **tile.options(),
+        )  # fmt: skip
+        return out, lse
+    tile = forward_tile(d, q.dtype, chip, queries=n, causal=causal)
     unit, strides = _strides(q, k, v, out)
     launch(
-        flash_forward, _grid(q, tile.queries), q, k, v, out, lse, *strides,
-        n, k.shape[2], math.log2(math.e) * d**-0.5, on=q, **_options(tile, d, causal, unit),
+        flash_forward, _grid(q, tile.queries), q, k, v, out, lse, *strides, *numbers,
+        on=q, **_options(tile, d, causal, unit),
     )  # fmt: skip
     return out, lse
 

@@ -61,6 +61,18 @@ def store_columns(
 
 
 @triton.jit
+def online_softmax(scores, m, total, scale):
+    """The weights of one more block of scores, the factor for sums so far, and the new maximum and sum.
+
+    Sums under an older maximum are rescaled by 2^(old - new), which is `shrink`.
+    """
+    m_new = tl.maximum(m, tl.max(scores, axis=1) * scale)
+    shrink = tl.exp2(m - m_new)
+    p = tl.exp2(scores * scale - m_new[:, None])
+    return p, shrink, m_new, total * shrink + tl.sum(p, axis=1)
+
+
+@triton.jit
 def walk_keys(
     out_wide, out_rest, m, total, q_wide, q_rest, k, v, k_stride, v_stride, rows, begin, end, m_keys, scale,
     D: tl.constexpr, WIDE: tl.constexpr, REST: tl.constexpr,
@@ -80,13 +92,7 @@ def walk_keys(
                 seen = seen & (keys[None, :] <= rows[:, None])
             scores = tl.where(seen, scores, float("-inf"))
 
-        # the running maximum; sums under an older maximum are rescaled by 2^(old - new)
-        m_new = tl.maximum(m, tl.max(scores, axis=1) * scale)
-        shrink = tl.exp2(m - m_new)
-        p = tl.exp2(scores * scale - m_new[:, None])
-        total = total * shrink + tl.sum(p, axis=1)
-        m = m_new
-
+        p, shrink, m, total = online_softmax(scores, m, total, scale)
         v_wide = load_columns(v, keys, v_stride, m_keys, 0, WIDE, D, MASKED)
         p = p.to(v_wide.dtype)
         out_wide = tl.dot(p, v_wide, out_wide * shrink[:, None], input_precision="ieee")

@@ -1,16 +1,18 @@
 """The tile of each head size on each chip, in static tables, so that nothing is tuned at run time.
 
-The tiles were chosen by compilation, not by measurement: of a few common tiles for a size, the largest that
-fits in the chip's registers and shared memory. docs/attention-table.md lists the compiler's figures.
+The tiles were chosen by compilation, not by measurement: by the registers, and so how many programs a
+multiprocessor holds, by spilled bytes, and by the instructions of a block. docs/attention-table.md lists the
+compiler's figures.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 LARGEST = 512
+SHORT = 1024  # up to so many queries, blocks of 128 would leave multiprocessors without a program
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ FORWARD: Table = {
     160: Tile(128, 32, 8, 2),
     512: Tile(64, 16, 8, 1),
 }
+FORWARD_SHORT: Table = {64: Tile(64, 64, 4, 3), 80: Tile(64, 32, 4, 3)}
 # Consumer Ampere, Ada and consumer Blackwell (8.6, 8.9, 12.x): 99 KiB of shared memory; the assembler spills
 # a few tiles that fit in registers for 8.0.
 FORWARD_SMALLER: Table = {
@@ -57,7 +60,7 @@ FORWARD_SMALLER: Table = {
 # Hopper (9.0): 227 KiB of shared memory, from which it multiplies 64 rows at a time.
 FORWARD_HOPPER: Table = {
     32: Tile(128, 128, 8, 3),
-    40: Tile(128, 128, 8, 3),
+    40: Tile(128, 64, 8, 3),
     48: Tile(128, 128, 8, 3),
     64: Tile(128, 128, 8, 3),
     72: Tile(128, 128, 8, 2),
@@ -67,6 +70,11 @@ FORWARD_HOPPER: Table = {
     160: Tile(128, 64, 8, 3),
     512: Tile(64, 32, 8, 1),
 }
+FORWARD_SHORT_HOPPER: Table = {80: Tile(64, 64, 4, 3), 160: Tile(64, 64, 4, 2)}
+# Data-centre Blackwell (10.x): as Hopper, and accumulators in a memory of their own.
+FORWARD_BLACKWELL: Table = {**FORWARD_HOPPER, 512: Tile(32, 16, 8, 1)}
+# Hopper and data-centre Blackwell, with descriptors: heads of at most 64, padded to a power of two.
+TMA = Tile(64, 128, 4, 2)
 BACKWARD_QUERIES: Table = {
     64: Tile(64, 64, 4, 2),
     128: Tile(64, 64, 8, 2),
@@ -125,16 +133,37 @@ def tile_for(table: Table, d: int) -> Tile:
     return table[min(size for size in table if size >= d)]
 
 
-def forward_tile(d: int, dtype: torch.dtype, chip: int) -> Tile:
+def tma_tile(d: int, dtype: torch.dtype, chip: int) -> Tile | None:
+    """The tile of the kernel with descriptors, where the chip can run it and it has the better figures."""
+    return TMA if chip // 10 in (9, 10) and d <= 64 and dtype != torch.float32 else None
+
+
+def tma_width(d: int) -> int:
+    """The columns of a tile with descriptors: d rounded up to a power of two, at least 16."""
+    return max(16, 1 << (d - 1).bit_length())
+
+
+def forward_tile(
+    d: int, dtype: torch.dtype, chip: int, *, queries: int = SHORT + 1, causal: bool = False
+) -> Tile:
+    """The tile for `queries` queries. Only the causal kernel has limits of registers, and no short tiles."""
     if chip < 80:
         raise ValueError(
             f"attention backend 'triton' needs compute capability 8.0 or newer, this GPU has {chip / 10}"
         )
     if dtype == torch.float32:
         return tile_for(FORWARD_32, d)
-    if chip // 10 == 9:
-        return tile_for(FORWARD_HOPPER, d)
-    return tile_for(FORWARD if chip == 80 else FORWARD_SMALLER, d)
+    long, short = FORWARD_SMALLER, {}
+    if chip == 80:
+        long, short = FORWARD, FORWARD_SHORT
+    elif chip // 10 == 9:
+        long, short = FORWARD_HOPPER, FORWARD_SHORT_HOPPER
+    elif chip // 10 == 10:
+        long = FORWARD_BLACKWELL
+    if causal:
+        return tile_for(long, d)
+    few = queries <= SHORT and d <= max(short, default=0)
+    return replace(tile_for(short if few else long, d), registers=None)
 
 
 def backward_tiles(d: int, dtype: torch.dtype) -> tuple[Tile, Tile]:

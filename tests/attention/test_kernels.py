@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import math
 import os
 import subprocess
 import sys
@@ -14,16 +15,18 @@ from pathlib import Path
 import pytest
 import torch
 from support.configs import SMALL
+from torch import Tensor
 
 from ldm_core import set_attention
 from ldm_core.attention import BACKENDS
 from ldm_core.kernels import set_kernels, triton_attention
 from ldm_core.kernels.launch import launch
-from ldm_core.kernels.tiles import backward_tiles, forward_tile, split
+from ldm_core.kernels.tiles import backward_tiles, forward_tile, split, tma_tile, tma_width
 from ldm_core.nn import blocks as layers
 from ldm_core.unet import UNet
 
 ROOT = Path(__file__).parents[2]
+INTERPRETED = ["tests/support/interpreted_kernels.py", "tests/support/interpreted_tma.py"]
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed: it is made for Linux only")
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing where there is no GPU")
@@ -41,22 +44,20 @@ def run(*command: str, **environment: str) -> None:
 
 @needs_triton
 def test_kernels_are_the_mathematics() -> None:
-    run("-m", "pytest", "-q", "tests/support/interpreted_kernels.py", TRITON_INTERPRET="1")
+    run("-m", "pytest", "-q", *INTERPRETED, TRITON_INTERPRET="1")
 
 
 @needs_triton
 @pytest.mark.slow  # half a minute of interpreted blocks
 def test_kernels_are_the_mathematics_in_more_cases() -> None:
-    run("-m", "pytest", "-q", "-m", "slow", "tests/support/interpreted_kernels.py", TRITON_INTERPRET="1")
+    run("-m", "pytest", "-q", "-m", "slow", *INTERPRETED, TRITON_INTERPRET="1")
 
 
 @needs_triton
 @pytest.mark.exhaustive  # every head size, length, layout and type
 @pytest.mark.timeout(7200)
 def test_kernels_are_the_mathematics_on_the_whole_grid() -> None:
-    run(
-        "-m", "pytest", "-q", "-m", "exhaustive", "tests/support/interpreted_kernels.py", TRITON_INTERPRET="1"
-    )
+    run("-m", "pytest", "-q", "-m", "exhaustive", *INTERPRETED, TRITON_INTERPRET="1")
 
 
 @needs_triton
@@ -99,6 +100,18 @@ def test_every_head_size_has_a_tile() -> None:
             assert forward_tile(d, dtype, 80)
             assert len(backward_tiles(d, dtype)) == 2
     assert forward_tile(64, torch.float16, 90) != forward_tile(64, torch.float16, 89)
+    assert [forward_tile(80, torch.float16, 90, queries=n).queries for n in (1024, 1025)] == [64, 128]
+    assert forward_tile(160, torch.float16, 80, queries=64).queries == 128, "no shorter tile fits there"
+    limits = [forward_tile(40, torch.float16, 80, causal=causal).registers for causal in (False, True)]
+    assert limits == [None, 255], "only the causal kernel spills without"
+    for chip, d, dtype in (
+        (80, 40, torch.half),
+        (120, 40, torch.half),
+        (90, 80, torch.half),
+        (90, 40, torch.float),
+    ):
+        assert tma_tile(d, dtype, chip) is None
+    assert [tma_width(d) for d in (1, 16, 17, 40, 64)] == [16, 16, 32, 64, 64]
     with pytest.raises(ValueError, match="heads of at most 512, got 513"):
         forward_tile(513, torch.float16, 80)
     with pytest.raises(ValueError, match=r"needs compute capability 8.0 or newer, this GPU has 7.5"):
@@ -145,6 +158,33 @@ def test_every_kernel_is_launched_by_that_function() -> None:
         calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
         direct = [ast.unparse(call) for call in calls if isinstance(call.func, ast.Subscript)]
         assert len(direct) == (path.name == "launch.py"), f"{path.name}: {direct}"
+
+
+def test_the_benchmark_compares_each_kernel_before_it_times_it() -> None:
+    path = ROOT / "examples" / "benchmarks" / "attention_gpu.py"
+    spec = importlib.util.spec_from_file_location("attention_gpu", path)
+    assert spec is not None
+    assert spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    sets = benchmark.inputs((1, 2, 70, 9, 8), torch.bfloat16, "cpu")
+    assert len(sets) == benchmark.ROTATIONS
+    assert benchmark.rotations((2, 8, 4096, 4096, 40)) * 3 * 2 * 8 * 4096 * 40 * 2 > benchmark.CACHE_BYTES
+    seen = []
+
+    def right(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
+        seen.append(q.data_ptr())
+        return BACKENDS["math"](q, k, v)
+
+    assert benchmark.difference(right, *sets[0]) <= benchmark.BOUND[torch.bfloat16]
+    assert benchmark.difference(lambda q, k, v: right(q, k, v) * 1.1, *sets[0]) > 0.05
+    assert math.isnan(benchmark.difference(lambda q, k, v: right(q, k, v) * math.nan, *sets[0]))
+    call = benchmark.timed(right, sets, back=False)
+    seen.clear()
+    for _ in range(2 * len(sets)):
+        call()
+    assert len(set(seen)) == len(sets), "the inputs rotate"
+    assert [x.shape for x in benchmark.timed(right, sets, back=True)()] == [x.shape for x in sets[0]]
 
 
 @no_gpu

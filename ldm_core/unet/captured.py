@@ -21,7 +21,14 @@ from ldm_core.unet.network import Context, UNet
 
 Inputs = Sequence[Tensor | None]
 WARM_UP = 3  # calls before recording, in which libraries choose kernels and allocate their workspaces
-FUNCTIONS = ("attention", "convolution", "norm_silu", "geglu")  # attributes of layers that can be replaced
+FUNCTIONS = (
+    "attention",
+    "convolution",
+    "linear",
+    "gated",
+    "norm_silu",
+    "geglu",
+)  # attributes of layers that can be replaced
 
 
 def act_at_every_call(layers: Sequence[nn.Module]) -> bool:

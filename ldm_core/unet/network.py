@@ -282,7 +282,9 @@ def _as_tensor(t: Tensor | float, x: Tensor) -> Tensor:
 def _check_timestep(t: Tensor | float, rows: int) -> None:
     """Check a timestep. The values of a tensor are not read, since that would wait for the device."""
     if not isinstance(t, Tensor):
-        if not isinstance(t, Real) or not math.isfinite(t):
+        # A compiler has a symbol for a number that differs from call to call.
+        number = torch.compiler.is_compiling() or (isinstance(t, Real) and math.isfinite(t))
+        if not number:
             raise ValueError(f"unet: expected t as a finite number or a tensor ({rows},), got {t!r}")
     elif t.shape != (rows,):
         raise ValueError(f"unet: expected t as a number or ({rows},), got {tuple(t.shape)}")

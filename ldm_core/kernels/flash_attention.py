@@ -66,9 +66,14 @@ def _grid(x: Tensor, block: int) -> tuple[int, int, int]:
 
 
 def _strides(*tensors: Tensor) -> tuple[int, list[int]]:
-    """A unit of 1, 2, 4 or 8 elements that divides all batch, head and row strides; the strides in units."""
+    """A unit of 1, 2, 4 or 8 elements that divides all batch, head and row strides; the strides in units.
+
+    Raises ValueError if the kernels' 32-bit offsets cannot reach all heads of an image.
+    """
     strides = [stride for x in tensors for stride in x.stride()[:3]]
     unit = math.gcd(8, *strides)
+    if any((x.shape[1] - 1) * abs(x.stride(1)) // unit >= 2**31 for x in tensors):
+        raise ValueError(f"triton attention: the heads of one image take {unit} * 2^31 values or more")
     return unit, [stride // unit for stride in strides]
 
 

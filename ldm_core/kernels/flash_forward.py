@@ -20,9 +20,12 @@ import triton.language as tl
 
 @triton.jit
 def head_of(base, stride_b, stride_h, UNIT: tl.constexpr):
-    """Pointer to this program's image and head. The offset is 64-bit, because a batch can be large."""
-    image, head = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64)
-    return base + (image * stride_b + head * stride_h) * UNIT
+    """Pointer to this program's image and head.
+
+    The offset of the image is 64-bit, because a batch can be large. That of the head is not, which would cost
+    registers; `_strides` refuses heads that are so far apart.
+    """
+    return base + (tl.program_id(2).to(tl.int64) * stride_b + tl.program_id(1) * stride_h) * UNIT
 
 
 @triton.jit

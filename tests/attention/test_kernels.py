@@ -216,3 +216,14 @@ def test_switching_kernels_names_what_it_cannot_do() -> None:
         set_kernels(torch.nn.Linear(2, 2), "torch")
     set_kernels(model, "torch")
     assert model.norm_silu is layers.norm_silu
+
+
+@needs_triton
+def test_heads_that_are_too_far_apart_are_refused() -> None:
+    from ldm_core.kernels.flash_attention import _strides
+
+    near = torch.empty((1, 2, 4, 8), device="meta")
+    far = torch.empty_strided((1, 2, 4, 8), (2**35, 2**34, 8, 1), device="meta")
+    assert _strides(near)[0] == 8
+    with pytest.raises(ValueError, match=r"the heads of one image take 8 \* 2\^31 values or more"):
+        _strides(near, far)

@@ -27,7 +27,9 @@ from torch import Tensor, nn
 
 from ldm_core.nn.kept_context import KeptContext
 from ldm_core.nn.transforms import transforming
-from ldm_core.unet.network import Context, UNet
+from ldm_core.unet.encoder import Context
+from ldm_core.unet.network import UNet
+from ldm_core.unet.residuals import Residuals, plus
 
 # A cosine between noisy latents. One step apart it is 0.99 (DDIM in 25 steps) to 0.37 (ancestral Euler in 5);
 # between images with different noise it is 0 +- 0.03 for 16 x 16 latents, and closer to 0 for larger ones.
@@ -69,6 +71,7 @@ class DeepCache(nn.Module):
     """
 
     takes_kept_context = True
+    takes_residuals = True
 
     def __init__(self, unet: UNet, interval: int = 3, *, blocks: int = 1) -> None:
         super().__init__()
@@ -100,19 +103,24 @@ class DeepCache(nn.Module):
         self.reset()  # a copy starts without walks
 
     def forward(
-        self, x: Tensor, t: Tensor | float, context: Context = None, y: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor | float,
+        context: Context = None,
+        y: Tensor | None = None,
+        residuals: Residuals | None = None,
     ) -> Tensor:
         """Same arguments, shapes and errors as `UNet.forward`."""
         level = _level(t, x)
         if self.interval == 1 or level is None or torch.is_grad_enabled() or transforming():
-            return self.unet(x, t, context, y)
+            return self.unet(x, t, context, y, residuals)
         told = context.tensor if isinstance(context, KeptContext) else context
         found = self._find(x, level, told, y)
         if found is not None and found.age + 1 < self.interval:
-            prediction = self.shallow(x, t, context, found.features, y)
+            prediction = self.shallow(x, t, context, found.features, y, residuals)
             now = replace(found, t=level, age=found.age + 1, direction=self._direction(x))
         else:
-            prediction, features = self.whole(x, t, context, y)
+            prediction, features = self.whole(x, t, context, y, residuals)
             now = _Walk(level, 0, self._direction(x), x.shape, told, y, features)
         if found is None:
             kept = [walk for walk in self._walks if walk.t >= level]
@@ -136,7 +144,12 @@ class DeepCache(nn.Module):
         return F.normalize(latent.detach().flatten(1).float(), dim=1)
 
     def whole(
-        self, x: Tensor, t: Tensor | float, context: Context, y: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor | float,
+        context: Context,
+        y: Tensor | None = None,
+        residuals: Residuals | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The U-Net's prediction, and the features that enter the last `blocks` + 1 blocks."""
         features: list[Tensor] = []
@@ -146,20 +159,35 @@ class DeepCache(nn.Module):
             if threading.get_ident() == thread:  # another thread may be computing the same U-Net
                 features.append(output)
 
-        hook = self._source().register_forward_hook(keep)
+        source = self._source()
+        hook = source.register_forward_hook(keep)
         try:
-            return self.unet(x, t, context, y), features[0]
+            prediction = self.unet(x, t, context, y, residuals)
+            if source is self.unet.mid and residuals is not None:
+                return prediction, Residuals(middle=residuals.middle).added([], features[0])[1]
+            return prediction, features[0]
         finally:
             hook.remove()
 
     def shallow(
-        self, x: Tensor, t: Tensor | float, context: Context, features: Tensor, y: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor | float,
+        context: Context,
+        features: Tensor,
+        y: Tensor | None = None,
+        residuals: Residuals | None = None,
     ) -> Tensor:
         """The prediction from the first and the last blocks only, using the features from `whole`."""
         first, emb = self.unet.enter(x, t, y)
         skips = [first]
-        for block in _blocks(self.unet.down[0])[: self.blocks]:
+        blocks = _blocks(self.unet.down[0])
+        for block in blocks[: self.blocks]:
             skips.append(block(skips[-1], emb, context))
+        if residuals is not None:
+            if residuals.features and self.blocks == len(blocks):
+                skips[-1] = plus(skips[-1], residuals.features[0])
+            skips = [plus(skip, one) for skip, one in zip(skips, residuals.skips)] or skips
         h = features
         for block, skip in zip(_blocks(self.unet.up[-1])[-self.blocks - 1 :], reversed(skips)):
             h = block(torch.cat([h, skip], dim=1), emb, context)

@@ -9,65 +9,16 @@ and `output_blocks` are grouped by level here.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from numbers import Real
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm_core.nn.blocks import (
-    Downsample,
-    NormSilu,
-    ResampleBlock,
-    ResBlock,
-    Upsample,
-    double,
-    fastest_layout,
-    group_norm,
-    halve,
-    norm_silu,
-    timestep_embedding,
-)
-from ldm_core.nn.kept_context import KeptContext
+from ldm_core.nn.blocks import NormSilu, ResampleBlock, Upsample, double, group_norm, norm_silu
 from ldm_core.unet.config import UNetConfig
-from ldm_core.unet.transformer import SelfAttention, SpatialTransformer
-
-Context = Tensor | KeptContext | None  # (B, M, context_dim); None in a U-Net without cross-attention
-
-
-class UNetBlock(nn.Module):
-    """A residual block, followed by attention on some levels."""
-
-    def __init__(self, res: ResBlock, attention: SpatialTransformer | SelfAttention | None) -> None:
-        super().__init__()
-        self.res = res
-        self.attention = attention
-
-    def forward(self, x: Tensor, emb: Tensor, context: Context) -> Tensor:
-        x = self.res(x, emb)
-        return x if self.attention is None else self.attention(x, context)
-
-
-class DownLevel(nn.Module):
-    """The blocks of one resolution on the way down, and the downsampling unless it is the coarsest."""
-
-    def __init__(self, blocks: list[UNetBlock], resample: Downsample | ResampleBlock | None) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.resample = resample
-
-    def forward(self, x: Tensor, emb: Tensor, context: Context) -> list[Tensor]:
-        """The outputs of the blocks and the downsampling, in order: the skip connections."""
-        outputs = []
-        for block in self.blocks:
-            x = block(x, emb, context)
-            outputs.append(x)
-        if self.resample is not None:
-            outputs.append(_resampled(self.resample, x, emb))
-        return outputs
+from ldm_core.unet.encoder import Context, Encoder, UNetBlock, as_tensor, resampled
+from ldm_core.unet.residuals import Residuals
 
 
 class UpLevel(nn.Module):
@@ -82,73 +33,16 @@ class UpLevel(nn.Module):
         """Each block takes the last remaining skip connection, concatenated to its input channels."""
         for block, skip in zip(self.blocks, reversed(skips)):
             x = block(torch.cat([x, skip], dim=1), emb, context)
-        return x if self.resample is None else _resampled(self.resample, x, emb)
+        return x if self.resample is None else resampled(self.resample, x, emb)
 
 
-def _resampled(resample: nn.Module, x: Tensor, emb: Tensor) -> Tensor:
-    result: Tensor = resample(x, emb) if isinstance(resample, ResampleBlock) else resample(x)
-    return result
-
-
-class Middle(nn.Module):
-    """The middle block: residual block, attention, residual block."""
-
-    def __init__(self, res1: ResBlock, attention: SpatialTransformer | SelfAttention, res2: ResBlock) -> None:
-        super().__init__()
-        self.res1 = res1
-        self.attention = attention
-        self.res2 = res2
-
-    def forward(self, x: Tensor, emb: Tensor, context: Context) -> Tensor:
-        return self.res2(self.attention(self.res1(x, emb), context), emb)
-
-
-class MLP(nn.Module):
-    """Linear, SiLU, linear: the MLP of the timestep embedding and of a vector condition."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.linear1 = nn.Linear(in_channels, out_channels)
-        self.linear2 = nn.Linear(out_channels, out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear2(F.silu(self.linear1(x)))
-
-
-class UNet(nn.Module):
+class UNet(Encoder):
     """Predicts the noise (or v) in a noisy latent. `down` is ordered from fine to coarse, `up` in reverse."""
 
     def __init__(self, config: UNetConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.time_embed = MLP(config.model_channels, self._time_channels)
-        self.label_emb: nn.Module | None = None
-        if config.num_classes is not None:
-            self.label_emb = nn.Embedding(config.num_classes, self._time_channels)
-        elif config.adm_in_channels is not None:
-            self.label_emb = MLP(config.adm_in_channels, self._time_channels)
-
-        self.conv_in = nn.Conv2d(config.in_channels, config.model_channels, 3, padding=1)
+        super().__init__(config)
         widths = [config.model_channels * mult for mult in config.channel_mult]
-        last = len(widths) - 1
-
-        channels = config.model_channels
-        skips = [channels]
-        self.down = nn.ModuleList()
-        for level, width in enumerate(widths):
-            blocks = []
-            for _ in range(config.num_res_blocks):
-                blocks.append(self._block(channels, width, level))
-                channels = width
-                skips.append(channels)
-            if level < last:
-                skips.append(channels)
-            self.down.append(DownLevel(blocks, self._downsampling(channels) if level < last else None))
-
-        self.mid = Middle(
-            self._res(channels, channels), self._attention(channels), self._res(channels, channels)
-        )
-
+        channels, skips = widths[-1], list(self.skip_channels)
         self.up = nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):
             blocks = []
@@ -161,48 +55,15 @@ class UNet(nn.Module):
         self.norm_out = group_norm(channels, eps=1e-5)
         self.conv_out = nn.Conv2d(channels, config.out_channels, 3, padding=1)
 
-    @property
-    def _time_channels(self) -> int:
-        return 4 * self.config.model_channels
-
-    def _res(self, in_channels: int, out_channels: int) -> ResBlock:
-        scale_shift = self.config.use_scale_shift_norm
-        return ResBlock(in_channels, out_channels, time_channels=self._time_channels, scale_shift=scale_shift)
-
-    def _downsampling(self, channels: int) -> Downsample | ResampleBlock:
-        return self._resample_block(channels, halve) if self.config.resblock_updown else Downsample(channels)
-
     def _upsampling(self, channels: int) -> Upsample | ResampleBlock:
         return self._resample_block(channels, double) if self.config.resblock_updown else Upsample(channels)
-
-    def _resample_block(self, channels: int, resample: Callable[[Tensor], Tensor]) -> ResampleBlock:
-        time, scale_shift = self._time_channels, self.config.use_scale_shift_norm
-        return ResampleBlock(channels, resample, time_channels=time, scale_shift=scale_shift)
-
-    def _attention(self, channels: int, level: int | None = None) -> SpatialTransformer | SelfAttention:
-        config = self.config
-        if config.context_dim is None:
-            return SelfAttention(channels, config.heads(channels))
-        disabled = config.disable_self_attentions
-        return SpatialTransformer(
-            channels,
-            config.heads(channels),
-            config.transformer_depth,
-            config.context_dim,
-            disable_self_attention=level is not None and bool(disabled) and disabled[level],
-        )
-
-    def _block(self, in_channels: int, out_channels: int, level: int) -> UNetBlock:
-        attends = level in self.config.attention_levels
-        return UNetBlock(
-            self._res(in_channels, out_channels), self._attention(out_channels, level) if attends else None
-        )
 
     # Whether `context` may be a KeptContext. Not inherited: a subclass must set it, as it may use the context
     # differently.
     takes_kept_context = True
+    takes_residuals = True
 
-    # Computes `predict` in another way, with the same arguments; set by `ldm_core.compile` and
+    # Computes `predict` without residuals in another way, with the same arguments; set by `ldm_core.compile` and
     # `ldm_core.capture`. Copies of the network are plain.
     runner: Callable[[Tensor, Tensor, Context, Tensor | None], Tensor] | None = None
 
@@ -210,7 +71,12 @@ class UNet(nn.Module):
         return {name: value for name, value in super().__getstate__().items() if name != "runner"}
 
     def forward(
-        self, x: Tensor, t: Tensor | float, context: Context = None, y: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor | float,
+        context: Context = None,
+        y: Tensor | None = None,
+        residuals: Residuals | None = None,
     ) -> Tensor:
         """The prediction (B, out_channels, h, w) for noisy latents, in the dtype of x.
 
@@ -218,21 +84,29 @@ class UNet(nn.Module):
         t: timesteps in 0..T-1, a number or a tensor (B,); fractions are allowed.
         context: (B, M, context_dim), or None without cross-attention.
         y: class labels (B,) or vectors (B, adm_in_channels), for a model that takes them.
+        residuals: of a control (`ldm_core.Control`), added to the features.
 
         Raises ValueError for inconsistent shapes, and for t that is not a finite real number.
         """
         self._check(x, t, context, y)
-        run = self.predict if self.runner is None else self.runner
-        return run(x, _as_tensor(t, x), context, y)
+        t = as_tensor(t, x)
+        if self.runner is None or residuals is not None:
+            return self.predict(x, t, context, y, residuals)
+        return self.runner(x, t, context, y)
 
-    def predict(self, x: Tensor, t: Tensor, context: Context = None, y: Tensor | None = None) -> Tensor:
+    def predict(
+        self,
+        x: Tensor,
+        t: Tensor,
+        context: Context = None,
+        y: Tensor | None = None,
+        residuals: Residuals | None = None,
+    ) -> Tensor:
         """`forward` with a tensor t and without checks. What it executes does not depend on any value."""
         first, emb = self.enter(x, t, y)
-        skips = [first]
-        for level in self.down:
-            skips.extend(level(skips[-1], emb, context))
-
-        x = self.mid(skips[-1], emb, context)
+        skips, x = self.encode(first, emb, context, residuals)
+        if residuals is not None:
+            skips, x = residuals.added(skips, x)
 
         per_level = self.config.num_res_blocks + 1
         for level in self.up:
@@ -241,52 +115,6 @@ class UNet(nn.Module):
 
         return self.leave(x)
 
-    def enter(self, x: Tensor, t: Tensor | float, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The input of the levels: features (B, model_channels, h, w), time embedding (B, channels)."""
-        emb = self.time_embed(timestep_embedding(_as_tensor(t, x), self.config.model_channels).to(x))
-        if self.label_emb is not None:
-            emb = emb + self.label_emb(y)
-        # Every residual block projects the activated embedding.
-        return self.conv_in(fastest_layout(x)), F.silu(emb)
-
     def leave(self, x: Tensor) -> Tensor:
         """The prediction (B, out_channels, h, w) from the last level's features (B, model_channels, h, w)."""
         return self.conv_out(self.norm_silu(self.norm_out, x))
-
-    def _check(self, x: Tensor, t: Tensor | float, context: Context, y: Tensor | None) -> None:
-        config, f = self.config, self.config.downsampling
-        if x.ndim != 4 or x.shape[1] != config.in_channels:
-            raise ValueError(f"unet: expected x of (B, {config.in_channels}, h, w), got {tuple(x.shape)}")
-        if x.shape[2] % f or x.shape[3] % f:
-            raise ValueError(f"unet: h and w must be multiples of {f}, got {x.shape[2]} and {x.shape[3]}")
-        shape = None if context is None else tuple(context.shape)
-        if config.context_dim is None:
-            if shape is not None:
-                raise ValueError(f"unet: this model has no cross-attention, got context of {shape}")
-        elif shape is None or len(shape) != 3 or (shape[0], shape[2]) != (x.shape[0], config.context_dim):
-            wanted = f"({x.shape[0]}, M, {config.context_dim})"
-            raise ValueError(f"unet: expected context of {wanted}, got {shape}")
-        _check_timestep(t, x.shape[0])
-        if (y is None) != (self.label_emb is None):
-            wanted = "no class labels y" if self.label_emb is None else "class labels y"
-            raise ValueError(f"unet: this model takes {wanted}, got {'none' if y is None else 'some'}")
-
-
-def _as_tensor(t: Tensor | float, x: Tensor) -> Tensor:
-    """A timestep as a tensor (B,) on the device of x, where it is made without a copy."""
-    if isinstance(t, Tensor):
-        return t
-    return torch.full((x.shape[0],), float(t), dtype=torch.float32, device=x.device)
-
-
-def _check_timestep(t: Tensor | float, rows: int) -> None:
-    """Check a timestep. The values of a tensor are not read, since that would wait for the device."""
-    if not isinstance(t, Tensor):
-        # A compiler has a symbol for a number that differs from call to call.
-        number = torch.compiler.is_compiling() or (isinstance(t, Real) and math.isfinite(t))
-        if not number:
-            raise ValueError(f"unet: expected t as a finite number or a tensor ({rows},), got {t!r}")
-    elif t.shape != (rows,):
-        raise ValueError(f"unet: expected t as a number or ({rows},), got {tuple(t.shape)}")
-    elif t.is_complex() or t.dtype == torch.bool:
-        raise ValueError(f"unet: expected t as whole or floating-point numbers, got {t.dtype}")

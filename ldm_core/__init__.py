@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from ldm_core.clip import CLIP
     from ldm_core.compilation import capture, compile
     from ldm_core.condition import Condition
+    from ldm_core.control.control import Control
     from ldm_core.guidance import ClassifierFreeGuidance
+    from ldm_core.loading.control import load_control
     from ldm_core.loading.convert import convert, merge_checkpoints
     from ldm_core.loading.doctor import inspect
     from ldm_core.loading.load import build, load, load_part
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     )
     from ldm_core.task_types import SamplerStep
     from ldm_core.unet.deep_cache import DeepCache
+    from ldm_core.unet.residuals import Residuals
     from ldm_core.unet.token_merging import merge_tokens
     from ldm_core.watch.attention_maps import record_attention
     from ldm_core.windowed_model import windowed
@@ -51,12 +54,14 @@ __all__ = [
     "CheckpointError",
     "ClassifierFreeGuidance",
     "Condition",
+    "Control",
     "DPMSolverMultistep",
     "DeepCache",
     "Euler",
     "EulerAncestral",
     "Heun",
     "LatentDiffusion",
+    "Residuals",
     "Sampler",
     "SamplerStep",
     "UniPC",
@@ -69,6 +74,7 @@ __all__ = [
     "convert",
     "inspect",
     "load",
+    "load_control",
     "load_part",
     "merge_checkpoints",
     "merge_tokens",
@@ -91,6 +97,7 @@ _MODULES = (
     "clip",
     "conditioners",
     "config",
+    "control",
     "guidance",
     "kernels",
     "noise_schedule",
@@ -112,6 +119,7 @@ _DEFINED_IN = {
     "CheckpointError": "errors",
     "ClassifierFreeGuidance": "guidance",
     "Condition": "condition",
+    "Control": "control.control",
     "DDIM": "schedulers",
     "DDPM": "schedulers",
     "DPMSolverMultistep": "schedulers",
@@ -122,6 +130,7 @@ _DEFINED_IN = {
     "LMS": "schedulers",
     "LatentDiffusion": "model",
     "PNDM": "schedulers",
+    "Residuals": "unet.residuals",
     "Sampler": "sampler",
     "SamplerStep": "task_types",
     "UniPC": "schedulers",
@@ -133,6 +142,7 @@ _DEFINED_IN = {
     "compile": "compilation",
     "convert": "loading.convert",
     "load": "loading.load",
+    "load_control": "loading.control",
     "load_part": "loading.load",
     "inspect": "loading.doctor",
     "merge_checkpoints": "loading.convert",

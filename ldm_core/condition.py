@@ -13,7 +13,7 @@ CompVis's counterpart is `DiffusionWrapper` with its `conditioning_key`: "crossa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from torch import Tensor
 from ldm_core.nn.kept_context import KeptContext
 
 Rows = slice | Sequence[int]
+# What a row is in a sampling run: (number of the image, whether it is the conditional side of guidance).
+Side = tuple[int, bool]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +36,10 @@ class Condition:
     context: Tensor | None = None
     vector: Tensor | None = None
     concat: Tensor | None = None
-    # The context's keys and values, valid during one run. Only indexing and `cat` pass them on.
+    # The context's keys and values, and what each row is, valid during one run. Only indexing and `cat` pass
+    # them on.
     kept: KeptContext | None = field(default=None, init=False, repr=False)
+    sides: tuple[Side, ...] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name, dims in (("context", (3,)), ("vector", (1, 2)), ("concat", (4,))):
@@ -63,7 +67,10 @@ class Condition:
     def __getitem__(self, rows: Rows) -> Condition:
         """The Condition of the selected images. rows: a slice or a list of row numbers, which may repeat."""
         chosen = Condition(**{name: value[rows] for name, value in self._fields().items()})
-        return chosen if self.kept is None else chosen.keeping(self.kept[rows])
+        sides = self.sides
+        if sides is not None:
+            sides = sides[rows] if isinstance(rows, slice) else tuple(sides[row] for row in rows)
+        return chosen._of_a_run(None if self.kept is None else self.kept[rows], sides)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Condition:
         """Move to a device and cast floating-point tensors. Class labels keep their dtype."""
@@ -82,11 +89,21 @@ class Condition:
             found = " and ".join(", ".join(one) or "nothing" for one in dict.fromkeys(names))
             raise ValueError(f"Condition.cat: expected conditions of the same fields, got {found}")
         joined = Condition(**{n: torch.cat([getattr(one, n) for one in conditions]) for n in names[0]})
-        kept = KeptContext.cat([one.kept for one in conditions])
-        return joined if kept is None else joined.keeping(kept)
+        known = [one.sides for one in conditions if one.sides is not None]
+        sides = tuple(side for one in known for side in one) if len(known) == len(conditions) else None
+        return joined._of_a_run(KeptContext.cat([one.kept for one in conditions]), sides)
 
     def keeping(self, kept: KeptContext) -> Condition:
         """A copy that holds the keys and values of its context."""
-        copy = Condition(**{f.name: getattr(self, f.name) for f in fields(self) if f.init})
-        object.__setattr__(copy, "kept", kept)
-        return copy
+        return Condition(**self._fields())._of_a_run(kept, self.sides)
+
+    def on_side(self, is_conditional: bool, count: int) -> Condition:
+        """A copy for images 0 … count - 1 of a run, on one side of guidance."""
+        sides = tuple((image, is_conditional) for image in range(count))
+        return Condition(**self._fields())._of_a_run(self.kept, sides)
+
+    def _of_a_run(self, kept: KeptContext | None, sides: tuple[Side, ...] | None) -> Condition:
+        """This new Condition with the fields that are valid during one run."""
+        object.__setattr__(self, "kept", kept)
+        object.__setattr__(self, "sides", sides)
+        return self

@@ -38,6 +38,7 @@ class Request:
     noise: Tensor | None = None
     latent: Tensor | None = None
     timesteps: Timesteps | None = None
+    controls: Any = ()
 
     def recipe(self, image: int, start: Start, scheduler: Scheduler) -> dict[str, Any]:
         """The settings of one image as plain values, without tensors and images."""

@@ -87,9 +87,10 @@ class Sampler(Tasks):
     def _run(
         self, start: Start, on_step: OnStep | None = None, gradients: bool = False
     ) -> Iterator[SamplerStep]:
-        predict = Denoiser(self._guided(start), self.model.noise_schedule, self.model.config.prediction)
         latent, history, total = start.latent, None, len(start.timesteps)
         for index, (t, t_prev) in enumerate(start.timesteps):
+            guided = self._guided(start.at_step(index))
+            predict = Denoiser(guided, self.model.noise_schedule, self.model.config.prediction)
             with torch.set_grad_enabled(gradients):  # not around the yield, where the caller's code runs
                 noise = randn_like(latent, start.generators) if adds_noise(self.scheduler) else None
                 done = self.scheduler.step(predict, latent, t, t_prev, history, noise)
@@ -111,7 +112,7 @@ class Sampler(Tasks):
                 )
             chunk = self.batch_size or len(x)
             parts = [slice(i, i + chunk) for i in range(0, len(x), chunk)]
-            return torch.cat([self._evaluate(x[part], t, condition[part]) for part in parts])
+            return torch.cat([self._evaluate(start, x[part], t, condition[part]) for part in parts])
 
         def guided(x: Tensor, t: float) -> Tensor:
             progress = 1 - (t + 1) / len(self.model.noise_schedule)
@@ -120,14 +121,18 @@ class Sampler(Tasks):
 
         return guided
 
-    def _evaluate(self, x: Tensor, t: float, condition: Condition) -> Tensor:
+    def _evaluate(self, start: Start, x: Tensor, t: float, condition: Condition) -> Tensor:
         """Evaluate the U-Net, with the condition passed as in CompVis's `DiffusionWrapper`."""
         latent = x.to(self.model.dtype)
         if condition.concat is not None:
             latent = torch.cat([latent, condition.concat], dim=1)
         context = condition.context if condition.kept is None else condition.kept
         vector = () if condition.vector is None else (condition.vector,)
-        return self.model.unet(latent, t, context, *vector).to(x.dtype)
+        controls = start.controls
+        added: dict[str, Any] = {}
+        if controls is not None and (residuals := controls.residuals(x, t, condition, latent)) is not None:
+            added["residuals"] = residuals
+        return self.model.unet(latent, t, context, *vector, **added).to(x.dtype)
 
     def _prepare(self, request: Request) -> Start:
         options = {"batch_size": self.batch_size, "clip_skip": self.clip_skip}

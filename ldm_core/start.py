@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ldm_core.condition import Condition
 from ldm_core.config import LatentDiffusionConfig
+from ldm_core.control.run import RunningControls, prepare_controls, with_styles
 from ldm_core.images import image_to_tensor, mask_to_tensor
 from ldm_core.inpainting import KnownPart, inpainting_condition, latent_mask
 from ldm_core.model import LatentDiffusion
@@ -35,6 +37,13 @@ class Start:
     image: Tensor | None = None  # (B, 3, H, W) in [0, 1]
     mask: Tensor | None = None  # (B, 1, H, W) in [0, 1]
     known: KnownPart | None = None  # inpainting with a U-Net without a mask input
+    controls: RunningControls | None = None
+
+    def at_step(self, index: int) -> Start:
+        """The start with those of its controls that act in a step, from 0."""
+        if self.controls is None:
+            return self
+        return replace(self, controls=self.controls.at(index, len(self.timesteps)))
 
     def keep_known(self, latent: Tensor, t: float) -> Tensor:
         """The latent at timestep t, with the known part restored when inpainting."""
@@ -87,6 +96,7 @@ def prepare(
         concat = _inpainting_input(model, image, mask, shape, draws, chunk).to(model.device, model.dtype)
         cond, uncond = replace(cond, concat=concat), replace(uncond, concat=concat)
     _check_condition(model.config, cond, shape)
+    steered = _steered(model, request, cond, uncond, shape)
     sees_mask = sees_mask or conditioning.hides_masked
     if image is not None and (request.strength < 1 or (mask is not None and not sees_mask)):
         x0 = _encode(model, image, draws, chunk).to(noise)
@@ -101,13 +111,31 @@ def prepare(
         seeds=seeds,
         size=(height, width),
         generators=draws,
-        cond=cond,
-        uncond=uncond,
         guidance_scale=conditioning.guidance_scale,
         image=image,
         mask=mask,
         known=known,
+        **steered,
     )
+
+
+def _steered(
+    model: LatentDiffusion,
+    request: Request,
+    cond: Condition,
+    uncond: Condition,
+    shape: tuple[int, ...],
+) -> dict[str, Any]:
+    """The fields of `Start` for the two sides of guidance and the controls."""
+    count = shape[0]
+    controls = prepare_controls(request.controls, model.unet, (shape[2], shape[3]), count, request.num_images)
+    if controls is not None:
+        controls, cond, uncond = with_styles(controls, cond, uncond)
+    return {
+        "cond": cond.on_side(True, count),
+        "uncond": uncond.on_side(False, count),
+        "controls": controls,
+    }
 
 
 def _check_condition(config: LatentDiffusionConfig, cond: Condition, shape: tuple[int, ...]) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypedDict
 from torch import Tensor
 
 from ldm_core.condition import Condition
+from ldm_core.control.control import Control
 from ldm_core.images import ImageInput
 from ldm_core.request import Timesteps
 from ldm_core.windows import Windows
@@ -47,6 +48,7 @@ class Options(TypedDict, total=False):
     on_step: OnStep | None
     latent: Tensor | None
     timesteps: Timesteps | None
+    controls: Sequence[Control]
     progress: bool
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from ldm_core.condition import Condition
 from ldm_core.images import ImageInput
 from ldm_core.model import LatentDiffusion
-from ldm_core.request import Request, Timesteps
+from ldm_core.request import Request
 from ldm_core.task_types import OnStep, Output, Prompt, SampleOptions, TextOptions, UpscaleOptions
 from ldm_core.upscaling import prepare_upscaling
 from ldm_core.windows import Windows
@@ -90,11 +90,10 @@ class Tasks(ABC):
         num_images: int = 1,
         seed: int | Sequence[int] | None = None,
         noise: Tensor | None = None,
-        latent: Tensor | None = None,
-        timesteps: Timesteps | None = None,
         on_step: OnStep | None = None,
         progress: bool = False,
         output: Output = "pil",
+        **options: Any,
     ) -> Any:
         """Generate `num_images` images for each of the inputs, with any model.
 
@@ -109,6 +108,7 @@ class Tasks(ABC):
         seed: image k uses seed + k, or seed[k]; images are ordered by input.
         noise: (B, C, h, w), standard normal, instead of the seed's. latent: the first step's input.
         timesteps: pairs (t, t_prev), instead of those of the scheduler.
+        controls: ControlNets and T2I-Adapters with their hints, which all act together.
         on_step: called with a `SamplerStep` after each step; a returned tensor replaces the latent.
         progress: show a bar. output: "pil", "tensor" (B, 3, H, W) in [0, 1], or scaled "latent" (B, C, h, w).
 
@@ -129,8 +129,7 @@ class Tasks(ABC):
             num_images=num_images,
             seed=seed,
             noise=noise,
-            latent=latent,
-            timesteps=timesteps,
+            **options,
         )
         return self._draw(request, on_step, output, progress)
 
@@ -179,7 +178,8 @@ class Tasks(ABC):
 
         prompt, negative_prompt: a string or a list; a single negative prompt applies to all.
         options: `context` and `negative_context`, (1, N, width) or one row per prompt, instead of the
-            prompts; `latent`, `timesteps` and `progress`. They and the other arguments are as in `sample`.
+            prompts; `latent`, `timesteps`, `controls` and `progress`. They and the other arguments are as in
+            `sample`.
         """
         sample: Any = self.sample
         return sample(

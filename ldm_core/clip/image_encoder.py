@@ -44,12 +44,21 @@ class CLIPImageEncoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, projection_dim). Raises ValueError for another shape."""
+        return self.final_norm(self.hidden_states(pixels)[:, 0]) @ self.projection
+
+    def hidden_states(self, pixels: Tensor, skip: int = 0) -> Tensor:
+        """(B, 3, S, S) -> (B, 1 + N, width): the class token and the patches, before the final norm.
+
+        skip: the number of final blocks to skip, 0..layers. Raises ValueError for other numbers and shapes.
+        """
         size = self.config.image_size
         if pixels.ndim != 4 or pixels.shape[1:] != (3, size, size):
             raise ValueError(f"expected pixels of (B, 3, {size}, {size}), got {tuple(pixels.shape)}")
+        if not 0 <= skip <= len(self.blocks):
+            raise ValueError(f"skip must be in 0..{len(self.blocks)}, not {skip}")
         patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)  # (B, width, h, w) -> (B, N, width)
         first = self.class_embedding.expand(len(pixels), 1, -1)
         x = self.pre_norm(torch.cat([first, patches], dim=1) + self.position_embedding)  # (B, 1 + N, width)
-        for block in self.blocks:
+        for block in self.blocks[: len(self.blocks) - skip]:
             x = block(x)
-        return self.final_norm(x[:, 0]) @ self.projection
+        return x

@@ -128,11 +128,20 @@ def _with_misfits(found: Diagnosis, problems: Problems) -> Diagnosis:
     )
 
 
+_CALLS = {
+    "a LoRA": "apply_lora(model, {})",
+    "a textual inversion": "apply_textual_inversion(model, {})",
+    "a ControlNet": "load_control({}, model=model)",
+    "a T2I-Adapter": "load_control({}, model=model)",
+    "an IP-Adapter": "apply_ip_adapter(model, {})",
+}
+
+
 def _other(checkpoint: Checkpoint, what: str) -> Diagnosis:
     load, family = None, what.split(",")[0].split(":")[0]
-    for call, words in (("apply_lora", "a LoRA"), ("apply_textual_inversion", "a textual inversion")):
+    for words, call in _CALLS.items():
         if what.startswith(words) and "not supported" not in what:
-            load = f"ldm_core.{call}(model, {str(checkpoint.path)!r})"
+            load = f"ldm_core.{call.format(repr(str(checkpoint.path)))}"
             family += _made_for(checkpoint)
     return Diagnosis(family, "proved", what, load, is_other=True)
 
@@ -145,7 +154,7 @@ def _made_for(checkpoint: Checkpoint) -> str:
     for key, tensor in checkpoint.tensors.items():
         reads_context = "attn2" in key and "to_k" in key and "up" not in key and "lora_B" not in key
         is_word = len(checkpoint.tensors) == 1 or key == "emb_params" or key.startswith("string_to_param")
-        if tensor.ndim > 1 and reads_context:
+        if tensor.ndim > 1 and (reads_context or key.endswith("to_k_ip.weight")):
             return _MADE_FOR.get(tensor.shape[1], "")
         if tensor.ndim > 0 and is_word:
             return _MADE_FOR.get(tensor.shape[-1], "")

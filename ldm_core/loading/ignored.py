@@ -26,12 +26,14 @@ IGNORED = {
     "denoiser.sigmas": _TABLE,
     "scale_factor": "latent scale, compared with the configuration",
     "v_pred": "marks a model that predicts v",
+    "difference": "marks a ControlNet that is stored as differences to Stable Diffusion 1.5",
     "ztsnr": "marks a schedule whose last timestep is pure noise",
 }
 
 # By prefix of the key.
 IGNORED_PREFIXES = {
     "model_ema.": "averaged U-Net weights, used with ema=True",
+    "control_model.": "a ControlNet, which load_control loads",
     "depth_model.": "MiDaS, the depth estimator of SD2's depth-to-image model",
     "embedder.": "the image encoder of SD2's unCLIP models",
     "noise_augmentor.": "tables of SD2's unCLIP models",

@@ -39,6 +39,7 @@ from ldm_core.errors import CheckpointError
 from ldm_core.loading import statements
 from ldm_core.loading.bert_parts import BERT_PARTS
 from ldm_core.loading.conditioner_parts import CONDITIONER_PARTS
+from ldm_core.loading.control_parts import CONTROL_PARTS, is_controlnet
 from ldm_core.loading.ignored import AUTOENCODER_EXTRAS
 from ldm_core.loading.part import Folder, Layout, Part, Section
 from ldm_core.loading.unclip_part import UNCLIP
@@ -202,6 +203,7 @@ _UNET = Part(
             unet_shapes.compvis_config,
             _alone("model.diffusion_model.", "diffusion_model.", "unet.", ""),
             "model.diffusion_model.",
+            accepts=lambda found: not is_controlnet(found),
         ),
         Layout(
             "diffusers",
@@ -210,6 +212,7 @@ _UNET = Part(
             unet_shapes.diffusers_config,
             _alone("unet.", "model.diffusion_model.", ""),
             canonical=autoencoder_names.modern_name,  # self-attention has the same names in both networks
+            accepts=lambda found: not is_controlnet(found),
         ),
     ),
     fills="unet",
@@ -277,7 +280,10 @@ _AUTOENCODER_VQ = Part(
 )
 
 # Of two autoencoders, the one with a codebook comes first: its names include those of the other.
-_BUILT_IN = (_TEXT_ENCODER, _UNET, _AUTOENCODER_VQ, _AUTOENCODER, *BERT_PARTS, *CONDITIONER_PARTS, UNCLIP)
+_BUILT_IN = (
+    *(_TEXT_ENCODER, _UNET, _AUTOENCODER_VQ, _AUTOENCODER),
+    *(*BERT_PARTS, *CONDITIONER_PARTS, UNCLIP, *CONTROL_PARTS),
+)
 _registered: tuple[Part, ...] = ()
 
 

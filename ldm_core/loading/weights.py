@@ -174,10 +174,14 @@ def misfits(sources: Sources, configs: Mapping[str, Any]) -> Problems:
 
 def _read(path: str | Path, variant: str | None, mmap: bool) -> Checkpoint:
     checkpoint = read(path, variant=variant, mmap=mmap)
+    _refuse_other(checkpoint)
+    return checkpoint
+
+
+def _refuse_other(checkpoint: Checkpoint) -> None:
     other = other_family(checkpoint.tensors)
     if other is not None:
         raise CheckpointError(f"{checkpoint.path.name} is {other}")
-    return checkpoint
 
 
 def _replacements(files: Mapping[str, FileOrNone], variant: str | None, mmap: bool) -> dict[str, PartSource]:
@@ -186,8 +190,10 @@ def _replacements(files: Mapping[str, FileOrNone], variant: str | None, mmap: bo
     for slot, path in files.items():
         if path is None:
             continue
-        checkpoint = _read(path, variant, mmap)
+        checkpoint = read(path, variant=variant, mmap=mmap)
         found = find_parts(checkpoint)
+        if slot not in found or found[slot].part.fills:  # a part outside of models is another family
+            _refuse_other(checkpoint)
         if slot not in found:
             raise CheckpointError(
                 f"{checkpoint.path.name} was given as the {part_words(slot)}, but contains none; "

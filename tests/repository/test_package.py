@@ -105,7 +105,7 @@ def file_of(module: str) -> Path | None:
 
 
 GROUND = {"errors", "noise", "images", "support", "windows"}
-NETWORKS = {"unet", "autoencoder", "clip", "bert"}
+NETWORKS = {"unet", "autoencoder", "clip", "bert", "control"}
 SCHEDULE = GROUND | {"noise_schedule"}
 MODEL = SCHEDULE | NETWORKS | {"attention", "nn", "config", "model_config", "condition", "protocols", "model"}
 SAMPLER = MODEL | {
@@ -140,6 +140,7 @@ ARROWS = {
     "autoencoder": GROUND | {"nn", "attention", "checkpoint"},
     "clip": GROUND | {"nn", "attention", "checkpoint"},
     "bert": GROUND | {"nn", "attention", "checkpoint"},
+    "control": GROUND | {"nn", "attention", "checkpoint", "unet", "clip", "condition"},
     "text_encoder": {"clip"},
     "tokenizer": {"clip"},
     "model_config": SCHEDULE | NETWORKS | {"conditioners"},
@@ -153,10 +154,10 @@ ARROWS = {
     "compilation": GROUND | {"nn", "unet", "autoencoder"},
     "inpainting": MODEL,
     "windowed_model": MODEL | {"conditioners"},
-    "request": GROUND | {"condition", "schedulers"},
+    "request": GROUND | {"condition", "schedulers", "control"},
     "request_condition": SAMPLER - {"sampler", "start", "tasks", "upscaling"},
     "start": SAMPLER - {"sampler", "tasks", "upscaling"},
-    "task_types": GROUND | {"condition", "request"},
+    "task_types": GROUND | {"condition", "request", "control"},
     "upscaling": MODEL | {"conditioners", "task_types", "windowed_model"},
     "tasks": SAMPLER - {"sampler"},
     "sampler": SAMPLER,

@@ -5,6 +5,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ldm_core.adapters.ip_adapter import apply_ip_adapter
     from ldm_core.adapters.lora import apply_lora
     from ldm_core.adapters.textual_inversion import apply_textual_inversion
     from ldm_core.attention import set_attention
@@ -66,6 +67,7 @@ __all__ = [
     "SamplerStep",
     "UniPC",
     "Windows",
+    "apply_ip_adapter",
     "apply_lora",
     "apply_textual_inversion",
     "build",
@@ -135,6 +137,7 @@ _DEFINED_IN = {
     "SamplerStep": "task_types",
     "UniPC": "schedulers",
     "Windows": "windows",
+    "apply_ip_adapter": "adapters.ip_adapter",
     "apply_lora": "adapters.lora",
     "apply_textual_inversion": "adapters.textual_inversion",
     "build": "loading.load",

@@ -39,6 +39,8 @@ class Request:
     latent: Tensor | None = None
     timesteps: Timesteps | None = None
     controls: Any = ()
+    image_prompt: ImageInput = None
+    image_scale: Any = 1.0
 
     def recipe(self, image: int, start: Start, scheduler: Scheduler) -> dict[str, Any]:
         """The settings of one image as plain values, without tensors and images."""

@@ -9,6 +9,7 @@ CompVis's counterparts: `scripts/txt2img.py`, `img2img.py` and `inpaint.py` with
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -132,7 +133,9 @@ class Sampler(Tasks):
         added: dict[str, Any] = {}
         if controls is not None and (residuals := controls.residuals(x, t, condition, latent)) is not None:
             added["residuals"] = residuals
-        return self.model.unet(latent, t, context, *vector, **added).to(x.dtype)
+        picture = start.image_prompt
+        with nullcontext() if picture is None else picture.used_for(condition, len(x)):
+            return self.model.unet(latent, t, context, *vector, **added).to(x.dtype)
 
     def _prepare(self, request: Request) -> Start:
         options = {"batch_size": self.batch_size, "clip_skip": self.clip_skip}

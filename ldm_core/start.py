@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ldm_core.condition import Condition
 from ldm_core.config import LatentDiffusionConfig
+from ldm_core.control.ip_adapter import ImagePrompt, prepare_image_prompt
 from ldm_core.control.run import RunningControls, prepare_controls, with_styles
 from ldm_core.images import image_to_tensor, mask_to_tensor
 from ldm_core.inpainting import KnownPart, inpainting_condition, latent_mask
@@ -38,6 +39,7 @@ class Start:
     mask: Tensor | None = None  # (B, 1, H, W) in [0, 1]
     known: KnownPart | None = None  # inpainting with a U-Net without a mask input
     controls: RunningControls | None = None
+    image_prompt: ImagePrompt | None = None
 
     def at_step(self, index: int) -> Start:
         """The start with those of its controls that act in a step, from 0."""
@@ -96,7 +98,7 @@ def prepare(
         concat = _inpainting_input(model, image, mask, shape, draws, chunk).to(model.device, model.dtype)
         cond, uncond = replace(cond, concat=concat), replace(uncond, concat=concat)
     _check_condition(model.config, cond, shape)
-    steered = _steered(model, request, cond, uncond, shape)
+    steered = _steered(model, request, cond, uncond, shape, conditioning.guidance_scale != 1)
     sees_mask = sees_mask or conditioning.hides_masked
     if image is not None and (request.strength < 1 or (mask is not None and not sees_mask)):
         x0 = _encode(model, image, draws, chunk).to(noise)
@@ -125,9 +127,10 @@ def _steered(
     cond: Condition,
     uncond: Condition,
     shape: tuple[int, ...],
+    guided: bool,
 ) -> dict[str, Any]:
-    """The fields of `Start` for the two sides of guidance and the controls."""
-    count = shape[0]
+    """The fields of `Start` for the two sides of guidance, the controls and the image prompt."""
+    count, picture = shape[0], (request.image_prompt, request.image_scale)
     controls = prepare_controls(request.controls, model.unet, (shape[2], shape[3]), count, request.num_images)
     if controls is not None:
         controls, cond, uncond = with_styles(controls, cond, uncond)
@@ -135,6 +138,7 @@ def _steered(
         "cond": cond.on_side(True, count),
         "uncond": uncond.on_side(False, count),
         "controls": controls,
+        "image_prompt": prepare_image_prompt(model.unet, *picture, guided=guided),
     }
 
 

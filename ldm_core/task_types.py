@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
@@ -49,6 +49,8 @@ class Options(TypedDict, total=False):
     latent: Tensor | None
     timesteps: Timesteps | None
     controls: Sequence[Control]
+    image_prompt: ImageInput
+    image_scale: float | Mapping[str, float]
     progress: bool
 
 

@@ -63,8 +63,8 @@ class UNet(Encoder):
     takes_kept_context = True
     takes_residuals = True
 
-    # Computes `predict` without residuals in another way, with the same arguments; set by `ldm_core.compile` and
-    # `ldm_core.capture`. Copies of the network are plain.
+    # Computes `predict` without residuals in another way, with the same arguments; set by `ldm_core.compile`
+    # and `ldm_core.capture`. Copies of the network are plain.
     runner: Callable[[Tensor, Tensor, Context, Tensor | None], Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class AutoencoderVQ(AutoencoderBase):
         to h unchanged (the straight-through estimator); the codebook receives none.
         """
         self._require_latents(h)
-        indices = self._nearest(h.detach().permute(0, 2, 3, 1))
+        indices = nearest_codes(self.codebook, h.permute(0, 2, 3, 1))
         # The second term is 0 and has the gradient. Where h is not finite it is NaN, which a code would hide.
         return look_up(self.codebook, indices).detach() + (h - h.detach()), indices
 
@@ -85,23 +85,24 @@ class AutoencoderVQ(AutoencoderBase):
             )
         return super().decode(look_up(self.codebook, indices))
 
-    @torch.no_grad()
-    def _nearest(self, z: Tensor) -> Tensor:
-        """The rows of the nearest codes: (..., D) -> (...).
-
-        In float32 at least, and from differences: the expanded form |z|^2 + |e|^2 - 2 z.e rounds differently
-        for equal codes at different rows, and loses digits if codes are close to each other.
-        """
-        wide = torch.promote_types(z.dtype, torch.float32)
-        codebook = self.codebook.to(wide)
-        rows = max(1, MAX_DISTANCES // len(codebook))
-        found = [
-            torch.cdist(part, codebook, compute_mode="donot_use_mm_for_euclid_dist").argmin(dim=1)
-            for part in z.flatten(0, -2).to(wide).split(rows)
-        ]
-        return torch.cat(found).reshape(z.shape[:-1])
-
 
 def look_up(codebook: Tensor, indices: Tensor) -> Tensor:
     """codebook (n_embed, D), indices (B, h, w) -> the codes (B, D, h, w)."""
     return F.embedding(indices, codebook).permute(0, 3, 1, 2)  # (B, h, w, D) -> (B, D, h, w)
+
+
+@torch.no_grad()
+def nearest_codes(codebook: Tensor, z: Tensor) -> Tensor:
+    """The rows of the codebook (n_embed, D) that are nearest to z (..., D), the first of equal ones: (...).
+
+    In float32 at least, and from differences: the expanded form |z|^2 + |e|^2 - 2 z.e rounds differently
+    for equal codes at different rows, and loses digits if codes are close to each other.
+    """
+    wide = torch.promote_types(z.dtype, torch.float32)
+    codebook = codebook.to(wide)
+    rows = max(1, MAX_DISTANCES // len(codebook))
+    found = [
+        torch.cdist(part, codebook, compute_mode="donot_use_mm_for_euclid_dist").argmin(dim=1)
+        for part in z.flatten(0, -2).to(wide).split(rows)
+    ]
+    return torch.cat(found).reshape(z.shape[:-1])

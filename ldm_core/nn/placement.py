@@ -34,12 +34,12 @@ def blank(network: Callable[[Any], Network], config: Any) -> Network:
     """A network of this configuration on the meta device, without values, in evaluation mode."""
     with SkipInitialisation(), torch.device("meta"):
         built = network(config).eval()
-    _shapes_of(network, config).update((name, p.shape) for name, p in built.named_parameters())
+    _shapes_of(network, config).update((name, value.shape) for name, value in built.state_dict().items())
     return built
 
 
 def parameter_shapes(network: Callable[[Any], nn.Module], config: Any) -> dict[str, torch.Size]:
-    """The shapes of the parameters that a network of this configuration has, by name, in its order."""
+    """The shapes of the parameters and buffers that such a network stores, by name, in its order."""
     shapes = _shapes_of(network, config)
     if not shapes:
         blank(network, config)
@@ -47,7 +47,7 @@ def parameter_shapes(network: Callable[[Any], nn.Module], config: Any) -> dict[s
 
 
 def parameter_names(network: Callable[[Any], nn.Module], config: Any) -> list[str]:
-    """The names of the parameters that a network of this configuration has, in its order."""
+    """The names of the parameters and buffers that such a network stores, in its order."""
     return list(parameter_shapes(network, config))
 
 
@@ -59,8 +59,15 @@ def _shapes_of(network: Callable[[Any], nn.Module], config: Any) -> dict[str, to
 def fill(
     network: nn.Module, parameters: dict[str, Tensor], device: torch.device | str, dtype: torch.dtype
 ) -> None:
-    """Load `parameters` into a network, without gradients; each leaves the dict once it is placed."""
-    state = {name: placed(parameters.pop(name), device, dtype) for name in list(parameters)}
+    """Load `parameters` into a network, without gradients; each leaves the dict once it is placed.
+
+    Integers of the network, such as the counters of batch norms, keep their dtype.
+    """
+    own = {name: value.dtype for name, value in network.state_dict().items()}
+    state = {
+        name: placed(parameters.pop(name), device, dtype if own[name].is_floating_point else own[name])
+        for name in list(parameters)
+    }
     network.load_state_dict(state, strict=True, assign=True)
     network.requires_grad_(False)
 

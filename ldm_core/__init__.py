@@ -105,6 +105,7 @@ _MODULES = (
     "noise_schedule",
     "protocols",
     "recipe",
+    "restoration",
     "schedulers",
     "testing",
     "text_encoder",

@@ -110,22 +110,22 @@ def _safetensors_header(ordered: Mapping[str, Pending], metadata: Mapping[str, s
     return text + b" " * (-len(text) % 8)
 
 
-def write_torch_zip(tensors: Mapping[str, Pending], metadata: Mapping[str, Any], target: Path) -> None:
-    """Write the file of `torch.save({"state_dict": tensors, **metadata}, target)`, with one storage per
-    tensor.
+def write_torch_zip(
+    tensors: Mapping[str, Pending], metadata: Mapping[str, Any], target: Path, entry: str = "state_dict"
+) -> None:
+    """Write the file of `torch.save({entry: tensors, **metadata}, target)`, with one storage per tensor.
 
+    With an empty `entry` it is that of `torch.save(tensors, target)`, which has no place for metadata.
     `metadata` must consist of plain values to be readable with `weights_only`.
     Raises OSError, the errors of a tensor's `make`, and CheckpointError if there are no tensors, for a dtype
-    that PyTorch cannot read, metadata named `state_dict`, and a tensor with another dtype or shape.
+    that PyTorch cannot read, metadata named as the entry, and a tensor with another dtype or shape.
     """
     _check(tensors, _TORCH_DTYPES, "PyTorch's files")
-    if "state_dict" in metadata:
-        raise CheckpointError(
-            "metadata must not have the name 'state_dict', which is reserved for the tensors"
-        )
+    if entry in metadata:
+        raise CheckpointError(f"metadata must not have the name {entry!r}, which is reserved for the tensors")
     state_dict = {name: _Pickled(str(key), tensor) for key, (name, tensor) in enumerate(tensors.items())}
     pickled = io.BytesIO()
-    _Pickler(pickled, protocol=2).dump({"state_dict": state_dict, **metadata})
+    _Pickler(pickled, protocol=2).dump({entry: state_dict, **metadata} if entry else state_dict)
     with target.open("wb") as file, zipfile.ZipFile(file, "w") as archive:
         _add_member(file, archive, "data.pkl", pickled.getbuffer())
         _add_member(file, archive, "byteorder", memoryview(b"little"))

@@ -63,6 +63,7 @@ class Diagnosis:
     missing: tuple[str, ...] = ()
     claims: Sequence[Claim] = ()  # the claims from which `load` decides the configuration
     unused: tuple[str, ...] = ()  # tensors under a part's prefix that its network lacks
+    licence: str | None = None  # of the published weights with these tensors
     is_other: bool = False  # not a latent diffusion model; its tensors are not reported as unknown
 
 
@@ -108,8 +109,10 @@ def _part_alone(checkpoint: Checkpoint, source: PartSource) -> Diagnosis:
         config = decide_part(source.name, part, claims)
     except CheckpointError as error:
         return Diagnosis(family, "unknown", str(error), None, claims=claims)
-    load = f"ldm_core.load_part({str(checkpoint.path)!r}, {part.name!r})"
-    found = Diagnosis(family, "proved", f"according to {claims[-1].source}", load, claims=claims)
+    why, files = f"according to {claims[-1].source}", part.files(config)
+    if files:
+        family, why = f"{part.words} ({', '.join(files)})", "its tensors match"
+    found = Diagnosis(family, "proved", why, source.door, claims=claims, licence=part.licence(config) or None)
     return _with_misfits(found, misfits({part.slot: source}, {part.slot: config}))
 
 

@@ -50,6 +50,7 @@ class Report:
     foreign             classes and functions in a pickle, which were not imported
     load                the line of Python that loads the file, or None
     sample              the line of Python that draws with it, or None
+    licence             the licence of the published weights with these tensors, where this package knows it
     """
 
     path: str
@@ -77,6 +78,7 @@ class Report:
     foreign: tuple[str, ...]
     load: str | None
     sample: str | None
+    licence: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON except for NaN and infinity, which JSON lacks."""
@@ -110,6 +112,8 @@ class Report:
             rows.append(("values", some(list(self.not_finite)) + " with NaN or infinity"))
         if self.checksums is not None:
             rows.append(("checksums", self.checksums))
+        if self.licence is not None:
+            rows.append(("licence", self.licence))
         rows.append(("load", self.load or "not supported"))
         if self.sample is not None:
             rows.append(("sample", self.sample))
@@ -195,6 +199,7 @@ def inspect(
         foreign=checkpoint.foreign,
         load=diagnosis.load,
         sample=diagnosis.sample,
+        licence=diagnosis.licence,
     )
 
 

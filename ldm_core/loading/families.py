@@ -131,8 +131,11 @@ _FAMILIES: tuple[tuple[str, Callable[[Names], bool]], ...] = (
         _is_embedding,
     ),
     (
-        "a face restorer or an upscaler (ESRGAN, GFPGAN, CodeFormer), which is not supported",
-        _starts("params_ema.", "stylegan_decoder.", "body.0.rdb1.", "model.1.sub.0.RDB1."),
+        "an upscaler (ESRGAN), which is not supported",
+        _starts(
+            "params_ema.conv_first.", "params.conv_first.", "params_ema.body.0.", "params.body.0.rdb1.",
+            "body.0.rdb1.", "model.1.sub.0.RDB1.",
+        ),
     ),
     (
         "a Stable Cascade or Würstchen model, which is not supported",

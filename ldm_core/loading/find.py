@@ -42,6 +42,11 @@ class PartSource:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
 
+    @property
+    def door(self) -> str:
+        """The line of Python that loads the file of a network outside models."""
+        return self.part.door.format(path=str(self.checkpoint.path), name=self.part.name)
+
     def parameters(
         self, config: Any, network: nn.Module
     ) -> tuple[dict[str, Tensor], dict[str, str], Problems]:
@@ -197,6 +202,8 @@ def _why_ignored(layout: Layout, key: str, base: str, prefix: str) -> str | None
         names = (base + name, prefix + name)
         if key in names or (name.endswith(".") and key.startswith(names)):
             return why
+    if base and not key.startswith(base):
+        return next((why for other, why in layout.beside.items() if key.startswith(other)), None)
     return None
 
 

@@ -37,6 +37,8 @@ class Layout:
     together   tensors that are dropped unless all of them are present
     accepts    shapes by name -> whether they can be this part; None for names that no other part has
     buffers    configuration -> the buffers of the original class
+    beside     prefixes of the file besides the one that is used -> why their tensors are not needed
+    pth_entry  the entry of a `.pth` file that contains the tensors; none: the file's dictionary does
     """
 
     name: str
@@ -50,6 +52,8 @@ class Layout:
     together: tuple[str, ...] = ()
     accepts: Callable[[Shapes], bool] | None = None
     buffers: Callable[[Any], dict[str, Tensor]] = lambda config: {}
+    beside: Mapping[str, str] = field(default_factory=dict)
+    pth_entry: str | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,9 @@ class Part:
     tokenizer  (configuration, words to add) -> tokenizer; adds_words: whether files may add words to it
     conditions (configuration, the model's networks and its "tokenizer") -> the model's conditioner
     call       an example of the sampler's method and arguments for this conditioner
+    files      configuration -> the names of the published files of this network
+    licence    configuration -> the licence of their weights; "" where this package says nothing about it
+    door       the call that loads a file of a network outside models, a format of its path and name
     """
 
     name: str
@@ -133,6 +140,9 @@ class Part:
     adds_words: bool = False
     conditions: Callable[[Any, Mapping[str, Any]], Conditioner] | None = None
     call: str = ""
+    files: Callable[[Any], tuple[str, ...]] = lambda config: ()
+    licence: Callable[[Any], str] = lambda config: ""
+    door: str = "ldm_core.load_part({path!r}, {name!r})"
 
     @property
     def slot(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from ldm_core.checkpoint.writer import (
     require_whole,
     write_safetensors,
     write_then_move,
+    write_torch_zip,
 )
 from ldm_core.config import LatentDiffusionConfig
 from ldm_core.errors import CheckpointError, ConfigError
@@ -32,6 +33,7 @@ from ldm_core.loading.original_file import buffers, file_map
 from ldm_core.loading.parts import part_configs, part_of
 from ldm_core.nn.placement import parameter_shapes
 from ldm_core.noise_schedule import NoiseSchedule, betas_of
+from ldm_core.restoration.restorer import Restorer
 from ldm_core.support.atomic_files import write_whole_folder
 
 LayoutName = Literal["compvis", "diffusers"]
@@ -45,7 +47,7 @@ class Model(Protocol):
 
 
 def save(
-    model: Model | nn.Module,
+    model: Model | nn.Module | Restorer,
     path: str | Path,
     *,
     layout: LayoutName = "compvis",
@@ -53,7 +55,8 @@ def save(
 ) -> None:
     """Write a model, or one network of a kind registered in `ldm_core.loading.parts`.
 
-    layout: "compvis", one file with the original keys, `.safetensors` or a PyTorch zip (`.ckpt`, `.pt`); or
+    layout: "compvis", one file with the original keys, `.safetensors` or a PyTorch zip (`.ckpt`, `.pt`; for
+        a network for faces also `.pth`, which the original scripts read); or
         "diffusers", a new folder for `StableDiffusionPipeline.from_pretrained`.
     dtype: the dtype of the stored weights; None keeps each as it is.
 
@@ -118,6 +121,7 @@ def file_tensors(model: Model) -> dict[str, Tensor]:
 
 def _networks(model: Any) -> tuple[Any, dict[str, nn.Module]]:
     """(the configuration, the networks by slot) of a model or of a single part."""
+    model = model.network if isinstance(model, Restorer) else model
     config = getattr(model, "config", None)
     if not isinstance(config, LatentDiffusionConfig):
         return config, {part_of(config).slot: model}
@@ -186,11 +190,20 @@ def _write_file(
         metadata[PARTS_KEY] = json.dumps({part_of(config).name: asdict(config)})
     if words:
         metadata[WORDS_KEY] = json.dumps(words)
-    if path.suffix not in WRITERS:
+    writers = {**WRITERS, **_pth_writer(configs)}
+    if path.suffix not in writers:
         raise CheckpointError(
-            f"{path}: expected one of the suffixes {', '.join(WRITERS)}, got {path.suffix!r}"
+            f"{path}: expected one of the suffixes {', '.join(writers)}, got {path.suffix!r}"
         )
-    write_then_move(path, lambda t: WRITERS[path.suffix](tensors, metadata, t), overwrite=overwrite)
+    write_then_move(path, lambda t: writers[path.suffix](tensors, metadata, t), overwrite=overwrite)
+
+
+def _pth_writer(configs: Mapping[str, Any]) -> dict[str, Callable[..., None]]:
+    """The writer of `.pth` files, for a network whose original program reads them."""
+    (own, *others) = configs.values()
+    part = part_of(own)
+    entry = part.layout(part.written(own)).pth_entry
+    return {} if others or entry is None else {".pth": partial(write_torch_zip, entry=entry)}
 
 
 def _write_folder(

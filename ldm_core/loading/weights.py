@@ -107,6 +107,11 @@ def open_weights(
         _refuse_leftovers(checkpoint, found)
         return _open_alone(next(iter(found.values())), config)
     own = {slot: source for slot, source in found.items() if source.part.fills}
+    if found and not own:
+        source = next(iter(found.values()))
+        raise CheckpointError(
+            f"{source.name} contains {source.part.article}, not a latent diffusion model: use {source.door}"
+        )
     sources = {**own, **_replacements(parts or {}, variant, mmap)}
     claims = evidence(checkpoint, sources, config, prediction)
     _require_parts(checkpoint, found, sources, claims)
@@ -197,7 +202,7 @@ def _replacements(files: Mapping[str, FileOrNone], variant: str | None, mmap: bo
         if slot not in found:
             raise CheckpointError(
                 f"{checkpoint.path.name} was given as the {part_words(slot)}, but contains none; "
-                f"{_held(checkpoint, found)}"
+                f"{held(checkpoint, found)}"
             )
         _refuse_leftovers(checkpoint, found)
         sources[slot] = found[slot]
@@ -215,7 +220,7 @@ def _require_parts(checkpoint: Checkpoint, found: Sources, sources: Sources, cla
         what = " and no ".join(map(part_words, absent))
         options = ", ".join(f"{slot}=FILE" for slot in absent)
         raise CheckpointError(
-            f"{checkpoint.path.name} contains no {what}; {_held(checkpoint, found)}. "
+            f"{checkpoint.path.name} contains no {what}; {held(checkpoint, found)}. "
             f"Pass the missing parts: load(…, {options})"
         )
 
@@ -224,7 +229,7 @@ def _refuse_leftovers(checkpoint: Checkpoint, found: Sources) -> None:
     report(checkpoint.path.name, {UNUSED: leftovers(checkpoint, found.values())[1]})
 
 
-def _held(checkpoint: Checkpoint, found: Sources) -> str:
+def held(checkpoint: Checkpoint, found: Sources) -> str:
     """The contents of a file, for an error."""
     if found:
         held = (f"{source.part.article} ({source.layout.name} names)" for source in found.values())

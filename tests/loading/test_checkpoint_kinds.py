@@ -170,7 +170,7 @@ OTHERS = {
     "lora_unet_mid_block_attentions_0_proj_in.dora_scale": "DoRA",
     "lora_unet_mid_block_attentions_0_proj_in.oft_blocks": "adapter of a kind that is not supported",
     "emb_params": "textual inversion",
-    "params_ema.conv_first.weight": "face restorer",
+    "params_ema.conv_first.weight": "upscaler",
 }
 
 

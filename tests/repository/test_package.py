@@ -122,7 +122,7 @@ SAMPLER = MODEL | {
     "upscaling",
     "windowed_model",
 }
-LOADING = MODEL | {"checkpoint", "conditioners", "loading"}
+LOADING = MODEL | {"checkpoint", "conditioners", "loading", "restoration"}
 
 # The rooms of the package, from the ground up, and the rooms that each may know besides itself.
 ARROWS = {
@@ -141,6 +141,7 @@ ARROWS = {
     "clip": GROUND | {"nn", "attention", "checkpoint"},
     "bert": GROUND | {"nn", "attention", "checkpoint"},
     "control": GROUND | {"nn", "attention", "checkpoint", "unet", "clip", "condition"},
+    "restoration": GROUND | {"nn", "attention", "checkpoint", "autoencoder"},  # `load` is an alias
     "text_encoder": {"clip"},
     "tokenizer": {"clip"},
     "model_config": SCHEDULE | NETWORKS | {"conditioners"},

@@ -103,6 +103,7 @@ _MODULES = (
     "guidance",
     "kernels",
     "noise_schedule",
+    "prompts",
     "protocols",
     "recipe",
     "restoration",

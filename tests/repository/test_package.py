@@ -129,6 +129,7 @@ ARROWS = {
     "errors": set(),
     "noise": set(),
     "support": {"errors"},
+    "prompts": GROUND,
     "images": {"support"},
     "windows": {"support"},
     "noise_schedule": GROUND,

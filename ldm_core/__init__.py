@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     )
     from ldm_core.task_types import SamplerStep
     from ldm_core.unet.deep_cache import DeepCache
+    from ldm_core.unet.free_u import free_u
     from ldm_core.unet.residuals import Residuals
     from ldm_core.unet.token_merging import merge_tokens
     from ldm_core.watch.attention_maps import record_attention
@@ -74,6 +75,7 @@ __all__ = [
     "capture",
     "compile",
     "convert",
+    "free_u",
     "inspect",
     "load",
     "load_control",
@@ -146,6 +148,7 @@ _DEFINED_IN = {
     "capture": "compilation",
     "compile": "compilation",
     "convert": "loading.convert",
+    "free_u": "unet.free_u",
     "load": "loading.load",
     "load_control": "loading.control",
     "load_part": "loading.load",

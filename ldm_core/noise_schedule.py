@@ -283,11 +283,18 @@ class Predict(Protocol):
 
 @dataclass(frozen=True)
 class Denoiser:
-    """A `Predict` from any function (x, t) -> network output of x's shape."""
+    """A `Predict` from any function (x, t) -> network output of x's shape.
 
-    function: Callable[[Tensor, float], Tensor]
+    The function may return two outputs: then x_0 is that of the first, and eps that of the second.
+    """
+
+    function: Callable[[Tensor, float], Tensor | tuple[Tensor, Tensor]]
     schedule: NoiseSchedule
     prediction: PredictionType = "eps"
 
     def __call__(self, x: Tensor, t: float) -> Prediction:
-        return self.schedule.interpret(x, self.function(x, t), t, self.prediction)
+        output = self.function(x, t)
+        if isinstance(output, Tensor):
+            return self.schedule.interpret(x, output, t, self.prediction)
+        first, second = (self.schedule.interpret(x, one, t, self.prediction) for one in output)
+        return Prediction(x0=first.x0, eps=second.eps)

@@ -65,6 +65,7 @@ class Sampler(Tasks):
         self.guidance: Guidance = ClassifierFreeGuidance() if guidance is None else guidance
         self.batch_size = batch_size
         self.clip_skip = clip_skip
+        _check_scheduler(self.guidance, self.scheduler)
 
     def steps(
         self,
@@ -88,11 +89,11 @@ class Sampler(Tasks):
     def _run(
         self, start: Start, on_step: OnStep | None = None, gradients: bool = False
     ) -> Iterator[SamplerStep]:
+        guidance = self.guidance.for_run() if hasattr(self.guidance, "for_run") else self.guidance
         latent, history, total = start.latent, None, len(start.timesteps)
         for index, (t, t_prev) in enumerate(start.timesteps):
-            guided = self._guided(start.at_step(index))
-            predict = Denoiser(guided, self.model.noise_schedule, self.model.config.prediction)
             with torch.set_grad_enabled(gradients):  # not around the yield, where the caller's code runs
+                predict = self._denoiser(start.at_step(index), guidance)
                 noise = randn_like(latent, start.generators) if adds_noise(self.scheduler) else None
                 done = self.scheduler.step(predict, latent, t, t_prev, history, noise)
                 latent, history = start.keep_known(done.x, t_prev), done.history
@@ -103,8 +104,15 @@ class Sampler(Tasks):
                 step = replace(step, latent=latent)
             yield step
 
-    def _guided(self, start: Start) -> Callable[[Tensor, float], Tensor]:
+    def _denoiser(self, start: Start, guidance: Guidance) -> Denoiser:
+        guided = self._guided(start, guidance)
+        return Denoiser(guided, self.model.noise_schedule, self.model.config.prediction)
+
+    def _guided(
+        self, start: Start, guidance: Guidance
+    ) -> Callable[[Tensor, float], Tensor | tuple[Tensor, Tensor]]:
         """The guided prediction as a function of x and t, evaluated in chunks of `batch_size`."""
+        combine = getattr(guidance, "with_noise", guidance)
 
         def network(x: Tensor, t: float, condition: Condition) -> Tensor:
             if condition.rows not in (None, len(x)):
@@ -115,10 +123,10 @@ class Sampler(Tasks):
             parts = [slice(i, i + chunk) for i in range(0, len(x), chunk)]
             return torch.cat([self._evaluate(start, x[part], t, condition[part]) for part in parts])
 
-        def guided(x: Tensor, t: float) -> Tensor:
+        def guided(x: Tensor, t: float) -> Any:
             progress = 1 - (t + 1) / len(self.model.noise_schedule)
             scale = start.guidance_scale
-            return self.guidance(network, x, t, start.cond, start.uncond, scale=scale, progress=progress)
+            return combine(network, x, t, start.cond, start.uncond, scale=scale, progress=progress)
 
         return guided
 
@@ -195,6 +203,16 @@ class Sampler(Tasks):
             return start
         kept, rows = KeptContext(torch.cat([uncond.context, cond.context])), len(cond.context)
         return replace(start, cond=cond.keeping(kept[rows:]), uncond=uncond.keeping(kept[:rows]))
+
+
+def _check_scheduler(guidance: Any, scheduler: Any) -> None:
+    """Raise ValueError if the guidance is for other schedulers alone."""
+    takes = getattr(guidance, "schedulers", (object,))
+    if not isinstance(scheduler, takes):
+        names = " or ".join(one.__name__ for one in takes)
+        raise ValueError(
+            f"{type(guidance).__name__} requires the scheduler {names}, not {type(scheduler).__name__}"
+        )
 
 
 def _is_own(part: Any) -> bool:

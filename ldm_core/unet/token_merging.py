@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm_core.unet.network import UNet
+from ldm_core.unet.network import UNet, unet_of
 from ldm_core.unet.transformer import SpatialTransformer, TransformerBlock
 
 MOST = 0.75  # the fraction of tokens that are sources
@@ -111,7 +111,7 @@ def merge_tokens(
     """
     if not 0.0 <= ratio <= MOST:
         raise ValueError(f"ratio must be in [0, {MOST}], the share of tokens to merge away, not {ratio}")
-    transformers = _transformers(_unet_of(model), max_downsample)
+    transformers = _transformers(unet_of(model, "merging tokens"), max_downsample)
     hooks = [_Hook(transformer, ratio, generator) for transformer in transformers] if ratio else []
     try:
         for hook in hooks:
@@ -120,14 +120,6 @@ def merge_tokens(
     finally:
         for hook in hooks:
             hook.detach()
-
-
-def _unet_of(model: Any) -> UNet:
-    root = getattr(model, "unet", model)
-    unets = [part for part in root.modules() if isinstance(part, UNet)] if isinstance(root, nn.Module) else []
-    if not unets:
-        raise ValueError(f"{type(root).__name__} is no U-Net of this package, which merging tokens needs")
-    return unets[0]
 
 
 def _transformers(unet: UNet, max_downsample: int) -> list[SpatialTransformer]:

@@ -82,11 +82,21 @@ class ClassifierFreeGuidance:
             return network(x, t, cond)
         if scale == 0.0:
             return network(x, t, uncond)
+        return self.combine(*self.predictions(network, x, t, cond, uncond), scale)
+
+    def predictions(
+        self, network: Network, x: Tensor, t: float, cond: Condition, uncond: Condition
+    ) -> tuple[Tensor, Tensor]:
+        """The unconditional and the conditional prediction, each (B, C, h, w)."""
         if self.batched:
             eps = network(torch.cat([x, x]), t, Condition.cat([uncond, cond]))
             eps_uncond, eps_cond = eps.chunk(2)
         else:
             eps_uncond, eps_cond = network(x, t, uncond), network(x, t, cond)
+        return eps_uncond, eps_cond
+
+    def combine(self, eps_uncond: Tensor, eps_cond: Tensor, scale: float) -> Tensor:
+        """The guided prediction from both predictions, rescaled if `rescale` is set."""
         guided = eps_uncond + scale * (eps_cond - eps_uncond)
         if self.rescale:
             std_cond = eps_cond.std(dim=(1, 2, 3), keepdim=True)

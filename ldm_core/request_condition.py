@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ldm_core.condition import Condition
-from ldm_core.conditioners.text import TextConditioner
+from ldm_core.conditioners.prompt_encoder import PromptEncoder, PromptPhase
+from ldm_core.conditioners.prompt_syntax import PromptSyntax
+from ldm_core.conditioners.text import TextConditioner, as_prompts
 from ldm_core.model import LatentDiffusion
 from ldm_core.model_config import LatentDiffusionConfig
 from ldm_core.request import Request
@@ -19,12 +22,41 @@ from ldm_core.request import Request
 GUIDANCE_SCALE = 7.5  # the default with an unconditional condition, as in CompVis's scripts/txt2img.py
 
 
+@dataclass(frozen=True)
+class Conditions:
+    """The conditions of the steps up to `last`, counted from 1, with one row per image.
+
+    weights, others: of prompts with alternatives, as in `ldm_core.guidance.Composition`; otherwise None, ().
+    """
+
+    cond: Condition
+    uncond: Condition  # `cond` itself without guidance
+    last: int | None = None  # None: of all steps
+    weights: Tensor | None = None
+    others: tuple[tuple[Condition, Tensor], ...] = ()
+
+    def with_concat(self, concat: Tensor) -> Conditions:
+        """The same conditions with further input channels (B, C', h, w)."""
+        return replace(
+            self,
+            cond=replace(self.cond, concat=concat),
+            uncond=replace(self.uncond, concat=concat),
+            others=tuple((replace(other, concat=concat), weights) for other, weights in self.others),
+        )
+
+
 class RequestCondition:
     """The condition and unconditional condition of a request: checked here, computed by `encode`."""
 
     def __init__(
-        self, model: LatentDiffusion, request: Request, batch_size: int | None, clip_skip: int | None
+        self,
+        model: LatentDiffusion,
+        request: Request,
+        batch_size: int | None,
+        clip_skip: int | None,
+        syntax: PromptSyntax | None = None,
     ) -> None:
+        self.syntax = syntax
         self.model, self.request = model, request
         self.conditioner: Any = model.conditioner
         if isinstance(self.conditioner, TextConditioner):
@@ -109,8 +141,45 @@ class RequestCondition:
         sized = getattr(self.conditioner, "latent_size", None)
         return None if sized is None else sized(self.request.inputs)
 
-    def encode(self, draws: list[torch.Generator]) -> tuple[Condition, Condition]:
-        """Both conditions, with one row per image. Images of one input are consecutive."""
+    def encode(self, draws: list[torch.Generator], steps: int) -> list[Conditions]:
+        """The conditions of a run's phases: one, unless a prompt changes.
+
+        Images of one input are consecutive.
+        """
+        return self._encode_syntax(steps) or [Conditions(*self._encode_plain(draws))]
+
+    def _encode_syntax(self, steps: int) -> list[Conditions]:
+        """The phases of prompts with syntax; none if there is no syntax in them, or none is read."""
+        if self.syntax is None or self.request.condition is not None:
+            return []
+        if not isinstance(self.conditioner, TextConditioner):
+            raise ValueError("prompt syntax requires a model of prompts alone, such as Stable Diffusion's")
+        given = self.unconditional
+        prompts = as_prompts(self.request.inputs)
+        negatives = as_prompts("" if given is None or isinstance(given, Condition) else given)
+        encoder = PromptEncoder(self.conditioner)
+        if all(self.syntax.is_plain(encoder, prompt) for prompt in (*prompts, *negatives)):
+            return []
+        negatives = negatives * (len(prompts) // len(negatives))
+        rows: dict[int, Condition] = {}  # by the context's identity: phases share contexts that come back
+        phases = self.syntax.phases(encoder, prompts, negatives, steps)
+        return [self._conditions(phase, rows) for phase in phases]
+
+    def _conditions(self, phase: PromptPhase, rows: dict[int, Condition]) -> Conditions:
+        def condition(context: Tensor) -> Condition:
+            if id(context) not in rows:
+                rows[id(context)] = self._rows(Condition(context=context))
+            return rows[id(context)]
+
+        images = self.request.num_images
+        pairs = [(condition(one), weights.repeat_interleave(images)) for one, weights in phase.alternatives]
+        given = self.unconditional
+        uncond = self._rows(given) if isinstance(given, Condition) else condition(phase.unconditional)
+        (cond, weights), *others = pairs
+        composed = bool(others) or bool((weights != 1).any())
+        return Conditions(cond, uncond, phase.last, weights if composed else None, tuple(others))
+
+    def _encode_plain(self, draws: list[torch.Generator]) -> tuple[Condition, Condition]:
         request = self.request
         if request.condition is not None:
             cond = self._rows(request.condition)

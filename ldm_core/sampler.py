@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from ldm_core.condition import Condition
-from ldm_core.guidance import ClassifierFreeGuidance, Guidance
+from ldm_core.conditioners.prompt_syntax import PromptSyntax, syntax_of
+from ldm_core.guidance import ClassifierFreeGuidance, Composition, Guidance, require_classifier_free
 from ldm_core.images import tensor_to_pil
 from ldm_core.model import LatentDiffusion
 from ldm_core.nn.kept_context import KeptContext
@@ -41,6 +42,8 @@ class Sampler(Tasks):
     batch_size: maximum number of images per network evaluation; larger requests are split, with the same
         result. None: no limit.
     clip_skip: number of final text encoder blocks to skip; None: the model's default.
+    prompts: the syntax of prompts: "a1111", "a1111-no-norm" (weights without restoring the mean) or "compel";
+        None: prompts are plain text. Prompts without syntax give the same images in all of them.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Sampler(Tasks):
         *,
         batch_size: int | None = None,
         clip_skip: int | None = None,
+        prompts: str | PromptSyntax | None = None,
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be positive, not {batch_size}")
@@ -65,6 +69,7 @@ class Sampler(Tasks):
         self.guidance: Guidance = ClassifierFreeGuidance() if guidance is None else guidance
         self.batch_size = batch_size
         self.clip_skip = clip_skip
+        self.prompts = syntax_of(prompts)
         _check_scheduler(self.guidance, self.scheduler)
 
     def steps(
@@ -112,6 +117,8 @@ class Sampler(Tasks):
         self, start: Start, guidance: Guidance
     ) -> Callable[[Tensor, float], Tensor | tuple[Tensor, Tensor]]:
         """The guided prediction as a function of x and t, evaluated in chunks of `batch_size`."""
+        if start.weights is not None:
+            guidance = Composition(start.weights, start.others, require_classifier_free(guidance))
         combine = getattr(guidance, "with_noise", guidance)
 
         def network(x: Tensor, t: float, condition: Condition) -> Tensor:
@@ -146,8 +153,11 @@ class Sampler(Tasks):
             return self.model.unet(latent, t, context, *vector, **added).to(x.dtype)
 
     def _prepare(self, request: Request) -> Start:
-        options = {"batch_size": self.batch_size, "clip_skip": self.clip_skip}
-        return prepare(self.model, self.scheduler, request, **options)
+        options: Any = {"batch_size": self.batch_size, "clip_skip": self.clip_skip, "syntax": self.prompts}
+        start = prepare(self.model, self.scheduler, request, **options)
+        if any(phase.weights is not None for phase in start.phases):
+            require_classifier_free(self.guidance)  # raises for others
+        return start
 
     @torch.no_grad()
     def _decode(self, start: Start, latent: Tensor, finite: FiniteCheck | None = None) -> Tensor:
@@ -192,7 +202,8 @@ class Sampler(Tasks):
         cond, uncond = start.cond, start.uncond
         unet: Any = self.model.unet
         if (
-            cond.context is None
+            start.phases
+            or cond.context is None
             or uncond.context is None
             or cond.context.shape != uncond.context.shape
             or not _is_own(self.guidance)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ldm_core.condition import Condition
+from ldm_core.conditioners.prompt_syntax import PromptSyntax
 from ldm_core.config import LatentDiffusionConfig
 from ldm_core.control.ip_adapter import ImagePrompt, prepare_image_prompt
 from ldm_core.control.run import RunningControls, prepare_controls, with_styles
@@ -18,7 +19,7 @@ from ldm_core.inpainting import KnownPart, inpainting_condition, latent_mask
 from ldm_core.model import LatentDiffusion
 from ldm_core.noise import generators, image_seeds, randn
 from ldm_core.request import Request, Timesteps
-from ldm_core.request_condition import RequestCondition
+from ldm_core.request_condition import Conditions, RequestCondition
 from ldm_core.schedulers import Scheduler
 from ldm_core.schedulers.spacing import truncate
 
@@ -38,14 +39,21 @@ class Start:
     image: Tensor | None = None  # (B, 3, H, W) in [0, 1]
     mask: Tensor | None = None  # (B, 1, H, W) in [0, 1]
     known: KnownPart | None = None  # inpainting with a U-Net without a mask input
+    phases: tuple[Conditions, ...] = ()  # of prompts that change or have alternatives
+    weights: Tensor | None = None  # with `others`, of `ldm_core.guidance.Composition`
+    others: tuple[tuple[Condition, Tensor], ...] = ()
     controls: RunningControls | None = None
     image_prompt: ImagePrompt | None = None
 
     def at_step(self, index: int) -> Start:
-        """The start with those of its controls that act in a step, from 0."""
-        if self.controls is None:
-            return self
-        return replace(self, controls=self.controls.at(index, len(self.timesteps)))
+        """The start with the conditions and the controls of step `index`, counted from 0."""
+        start = self
+        if self.phases:
+            now = next((phase for phase in self.phases if index < (phase.last or 0)), self.phases[-1])
+            start = replace(self, cond=now.cond, uncond=now.uncond, weights=now.weights, others=now.others)
+        if start.controls is None:
+            return start
+        return replace(start, controls=start.controls.at(index, len(self.timesteps)))
 
     def keep_known(self, latent: Tensor, t: float) -> Tensor:
         """The latent at timestep t, with the known part restored when inpainting."""
@@ -66,13 +74,14 @@ def prepare(
     *,
     batch_size: int | None = None,
     clip_skip: int | None = None,
+    syntax: PromptSyntax | None = None,
 ) -> Start:
     """Check a request and compute its initial state. Raises ValueError for invalid requests.
 
     The generator of each image draws its initial noise first, so txt2img, img2img and inpaint start with the
     same noise.
     """
-    conditioning = RequestCondition(model, request, batch_size, clip_skip)
+    conditioning = RequestCondition(model, request, batch_size, clip_skip, syntax)
     count = conditioning.count * request.num_images
     image, mask = _pixels(request, count)
     if conditioning.hides_masked and mask is not None:
@@ -90,15 +99,16 @@ def prepare(
     pairs = scheduler.timesteps(model.noise_schedule, request.steps) if pairs is None else list(pairs)
     start, pairs = truncate(pairs, request.strength)
 
-    cond, uncond = conditioning.encode(draws)
+    phases = conditioning.encode(draws, len(pairs))
+    cond = phases[0].cond
     chunk = batch_size or count
     latent, known = noise, None
     sees_mask = conditioning.takes_mask and cond.concat is None
     if sees_mask:
         concat = _inpainting_input(model, image, mask, shape, draws, chunk).to(model.device, model.dtype)
-        cond, uncond = replace(cond, concat=concat), replace(uncond, concat=concat)
-    _check_condition(model.config, cond, shape)
-    steered = _steered(model, request, cond, uncond, shape, conditioning.guidance_scale != 1)
+        phases = [phase.with_concat(concat) for phase in phases]
+    _check_condition(model.config, phases[0].cond, shape)
+    phases, steered = _steered(model, request, phases, shape, conditioning.guidance_scale != 1)
     sees_mask = sees_mask or conditioning.hides_masked
     if image is not None and (request.strength < 1 or (mask is not None and not sees_mask)):
         x0 = _encode(model, image, draws, chunk).to(noise)
@@ -113,33 +123,44 @@ def prepare(
         seeds=seeds,
         size=(height, width),
         generators=draws,
+        cond=phases[0].cond,
+        uncond=phases[0].uncond,
         guidance_scale=conditioning.guidance_scale,
         image=image,
         mask=mask,
         known=known,
+        phases=() if phases[0].last is None else tuple(phases),
         **steered,
     )
 
 
 def _steered(
-    model: LatentDiffusion,
-    request: Request,
-    cond: Condition,
-    uncond: Condition,
-    shape: tuple[int, ...],
-    guided: bool,
-) -> dict[str, Any]:
-    """The fields of `Start` for the two sides of guidance, the controls and the image prompt."""
+    model: LatentDiffusion, request: Request, phases: list[Conditions], shape: tuple[int, ...], guided: bool
+) -> tuple[list[Conditions], dict[str, Any]]:
+    """The phases with the tokens of styles, and the fields of `Start` for controls and the image prompt."""
     count, picture = shape[0], (request.image_prompt, request.image_scale)
     controls = prepare_controls(request.controls, model.unet, (shape[2], shape[3]), count, request.num_images)
+    steered = []
+    for phase in phases:
+        cond, uncond, others = phase.cond, phase.uncond, [other for other, _ in phase.others]
+        if controls is not None:
+            others = [with_styles(controls, other, other)[1] for other in others]
+            _, cond, uncond = with_styles(controls, cond, uncond)
+        sides = zip(
+            (other.on_side(True, count) for other in others), (weights for _, weights in phase.others)
+        )
+        steered.append(
+            replace(
+                phase,
+                cond=cond.on_side(True, count),
+                uncond=uncond.on_side(False, count),
+                others=tuple(sides),
+            )
+        )
     if controls is not None:
-        controls, cond, uncond = with_styles(controls, cond, uncond)
-    return {
-        "cond": cond.on_side(True, count),
-        "uncond": uncond.on_side(False, count),
-        "controls": controls,
-        "image_prompt": prepare_image_prompt(model.unet, *picture, guided=guided),
-    }
+        controls = with_styles(controls, phases[0].cond, phases[0].uncond)[0]
+    prompt = prepare_image_prompt(model.unet, *picture, guided=guided)
+    return steered, {"controls": controls, "image_prompt": prompt}
 
 
 def _check_condition(config: LatentDiffusionConfig, cond: Condition, shape: tuple[int, ...]) -> None:

@@ -12,6 +12,7 @@ from ldm_core.cli.defaults import (
     DTYPES,
     GUIDANCE,
     MAX_PICTURES,
+    PROMPT_SYNTAXES,
     SCHEDULER,
     SCHEDULERS,
     SPACINGS,
@@ -141,6 +142,11 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--prompts", metavar="FILE", help="a UTF-8 file of prompts, one per line; - for standard input"
+    )
+    group.add_argument(
+        "--prompt-syntax",
+        choices=PROMPT_SYNTAXES,
+        help="read weights, changes and more in prompts (default: prompts are plain text)",
     )
     group.add_argument(
         "--negative-prompt",

@@ -99,6 +99,7 @@ def prepare(args: Namespace) -> Job:
         scheduler=type(scheduler).__name__,
         scheduler_settings=asdict(scheduler),
         clip_skip=chosen(args, again, "clip_skip"),
+        prompt_syntax=chosen(args, again, "prompt_syntax"),
         image=pictures.image_file,
         mask=pictures.mask_file,
         device=str(device),
@@ -113,7 +114,8 @@ def prepare(args: Namespace) -> Job:
         recipes = [without_paths(recipe) for recipe in recipes]
     if again is not None:
         _warn_of_differences(args.recipe, again, recipes[0])
-    sampler = Sampler(model, scheduler, guidance, clip_skip=template.clip_skip)
+    syntax = template.prompt_syntax
+    sampler = Sampler(model, scheduler, guidance, clip_skip=template.clip_skip, prompts=syntax)
     return Job(sampler, recipes, [one for one in inputs for _ in range(num)], pictures, output)
 
 

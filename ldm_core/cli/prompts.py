@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ldm_core.cli.inputs import Subject, read_prompts, uninterpreted
 from ldm_core.cli.kinds import kind_of, usage
+from ldm_core.cli.model import chosen
 from ldm_core.model import LatentDiffusion
 from ldm_core.recipe import Recipe
 from ldm_core.support.warn import warn
@@ -59,12 +60,14 @@ def open_prompts(args: Namespace, again: Recipe | None) -> Prompts:
         raise ValueError(
             f"expected one --negative-prompt, or {count}, one for each prompt, got {len(negatives)}"
         )
-    _warn_of_uninterpreted([*prompts, *negatives])
+    weighted = chosen(args, again, "prompt_syntax") is not None
+    _warn_of_uninterpreted([*prompts, *negatives], weighted)
     return Prompts(args.command, prompts, negatives * (count // len(negatives)))
 
 
-def _warn_of_uninterpreted(prompts: list[str]) -> None:
-    found = uninterpreted(prompts)
+def _warn_of_uninterpreted(prompts: list[str], weighted: bool) -> None:
+    """weighted: whether a syntax is set that reads weights."""
+    found = [text for text in uninterpreted(prompts) if text.startswith("<") or not weighted]
     if found:
         quoted = ", ".join(f"{text!r:.100}" for text in found)
         hint = "; apply a LoRA with --lora FILE" if found[0].startswith("<") else ""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ldm_core.condition import Condition
 from ldm_core.protocols import TextEncoder, Tokenizer
@@ -57,20 +57,23 @@ class TextConditioner:
         return len(as_prompts(inputs, name))
 
     def __call__(self, inputs: str | Sequence[str]) -> Condition:
-        """Encode one row per prompt; repeated prompts are encoded once.
+        """Encode one row per prompt; repeated prompts are encoded once."""
+        prompts = as_prompts(inputs)
+        distinct = list(dict.fromkeys(prompts))
+        contexts = self.encode(self.tokenizer(distinct))
+        row = {prompt: i for i, prompt in enumerate(distinct)}
+        return Condition(context=contexts[[row[prompt] for prompt in prompts]])
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """The context (B, N, width) of tokens (B, N).
 
         A text encoder that is a module receives its tokens on its device, any other on the CPU.
         """
-        prompts = as_prompts(inputs)
-        distinct = list(dict.fromkeys(prompts))
-        tokens = self.tokenizer(distinct)
         weight = next(iter(parameters(self.text_encoder)), None)
         tokens = tokens if weight is None else tokens.to(weight.device)
         options = {} if self.clip_skip is None else {"clip_skip": self.clip_skip}
         chunks = tokens.split(self.batch_size or len(tokens))
-        contexts = torch.cat([self.text_encoder(chunk, **options) for chunk in chunks])
-        row = {prompt: i for i, prompt in enumerate(distinct)}
-        return Condition(context=contexts[[row[prompt] for prompt in prompts]])
+        return torch.cat([self.text_encoder(chunk, **options) for chunk in chunks])
 
 
 def parameters(encoder: Any) -> list[nn.Parameter]:

@@ -96,6 +96,7 @@ class Recipe:
     guidance_rescale: float = 0.0
     strength: float | None = None  # None for txt2img
     clip_skip: int | None = None  # None: the model's own
+    prompt_syntax: str | None = None  # None: prompts are plain text
     config: str | None = None  # a preset or a YAML file, if given
     prediction: str | None = None  # "eps", "v" or "x0", if given
     ema: bool | None = None  # None: as `load` decides
@@ -146,7 +147,11 @@ class Recipe:
 _NONE = type(None)
 _FIELD_TYPES: list[tuple[tuple[str, ...], tuple[type, ...], str]] = [
     (("task", "prompt", "negative_prompt", "scheduler"), (str,), "text"),
-    (("config", "prediction", "device", "dtype", "not_finite"), (str, _NONE), "text or nothing"),
+    (
+        ("prompt_syntax", "config", "prediction", "device", "dtype", "not_finite"),
+        (str, _NONE),
+        "text or nothing",
+    ),
     (("seed", "steps", "width", "height"), (int,), "a whole number"),
     (
         ("clip_skip", "noise_level", "embedding_row", "class_count"),

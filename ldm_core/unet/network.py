@@ -118,3 +118,12 @@ class UNet(Encoder):
     def leave(self, x: Tensor) -> Tensor:
         """The prediction (B, out_channels, h, w) from the last level's features (B, model_channels, h, w)."""
         return self.conv_out(self.norm_silu(self.norm_out, x))
+
+
+def unet_of(model: Any, needed_by: str) -> UNet:
+    """The U-Net of a `LatentDiffusion`, of a module, or itself. Raises ValueError if there is none."""
+    root = getattr(model, "unet", model)
+    unets = [part for part in root.modules() if isinstance(part, UNet)] if isinstance(root, nn.Module) else []
+    if not unets:
+        raise ValueError(f"{type(root).__name__} is no U-Net of this package, which {needed_by} needs")
+    return unets[0]

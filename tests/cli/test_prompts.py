@@ -8,11 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.cli_runs import (
-    SMALL,
-    Draw,
-    Run,
-)
+from support.cli_runs import SMALL, Draw, Result, Run, pixels
 
 from ldm_core.cli.inputs import MAX_PROMPTS_BYTES, read_prompts, uninterpreted
 from ldm_core.recipe import read_recipe
@@ -98,6 +94,17 @@ def test_what_is_not_interpreted_is_warned_of_once(run: Run) -> None:
     assert len(result.err) == 1
     assert result.err[0].endswith("read as ordinary text: '(b:2)'")
     assert run("txt2img", prompts[0], "-q", *ONE_STEP).err == []
+
+
+def test_a_syntax_reads_the_weights_and_is_kept(run: Run) -> None:
+    options = [*ONE_STEP, "--seed", "3"]
+    result = run("txt2img", "a (red:1.9) cat", "--prompt-syntax", "a1111", *options, "-o", "a.png")
+    assert result == Result(0, ["a.png"], [])
+    assert read_recipe("a.png").prompt_syntax == "a1111"
+    assert run("txt2img", "--from", "a.png", "-o", "b.png", "--device", "cpu").err == []
+    run("txt2img", "a (red:1.9) cat", *options, "-o", "c.png")
+    assert (pixels("a.png") == pixels("b.png")).all()
+    assert not (pixels("a.png") == pixels("c.png")).all()
 
 
 def test_a_warning_about_a_prompt_is_bounded(run: Run) -> None:

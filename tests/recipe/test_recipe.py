@@ -64,6 +64,7 @@ recipes = st.builds(
     model=source_files,
     strength=st.none() | numbers,
     clip_skip=st.none() | st.integers(0, 1000),
+    prompt_syntax=st.none() | st.text(),
     config=st.none() | st.text(),
     ema=st.booleans(),
     image=st.none() | source_files,

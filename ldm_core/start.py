@@ -100,15 +100,14 @@ def prepare(
     start, pairs = truncate(pairs, request.strength)
 
     phases = conditioning.encode(draws, len(pairs))
-    cond = phases[0].cond
     chunk = batch_size or count
     latent, known = noise, None
-    sees_mask = conditioning.takes_mask and cond.concat is None
+    sees_mask = conditioning.takes_mask and phases[0].cond.concat is None
     if sees_mask:
         concat = _inpainting_input(model, image, mask, shape, draws, chunk).to(model.device, model.dtype)
         phases = [phase.with_concat(concat) for phase in phases]
     _check_condition(model.config, phases[0].cond, shape)
-    phases, steered = _steered(model, request, phases, shape, conditioning.guidance_scale != 1)
+    steered = _steered(model, request, phases, shape, conditioning.guidance_scale != 1)
     sees_mask = sees_mask or conditioning.hides_masked
     if image is not None and (request.strength < 1 or (mask is not None and not sees_mask)):
         x0 = _encode(model, image, draws, chunk).to(noise)
@@ -123,21 +122,18 @@ def prepare(
         seeds=seeds,
         size=(height, width),
         generators=draws,
-        cond=phases[0].cond,
-        uncond=phases[0].uncond,
         guidance_scale=conditioning.guidance_scale,
         image=image,
         mask=mask,
         known=known,
-        phases=() if phases[0].last is None else tuple(phases),
         **steered,
     )
 
 
 def _steered(
     model: LatentDiffusion, request: Request, phases: list[Conditions], shape: tuple[int, ...], guided: bool
-) -> tuple[list[Conditions], dict[str, Any]]:
-    """The phases with the tokens of styles, and the fields of `Start` for controls and the image prompt."""
+) -> dict[str, Any]:
+    """The fields of `Start` for the conditions, with the tokens of styles, the controls and the image prompt."""
     count, picture = shape[0], (request.image_prompt, request.image_scale)
     controls = prepare_controls(request.controls, model.unet, (shape[2], shape[3]), count, request.num_images)
     steered = []
@@ -160,7 +156,13 @@ def _steered(
     if controls is not None:
         controls = with_styles(controls, phases[0].cond, phases[0].uncond)[0]
     prompt = prepare_image_prompt(model.unet, *picture, guided=guided)
-    return steered, {"controls": controls, "image_prompt": prompt}
+    return {
+        "cond": steered[0].cond,
+        "uncond": steered[0].uncond,
+        "phases": () if phases[0].last is None else tuple(steered),
+        "controls": controls,
+        "image_prompt": prompt,
+    }
 
 
 def _check_condition(config: LatentDiffusionConfig, cond: Condition, shape: tuple[int, ...]) -> None:

@@ -102,11 +102,8 @@ class CoAdapterFuser(nn.Module):
         self.pre_norm = nn.LayerNorm(width)
         self.blocks = _blocks(width, config.heads, config.layers)
         self.post_norm = nn.LayerNorm(width)
-        self.outputs = nn.ModuleList(nn.Linear(width, channels) for channels in config.channels)
+        self.outputs = nn.ModuleList(_zero_linear(width, channels) for channels in config.channels)
         self.style_projection = nn.Parameter(torch.zeros(width, width))
-        for linear in self.outputs:  # a new fuser adds the features
-            nn.init.zeros_(linear.weight)
-            nn.init.zeros_(linear.bias)
 
     def forward(
         self, conditions: Mapping[str, tuple[Tensor, ...] | Tensor]
@@ -128,7 +125,7 @@ class CoAdapterFuser(nn.Module):
         for values, sequence in zip(conditions.values(), sequences):
             if isinstance(values, Tensor):
                 scaled = values * (1 + sequence @ self.style_projection)
-                style = scaled if style is None else style + scaled
+                style = scaled if style is None else torch.cat([style, scaled], dim=1)
                 continue
             factors = [output(sequence[:, level]) for level, output in enumerate(self.outputs)]
             ours = tuple(value * (1 + f[:, :, None, None]) for value, f in zip(values, factors))
@@ -154,6 +151,14 @@ class CoAdapterFuser(nn.Module):
             )
         means = [layer(F.silu(value.mean(dim=(2, 3)))) for layer, value in zip(self.inputs, values)]
         return torch.stack(means, dim=1) + task + self.positional_embedding
+
+
+def _zero_linear(width: int, channels: int) -> nn.Linear:
+    """A layer of zeros: a new fuser adds the features as they are."""
+    linear = nn.Linear(width, channels)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
 
 
 def _blocks(width: int, heads: int, layers: int) -> nn.ModuleList:

@@ -108,10 +108,8 @@ def _config(source: PartSource, model: LatentDiffusion | None) -> Any:
 
 def _for_unet(proven: ControlNetConfig, unet: UNetConfig) -> ControlNetConfig:
     """The proven ControlNet with all that is not proven taken from a U-Net."""
-    own = {"hint_channels": proven.hint_channels, "hint_widths": proven.hint_widths}
-    return ControlNetConfig(
-        **{**asdict(unet), "in_channels": proven.in_channels, "out_channels": proven.out_channels}, **own
-    )
+    own = ("in_channels", "out_channels", "hint_channels", "hint_widths")
+    return ControlNetConfig(**{**asdict(unet), **{name: getattr(proven, name) for name in own}})
 
 
 def _require_fit(source: PartSource, proven: Any, unet: UNetConfig) -> None:

@@ -14,6 +14,7 @@ from ldm_core.restoration.codeformer import (
 )
 from ldm_core.restoration.gfpgan import GFPGAN, GFPGANConfig
 from ldm_core.restoration.gpen import GPEN, GPENConfig
+from ldm_core.restoration.mtcnn import Face, detect
 from ldm_core.restoration.parsenet import ParseNet, ParseNetConfig
 from ldm_core.restoration.restorer import Restorer
 from ldm_core.restoration.retinaface import RetinaFace, RetinaFaceConfig
@@ -26,6 +27,7 @@ __all__ = [
     "GPEN",
     "CodeFormer",
     "CodeFormerConfig",
+    "Face",
     "FaceAutoencoder",
     "FaceAutoencoderConfig",
     "GFPGANConfig",
@@ -35,6 +37,7 @@ __all__ = [
     "Restorer",
     "RetinaFace",
     "RetinaFaceConfig",
+    "detect",
     "load",
 ]
 

@@ -239,6 +239,7 @@ def test_a_wheel_holds_the_bundled_model(tmp_path: Path) -> None:
     for file in (
         "py.typed",
         *("bert/data/bert-base-uncased-vocab.txt.gz", "bert/data/LICENSE-google-bert.txt"),
+        *(f"restoration/mtcnn/data/{name}" for name in ("mtcnn.safetensors", "LICENSE-facenet-pytorch.txt")),
         *("conditioners/data/imagenet_classes.json", "conditioners/data/LICENSE-timm.txt"),
     ):
         assert (tmp_path / "site" / "ldm_core" / file).exists()

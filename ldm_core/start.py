@@ -88,12 +88,11 @@ def prepare(
         mask = (mask >= 0.5).float()  # as the conditioner takes it
     height, width = _size(model.config, request, image, conditioning.latent_size())
     seeds = image_seeds(request.seed, count)
-    f, channels = model.config.autoencoder.downsampling, model.config.unet.out_channels
-    shape = (count, channels, height // f, width // f)
+    f = model.config.autoencoder.downsampling
+    shape = (count, model.config.unet.out_channels, height // f, width // f)
     draws = generators(seeds)
-    state = torch.promote_types(model.dtype, torch.float32)  # latents have at least float32 precision
     noise = _checked(request.noise, "noise", shape)
-    noise = (randn(shape, draws) if noise is None else noise).to(model.device, state)
+    noise = (randn(shape, draws) if noise is None else noise).to(model.device, _state_type(model))
     replacement = _checked(request.latent, "latent", shape)
     pairs = request.timesteps
     pairs = scheduler.timesteps(model.noise_schedule, request.steps) if pairs is None else list(pairs)
@@ -130,10 +129,15 @@ def prepare(
     )
 
 
+def _state_type(model: LatentDiffusion) -> torch.dtype:
+    """The dtype of latents: at least float32."""
+    return torch.promote_types(model.dtype, torch.float32)
+
+
 def _steered(
     model: LatentDiffusion, request: Request, phases: list[Conditions], shape: tuple[int, ...], guided: bool
 ) -> dict[str, Any]:
-    """The fields of `Start` for the conditions, with the tokens of styles, the controls and the image prompt."""
+    """The fields of `Start` for conditions (with the tokens of styles), controls and the image prompt."""
     count, picture = shape[0], (request.image_prompt, request.image_scale)
     controls = prepare_controls(request.controls, model.unet, (shape[2], shape[3]), count, request.num_images)
     steered = []

@@ -110,7 +110,7 @@ def open_weights(
     if found and not own:
         source = next(iter(found.values()))
         raise CheckpointError(
-            f"{source.name} contains {source.part.article}, not a latent diffusion model: use {source.door}"
+            f"{source.name} contains no latent diffusion model; {held(checkpoint, found)}: use {source.door}"
         )
     sources = {**own, **_replacements(parts or {}, variant, mmap)}
     claims = evidence(checkpoint, sources, config, prediction)

@@ -231,7 +231,8 @@ def test_a_file_of_another_network_under_this_name(bundled: Any, tmp_path: Path)
 
 def test_a_restorer_is_no_latent_diffusion_model(tmp_path: Path) -> None:
     original_file("gpen", tmp_path / "gpen.pth")
-    with pytest.raises(CheckpointError, match="a GPEN face restorer, not a latent diffusion model: use"):
+    words = r"no latent diffusion model; it contains a GPEN face restorer \(gpen names\): use ldm"
+    with pytest.raises(CheckpointError, match=words):
         ldm_core.load(tmp_path / "gpen.pth")
     with pytest.raises(CheckpointError, match="was given as the U-Net"):
         ldm_core.load(unet=tmp_path / "gpen.pth")

@@ -188,7 +188,10 @@ class Sampler(Tasks):
             return images
         pictures = tensor_to_pil(images)
         for k, picture in enumerate(pictures):
-            picture.info |= {"seed": start.seeds[k], "recipe": request.recipe(k, start, self.scheduler)}
+            recipe = request.recipe(k, start, self.scheduler)
+            if self.prompts is not None:
+                recipe["prompts"] = repr(self.prompts)
+            picture.info |= {"seed": start.seeds[k], "recipe": recipe}
             if k in found:
                 picture.info["not_finite"] = found[k]
         return pictures

@@ -92,11 +92,10 @@ def prepare(
     shape = (count, model.config.unet.out_channels, height // f, width // f)
     draws = generators(seeds)
     noise = _checked(request.noise, "noise", shape)
-    noise = (randn(shape, draws) if noise is None else noise).to(model.device, _state_type(model))
+    state = torch.promote_types(model.dtype, torch.float32)  # latents have at least float32 precision
+    noise = (randn(shape, draws) if noise is None else noise).to(model.device, state)
     replacement = _checked(request.latent, "latent", shape)
-    pairs = request.timesteps
-    pairs = scheduler.timesteps(model.noise_schedule, request.steps) if pairs is None else list(pairs)
-    start, pairs = truncate(pairs, request.strength)
+    start, pairs = _timesteps(model, scheduler, request)
 
     phases = conditioning.encode(draws, len(pairs))
     chunk = batch_size or count
@@ -127,11 +126,6 @@ def prepare(
         known=known,
         **steered,
     )
-
-
-def _state_type(model: LatentDiffusion) -> torch.dtype:
-    """The dtype of latents: at least float32."""
-    return torch.promote_types(model.dtype, torch.float32)
 
 
 def _steered(
@@ -167,6 +161,15 @@ def _steered(
         "controls": controls,
         "image_prompt": prompt,
     }
+
+
+def _timesteps(
+    model: LatentDiffusion, scheduler: Scheduler, request: Request
+) -> tuple[float, list[tuple[float, float]]]:
+    """The timestep at which a run starts, and its pairs (t, t_prev)."""
+    pairs = request.timesteps
+    pairs = scheduler.timesteps(model.noise_schedule, request.steps) if pairs is None else list(pairs)
+    return truncate(pairs, request.strength)
 
 
 def _check_condition(config: LatentDiffusionConfig, cond: Condition, shape: tuple[int, ...]) -> None:

@@ -64,6 +64,14 @@ def test_syntax_is_off_by_default(model: LatentDiffusion) -> None:
     assert not close(draw(model, prompt), draw(model, prompt, None))
 
 
+def test_a_picture_records_the_syntax(model: LatentDiffusion) -> None:
+    options = QUICK | {"steps": 1, "output": "pil"}
+    [picture] = Sampler(model, prompts="a1111-no-norm").txt2img("a (cat)", **options)
+    assert picture.info["recipe"]["prompts"] == "A1111(keep_mean=False)"
+    [picture] = Sampler(model).txt2img("a (cat)", **options)
+    assert "prompts" not in picture.info["recipe"]
+
+
 # Chunks
 
 

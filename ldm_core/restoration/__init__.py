@@ -6,6 +6,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ldm_core.restoration.alignment import inverse, similarity
 from ldm_core.restoration.codeformer import (
     CodeFormer,
     CodeFormerConfig,
@@ -16,6 +17,7 @@ from ldm_core.restoration.gfpgan import GFPGAN, GFPGANConfig
 from ldm_core.restoration.gpen import GPEN, GPENConfig
 from ldm_core.restoration.mtcnn import Face, detect
 from ldm_core.restoration.parsenet import ParseNet, ParseNetConfig
+from ldm_core.restoration.restore import restore
 from ldm_core.restoration.restorer import Restorer
 from ldm_core.restoration.retinaface import RetinaFace, RetinaFaceConfig
 
@@ -38,7 +40,10 @@ __all__ = [
     "RetinaFace",
     "RetinaFaceConfig",
     "detect",
+    "inverse",
     "load",
+    "restore",
+    "similarity",
 ]
 
 

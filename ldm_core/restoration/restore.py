@@ -1,0 +1,227 @@
+"""From photo to photo: find the faces, align them, restore them, and paste them back.
+
+For each face, with S the similarity to the aligned face (`alignment`) and m its mask in [0, 1] (`masks`):
+
+    face   = network(photo warped by S)
+    photo <- m * face warped by S^-1 + (1 - m) * photo
+
+as the scripts of CodeFormer and GFPGAN do it. Only the part of the photo that a face reaches is computed, so
+a large photo costs the memory of one copy, which becomes the result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ldm_core.images import MAX_PIXELS
+from ldm_core.restoration.alignment import inverse, similarity
+from ldm_core.restoration.face_network import FaceNetwork
+from ldm_core.restoration.found import find
+from ldm_core.restoration.masks import PARSED, parsed_mask, square_mask
+from ldm_core.restoration.photo import GREY, Photo, open_photo
+from ldm_core.restoration.warping import Filter, Region, warp
+from ldm_core.support.limits import is_number, is_whole
+from ldm_core.support.printable import shown
+from ldm_core.support.warn import warn
+
+Mask = Literal["square", "parsing", "both"]
+MASKS = ("square", "parsing", "both")
+FILTERS = ("lanczos", "bilinear")
+MAX_UPSCALE = 8
+BORDER = (132.0, 133.0, 135.0)  # RGB levels of what an aligned face shows beyond the photo's border
+VARIANCE_EPS = 1e-5
+ROUNDING = 2**-10  # levels; levels are truncated, and this keeps rounding errors from costing a whole one
+
+
+def restore(
+    photo: Any,
+    restorer: Any,
+    fidelity: float = 0.5,
+    upscale: int = 1,
+    *,
+    detector: Any = None,
+    threshold: float = 0.9,
+    aligned: bool = False,
+    mask: Mask = "square",
+    parser: Any = None,
+    background: Filter = "lanczos",
+    keep_grey: bool = True,
+    seed: int = 0,
+) -> Any:
+    """Restore the faces of a photo. All other pixels stay as they are.
+
+    photo: a PIL image, or a tensor (3, H, W) or (1, 3, H, W) in [0, 1]. The result is of the same kind: its
+        mode, 16 bits, alpha, colour profile and EXIF data are kept; the EXIF orientation is applied.
+    restorer: what `restoration.load` returns, or a callable from (1, 3, 512, 512) in [-1, 1] to the same.
+    fidelity: in [0, 1], for CodeFormer: 0 trusts the codes alone, 1 follows the photo most closely.
+    upscale: the whole number by which the photo is enlarged, with the filter `background`: "lanczos"
+        (GFPGAN's scripts) or "bilinear" (CodeFormer's).
+    detector: a callable from an upright RGB PIL image to (boxes (N, 4), or (N, 5) with scores; points
+        (N, 5, 2)), or to a list of faces with .box, .score and .points; default: the bundled MTCNN, whose
+        smallest face is 20 pixels, or 1/50 of the photo's shorter side.
+    threshold: the lowest score of a face to restore.
+    aligned: the photo is one aligned face; the result is the restored face, in the network's size.
+    mask: "square" pastes the aligned square with a soft edge, "parsing" what the parser takes for the face,
+        and "both" the smaller of these two at each pixel (CodeFormer's script with a parser).
+    parser: what `restoration.load` returns for a ParseNet, or a callable in its place.
+    keep_grey: restored faces of a grey photo are grey as well. Otherwise a grey photo becomes RGB.
+    seed: of the noise that a network draws: face k has seed + k.
+
+    Warns if no face is found; the photo then comes back (enlarged) without a change.
+    Raises ValueError for other values, and for a detector, network or parser that returns something else.
+    """
+    _check(fidelity, upscale, threshold, aligned, mask, parser, background, seed)
+    network = FaceNetwork.of(restorer, fidelity, seed)
+    opened = open_photo(photo)
+    grey = keep_grey and opened.is_grey()
+    if not keep_grey and opened.pixels.shape[2] == 1:
+        opened = opened.coloured()
+    if aligned:
+        return _restored_face(opened, network, grey).picture()
+    pixels = opened.size[0] * opened.size[1] * upscale**2
+    if pixels > MAX_PIXELS:
+        raise ValueError(f"expected a result of at most {MAX_PIXELS:,} pixels, got {pixels:,}")
+    found = find(opened, detector, threshold)
+    if not found:
+        warn("no face was found in the photo, which is returned without restored faces")
+    faces = [_restored(opened, network, points, k, grey) for k, points in enumerate(found)]
+    height, width = opened.size
+    result = opened.resized((height * upscale, width * upscale), background)
+    for face in faces:
+        if face is not None:
+            _paste(result, face, upscale, mask, getattr(parser, "network", parser))
+    return result.picture()
+
+
+@dataclass(frozen=True)
+class _Restored:
+    """levels (S, S, 3) in [0, 255] of a restored face, and the map (2, 3) from the photo to it."""
+
+    levels: Tensor
+    to_face: Tensor
+
+
+def _check(
+    fidelity: Any,
+    upscale: Any,
+    threshold: Any,
+    aligned: bool,
+    mask: Any,
+    parser: Any,
+    background: Any,
+    seed: Any,
+) -> None:
+    for name, value in (("fidelity", fidelity), ("threshold", threshold)):
+        if not (is_number(value) and 0 <= value <= 1):
+            raise ValueError(f"{name} must be a number in [0, 1], not {shown(value)}")
+    if not is_whole(upscale, 1, MAX_UPSCALE):
+        raise ValueError(f"upscale must be a whole number in 1..{MAX_UPSCALE}, not {shown(upscale)}")
+    if aligned and upscale != 1:
+        raise ValueError(f"an aligned face has the size of the network: upscale must be 1, not {upscale}")
+    for name, value, choices in (("mask", mask, MASKS), ("background", background, FILTERS)):
+        if value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)}, not {shown(value)}")
+    if (parser is None) != (mask == "square"):
+        raise ValueError(f"mask {mask!r} {'needs a' if parser is None else 'takes no'} parser")
+    if not callable(getattr(parser, "network", parser)) and parser is not None:
+        raise ValueError(f"expected a network that parses faces, got {type(parser).__name__}")
+    if not is_whole(seed, -(2**63), 2**63 - 1):
+        raise ValueError(f"seed must be a whole number, not {shown(seed)}")
+
+
+def _restored_face(photo: Photo, network: FaceNetwork, grey: bool) -> Photo:
+    """The restored face of a photo that is one aligned face."""
+    height, width = photo.size
+    if height != width:
+        raise ValueError(f"expected an aligned face as a square, got {width} x {height} pixels")
+    face = photo.resized((network.size, network.size), "bilinear")
+    levels = face.levels().float()
+    restored = network(levels)
+    if grey:
+        restored = _greyed(restored, levels)
+    pixels = torch.empty_like(face.pixels)
+    _blend(pixels, restored, torch.ones(face.size), face.top)
+    return replace(face, pixels=pixels)
+
+
+def _restored(
+    photo: Photo, network: FaceNetwork, points: Tensor, number: int, grey: bool
+) -> _Restored | None:
+    """A face of the photo, restored. None where the network returned it as it was.
+
+    Such a face needs no pasting, which would only blur the photo: it is sampled twice on the way.
+    """
+    side = network.size
+    to_face = similarity(points, side)
+    square = Region(0, 0, side, side)
+    to_photo = inverse(to_face)
+    channels = photo.pixels.shape[2]
+    border = torch.tensor(BORDER) if channels == 3 else (torch.tensor(BORDER) @ torch.tensor(GREY))[None]
+    scale = photo.top / 255
+    crop = warp(photo.pixels, to_photo, square, border * scale)
+    levels = (crop / scale).round().clamp(0, 255).expand(-1, -1, 3)
+    restored = network(levels, number)
+    if torch.equal(restored, levels):
+        return None
+    return _Restored(_greyed(restored, levels) if grey else restored, to_face)
+
+
+def _greyed(face: Tensor, crop: Tensor) -> Tensor:
+    """A face (S, S, 3) in grey, with the mean and standard deviation of each channel of the crop."""
+    values = (face @ torch.tensor(GREY))[..., None].double()
+    std, mean = (values.var(correction=0) + VARIANCE_EPS).sqrt(), values.mean()
+    wanted = crop.double().flatten(0, 1)
+    wanted_std = (wanted.var(dim=0, correction=0) + VARIANCE_EPS).sqrt()
+    return ((values - mean) / std * wanted_std + wanted.mean(dim=0)).float()
+
+
+def _paste(photo: Photo, face: _Restored, upscale: int, mask: Mask, parser: Any) -> None:
+    """Paste a face into the photo's own pixels, which are those of the enlarged photo."""
+    to_photo = inverse(face.to_face) * upscale
+    if upscale > 1:
+        to_photo[:, 2] += 0.5 * upscale
+    to_face = inverse(to_photo)
+    side = len(face.levels)
+    region, solid, soft = square_mask(to_photo, to_face, side, photo.size, upscale)
+    if region.is_empty():
+        return
+    pasted = warp(face.levels, to_face, region).clamp(0, 255).round()
+    if mask != "parsing":
+        pasted *= solid[..., None]
+    if parser is not None:
+        shape = _warped_mask(face.levels, to_face, region, parser)
+        soft = shape if mask == "parsing" else torch.minimum(shape, soft)
+    _blend(photo.pixels[region.slices], pasted, soft, photo.top)
+
+
+def _warped_mask(levels: Tensor, to_face: Tensor, region: Region, parser: Any) -> Tensor:
+    """The mask of a face by a parser, in a region of the photo."""
+    side = len(levels)
+    whole = partial(warp, region=Region(0, 0, PARSED, PARSED))
+    if side != PARSED:
+        step = side / PARSED
+        to_side = torch.tensor([[step, 0, (step - 1) / 2], [0, step, (step - 1) / 2]], dtype=torch.float64)
+        levels = whole(levels, to_side, border=0.0)
+    shape = parsed_mask(levels, parser)
+    if side != PARSED:
+        to_face = to_face.clone()
+        to_face[:, 2] += 0.5
+        to_face = to_face * (PARSED / side)
+        to_face[:, 2] -= 0.5
+    return warp(shape[..., None], to_face, region)[..., 0]
+
+
+def _blend(pixels: Tensor, face: Tensor, mask: Tensor, top: int) -> None:
+    """Replace pixels (h, w, C) by mask * face + (1 - mask) * pixels in place. face: (h, w, 3) in [0, 255]."""
+    if pixels.shape[2] == 1:
+        face = face[..., :1]
+    mask = mask[..., None]
+    mixed = mask * (face * (top / 255)) + (1 - mask) * pixels.float()
+    if pixels.dtype != torch.float32:
+        mixed = (mixed + ROUNDING).floor()
+    pixels.copy_(mixed.clamp(0, top))

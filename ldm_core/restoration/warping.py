@@ -1,0 +1,126 @@
+"""Resampling of pictures: along affine maps, and to other sizes.
+
+Pictures here are tensors (H, W, C) of levels; the results are float32. Pixel (x, y) is the sample at (x, y),
+as in OpenCV, whose `warpAffine` and `resize` compute the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import ceil, floor
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+BAND = 2**18  # pixels to compute at a time, which bounds the memory of their coordinates
+
+Filter = Literal["bilinear", "lanczos"]
+
+
+@dataclass(frozen=True)
+class Region:
+    """A rectangle of pixels: rows top..bottom - 1, columns left..right - 1."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.bottom - self.top, self.right - self.left
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        return slice(self.top, self.bottom), slice(self.left, self.right)
+
+    def is_empty(self) -> bool:
+        return self.bottom <= self.top or self.right <= self.left
+
+
+def covered(to_photo: Tensor, side: int, photo: tuple[int, int], margin: int) -> Region:
+    """The part of a photo (H, W) that a square picture reaches, with a margin.
+
+    to_photo: the affine map (2, 3) from the square, of `side` pixels, to the photo.
+    """
+    corners = torch.tensor([(x, y, 1.0) for x in (-1, side) for y in (-1, side)], dtype=torch.float64)
+    x, y = (corners @ to_photo.T).T
+    height, width = photo
+    return Region(
+        max(floor(float(y.min())) - margin, 0),
+        max(floor(float(x.min())) - margin, 0),
+        min(ceil(float(y.max())) + margin + 1, height),
+        min(ceil(float(x.max())) + margin + 1, width),
+    )
+
+
+def warp(picture: Tensor, to_picture: Tensor, region: Region, border: Tensor | float = 0.0) -> Tensor:
+    """The pixels of a region of the target, interpolated bilinearly from a picture (H, W, C): (h, w, C).
+
+    to_picture: the affine map (2, 3) from the target to the picture.
+    border: the level of all that lies outside the picture, or one for each channel.
+    """
+    height, width = region.size
+    rows = max(1, BAND // max(width, 1))
+    outside = torch.as_tensor(border, dtype=torch.float32)
+    columns = torch.arange(region.left, region.right, dtype=torch.float64)
+    bands = []
+    for top in range(region.top, region.bottom, rows):
+        y = torch.arange(top, min(top + rows, region.bottom), dtype=torch.float64)[:, None]
+        source_x, source_y = (m[0] * columns + m[1] * y + m[2] for m in to_picture)
+        bands.append(_sample(picture, source_x, source_y, outside))
+    return torch.cat(bands) if bands else torch.zeros(height, width, picture.shape[2])
+
+
+def _sample(picture: Tensor, x: Tensor, y: Tensor, outside: Tensor) -> Tensor:
+    """Bilinear interpolation at the places (x, y), both (h, w): (h, w, C)."""
+    height, width = picture.shape[:2]
+    left, top = x.floor(), y.floor()
+    total = torch.zeros(*x.shape, picture.shape[2])
+    for row, wy in ((top, 1 - (y - top)), (top + 1, y - top)):
+        for column, wx in ((left, 1 - (x - left)), (left + 1, x - left)):
+            inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+            values = picture[row.clamp(0, height - 1).long(), column.clamp(0, width - 1).long()].float()
+            total += (wy * wx).float()[..., None] * torch.where(inside[..., None], values, outside)
+    return total
+
+
+def resize(
+    picture: Tensor, size: tuple[int, int], method: Filter, finish: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """A picture (H, W, C) at another size (h, w); each band of it goes through `finish`.
+
+    The pixels at the border are repeated beyond it.
+
+    method: "bilinear", or "lanczos", the windowed sinc over 8 samples. Neither averages areas: they are meant
+        for enlarging.
+    """
+    (rows, row_weights), (columns, column_weights) = (
+        _taps(old, new, method) for old, new in zip(picture.shape, size)
+    )
+    step = max(1, BAND // max(size[1], picture.shape[1]))
+    bands = []
+    for start in range(0, size[0], step):
+        band = slice(start, start + step)
+        tall = torch.stack(
+            [picture[i].float() * w[:, None, None] for i, w in zip(rows[:, band], row_weights[:, band])]
+        ).sum(dim=0)
+        wide = torch.stack([tall[:, i] * w[:, None] for i, w in zip(columns, column_weights)]).sum(dim=0)
+        bands.append(finish(wide))
+    return torch.cat(bands)
+
+
+def _taps(old: int, new: int, method: Filter) -> tuple[Tensor, Tensor]:
+    """For each of `new` samples the indices of the old ones that it takes, and their weights: (taps, new)."""
+    reach = 1 if method == "bilinear" else 4
+    place = (torch.arange(new, dtype=torch.float64) + 0.5) * (old / new) - 0.5
+    taps = place.floor() + torch.arange(1 - reach, reach + 1)[:, None]
+    distance = place - taps
+    if method == "bilinear":
+        weights = 1 - distance.abs()
+    else:
+        weights = torch.sinc(distance) * torch.sinc(distance / reach)
+    weights = weights / weights.sum(dim=0)
+    return taps.clamp(0, old - 1).long(), weights.float()

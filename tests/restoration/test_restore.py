@@ -1,0 +1,270 @@
+"""From photo to photo: which pixels change, and which kinds of photos come back as they were."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.faces import POINTS, astronaut, crowd, in_mode
+from torch import Tensor, nn
+
+from ldm_core.restoration import Face, detect, restore
+from ldm_core.restoration.alignment import inverse, similarity
+from ldm_core.restoration.masks import square_mask
+
+BOXES = np.zeros((1, 4))
+
+
+def known(photo: Image.Image) -> Any:
+    """The detector of the astronaut's face."""
+    return BOXES, np.array(POINTS)[None]
+
+
+def identity(x: Tensor) -> Tensor:
+    return x
+
+
+def darker(x: Tensor) -> Tensor:
+    return x * 0.5 - 0.4
+
+
+def levels(photo: Image.Image) -> np.ndarray:
+    return np.asarray(photo).astype(int)
+
+
+def test_the_identity_returns_the_photo() -> None:
+    photo = astronaut()
+    assert np.array_equal(levels(restore(photo, identity)), levels(photo))
+    assert np.array_equal(levels(restore(photo, lambda x: (x, "logits"), detector=known)), levels(photo))
+
+
+def test_only_pixels_within_the_mask_change() -> None:
+    photo = astronaut()
+    result = restore(photo, darker, detector=known)
+    to_face = similarity(POINTS)
+    region, _, soft = square_mask(inverse(to_face), to_face, 512, photo.size, 1)
+    mask = np.zeros(photo.size)
+    mask[region.slices] = soft.numpy()
+    changed = (levels(result) != levels(photo)).any(axis=2)
+    assert not changed[mask == 0].any()
+    assert changed[mask > 0.99].mean() > 0.9
+    expected = levels(photo) * 0.5 + 0.1 * 127.5
+    assert np.abs(levels(result) - expected)[mask > 0.99].mean() < 3  # it is sampled twice
+
+
+def test_the_same_seed_gives_the_same_result_and_each_face_its_own() -> None:
+    seen: list[int] = []
+
+    class Noisy(nn.Module):
+        def forward(self, x: Tensor, *, seed: int = 0) -> Tensor:
+            seen.append(seed)
+            return x + torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)) * 0.1
+
+    photo, points = crowd(2, 1, 112)
+    first, again, other = (
+        restore(photo, Noisy(), detector=lambda _: (np.zeros((2, 4)), points), seed=seed)
+        for seed in (4, 4, 5)
+    )
+    assert np.array_equal(levels(first), levels(again))
+    assert not np.array_equal(levels(first), levels(other))
+    assert seen == [4, 5, 4, 5, 5, 6]
+
+
+def test_codeformers_fidelity_reaches_the_network() -> None:
+    seen: list[Any] = []
+
+    def network(x: Tensor, w: float = 0.5, adain: bool = True) -> Tensor:
+        seen.append((w, adain))
+        return x
+
+    restorer = SimpleNamespace(network=network, kind="codeformer", options={"adain": False})
+    restore(astronaut(), restorer, 0.25, detector=known)
+    restore(astronaut(), restorer, detector=known)
+    assert seen == [(0.25, False), (0.5, False)]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA", "I;16"])
+@pytest.mark.parametrize("upscale", [1, 2])
+def test_the_mode_is_kept(mode: str, upscale: int) -> None:
+    photo = in_mode(astronaut(), mode)
+    result = restore(photo, darker, upscale=upscale, detector=known)
+    assert result.mode == mode
+    assert result.size == (224 * upscale, 224 * upscale)
+    if upscale == 1:
+        changed = levels(result) != levels(photo)
+        changed = changed if changed.ndim == 2 else changed.any(axis=2)
+        assert 0.1 < changed.mean() < 0.9
+        if mode in ("LA", "RGBA"):
+            assert np.array_equal(levels(result)[..., -1], levels(photo)[..., -1])
+
+
+def test_16_bits_are_not_rounded_to_8() -> None:
+    values = np.array(astronaut().convert("L")).astype(np.uint16) * 257 + 77
+    result = levels(restore(Image.fromarray(values), darker, detector=known))
+    assert (result[:5] == values[:5]).all()
+    assert len(np.unique(result % 257)) > 100
+
+
+def test_the_orientation_is_applied_and_the_profile_is_kept(tmp_path: Any) -> None:
+    photo = astronaut()
+    exif = photo.getexif()
+    exif[0x0112] = 6  # to be rotated by 90 degrees
+    exif[0x010F] = "camera"
+    photo.rotate(90).save(tmp_path / "photo.png", exif=exif, icc_profile=b"profile")
+    with Image.open(tmp_path / "photo.png") as turned:
+        result = restore(turned, darker, detector=known)
+    upright = restore(photo, darker, detector=known)
+    assert np.array_equal(levels(result), levels(upright))
+    assert result.info["icc_profile"] == b"profile"
+    assert result.getexif().get(0x0112) is None
+    assert result.getexif()[0x010F] == "camera"
+
+
+def test_tensors_stay_tensors() -> None:
+    photo = torch.from_numpy(levels(astronaut())).permute(2, 0, 1).float() / 255
+    before = photo.clone()
+    result = restore(photo, darker, detector=known)
+    assert result.shape == photo.shape
+    assert torch.equal(photo, before)
+    expected = levels(restore(astronaut(), darker, detector=known)) / 255
+    np.testing.assert_allclose(result.permute(1, 2, 0), expected, atol=1.01 / 255)
+    assert restore(photo[None], darker, upscale=2, detector=known).shape == (1, 3, 448, 448)
+
+
+def test_grey_photos_stay_grey() -> None:
+    """A colour that the network adds is removed, and the face has the contrast of the photo."""
+    photo = astronaut().convert("L")
+
+    def coloured(x: Tensor) -> Tensor:
+        return x * 0.7 + torch.tensor([0.3, 0.0, -0.3])[:, None, None]
+
+    for mode in ("L", "RGB"):
+        result = levels(restore(photo.convert(mode), coloured, detector=known))
+        assert mode == "L" or (np.ptp(result, axis=2) == 0).all()
+        difference = result - levels(photo.convert(mode))
+        assert np.abs(difference).mean() < 2  # but for sampling, the same photo
+    kept = levels(restore(photo, coloured, detector=known, keep_grey=False))
+    assert np.ptp(kept, axis=2).max() > 50
+
+
+@pytest.mark.parametrize(("mask", "area"), [("parsing", 0.05), ("both", 0.05)])
+def test_a_parser_limits_the_mask(mask: Any, area: float) -> None:
+    logits = torch.zeros(1, 19, 512, 512)
+    logits[:, 1, 200:350, 180:330] = 1
+    photo = astronaut()
+    parser = SimpleNamespace(network=lambda x: (logits, x), kind="parsenet")
+    result = restore(photo, darker, detector=known, mask=mask, parser=parser)
+    square = restore(photo, darker, detector=known)
+    inner, outer = ((levels(r) != levels(photo)).any(axis=2) for r in (result, square))
+    assert area < inner.mean() < outer.mean() * 0.6
+
+
+def test_an_aligned_face() -> None:
+    face = astronaut().resize((512, 512))
+    expected = np.floor(((levels(face) / 127.5 - 1) * 0.5 - 0.4).clip(-1, 1) * 127.5 + 128)
+    result = restore(face, darker, aligned=True)
+    np.testing.assert_allclose(levels(result), expected, atol=1)
+    assert restore(astronaut(), darker, aligned=True).size == (512, 512)
+    with pytest.raises(ValueError, match="expected an aligned face as a square, got 224 x 100 pixels"):
+        restore(astronaut().crop((0, 0, 224, 100)), darker, aligned=True)
+    with pytest.raises(ValueError, match="upscale must be 1, not 2"):
+        restore(face, darker, upscale=2, aligned=True)
+
+
+def test_another_size_of_faces() -> None:
+    network = nn.Conv2d(3, 3, 1)
+    network.config = SimpleNamespace(size=64)
+    assert restore(astronaut(), network, detector=known).size == (224, 224)
+
+
+def test_without_a_face_the_photo_comes_back_with_a_warning() -> None:
+    for size in ((1, 1), (40, 30)):
+        photo = Image.new("RGB", size, "red")
+        with pytest.warns(UserWarning, match="no face was found in the photo"):
+            result = restore(photo, darker)
+        assert np.array_equal(levels(result), levels(photo))
+
+
+def test_fifty_faces() -> None:
+    photo, points = crowd(10, 5, 40)
+    result = restore(photo, darker, detector=lambda _: (np.zeros((50, 4)), points))
+    changed = (levels(result) != levels(photo)).any(axis=2)
+    assert all(changed[int(y), int(x)] for x, y in points[:, 2])
+
+
+def test_faces_that_are_too_small_unlikely_or_outside_are_left_alone() -> None:
+    photo = astronaut()
+    points = np.array(POINTS)
+    for found in (
+        (BOXES, (points * 0.1)[None]),
+        (np.array([[0, 0, 1, 1, 0.89]]), points[None]),
+        (BOXES, points[None] + 5000),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            result = restore(photo, darker, detector=lambda _, found=found: found)
+        assert np.array_equal(levels(result), levels(photo))
+
+
+def test_detect_itself_can_be_the_detector() -> None:
+    by_default = restore(astronaut(), darker)
+    assert np.array_equal(levels(restore(astronaut(), darker, detector=detect)), levels(by_default))
+
+
+FACE = Face(torch.zeros(4), 1.0, torch.zeros(5, 2))
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (None, r"the detector must return \(boxes \(N, 4\), points \(N, 5, 2\)\), not NoneType"),
+        ("ab", "the detector must return its boxes as numbers, not str"),
+        ((BOXES, np.zeros((1, 5, 3))), r"not \(1, 4\) and \(1, 5, 3\)"),
+        ((np.zeros((2, 4)), np.zeros((1, 5, 2))), r"not \(2, 4\) and \(1, 5, 2\)"),
+        ((BOXES, np.full((1, 5, 2), np.nan)), "the detector returned points with NaN, infinity or more"),
+        ((BOXES, np.full((1, 5, 2), 1e30)), "the detector returned points with NaN, infinity or more"),
+        ((BOXES, [[(0, 0), (9, 0)]]), r"not \(1, 4\) and \(1, 2, 2\)"),
+        ((BOXES, [object()]), "the detector must return its points as numbers, not list"),
+    ],
+)
+def test_a_detector_that_returns_nonsense(found: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        restore(astronaut(), darker, detector=lambda _: found)
+
+
+def wrong(options: dict[str, Any]) -> Callable[[], Any]:
+    return lambda: restore(**({"photo": astronaut(), "restorer": darker, "detector": known} | options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fidelity": 1.5}, r"fidelity must be a number in \[0, 1\], not 1.5"),
+        ({"fidelity": "high"}, "fidelity must be a number"),
+        ({"fidelity": float("nan")}, "fidelity must be a number"),
+        ({"upscale": 0}, r"upscale must be a whole number in 1\.\.8, not 0"),
+        ({"upscale": 1.5}, "upscale must be a whole number"),
+        ({"mask": "round"}, "mask must be one of square, parsing, both, not 'round'"),
+        ({"mask": "parsing"}, "mask 'parsing' needs a parser"),
+        ({"parser": identity}, "mask 'square' takes no parser"),
+        ({"background": "nearest"}, "background must be one of lanczos, bilinear"),
+        ({"seed": "1"}, "seed must be a whole number"),
+        ({"photo": "photo.jpg"}, "expected the photo as a PIL image or a tensor, not str"),
+        ({"photo": torch.zeros(2, 3, 8, 8)}, "expected one photo"),
+        ({"photo": torch.full((3, 8, 8), 2.0)}, r"expected image values in \[0, 1\]"),
+        ({"detector": "mtcnn"}, "expected the detector as a callable, not str"),
+        ({"restorer": SimpleNamespace(kind="parsenet", network=identity)}, "got 'parsenet'"),
+        ({"restorer": 3}, "expected a network that restores faces, got 'int'"),
+        ({"restorer": lambda x: x[..., :5]}, r"expected a face of \(1, 3, 512, 512\) from the network"),
+        ({"restorer": lambda x: x * float("nan")}, "the network returned NaN or infinity"),
+    ],
+)
+def test_bad_input(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        wrong(options)()

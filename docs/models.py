@@ -201,8 +201,21 @@ STAGES
 """
     figures = [f"| {number} | {what} | {how} |" for number, what, how in FIGURES]
     tail = """
-There is an example for each task in `examples/tasks/`. Small models of four of them can be trained on emoji artwork:
-`examples/train_zoo.py`.
+There is an example for each task in `examples/tasks/`.
+
+## Small models
+
+[weights/small](../weights/small/README.md) has two models of 64×64 emoji, below 4 MB each, with one VQ autoencoder (f = 4). They were
+trained by `examples/train_zoo.py` on two CPU cores, which also trains models of semantic maps and super-resolution; they show that
+the tasks work, and no more. `python docs/small_models.py` draws these pictures, none of which is selected.
+
+Pictures from noise, `sampler.sample(num_images=24, steps=100)` with DDIM, eta 1:
+
+![Pictures from noise](figures/small-unconditional.png)
+
+Classes, `sampler.sample(classes, guidance_scale=3)`, four seeds:
+
+![Eight classes](figures/small-classes.png)
 """
     middle = middle.replace("STAGES", "\n".join(first_stages()))
     return head + "\n".join(lines()) + "\n" + middle + "\n".join(figures) + "\n" + tail

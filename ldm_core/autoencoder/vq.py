@@ -103,6 +103,6 @@ def nearest_codes(codebook: Tensor, z: Tensor) -> Tensor:
     rows = max(1, MAX_DISTANCES // len(codebook))
     found = [
         torch.cdist(part, codebook, compute_mode="donot_use_mm_for_euclid_dist").argmin(dim=1)
-        for part in z.flatten(0, -2).to(wide).split(rows)
+        for part in z.detach().flatten(0, -2).to(wide).split(rows)
     ]
     return torch.cat(found).reshape(z.shape[:-1])

@@ -54,7 +54,7 @@ def test_minutes_become_steps_and_a_stopped_run_goes_on(training: ModuleType, tm
     wish = training.Training(out, tmp_path, minutes=0.04, device="cpu", script=script)  # 2.4 seconds
     said = training.run(wish, minutes=1 / 60)
     known = json.loads((out / "training.json").read_text())
-    assert 0.005 <= known["seconds_per_step"] < 0.1
+    assert 0.004 < known["seconds_per_step"] < 0.1
     assert known["steps"] == max(training.PROBE, int(0.9 * 2.4 / known["seconds_per_step"]))
     if "stopped" in said:  # else the machine was too slow for more than the least number of steps
         reached = int((wish.folder / "state").read_text())

@@ -85,7 +85,7 @@ def computed_alike(model: LatentDiffusion | nn.Module) -> Iterator[None]:
     ldm_core.set_convolution(model, "direct")
     with (
         mock.patch("ldm_core.autoencoder.layers.fastest_layout", lambda x: x),
-        mock.patch("ldm_core.unet.network.fastest_layout", lambda x: x),
+        mock.patch("ldm_core.unet.encoder.fastest_layout", lambda x: x),
     ):
         yield
     ldm_core.set_convolution(model, "auto")

@@ -113,7 +113,7 @@ def test_16_bits_are_not_rounded_to_8() -> None:
 
 def test_the_orientation_is_applied_and_the_profile_is_kept(tmp_path: Any) -> None:
     photo = astronaut()
-    exif = photo.getexif()
+    exif = Image.Exif()
     exif[0x0112] = 6  # to be rotated by 90 degrees
     exif[0x010F] = "camera"
     photo.rotate(90).save(tmp_path / "photo.png", exif=exif, icc_profile=b"profile")

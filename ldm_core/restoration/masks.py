@@ -41,7 +41,7 @@ def square_mask(
     reach = int(abs(float(torch.linalg.det(to_photo[:, :2]))) ** 0.5 * (side + 1)) // 20 + 2 * upscale + 2
     region = covered(to_photo, side, photo, reach)
     if region.is_empty():
-        return region, torch.zeros(region.size), torch.zeros(region.size)
+        return region, torch.zeros(0, 0), torch.zeros(0, 0)
     solid = warp(torch.ones(side, side, 1), to_face, region)[..., 0]
     solid = erode(solid, 2 * upscale)
     edge = int(float(solid.sum(dtype=torch.float64)) ** 0.5) // 20

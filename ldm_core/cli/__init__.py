@@ -11,6 +11,7 @@ recipe_files  the files that the recipe in a picture names
 output        where pictures are written
 inspection    `inspect`
 convert       `convert` and `merge`
+restoration   `restore`
 printing      everything that is printed
 """
 

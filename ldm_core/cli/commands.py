@@ -12,6 +12,7 @@ from ldm_core.cli.convert import convert_file, merge_files
 from ldm_core.cli.draw import draw
 from ldm_core.cli.inspection import inspect_file
 from ldm_core.cli.printing import tell
+from ldm_core.cli.restoration import restore_files
 
 COMMANDS = {
     "txt2img": draw,
@@ -22,6 +23,7 @@ COMMANDS = {
     "inspect": inspect_file,
     "convert": convert_file,
     "merge": merge_files,
+    "restore": restore_files,
 }
 
 

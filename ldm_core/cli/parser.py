@@ -21,6 +21,7 @@ from ldm_core.cli.defaults import (
 )
 from ldm_core.cli.option_types import number, seeds, size, whole
 from ldm_core.cli.printing import PROG
+from ldm_core.cli.restore_options import add_restore_options
 from ldm_core.cli.sample_options import add_sample_inputs, add_upscale_inputs
 from ldm_core.recipe.fields import MAX_CLIP_SKIP, MAX_STEPS
 
@@ -76,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_model(group)
         _add_how(drawing)
         _add_where(drawing)
+    add_restore_options(command("restore", "Restore the faces of a photo, or of all photos in a folder."))
     _add_file_commands(command)
     return parser
 

@@ -37,7 +37,7 @@ class RunningControls:
             rows = [row for row, side in enumerate(sides) if side[1] or not control.conditional_only]
             if not rows:
                 continue
-            images = torch.tensor([sides[row][0] for row in rows])
+            images = torch.tensor([sides[row][0] % encoded.count for row in rows])
             own = condition if len(rows) == len(sides) else condition[rows]
             taken = latent
             if isinstance(control.net, ControlNet) and control.net.config.in_channels == x.shape[1]:

@@ -91,6 +91,24 @@ def test_the_halves_of_guidance(guess: Any, pool: bool, net: ControlNet, model: 
     assert relative_error(alone, e_c) < 1e-5
 
 
+def test_guidance_may_make_conditions_of_its_own(net: ControlNet, model: LatentDiffusion) -> None:
+    """Without what a row is, all rows are conditional, and images follow one another."""
+
+    def own(
+        network: Any, x: Tensor, t: float, cond: Any, uncond: Any, scale: float, progress: float
+    ) -> Tensor:
+        joined = ldm_core.Condition(context=torch.cat([uncond.context, cond.context]))
+        e_u, e_c = network(torch.cat([x, x]), t, joined).chunk(2)
+        return e_u + scale * (e_c - e_u)
+
+    controls = [Control(net, torch.cat([PICTURE, 1 - PICTURE]))]
+    found, expected = (
+        ldm_core.Sampler(model, guidance=guidance).txt2img(["a", "b"], controls=controls, **OPTIONS)
+        for guidance in (own, None)
+    )
+    assert relative_error(found, expected) < GUIDED
+
+
 def test_several_act_together(net: ControlNet, adapter: T2IAdapter, model: LatentDiffusion) -> None:
     controls = [Control(net, PICTURE, 0.5), Control(net, 1 - PICTURE, 0.7), Control(adapter, PICTURE, 0.9)]
     x, t = draw(1, 4, 8, 8), 999

@@ -11,9 +11,11 @@ A new ControlNet therefore changes nothing. The author's counterpart is `Control
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import asdict
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -100,6 +102,26 @@ class ControlNet(Encoder):
             )
         features: Tensor = self.hint(hint)
         return features
+
+
+@torch.no_grad()
+def transferred(network: ControlNet, old: UNet, new: UNet) -> ControlNet:
+    """A copy for another base model: its weights + (new - old), wherever the U-Nets have a counterpart.
+
+    The author's transfer. old: the U-Net that the ControlNet was trained for, such as SD1.5's. new: another
+    of the same architecture. Raises ValueError for U-Nets of other shapes.
+    """
+    before, after = shared_weights(network, old), shared_weights(network, new)
+    if before.keys() != after.keys():
+        raise ValueError("transferred: the two U-Nets have different weights")
+    result: ControlNet = deepcopy(network)
+    state = result.state_dict()
+    for name in before:
+        if not before[name].shape == after[name].shape == state[name].shape:
+            raise ValueError(f"transferred: the U-Nets' and the ControlNet's {name} differ in shape")
+        added = after[name].to(state[name]).float() - before[name].to(state[name]).float()
+        state[name].copy_((state[name].float() + added).to(state[name]))
+    return result
 
 
 def zeroed(conv: nn.Conv2d) -> nn.Conv2d:

@@ -18,7 +18,7 @@ from ldm_core.checkpoint.key_map import to_file
 from ldm_core.control import shapes
 from ldm_core.control.config import ControlNetConfig
 from ldm_core.control.control import Control
-from ldm_core.control.controlnet import ControlNet
+from ldm_core.control.controlnet import ControlNet, transferred
 from ldm_core.control.names import compvis_map, diffusers_map
 from ldm_core.control.settings import controlnet_config, controlnet_settings
 from ldm_core.model import LatentDiffusion
@@ -140,6 +140,22 @@ def test_residuals_add_up(model: LatentDiffusion) -> None:
         model.unet(x, t, context, residuals=Residuals(b.skips[:3]))
     with pytest.raises(ValueError, match=r"residuals: expected \(1, 32, 8, 8\), got \(1, 32, 4, 8\)"):
         model.unet(x, t, context, residuals=a.map(lambda r: r[:, :, ::2]))
+
+
+def test_transfer_to_another_base(model: LatentDiffusion) -> None:
+    """What was learned stays, and the copy of the old U-Net becomes one of the new."""
+    new = shaken(UNet(SMALL_SD1.unet), seed=5)
+    moved = transferred(ControlNet.of(model.unet), model.unet, new).state_dict()
+    for name, value in ControlNet.of(new).state_dict().items():
+        if name not in dict(new.named_parameters()):
+            continue
+        assert torch.allclose(moved[name], value, atol=1e-6), name
+    learned = controlnet(model)
+    kept = transferred(learned, model.unet, new)
+    assert torch.equal(kept.zero_convs[3].weight, learned.zero_convs[3].weight)
+    assert torch.equal(kept.hint.conv_in.weight, learned.hint.conv_in.weight)
+    with pytest.raises(ValueError, match=r"the U-Nets' and the ControlNet's .* differ in shape"):
+        transferred(learned, model.unet, UNet(replace(SMALL_SD1.unet, context_dim=32)))
 
 
 @pytest.mark.parametrize("name", ["controlnet-sd15", "controlnet-sd21"])

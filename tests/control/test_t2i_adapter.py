@@ -34,10 +34,20 @@ LIGHT = T2IAdapterConfig(3, CHANNELS, 4, kind="light")
     "config", [FULL, T2IAdapterConfig(1, CHANNELS), LIGHT], ids=["full", "grey", "light"]
 )
 def test_networks_agree_with_diffusers(config: T2IAdapterConfig) -> None:
-    light = config.kind == "light"
+    _agree(config)
+
+
+@pytest.mark.slow  # 77 million parameters, twice
+@pytest.mark.parametrize("config", [T2IAdapterConfig(), T2IAdapterConfig(num_res_blocks=4, kind="light")])
+def test_full_sizes_agree_with_diffusers(config: T2IAdapterConfig) -> None:
+    _agree(config)
+
+
+def _agree(config: T2IAdapterConfig) -> None:
+    light, channels = config.kind == "light", config.channels
     twin = DiffusersAdapter(
         in_channels=config.hint_channels,
-        channels=list(CHANNELS[:3] if light else CHANNELS),
+        channels=list(channels[:3] if light else channels),
         num_res_blocks=config.num_res_blocks,
         adapter_type=f"{config.kind}_adapter",
     )

@@ -61,8 +61,8 @@ def optimize(model: Model, *, extra_bytes: int | None = None, approximate: bool 
     as it is, because it is called once for a picture. `ldm_core.optimization(model)` says what was done.
 
     model: a `LatentDiffusion` or a module.
-    extra_bytes: the memory that the stored weights may take, or None for no limit (SD1: 10 GB in float32, 1.9
-        GB in bfloat16); 0 reverts it. The layers with the smallest weights, which process the largest feature
+    extra_bytes: the memory that the stored weights may take, or None for no limit (SD1: 9.8 GB in float32,
+        1.7 GB in bfloat16); 0 reverts it. The layers with the smallest weights, which process the largest feature
         maps, come first.
     approximate: also compute bfloat16 convolutions by Winograd's F(2x2, 3x3), which rounds more
         (docs/accelerations.md).

@@ -27,9 +27,8 @@ from ldm_core.nn.linear import Linear, auto_linear, is_plain
 from ldm_core.nn.transforms import only_computes
 from ldm_core.nn.winograd import F2, F4, transform_weight, winograd_conv2d
 
-MIN_TILES = (
-    16  # with fewer, oneDNN's direct convolution is as fast, and its weights take a quarter of the memory
-)
+# With fewer tiles, oneDNN's direct convolution is as fast, and its weights take a quarter of the memory.
+MIN_TILES = 16
 
 
 class Prepared(ABC):

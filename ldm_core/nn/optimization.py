@@ -62,8 +62,8 @@ def optimize(model: Model, *, extra_bytes: int | None = None, approximate: bool 
 
     model: a `LatentDiffusion` or a module.
     extra_bytes: the memory that the stored weights may take, or None for no limit (SD1: 9.8 GB in float32,
-        1.7 GB in bfloat16); 0 reverts it. The layers with the smallest weights, which process the largest feature
-        maps, come first.
+        1.7 GB in bfloat16); 0 reverts it. The layers with the smallest weights, which process the largest
+        feature maps, come first.
     approximate: also compute bfloat16 convolutions by Winograd's F(2x2, 3x3), which rounds more
         (docs/accelerations.md).
     Raises ValueError for a negative `extra_bytes`, or if the model has no layer of this package.

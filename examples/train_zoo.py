@@ -11,7 +11,8 @@ The models share one VQ autoencoder with f = 4 (arXiv:2112.10752, section 3.1):
     upscaler        super-resolution from 16 to 64 pixels
 
 Each has less than 4 MB in float16: `runs/NAME.safetensors`. An interrupted
-run continues where it last saved. `--steps 20 --autoencoder-steps 20` is a quick look.
+run continues where it last saved. `--steps 20 --autoencoder-steps 20` is a quick look, and
+`--autoencoder weights/small/classes.safetensors --tasks maps` trains one task in the bundled latents.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm_core import build, save
+from ldm_core import build, load, save
 from ldm_core.autoencoder import AutoencoderVQ, AutoencoderVQConfig
 from ldm_core.conditioners import ClassEmbedderConfig, LowResolutionConfig, SemanticMapConfig
 from ldm_core.config import CELEBA256, UNetConfig
@@ -196,13 +197,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", type=Path)
     parser.add_argument("--steps", type=int, default=COMMON.steps, help="of each model")
     parser.add_argument("--autoencoder-steps", type=int, default=350)
+    parser.add_argument("--autoencoder", type=Path, help="a model of this script whose autoencoder to take")
     parser.add_argument("--tasks", nargs="+", default=["unconditional", "classes", "maps", "upscaler"])
     args = parser.parse_args(arguments)
     settings, first = (
         replace(COMMON, steps=steps, warmup=min(COMMON.warmup, steps // 10), batch_size=batch_size)
         for steps, batch_size in ((args.steps, 64), (args.autoencoder_steps, 32))
     )
-    autoencoder = train_autoencoder(Pictures(args.data / "train", "unconditional"), args.runs, first)
+    if args.autoencoder:
+        autoencoder = load(args.autoencoder, dtype=torch.float32).modules["autoencoder"]
+    else:
+        autoencoder = train_autoencoder(Pictures(args.data / "train", "unconditional"), args.runs, first)
     for task in args.tasks:
         train_task(task, args.data, args.runs, autoencoder, settings)
 

@@ -21,6 +21,20 @@ settings.register_profile("quick", max_examples=QUICK)
 settings.load_profile("quick")  # unless --hypothesis-profile names another
 
 
+@pytest.hookimpl(tryfirst=True)  # before the marks are selected by
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of the cases of a test with the mark `one_in(n)`, one in n stays; the others become slow."""
+    counts: dict[str, int] = {}
+    for item in items:
+        mark = item.get_closest_marker("one_in")
+        if mark is None or any(item.get_closest_marker(name) for name in ("slow", "exhaustive", "gpu")):
+            continue
+        test = item.nodeid.split("[")[0]
+        counts[test] = counts.get(test, -1) + 1
+        if counts[test] % mark.args[0]:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def bundled() -> ldm_core.LatentDiffusion:
     """The model that comes with the package, in float32. Do not change its weights."""

@@ -34,7 +34,6 @@ from support.adapter_files import (
     merged_weights,
     write,
 )
-from support.slow import one_in
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -210,8 +209,9 @@ PEFT_CONFIGS: dict[str, Any] = {
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.filterwarnings("ignore:`lora_bias=True`", "ignore:Adapter 'default'")
-@pytest.mark.parametrize("kind", one_in(2, PEFT_CONFIGS))
+@pytest.mark.parametrize("kind", PEFT_CONFIGS)
 def test_peft_writes_the_folder_and_computes_the_outputs(tiny: Pair, tmp_path: Path, kind: str) -> None:
     unet, text_encoder = tiny.copies()
     torch.manual_seed(0)

@@ -88,6 +88,7 @@ DIFFUSERS_PROMPTS = [
 ]
 
 
+@pytest.mark.slow  # whole pipelines
 @pytest.mark.parametrize(
     "counts",
     [(3, 1), *(pytest.param(counts, marks=pytest.mark.slow) for counts in [(1, 1), (2, 4)])],

@@ -97,6 +97,7 @@ def test_a_full_disk_is_told_with_the_path(run: Run) -> None:
     assert os.listdir() == []
 
 
+@pytest.mark.slow  # several processes
 @pytest.mark.parametrize("name", ["same.ckpt", "same"])
 def test_of_three_converts_to_one_target_one_wins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str

@@ -135,6 +135,7 @@ def test_inspect_of_nothing_known(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "not supported" in out
 
 
+@pytest.mark.slow  # several processes
 def test_adapters_and_another_autoencoder(
     tmp_path: Path, bundled: ldm_core.LatentDiffusion, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -74,6 +74,7 @@ def first_prediction(model: LatentDiffusion, controls: list[Control], **options:
     return guidance.seen[0]  # type: ignore[attr-defined]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("guess", [False, True, "diffusers"])
 @pytest.mark.parametrize("pool", [False, True])
 def test_the_halves_of_guidance(guess: Any, pool: bool, net: ControlNet, model: LatentDiffusion) -> None:
@@ -157,6 +158,7 @@ def test_windows_of_steps(net: ControlNet, adapter: T2IAdapter) -> None:
     assert steps(adapter, 7, 0.0, 0.0) == []
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("task", ["img2img", "inpaint", "sample"])
 def test_every_task_takes_controls(task: str, net: ControlNet, sampler: ldm_core.Sampler) -> None:
     controls = [Control(net, Image.new("RGB", (SIZE, SIZE), "red"))]
@@ -175,6 +177,7 @@ def test_every_task_takes_controls(task: str, net: ControlNet, sampler: ldm_core
     assert step.latent.shape == (1, 4, 8, 8)
 
 
+@pytest.mark.slow  # ten runs
 def test_each_image_has_its_own_hint(net: ControlNet, model: LatentDiffusion) -> None:
     """Two prompts of two images each, in batches of three; each as when it is drawn alone."""
     hints = torch.cat([PICTURE, 1 - PICTURE])

@@ -148,6 +148,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow  # a whole evaluation
 def test_the_whole_script(
     checkpoint: Path,
     folder: Path,

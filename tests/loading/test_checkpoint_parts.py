@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from support.reference import random_model
-from support.slow import one_in
 from support.weights import same_weights
 from support.wild_files import (
     OPEN_CLIP,
@@ -51,7 +50,8 @@ ALONE: dict[str, tuple[str, Any, str, str, dict[str, Tensor]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", one_in(2, ALONE))
+@pytest.mark.one_in(5)
+@pytest.mark.parametrize("kind", ALONE)
 def test_a_part_alone_takes_the_place_of_a_models(
     kind: str, sd1: LatentDiffusion, sd2: LatentDiffusion, tmp_path: Path
 ) -> None:

@@ -44,6 +44,7 @@ def files(models: list[LatentDiffusion], tmp_path_factory: pytest.TempPathFactor
     return paths
 
 
+@pytest.mark.slow  # every layout
 def test_there_and_back_through_every_layout(
     files: list[Path], models: list[LatentDiffusion], tmp_path: Path
 ) -> None:

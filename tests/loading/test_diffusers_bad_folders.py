@@ -69,6 +69,7 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", BAD)
 def test_settings_of_other_networks_are_refused(name: str, theirs: Path, tmp_path: Path) -> None:
     file, change, message = BAD[name]
@@ -174,6 +175,7 @@ def test_words_that_were_added_to_the_tokenizer(tmp_path: Path) -> None:
         assert ldm_core.load(tmp_path / "toy").tokenizer(["sks"])[0, 1] < 49406
 
 
+@pytest.mark.slow  # every layout
 def test_a_word_of_several_vectors_stays_one_in_every_layout(tmp_path: Path) -> None:
     config = TINY["sd1"]
     wide = replace(config, text_encoder=replace(config.text_encoder, vocab_size=49411))

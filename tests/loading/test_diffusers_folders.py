@@ -37,6 +37,7 @@ def test_a_folder_that_diffusers_wrote(theirs: Path, models: Models) -> None:
     assert report.load == f"ldm_core.load({str(theirs)!r})"
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "options",
     [
@@ -100,6 +101,7 @@ def test_a_part_from_a_folder(part: str, theirs: Path, models: Models) -> None:
         assert alone.config == used(models["sd1"].config).unet
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("kind", ["sd1", "sd2", "x4-upscaler"])
 def test_written_then_read(kind: str, models: Models, tmp_path: Path) -> None:
     model = models[kind]
@@ -122,6 +124,7 @@ NO_PIPELINE = (
 )
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", [name for name in PRESETS if name not in NO_PIPELINE])
 def test_settings_say_all_of_a_configuration(name: str) -> None:
     config = PRESETS[name]

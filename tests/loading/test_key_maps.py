@@ -92,6 +92,7 @@ def test_every_published_tensor_is_one_parameter_of_its_shape(name: str, publish
     assert len(named) == len(set(named)), "a parameter comes from two file tensors"
 
 
+@pytest.mark.one_in(2)
 @NAMES
 def test_saving_gives_exactly_the_published_keys_and_shapes(name: str, published: dict[str, Any]) -> None:
     expected = {key: tuple(shape) for key, shape in published[PUBLISHED[name]]["tensors"].items()}
@@ -107,6 +108,7 @@ def test_sd1_has_the_published_number_of_parameters(part: str, count: int) -> No
     assert sum(p.numel() for p in module.parameters()) == count
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("kind", SMALL)
 def test_a_map_and_its_inverse_give_back_every_value(kind: str) -> None:
     model = random_model(SMALL[kind])

@@ -44,6 +44,7 @@ def test_missing_extra_and_wrong_tensors(small: tuple[LatentDiffusion, Path]) ->
         ldm_core.load(path, config=model.config)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_weights_that_are_not_finite_are_named(

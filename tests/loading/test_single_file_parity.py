@@ -48,6 +48,7 @@ def compare(path: Path, config: LatentDiffusionConfig, folder: Path, size: int) 
         }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("kind", "ending"),
     [

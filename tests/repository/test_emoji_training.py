@@ -47,6 +47,7 @@ def training(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return __import__("emoji_training")
 
 
+@pytest.mark.slow  # two runs of training
 def test_minutes_become_steps_and_a_stopped_run_goes_on(training: ModuleType, tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)

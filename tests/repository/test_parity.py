@@ -37,6 +37,7 @@ def labels(config: LatentDiffusionConfig, batch: int, dtype: torch.dtype) -> tor
     return None
 
 
+@pytest.mark.one_in(2)
 @KINDS
 @pytest.mark.parametrize(
     ("dtype", "size"),
@@ -71,6 +72,7 @@ AUTOENCODERS = {
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("form", "dtype"),
     [

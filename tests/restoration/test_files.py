@@ -105,6 +105,7 @@ def same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
     )
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("name", "suffix"),
     [*((name, ".pth") for name in SMALL), ("codeformer", ".safetensors"), ("parsenet", ".ckpt")],
@@ -238,6 +239,7 @@ def test_a_restorer_is_no_latent_diffusion_model(tmp_path: Path) -> None:
         ldm_core.load(unet=tmp_path / "gpen.pth")
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", list(SMALL))
 def test_missing_wrong_and_unknown_tensors(name: str, tmp_path: Path) -> None:
     tensors = file_tensors(random_network(SMALL[name], torch.float32))

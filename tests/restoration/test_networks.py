@@ -42,6 +42,7 @@ def small(name: str, dtype: torch.dtype) -> tuple[Any, dict[str, Tensor]]:
     return network, {key: value.double() for key, value in file_tensors(network).items()}
 
 
+@pytest.mark.one_in(2)
 @TYPES
 @pytest.mark.parametrize(("w", "adain"), [(0.0, True), (0.5, True), (1.0, False)])
 def test_codeformer(w: float, adain: bool, dtype: torch.dtype) -> None:

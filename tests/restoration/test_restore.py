@@ -89,6 +89,7 @@ def test_codeformers_fidelity_reaches_the_network() -> None:
     assert seen == [(0.25, False), (0.5, False)]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA", "I;16"])
 @pytest.mark.parametrize("upscale", [1, 2])
 def test_the_mode_is_kept(mode: str, upscale: int) -> None:
@@ -191,6 +192,7 @@ def test_without_a_face_the_photo_comes_back_with_a_warning() -> None:
         assert np.array_equal(levels(result), levels(photo))
 
 
+@pytest.mark.slow  # fifty crops of 512 x 512
 def test_fifty_faces() -> None:
     photo, points = crowd(10, 5, 40)
     result = restore(photo, darker, detector=lambda _: (np.zeros((50, 4)), points))

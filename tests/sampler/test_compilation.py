@@ -195,6 +195,7 @@ def to_float64(unet: Any) -> None:
     unet.double()
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "change",
     [

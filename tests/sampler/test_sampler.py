@@ -49,6 +49,7 @@ def inpainting_model() -> LatentDiffusion:
     return random_model(SMALL["sd1-inpaint"])
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     "scheduler",
     [DDIM(eta=1.0), PNDM(), *(pytest.param(s, marks=pytest.mark.slow) for s in (DDIM(), DDPM()))],
@@ -67,6 +68,7 @@ def test_an_image_is_the_same_alone_in_a_batch_and_in_another_order(
         assert (shuffled[order.index(k)] - batch[k]).abs().max() < ROUNDING
 
 
+@pytest.mark.slow  # pictures large enough for Winograd's path
 def test_an_image_of_a_batch_that_takes_winograds_path_is_the_same_alone(
     bundled: LatentDiffusion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,6 +232,7 @@ def test_img2img_at_full_strength_is_txt2img(bundled: LatentDiffusion, picture: 
     assert torch.equal(redrawn, sampler.txt2img("fire", noise=noise, **QUICK))
 
 
+@pytest.mark.slow  # pictures of the bundled model
 def test_more_strength_moves_further_from_the_image(bundled: LatentDiffusion, picture: Image.Image) -> None:
     sampler = Sampler(bundled)
     original = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255

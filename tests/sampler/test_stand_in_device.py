@@ -12,19 +12,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow  # 84 runs of tasks
 def test_tasks_keep_a_device_busy() -> None:
-    run_in_a_process()
-
-
-@pytest.mark.slow  # the other half
-def test_every_task_keeps_a_device_busy() -> None:
-    run_in_a_process("-m", "slow")
-
-
-def run_in_a_process(*options: str) -> None:
     """In a process of its own, in which the device is registered."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "pytest", "-q", "tests/support/on_stand_in_device.py", *options]
+    command = [sys.executable, "-m", "pytest", "-q", "tests/support/on_stand_in_device.py", "-m", ""]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

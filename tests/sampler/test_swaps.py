@@ -71,6 +71,7 @@ class Euler:
         return Step(x_prev, prediction.x0)
 
 
+@pytest.mark.slow  # pictures of the bundled model
 def test_a_scheduler_converges_with_ddim_to_the_same_picture(bundled: LatentDiffusion) -> None:
     # Euler here starts at T - 1 and ends at the clean image, DDIM at neither: they differ with few steps.
     def difference(n: int) -> float:
@@ -127,6 +128,7 @@ class Counting(nn.Module):
         return self.unet(x, t, context)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("scheduler", "options", "rows"),
     [

@@ -77,6 +77,7 @@ def test_one_window_is_the_network_itself() -> None:
         assert torch.equal(WindowedUNet(unet, Windows(16, 8))(x, 3, context), unet(x, 3, context))
 
 
+@pytest.mark.slow  # three contracts
 def test_the_contracts_of_networks_in_windows() -> None:
     torch.manual_seed(0)
     check_unet(WindowedUNet(UNet(UNET), Windows(2 * UNET.downsampling)), UNET)

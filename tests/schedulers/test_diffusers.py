@@ -57,6 +57,7 @@ DDIM_CASES = [
 ] + [(n, DDIM(eta=0.5)) for n in (7, 30, 999)]
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
 @pytest.mark.parametrize(("n", "ours"), DDIM_CASES)
 def test_every_ddim_step_is_diffusers(n: int, ours: DDIM, prediction: str) -> None:
@@ -154,6 +155,7 @@ def last_step_of_diffusers_adds_noise(t: int, t_prev: int) -> bool:
     return t_prev == -1 and t > 0
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
 @pytest.mark.parametrize(("n", "ours"), DDPM_CASES)
 def test_every_ddpm_step_is_diffusers(n: int, ours: DDPM, prediction: str) -> None:

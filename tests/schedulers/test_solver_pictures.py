@@ -92,6 +92,7 @@ def test_they_do_measured_from_the_1000_step_solution(bundled: LatentDiffusion) 
     assert rms(latents(bundled, UniPC(spacing="karras"), 60, picture) - solution) < 0.01
 
 
+@pytest.mark.one_in(3)
 @WALKS
 def test_a_run_between_the_tables_timesteps(bundled: LatentDiffusion, scheduler: Any) -> None:
     asked: list[float] = []
@@ -117,6 +118,7 @@ def picture() -> Image.Image:
     return Image.fromarray(np.stack([4 * x, 4 * y, 255 - 2 * x - 2 * y], axis=-1).astype(np.uint8))
 
 
+@pytest.mark.one_in(3)
 @WALKS
 def test_img2img_and_inpainting_between_the_tables_timesteps(
     bundled: LatentDiffusion, picture: Image.Image, scheduler: Any

@@ -19,7 +19,6 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from support.scheduler_runs import SCHEDULE, SD1_BETAS, SHAPE, denoiser, draw, error, network, run
-from support.slow import one_in
 
 from ldm_core.noise_schedule import Denoiser, NoiseSchedule
 from ldm_core.schedulers import (
@@ -61,7 +60,8 @@ SOLVERS: list[Any] = [
 # --- the contract of every scheduler ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("solver", one_in(3, SOLVERS), ids=repr)
+@pytest.mark.one_in(3)
+@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
 def test_the_solvers_keep_the_contract(solver: Any) -> None:
     steps = (1, 2, 7, 10, 50, 999) if getattr(solver, "skip_last", False) else (1, 2, 7, 10, 50, 1000)
     if getattr(solver, "skip_last", False):  # n + 1 of T timesteps leave room for T - 1 steps only

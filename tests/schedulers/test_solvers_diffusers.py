@@ -217,6 +217,7 @@ def noises(n: int) -> list[Tensor]:
     return [torch.randn(SHAPE, generator=generator, dtype=torch.float64) for _ in range(n)]
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 @pytest.mark.parametrize("n", [1, 2, 10, 20])
 @pytest.mark.parametrize("ours", PARITY)

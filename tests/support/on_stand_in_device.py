@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import torch
 from support.configs import TINY
-from support.slow import one_in
 from support.small_models import WIDTH, small_model
 from support.stand_in_device import DeviceTensor, Traffic, host, traffic
 from support.zoo import small
@@ -169,14 +168,14 @@ SCHEDULERS = [DDIM(), PNDM(), DPMSolverMultistep(), UniPC(), Euler(), Heun(), LM
 NOISY = [DDIM(eta=1.0), DDPM(), EulerAncestral()]
 
 
-@pytest.mark.parametrize("scheduler", one_in(4, SCHEDULERS), ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("scheduler", SCHEDULERS, ids=lambda s: type(s).__name__)
 def test_a_scheduler_without_noise(
     scheduler: Any, sd1: LatentDiffusion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agree(sd1, lambda s: s.txt2img(["a cat", "a dog"], **QUICK), monkeypatch, scheduler=scheduler)
 
 
-@pytest.mark.parametrize("scheduler", one_in(3, NOISY), ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("scheduler", NOISY, ids=lambda s: type(s).__name__)
 def test_a_scheduler_with_noise_sends_it_once_a_step(
     scheduler: Any, sd1: LatentDiffusion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,7 +191,7 @@ GUIDANCE = [
 ]
 
 
-@pytest.mark.parametrize("guidance", one_in(3, GUIDANCE), ids=str)
+@pytest.mark.parametrize("guidance", GUIDANCE, ids=str)
 def test_guidance(guidance: Any, sd1: LatentDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
     draw: Draw = lambda s: s.txt2img("a cat", negative_prompt="a dog", **QUICK)  # noqa: E731
     agree(sd1, draw, monkeypatch, guidance=guidance)
@@ -223,7 +222,7 @@ TASKS: dict[str, tuple[str, Draw]] = {
 }
 
 
-@pytest.mark.parametrize("task", one_in(2, TASKS))
+@pytest.mark.parametrize("task", TASKS)
 def test_a_task(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kind, draw = TASKS[task]
     torch.manual_seed(0)
@@ -262,7 +261,7 @@ def adapter_file(path: Path, model: LatentDiffusion) -> Path:
     return path
 
 
-@pytest.mark.parametrize("fused", one_in(2, [False, True]))
+@pytest.mark.parametrize("fused", [False, True])
 def test_a_lora(fused: bool, sd1: LatentDiffusion, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """An adapter's factors are sent at the first call; later ones use them."""
     path = adapter_file(tmp_path / "style.safetensors", sd1)
@@ -310,7 +309,7 @@ def test_merged_tokens(sd1: LatentDiffusion, monkeypatch: pytest.MonkeyPatch) ->
     assert seen.within_steps().readbacks == []
 
 
-@pytest.mark.parametrize("dtype", one_in(2, [torch.float16, torch.bfloat16]), ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_a_16_bit_type(dtype: torch.dtype, sd1: LatentDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
     """The layers' order of computation differs by a few units in the last place of the type."""
     model = copy.deepcopy(sd1).to(dtype=dtype)

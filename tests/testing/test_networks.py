@@ -185,6 +185,7 @@ BROKEN_UNETS = [
 ]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("part", "words"), BROKEN_UNETS)
 def test_a_broken_unet_is_told(part: type[Wrapped], words: tuple[str, ...]) -> None:
     expect_told(told(check_unet, part(), UNET, tokens=7), words)
@@ -281,6 +282,7 @@ BROKEN_AUTOENCODERS = [
 ]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("part", "words"), BROKEN_AUTOENCODERS)
 def test_a_broken_autoencoder_is_told(part: Coder, words: tuple[str, ...]) -> None:
     expect_told(told(check_autoencoder, part, AUTOENCODER), words)

@@ -248,6 +248,7 @@ CONVERGENCE = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("part", "words"), BROKEN_SCHEDULERS)
 def test_a_broken_scheduler_is_told(part: Any, words: tuple[str, ...]) -> None:
     """Convergence, which takes most of the time, is tried where it is what breaks."""

@@ -38,6 +38,7 @@ from ldm_core.unet import UNet
 # --- the library's own parts ----------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("scheduler", "stochastic"),
     [
@@ -67,6 +68,7 @@ def test_own_attention(name: str) -> None:
     check_attention(BACKENDS[name], gradients=True)
 
 
+@pytest.mark.slow  # networks of some size
 @pytest.mark.parametrize("name", ["sd1", "sd2"])
 def test_own_networks_with_random_weights(name: str) -> None:
     config = replace(SMALL[name].unet, channel_mult=(1, 2), num_res_blocks=1)

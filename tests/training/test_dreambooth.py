@@ -219,6 +219,7 @@ def test_pictures_of_another_prompt_are_not_taken(tmp_path: Path, model: LatentD
 # --- fine-tuning every weight ---
 
 
+@pytest.mark.slow  # two runs of training
 def test_full_fine_tuning_trains_both_networks_and_what_is_saved_draws_the_same(tmp_path: Path) -> None:
     model = random_model(TINY["sd1"])
     before = {part: [p.detach().clone() for p in m.parameters()] for part, m in model.modules.items()}

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from support.slow import one_in
 from support.training_runs import Denoise, diffusion, losses, pictures, run
 from support.whole_runs import same_state
 from torch import nn
@@ -85,7 +84,8 @@ def test_processes_that_read_data_may_be_forked_after_work_in_two_threads(tmp_pa
     assert len(losses(tmp_path)) == 2
 
 
-@pytest.mark.parametrize("precision", one_in(2, ["bfloat16", "float32"]))
+@pytest.mark.one_in(2)
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
 def test_gradient_checkpointing_changes_no_bit(tmp_path: Path, precision: Any) -> None:
     folders = [tmp_path / "kept", tmp_path / "again"]
     for folder, again in zip(folders, (False, True)):

@@ -43,6 +43,7 @@ def digest(path: Path) -> str:
 # --- what may befall a run ---
 
 
+@pytest.mark.slow  # several processes
 @pytest.mark.parametrize("save_every", [7, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_again_and_again_gives_the_same_numbers(tmp_path: Path, save_every: int) -> None:
     """SIGKILL leaves no time for anything; wherever it falls, in a step, in a save or in a row of the log."""
@@ -65,6 +66,7 @@ def test_a_run_that_is_killed_again_and_again_gives_the_same_numbers(tmp_path: P
     assert {path.name for path in broken.iterdir()} == {"state.safetensors", "metrics.csv", "tensorboard"}
 
 
+@pytest.mark.slow  # several processes
 def test_a_latent_diffusion_that_is_killed_gives_the_same_numbers(tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     options = {"steps": 8, "save_every": 3, "batch_size": 2, "samples": pictures(size=16), "ema_decay": None}

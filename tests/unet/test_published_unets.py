@@ -56,6 +56,7 @@ def test_no_published_unet_is_left_out(published: dict[str, Any]) -> None:
     )
 
 
+@pytest.mark.one_in(3)
 @EACH
 def test_every_tensor_is_one_parameter_and_back(name: str, published: dict[str, Any]) -> None:
     config, tensors = config_of(published[name]), tensors_of(published[name])
@@ -67,6 +68,7 @@ def test_every_tensor_is_one_parameter_and_back(name: str, published: dict[str, 
     assert shapes_in(key_map, parameters) == tensors
 
 
+@pytest.mark.one_in(3)
 @EACH
 def test_shapes_prove_what_they_can(name: str, published: dict[str, Any]) -> None:
     """In both layouts, from the published shapes and from those that diffusers' names give them."""

@@ -37,6 +37,7 @@ def by_export(unet: UNet, arguments: tuple[Tensor, ...]) -> Any:
     return torch.export.export(unet, arguments).module()
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("trace", [by_jit, by_fx, by_export])
 @torch.no_grad()
@@ -48,6 +49,7 @@ def test_a_traced_network_sees_its_context(unet: UNet, trace: Any) -> None:
         torch.testing.assert_close(traced(*arguments), unet(*arguments), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow  # imports PyTorch's compiler
 @torch.no_grad()
 def test_a_compiled_network_sees_its_context(unet: UNet) -> None:
     compiled = torch.compile(unet, backend="eager", fullgraph=True)

@@ -62,6 +62,7 @@ def test_vmap_of_the_unet_is_a_loop(kind: str) -> None:
     assert error(together, torch.stack(loop)) < 1e-12
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("kind", KINDS)
 def test_jvp_of_the_unet_is_its_slope(kind: str, layout: Any) -> None:

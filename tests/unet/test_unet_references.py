@@ -205,6 +205,7 @@ def test_deep_cache_of_an_unconditional_network() -> None:
     assert 0 < relative_error(fast(near, 880), network(near, 880)) < 0.1
 
 
+@pytest.mark.slow  # traces and exports
 @torch.no_grad()
 def test_a_compiled_network_without_context() -> None:
     network = UNet(replace(SMALL, num_heads=2, resblock_updown=True, use_scale_shift_norm=True)).eval()

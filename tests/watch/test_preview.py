@@ -101,6 +101,7 @@ def test_it_is_at_least_fifty_times_cheaper_than_decoding(
         assert shortest(bundled.decode_latent, 3) > 50 * shortest(preview, 30)
 
 
+@pytest.mark.slow  # three fits
 def test_the_seed_decides_the_fit(bundled: ldm_core.LatentDiffusion) -> None:
     first, again, other = (fit_preview(bundled, seed, pictures=4) for seed in (0, 0, 1))
     assert torch.equal(first.weight, again.weight)

@@ -133,6 +133,7 @@ def test_a_preview_spares_the_decoder(bundled: ldm_core.LatentDiffusion, preview
     )
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("ending", ["gif", "webp", "GIF"])
 def test_animations_show_every_step_and_stay_at_the_last(
     preview: LatentPreview, tmp_path: Path, ending: str

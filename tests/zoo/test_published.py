@@ -83,6 +83,7 @@ def test_the_distinct_lists_of_tensors_are_all_of_them(published: dict[str, Any]
     assert len(tested) == len(DISTINCT)
 
 
+@pytest.mark.one_in(2)
 @EACH_FILE
 def test_tensors_alone_tell_the_model(name: str, published: dict[str, Any], tmp_path: Path) -> None:
     preset = PUBLISHED[name]
@@ -98,6 +99,7 @@ def test_tensors_alone_tell_the_model(name: str, published: dict[str, Any], tmp_
     assert report.ema is PRESETS[preset].use_ema
 
 
+@pytest.mark.one_in(2)
 @EACH_FILE
 def test_every_tensor_is_one_parameter_and_back(name: str, published: dict[str, Any], tmp_path: Path) -> None:
     preset = PUBLISHED[name]

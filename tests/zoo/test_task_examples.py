@@ -42,6 +42,7 @@ def run(script: Path, *options: str) -> None:
         sys.argv = arguments
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", RUNS)
 def test_a_task(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -59,9 +59,12 @@ class RequestCondition:
         self.syntax = syntax
         self.model, self.request = model, request
         self.conditioner: Any = model.conditioner
-        if isinstance(self.conditioner, TextConditioner):
-            skip = self.conditioner.clip_skip if clip_skip is None else clip_skip
-            self.conditioner = replace(self.conditioner, clip_skip=skip, batch_size=batch_size)
+        own = self.conditioner
+        text = own if isinstance(own, TextConditioner) else getattr(own, "text", None)
+        if isinstance(text, TextConditioner):
+            skip = text.clip_skip if clip_skip is None else clip_skip
+            text = replace(text, clip_skip=skip, batch_size=batch_size)
+            self.conditioner = text if isinstance(own, TextConditioner) else replace(own, text=text)
         elif clip_skip is not None:
             raise ValueError("clip_skip requires a text encoder, which this model lacks")
         # A conditioner of masked images takes the request's image and mask as its inputs.

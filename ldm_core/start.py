@@ -223,17 +223,21 @@ def _size(
     """Height and width in pixels, from the image, the condition, the request or the model."""
     f = config.autoencoder.downsampling
     if image is not None:
-        height, width = image.shape[2:]
+        fixed_by, fixed = "image", image.shape[2:]
     elif latent_size is not None:
-        height, width = (f * size for size in latent_size)
-        if (request.height or height, request.width or width) != (height, width):
-            raise ValueError(
-                f"the condition fixes the size of {width}×{height} pixels, which contradicts "
-                f"width={request.width} and height={request.height}"
-            )
+        fixed_by, fixed = "condition", torch.Size(f * size for size in latent_size)
     else:
+        fixed_by, fixed = "", None
+    if fixed is None:
         height = config.image_size if request.height is None else request.height
         width = config.image_size if request.width is None else request.width
+    else:
+        height, width = fixed
+        if (request.height or height, request.width or width) != (height, width):
+            raise ValueError(
+                f"the {fixed_by} fixes the size of {width}×{height} pixels, which contradicts "
+                f"width={request.width} and height={request.height}"
+            )
     require_size(config, height, width)
     return height, width
 

@@ -18,7 +18,8 @@ from ldm_core.conditioners.noise_augmentation import per_image, with_noise
 from ldm_core.conditioners.text import TextConditioner
 from ldm_core.noise import Generators
 from ldm_core.noise_schedule import NoiseSchedule, NoiseScheduleConfig
-from ldm_core.support.limits import require_whole
+from ldm_core.support.limits import require, require_whole
+from ldm_core.support.printable import shown
 
 LEVEL = 20  # the default noise level
 SCHEDULE = NoiseScheduleConfig(linear_start=1e-4, linear_end=0.02)
@@ -34,6 +35,10 @@ class NoisedImageConfig:
     concat_channels: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
+        require(
+            isinstance(self.noise_schedule, NoiseScheduleConfig),
+            f"noised image: noise_schedule must be a NoiseScheduleConfig, not {shown(self.noise_schedule)}",
+        )
         require_whole("noised image", self, "levels", 1, self.noise_schedule.timesteps)
 
 

@@ -57,6 +57,10 @@ class UnclipConfig:
         require(
             self.width % 2 == 0, f"unclip: width must be even, half sines and half cosines, not {self.width}"
         )
+        require(
+            isinstance(self.noise_schedule, NoiseScheduleConfig),
+            f"unclip: noise_schedule must be a NoiseScheduleConfig, not {shown(self.noise_schedule)}",
+        )
         require_bool("unclip", self, "statistics")
         encoder = self.image_encoder
         require(

@@ -11,7 +11,7 @@ from diffusers import DDPMScheduler
 from PIL import Image
 from support.texts import text_conditioner
 
-from ldm_core.conditioners import NoisedImage, NoisedImageConfig
+from ldm_core.conditioners import NoisedImage, NoisedImageConfig, UnclipConfig
 from ldm_core.noise import generators, randn
 
 TEXT = text_conditioner()
@@ -107,3 +107,9 @@ def test_generators_are_one_per_image() -> None:
             conditioner(IMAGES, given)
     with pytest.raises(ValueError, match=r"levels must be an int in 1\.\.1000, not 1001"):
         NoisedImageConfig(levels=1001)
+
+
+@pytest.mark.parametrize("config", [NoisedImageConfig, UnclipConfig])
+def test_a_schedule_is_a_config(config: Any) -> None:
+    with pytest.raises(ValueError, match="noise_schedule must be a NoiseScheduleConfig, not 5"):
+        config(noise_schedule=5)

@@ -72,6 +72,8 @@ def test_bad_images_and_masks(bundled: LatentDiffusion, picture: Image.Image) ->
         list(sampler.steps("fire", mask=picture))
     with pytest.raises(ValueError, match=r"strength 0\.5 needs an image"):
         list(sampler.steps("fire", strength=0.5))
+    with pytest.raises(ValueError, match=r"the image fixes the size of 128×128 pixels, .* height=64"):
+        sampler.sample("fire", image=picture, height=64)
 
 
 def test_a_model_whose_task_is_another(picture: Image.Image) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from support.configs import TINY
 from support.reference import random_model
+from support.small_models import small_model
 from torch import Tensor
 
 import ldm_core
@@ -278,3 +279,18 @@ def test_what_changes_between_steps_is_seen(change: Change, monkeypatch: pytest.
     )
     assert not torch.equal(by_step, before)
     assert torch.equal(by_step, by_guidance)
+
+
+@torch.no_grad()
+def test_a_depth_models_prompts_are_encoded_with_the_samplers_options() -> None:
+    model = small_model("depth")
+    encoder = model.modules["text_encoder"]
+    calls: list[tuple[int, Any]] = []
+    handle = encoder.register_forward_pre_hook(
+        lambda _, args, options: calls.append((len(args[0]), options.get("clip_skip"))), with_kwargs=True
+    )
+    size = model.config.image_size
+    inputs = [{"prompt": word, "depth": torch.rand(size, size)} for word in ("a", "b", "c")]
+    Sampler(model, batch_size=2, clip_skip=0).sample(inputs, steps=1, guidance_scale=1, output="latent")
+    handle.remove()
+    assert calls == [(2, 0), (1, 0), (1, 0)], "the last one is the empty prompt"

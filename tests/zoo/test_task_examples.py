@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from support.small_models import small_model
+from support.small_models import WIDTH, small_model
+from support.tiny_clip import tiny_clip
 
 import ldm_core
+from ldm_core.conditioners import Unclip
 from ldm_core.images import tensor_to_pil
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -52,6 +55,34 @@ def test_a_task(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     run(EXAMPLES / "tasks" / f"{name}.py", "model.safetensors", *options, *STEPS)
     with Image.open(tmp_path / output) as picture:
         assert min(picture.size) >= 16
+
+
+def test_retrieval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ldm_core.save(small_model("retrieval"), "model.safetensors")
+    clip = tiny_clip()
+    assert clip.config.text_encoder.projection_dim == WIDTH
+    clip.save("clip.safetensors")
+    Path("pictures").mkdir()
+    for k in range(3):
+        tensor_to_pil(torch.rand(1, 3, 32, 32))[0].save(f"pictures/{k}.png")
+    options = ["clip.safetensors", "pictures", "a ship", "--neighbours", "2"]
+    run(EXAMPLES / "tasks" / "retrieval.py", "model.safetensors", *options, *STEPS)
+    with Image.open("retrieval.png") as picture:
+        assert picture.width > 3 * 16
+
+
+def test_image_variation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = small_model("unclip")
+    conditioner = Unclip(model.conditioner.text, tiny_clip().image_encoder, model.conditioner.config)
+    ldm_core.save(replace(model, conditioner=conditioner), "model.safetensors")
+    for name in ("one.png", "two.png"):
+        tensor_to_pil(torch.rand(1, 3, 40, 40))[0].save(name)
+    options = ["one.png", "two.png", "--weights", "0.3", "0.7", "--noise-level", "100"]
+    run(EXAMPLES / "tasks" / "image_variation.py", "model.safetensors", *options, *STEPS)
+    with Image.open("variations.png") as picture:
+        assert picture.width > 3 * 16
 
 
 def test_a_panorama(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

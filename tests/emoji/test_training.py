@@ -83,6 +83,7 @@ def command(stage: str, data: Path, runs: Path, steps: int, *options: str) -> No
     script.main([stage, str(data), str(runs), "--steps", str(steps), "--quiet", *options])
 
 
+@pytest.mark.slow  # four stages of training
 def test_three_commands_make_a_model_that_draws(data: Path, tmp_path: Path) -> None:
     command("autoencoder", data, tmp_path, 3)
     command("clip", data, tmp_path, 3)

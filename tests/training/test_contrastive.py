@@ -208,6 +208,7 @@ def generators(count: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(k) for k in range(count)]
 
 
+@pytest.mark.slow  # a training
 def test_a_clip_learns_which_text_goes_with_which_picture(tmp_path: Path) -> None:
     colours = torch.randn(8, 3, 1, 1, generator=torch.Generator().manual_seed(1)).clamp(-1, 1)
     numbers = ("zero", "one", "two", "three", "four", "five", "six", "seven")

@@ -84,7 +84,7 @@ def test_processes_that_read_data_may_be_forked_after_work_in_two_threads(tmp_pa
     assert len(losses(tmp_path)) == 2
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.slow  # two runs each
 @pytest.mark.parametrize("precision", ["bfloat16", "float32"])
 def test_gradient_checkpointing_changes_no_bit(tmp_path: Path, precision: Any) -> None:
     folders = [tmp_path / "kept", tmp_path / "again"]

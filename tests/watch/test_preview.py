@@ -83,6 +83,7 @@ def test_it_resembles_what_the_bundled_model_decodes(bundled: ldm_core.LatentDif
         assert 1 - error / spread > least
 
 
+@pytest.mark.slow  # takes the clock
 def test_it_is_at_least_fifty_times_cheaper_than_decoding(
     bundled: ldm_core.LatentDiffusion, preview: LatentPreview
 ) -> None:

@@ -14,11 +14,18 @@ from support.examples import FULL, QUICK
 
 import ldm_core
 
-# Small networks gain nothing from a second thread, and lose much where something else runs, too.
-torch.set_num_threads(1)
 settings.register_profile("full", max_examples=FULL)
 settings.register_profile("quick", max_examples=QUICK)
 settings.load_profile("quick")  # unless --hypothesis-profile names another
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--threads", type=int, default=1, help="PyTorch's threads; more help full-size networks")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Small networks gain nothing from a second thread, and lose much where something else runs, too.
+    torch.set_num_threads(config.getoption("--threads"))
 
 
 @pytest.hookimpl(tryfirst=True)  # before the marks are selected by

@@ -134,7 +134,7 @@ def test_damaged_files(tmp_path: Path, kind: str, edits: list[Edit]) -> None:
     assert_read_or_refused(tmp_path, damaged(FILES[kind], edits))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # the fuzzers of tests/fuzz, which coverage guides, have run millions
 @pytest.mark.parametrize("kind", FILES)
 @fuzz(1_250)
 @given(edits=EDITS)

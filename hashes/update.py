@@ -15,7 +15,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 INDEX = "https://pypi.org/simple"
-EXTRAS = ("test", "train", "gpu", "docs", "bench")
+EXTRAS = ("test", "train", "gpu", "docs", "control", "bench")
 WITHOUT_DEPENDENCIES = ("open_clip_torch",)  # as the README installs it
 OF_TORCH = re.compile(r"torch==|triton==|nvidia-|cuda-")  # what PyTorch's CPU builds do without, and PyTorch
 

@@ -3,6 +3,7 @@
 objective                                            the interface between losses and the loop
 diffusion_loss, autoencoder_loss, vq_loss, discriminator      the two stages of latent diffusion
 clip_objective, contrastive                          CLIP
+controlnet_loss                                      ControlNet
 lora, textual_inversion, dreambooth                  fine-tuning
 dataset, image_folder, shards, latents, data_order   data and its order
 loop, state, ema, muon, learning_rate, gradient_checkpointing, distributed, logs, signals      the run
@@ -11,6 +12,7 @@ metrics                                              evaluation
 
 from ldm_core.training.autoencoder_loss import AutoencoderLossWeights, AutoencoderObjective, init_logvar
 from ldm_core.training.clip_objective import ContrastiveObjective
+from ldm_core.training.controlnet_loss import ControlNetObjective
 from ldm_core.training.dataset import BadSample, CaptionedDataset, TensorDataset
 from ldm_core.training.diffusion_loss import DiffusionObjective
 from ldm_core.training.discriminator import PatchDiscriminator
@@ -37,6 +39,7 @@ __all__ = [
     "CachedLatents",
     "CaptionedDataset",
     "ContrastiveObjective",
+    "ControlNetObjective",
     "DiffusionObjective",
     "ImageFolder",
     "Objective",

@@ -119,12 +119,17 @@ class DiffusionObjective(Objective):
         noisy = (a * z0 + s * noise).to(like)
         if condition.concat is not None:
             noisy = torch.cat([noisy, condition.concat], dim=1)
-        vector = () if condition.vector is None else (condition.vector,)
-        predicted = self.model.unet(noisy, t.to(like.device), condition.context, *vector)
+        predicted = self.predict(noisy, t.to(like.device), condition, batch)
         target = {"eps": noise, "v": a * noise - s * z0, "x0": z0}[self.target]
         errors = (predicted.float() - target).square().mean(dim=(1, 2, 3))  # (B,)
         loss = (self._weight[t].to(errors) * errors).mean()
         return loss, {"error": errors.detach().mean()}
+
+    def predict(self, x: Tensor, t: Tensor, condition: Condition, batch: Batch) -> Tensor:
+        """The U-Net's prediction for noisy latents x (B, C, h, w) at timesteps t (B,)."""
+        vector = () if condition.vector is None else (condition.vector,)
+        predicted: Tensor = self.model.unet(x, t, condition.context, *vector)
+        return predicted
 
     def _condition(self, batch: Batch, generators: Sequence[torch.Generator]) -> Condition:
         """The Condition of a batch, with gradients if the text encoder or an adapter is trained."""

@@ -13,7 +13,7 @@ from PIL import Image
 from ldm_core.watch.grid import GAP, MARGIN
 
 FOLDER = Path(__file__).parents[2] / "examples"
-NEEDS_DATA = {"train_zoo"}  # tests/zoo/test_task_examples.py runs it, and those that need a model
+NEEDS_DATA = {"train_zoo", "train_controlnet"}  # run by tests/zoo/test_task_examples.py, and the tasks
 EXAMPLES = sorted(path for path in FOLDER.glob("*.py") if path.stem not in NEEDS_DATA)
 FEWER_STEPS = ["--steps", "2"]
 # What makes an example quick besides few steps.

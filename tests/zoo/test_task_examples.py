@@ -99,10 +99,8 @@ def test_an_example_is_short_and_says_what_it_shows(name: str) -> None:
     assert len(text.splitlines()) < 80
 
 
-@pytest.mark.slow  # 15 s
-def test_small_models_are_trained(tmp_path: Path) -> None:
-    """Two steps of every stage on ten pictures; the files load, and draw what they should."""
-    folder = tmp_path / "data" / "train"
+def data_set(folder: Path) -> None:
+    """Ten pictures of coloured squares, as examples/train_emoji/prepare.py writes them."""
     folder.mkdir(parents=True)
     rows = []
     for k in range(10):
@@ -111,6 +109,32 @@ def test_small_models_are_trained(tmp_path: Path) -> None:
         )
         rows.append({"file_name": f"{k}.png", "text": "square", "group": f"group {k % 2}"})
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+
+
+@pytest.mark.slow  # two steps of a network as large as the bundled model's
+def test_a_control_is_trained(tmp_path: Path) -> None:
+    for part in ("train", "held-out"):
+        data_set(tmp_path / "data" / part)
+    runs = tmp_path / "runs"
+    run(
+        EXAMPLES / "train_controlnet.py",
+        str(tmp_path / "data"),
+        str(runs),
+        "--steps",
+        "2",
+        "--batch-size",
+        "2",
+    )
+    net = ldm_core.load_control(runs / "edges.safetensors", model=ldm_core.load())
+    assert any(conv.weight.any() for conv in net.zero_convs)
+    with Image.open(runs / "edges.png") as picture:
+        assert picture.width > 10 * 96
+
+
+@pytest.mark.slow  # 15 s
+def test_small_models_are_trained(tmp_path: Path) -> None:
+    """Two steps of every stage on ten pictures; the files load, and draw what they should."""
+    data_set(tmp_path / "data" / "train")
     steps = [*STEPS, "--autoencoder-steps", "2"]
     run(EXAMPLES / "train_zoo.py", str(tmp_path / "data"), str(tmp_path / "runs"), *steps)
     options = {"steps": 1, "output": "tensor"}

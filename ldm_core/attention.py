@@ -21,7 +21,13 @@ from torch import Tensor, nn
 
 from ldm_core.kernels import triton_attention
 from ldm_core.kernels.requirements import require_triton
-from ldm_core.nn.attention_backends import auto_attention, chunked_attention, math_attention, sdpa_attention
+from ldm_core.nn.attention_backends import (
+    attention_weights,
+    auto_attention,
+    chunked_attention,
+    math_attention,
+    sdpa_attention,
+)
 from ldm_core.nn.kept_context import KeptContext
 from ldm_core.nn.linear import Linear, is_plain
 from ldm_core.support.modules import named_modules
@@ -81,12 +87,19 @@ class MultiHeadAttention(nn.Module):
         self.to_v = Linear(context_channels, inner_channels, bias=qkv_bias)
         self.to_out = Linear(inner_channels, channels)
 
-    def forward(self, x: Tensor, context: Tensor | KeptContext | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, context: Tensor | KeptContext | None = None, hidden: Tensor | None = None
+    ) -> Tensor:
+        """hidden: (B, M), True for positions that get no weight, by the formula whatever the backend is."""
         if isinstance(context, KeptContext):
             k, v = context.keys_and_values(self)
         else:
             k, v = self.keys_and_values(x if context is None else context)
-        out = self.attention(self._split(self.to_q(x)), k, v, causal=self.causal)
+        q = self._split(self.to_q(x))
+        if hidden is None:
+            out = self.attention(q, k, v, causal=self.causal)
+        else:
+            out = attention_weights(q, k, causal=self.causal, hidden=hidden) @ v
         return self.to_out(out.transpose(1, 2).flatten(2))  # (B, heads, N, D) -> (B, N, heads * D)
 
     def keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:

@@ -42,8 +42,9 @@ class Sampler(Tasks):
     batch_size: maximum number of images per network evaluation; larger requests are split, with the same
         result. None: no limit.
     clip_skip: number of final text encoder blocks to skip; None: the model's default.
-    prompts: the syntax of prompts: "a1111", "a1111-no-norm" (weights without restoring the mean) or "compel";
-        None: prompts are plain text. Prompts without syntax give the same images in all of them.
+    prompts: the syntax of prompts: "a1111", "a1111-no-norm" (weights without restoring the mean), "compel"
+        or "compel-remove" (its downweight mode REMOVE); None: prompts are plain text. Prompts without syntax
+        give the same images in all of them.
     """
 
     def __init__(

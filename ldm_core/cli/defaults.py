@@ -17,7 +17,7 @@ SCHEDULERS = (
 SCHEDULER = "ddim"
 SPACINGS = ("leading", "trailing", "linspace", "compvis", "karras", "exponential", "uniform_lambda")
 DTYPES = ("float32", "float16", "bfloat16")
-PROMPT_SYNTAXES = ("a1111", "a1111-no-norm", "compel")
+PROMPT_SYNTAXES = ("a1111", "a1111-no-norm", "compel", "compel-remove")
 MAX_PICTURES = 1_000_000  # per prompt, and per batch
 
 # The bundled model's defaults are those that its card recommends; the others are those of CompVis's scripts.

@@ -36,6 +36,7 @@ class ResidualAttentionBlock(nn.Module):
         self.fc1 = Linear(width, 4 * width)
         self.fc2 = Linear(4 * width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """hidden: (B, N), True for positions that no position attends to."""
+        x = x + self.attn(self.norm1(x), hidden=hidden)
         return x + self.fc2(self.activation(self.fc1(self.norm2(x))))

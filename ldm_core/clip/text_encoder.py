@@ -38,12 +38,13 @@ class CLIPTextEncoder(nn.Module):
             nn.init.normal_(self.text_projection, std=config.width**-0.5)
             self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
-    def forward(self, tokens: Tensor, clip_skip: int | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, clip_skip: int | None = None, hidden: Tensor | None = None) -> Tensor:
         """Hidden states after the final norm.
 
         tokens: LongTensor (B, N), N at most `context_length`. clip_skip: the number of final blocks to skip,
         by default the model's own (SD1: 0, SD2: 1). Web UIs count from 1: their "clip skip 2" is clip_skip=1
-        here, as in diffusers. Returns (B, N, width). Raises ValueError for other values and shapes.
+        here, as in diffusers. hidden: (B, N), True for tokens that no token attends to; the first is never
+        hidden. Returns (B, N, width). Raises ValueError for other values and shapes.
         """
         skip = self.config.clip_skip if clip_skip is None else clip_skip
         if not 0 <= skip < len(self.blocks):
@@ -55,7 +56,7 @@ class CLIPTextEncoder(nn.Module):
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         x = self.token_embedding(tokens) + self.position_embedding(positions)
         for block in self.blocks[: len(self.blocks) - skip]:
-            x = block(x)
+            x = block(x, hidden)
         return self.final_norm(x)
 
     def embed(self, tokens: Tensor) -> Tensor:

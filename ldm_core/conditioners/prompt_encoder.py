@@ -69,6 +69,12 @@ class PromptEncoder:
             self._encoded |= dict(zip(new, self.conditioner.encode(torch.tensor(new)), strict=True))
         return torch.stack([self._encoded[row] for row in rows])
 
+    def masked(self, chunks: Sequence[Chunk], masks: Sequence[Sequence[bool]]) -> Tensor:
+        """The output (len(chunks), 77, width) where no token attends to those that are True in its mask."""
+        after = [self.length + 1 - len(chunk.ids) for chunk in chunks]
+        rows = [[False, *mask, *[False] * count] for mask, count in zip(masks, after, strict=True)]
+        return self.conditioner.encode(torch.tensor([self._row(c) for c in chunks]), torch.tensor(rows))
+
     def weights(self, chunks: Sequence[Chunk], like: Tensor) -> Tensor:
         """The weights of all positions, (len(chunks), 77, 1); 1 at start, end and padding."""
         rows = []

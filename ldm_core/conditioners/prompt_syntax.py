@@ -25,6 +25,7 @@ SYNTAXES: dict[str, PromptSyntax] = {
     "a1111": A1111(),
     "a1111-no-norm": A1111(keep_mean=False),
     "compel": Compel(),
+    "compel-remove": Compel(lowered="remove"),
 }
 
 

@@ -64,16 +64,20 @@ class TextConditioner:
         row = {prompt: i for i, prompt in enumerate(distinct)}
         return Condition(context=contexts[[row[prompt] for prompt in prompts]])
 
-    def encode(self, tokens: Tensor) -> Tensor:
+    def encode(self, tokens: Tensor, hidden: Tensor | None = None) -> Tensor:
         """The context (B, N, width) of tokens (B, N).
 
+        hidden: (B, N), True for tokens that no token attends to; of a text encoder that takes `hidden`.
         A text encoder that is a module receives its tokens on its device, any other on the CPU.
         """
         weight = next(iter(parameters(self.text_encoder)), None)
         tokens = tokens if weight is None else tokens.to(weight.device)
-        options = {} if self.clip_skip is None else {"clip_skip": self.clip_skip}
-        chunks = tokens.split(self.batch_size or len(tokens))
-        return torch.cat([self.text_encoder(chunk, **options) for chunk in chunks])
+        options: dict[str, Any] = {} if self.clip_skip is None else {"clip_skip": self.clip_skip}
+        size = self.batch_size or len(tokens)
+        if hidden is None:
+            return torch.cat([self.text_encoder(chunk, **options) for chunk in tokens.split(size)])
+        pairs = zip(tokens.split(size), hidden.to(tokens.device).split(size))
+        return torch.cat([self.text_encoder(chunk, hidden=mask, **options) for chunk, mask in pairs])
 
 
 def parameters(encoder: Any) -> list[nn.Parameter]:

@@ -25,8 +25,12 @@ MANY_KEYS = 256  # from which the keys and values are laid out anew for the prod
 MIN_CHUNKED_KEYS = 16  # with fewer keys, three calls per block cost more than they save
 
 
-def attention_weights(q: Tensor, k: Tensor, *, causal: bool = False, first: int = 0) -> Tensor:
+def attention_weights(
+    q: Tensor, k: Tensor, *, causal: bool = False, first: int = 0, hidden: Tensor | None = None
+) -> Tensor:
     """softmax(q k^T / sqrt(D)): (B, heads, N, M). `first` is the position of q's first row.
+
+    hidden: (B, M), True for keys that get no weight; every query must see another one.
 
     The softmax is computed in float32 at least, because the sum over thousands of keys needs more than 8 or
     11 bits. float16 scores are computed in float32 too, because a product of large queries and keys can
@@ -38,8 +42,10 @@ def attention_weights(q: Tensor, k: Tensor, *, causal: bool = False, first: int 
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if causal:
         n, m = scores.shape[-2:]
-        hidden = torch.ones(n, m, dtype=torch.bool, device=q.device).triu(1 + first)
-        scores = scores.masked_fill(hidden, float("-inf"))
+        later = torch.ones(n, m, dtype=torch.bool, device=q.device).triu(1 + first)
+        scores = scores.masked_fill(later, float("-inf"))
+    if hidden is not None:
+        scores = scores.masked_fill(hidden[:, None, None], float("-inf"))
     wide = torch.promote_types(scores.dtype, torch.float32)
     return scores.softmax(dim=-1, dtype=wide).to(dtype)
 

@@ -10,11 +10,13 @@ if TYPE_CHECKING:
     from ldm_core.adapters.textual_inversion import apply_textual_inversion
     from ldm_core.attention import set_attention
     from ldm_core.checkpoint import CheckpointError
+    from ldm_core.circular_padding import seamless
     from ldm_core.clip import CLIP
     from ldm_core.compilation import capture, compile
     from ldm_core.condition import Condition
     from ldm_core.control.control import Control
     from ldm_core.guidance import ClassifierFreeGuidance
+    from ldm_core.high_resolution import HighResolution
     from ldm_core.loading.control import load_control
     from ldm_core.loading.convert import convert, merge_checkpoints
     from ldm_core.loading.doctor import inspect
@@ -62,6 +64,7 @@ __all__ = [
     "Euler",
     "EulerAncestral",
     "Heun",
+    "HighResolution",
     "LatentDiffusion",
     "Residuals",
     "Sampler",
@@ -86,6 +89,7 @@ __all__ = [
     "optimize",
     "record_attention",
     "save",
+    "seamless",
     "set_attention",
     "set_convolution",
     "set_linear",
@@ -133,6 +137,7 @@ _DEFINED_IN = {
     "Euler": "schedulers",
     "EulerAncestral": "schedulers",
     "Heun": "schedulers",
+    "HighResolution": "high_resolution",
     "LMS": "schedulers",
     "LatentDiffusion": "model",
     "PNDM": "schedulers",
@@ -159,6 +164,7 @@ _DEFINED_IN = {
     "optimization": "nn.optimization",
     "optimize": "nn.optimization",
     "record_attention": "watch.attention_maps",
+    "seamless": "circular_padding",
     "set_attention": "attention",
     "set_convolution": "nn.convolution",
     "set_linear": "nn.linear",

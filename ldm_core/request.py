@@ -13,6 +13,7 @@ from ldm_core.images import ImageInput
 from ldm_core.schedulers import Scheduler
 
 if TYPE_CHECKING:
+    from ldm_core.high_resolution import HighResolution
     from ldm_core.start import Start
 
 Timesteps = Sequence[tuple[float, float]]
@@ -41,6 +42,7 @@ class Request:
     controls: Any = ()
     image_prompt: ImageInput = None
     image_scale: Any = 1.0
+    high_resolution: HighResolution | None = None
 
     def recipe(self, image: int, start: Start, scheduler: Scheduler) -> dict[str, Any]:
         """The settings of one image as plain values, without tensors and images."""

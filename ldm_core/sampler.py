@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor
 from ldm_core.condition import Condition
 from ldm_core.conditioners.prompt_syntax import PromptSyntax, syntax_of
 from ldm_core.guidance import ClassifierFreeGuidance, Composition, Guidance, require_classifier_free
+from ldm_core.high_resolution import second_pass
 from ldm_core.images import tensor_to_pil
 from ldm_core.model import LatentDiffusion
 from ldm_core.nn.kept_context import KeptContext
@@ -88,6 +90,8 @@ class Sampler(Tasks):
         gradients: enable gradients from a step's latent to `noise`, `latent`, contexts and weights.
         """
         request = Request(**with_conditions(prompt, **options))
+        if request.high_resolution is not None:
+            raise ValueError("steps runs one pass; pass high_resolution to txt2img or img2img")
         with torch.set_grad_enabled(gradients):
             start = self._prepare(request)
         return self._run(start, on_step, gradients)
@@ -174,12 +178,23 @@ class Sampler(Tasks):
             raise ValueError(f"output must be 'pil', 'tensor' or 'latent', not {output!r}")
         with torch.no_grad():
             start = self._prepare(request)
+        plan = request.high_resolution
+        second = None if plan is None else second_pass(self.model, request, start, self.batch_size)
         if on_step is None or _is_own(on_step):
             start = self._with_kept_context(start)
         latent, finite = start.latent, FiniteCheck()
         for step in _with_bar(self._run(start, on_step), len(start.timesteps), progress):
             latent = step.latent
             finite.note(latent)
+        if second is not None and plan is not None:
+            pixels = self._decode(start, latent) if plan.enlarge == "picture" else None
+            sampler = copy(self)
+            sampler.model = second.model
+            again = second.begin(self.scheduler, latent, pixels)
+            result = sampler._draw(again, on_step, output, progress)
+            return second.recorded(
+                result, [request.recipe(k, start, self.scheduler) for k in range(len(latent))]
+            )
         if output == "latent":
             finite.warn()
             return latent

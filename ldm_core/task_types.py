@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from torch import Tensor
 
@@ -13,6 +13,9 @@ from ldm_core.control.control import Control
 from ldm_core.images import ImageInput
 from ldm_core.request import Timesteps
 from ldm_core.windows import Windows
+
+if TYPE_CHECKING:
+    from ldm_core.high_resolution import HighResolution
 
 Output = Literal["pil", "tensor", "latent"]
 Prompt = str | Sequence[str]
@@ -51,6 +54,7 @@ class Options(TypedDict, total=False):
     controls: Sequence[Control]
     image_prompt: ImageInput
     image_scale: float | Mapping[str, float]
+    high_resolution: HighResolution | None
     progress: bool
 
 

@@ -110,6 +110,7 @@ class Tasks(ABC):
         timesteps: pairs (t, t_prev), instead of those of the scheduler.
         controls: ControlNets and T2I-Adapters with their hints, which all act together.
         image_prompt, image_scale: pictures for the model's IP-Adapter, and their strength, also by layer.
+        high_resolution: a `HighResolution`: enlarge the result and draw it again.
         on_step: called with a `SamplerStep` after each step; a returned tensor replaces the latent.
         progress: show a bar. output: "pil", "tensor" (B, 3, H, W) in [0, 1], or scaled "latent" (B, C, h, w).
 
@@ -179,8 +180,8 @@ class Tasks(ABC):
 
         prompt, negative_prompt: a string or a list; a single negative prompt applies to all.
         options: `context` and `negative_context`, (1, N, width) or one row per prompt, instead of the
-            prompts; `latent`, `timesteps`, `controls`, `image_prompt`, `image_scale` and `progress`. They and
-            the other arguments are as in `sample`.
+            prompts; `latent`, `timesteps`, `controls`, `image_prompt`, `image_scale`, `high_resolution` and
+            `progress`. They and the other arguments are as in `sample`.
         """
         sample: Any = self.sample
         return sample(

@@ -73,7 +73,7 @@ def prepare_upscaling(
     inputs = inputs_for(images, prompt, noise_level)
     if not isinstance(model.unet, WindowedUNet):
         rows = model.conditioner.count(inputs)
-        _require_memory(model, min(rows, batch_size or rows), *images.shape[2:])
+        require_memory(model, min(rows, batch_size or rows), *images.shape[2:])
     if negative_prompt and model.conditioner.unconditional is None:
         raise ValueError("this model takes no prompts, got a negative_prompt")
     return Upscaling(model, inputs, negative_prompt or None, (height, width))
@@ -116,7 +116,7 @@ def memory_of(device: torch.device) -> int | None:
         return None
 
 
-def _require_memory(model: LatentDiffusion, rows: int, height: int, width: int) -> None:
+def require_memory(model: LatentDiffusion, rows: int, height: int, width: int) -> None:
     """Raise ValueError if decoding latents of this size needs more memory than the device has."""
     weight = model.weight_of("autoencoder")
     needed = memory_needed(model.config, rows, height, width, weight.element_size())

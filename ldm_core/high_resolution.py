@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -48,8 +49,8 @@ class HighResolution:
     scale: of height and width, at least 1; the result's must be sizes that the networks take.
     strength: of the second pass, in (0, 1], as in `img2img`: about strength * steps steps are run.
     enlarge: "latent": interpolate the latent (bilinear), which is blurred and needs a strength of about 0.5
-        to become sharp. "picture": decode, interpolate the pixels (bicubic) and encode, which needs less; the
-        same as `img2img` of the enlarged picture.
+        to become sharp. "picture": decode, interpolate the pixels (bicubic) and encode, which needs less;
+        with a scheduler that adds no noise, this is `img2img` of the enlarged picture.
     steps: of the second pass; None: those of the first.
     windows: of the second pass, in latent pixels, as in `ldm_core.windowed`, where memory is short.
 
@@ -98,21 +99,25 @@ class SecondPass:
         latent: of the first pass (B, C, h, w). pixels: its images (B, 3, H, W) in [0, 1], to be enlarged in
             place of the latent.
         """
-        request, plan = self.request, self.plan
-        wraps = is_seamless(self.model)
-        if pixels is not None:
-            image = enlarged(pixels, self.size, "bicubic", wraps).clamp(0, 1)
-            return replace(request, image=image, strength=plan.strength)
-        f = self.model.config.autoencoder.downsampling
-        x0 = enlarged(latent, (self.size[0] // f, self.size[1] // f), "bilinear", wraps)
-        pairs = request.timesteps
-        schedule = self.model.noise_schedule
-        pairs = scheduler.timesteps(schedule, request.steps) if pairs is None else list(pairs)
-        start, pairs = truncate(pairs, plan.strength)
+        request, plan, model = self.request, self.plan, self.model
         assert isinstance(request.seed, Sequence)
-        noise = randn(x0.shape, generators(request.seed)).to(x0)
+        wraps, draws = is_seamless(model), generators(request.seed)
+        f = model.config.autoencoder.downsampling
+        small = (self.size[0] // f, self.size[1] // f)
+        noise = randn((*latent.shape[:2], *small), draws).to(
+            latent
+        )  # before the encoder draws, as in img2img
+        if pixels is None:
+            x0 = enlarged(latent, small, "bilinear", wraps)
+        else:
+            images = enlarged(pixels, self.size, "bicubic", wraps).clamp(0, 1) * 2 - 1
+            rows = [model.encode_image(images[k : k + 1], [draw]) for k, draw in enumerate(draws)]
+            x0 = torch.cat(rows).to(latent)
+        pairs = request.timesteps
+        pairs = scheduler.timesteps(model.noise_schedule, request.steps) if pairs is None else list(pairs)
+        start, pairs = truncate(pairs, plan.strength)
+        begun = model.noise_schedule.add_noise(x0, noise, start)
         height, width = self.size
-        begun = schedule.add_noise(x0, noise, start)
         return replace(request, latent=begun, timesteps=pairs, height=height, width=width)
 
     def recorded(self, result: Any, recipes: Sequence[dict[str, Any]]) -> Any:

@@ -10,11 +10,13 @@ from ldm_core.recipe.fields import (
     to_json,
     without_paths,
 )
+from ldm_core.recipe.noises import Noises
 from ldm_core.recipe.parameters_text import from_parameters_text, to_parameters_text
 from ldm_core.recipe.png import read_recipe, write_png
 
 __all__ = [
     "AdapterFile",
+    "Noises",
     "Recipe",
     "SourceFile",
     "file_sha256",

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ldm_core.recipe.noises import Noises, mixtures_of
 from ldm_core.support.json_text import parse_json
 from ldm_core.support.limits import MAX_ROWS, MAX_SIZE, MAX_TIMESTEPS
 from ldm_core.support.printable import shown
@@ -36,8 +37,8 @@ RANGES = {
     "class_count": (1, MAX_ROWS),
 }
 
-TaskName = Literal["txt2img", "img2img", "inpaint", "sample", "upscale"]
-TASKS = ("txt2img", "img2img", "inpaint", "sample", "upscale")
+TaskName = Literal["txt2img", "img2img", "inpaint", "sample", "upscale", "imagine"]
+TASKS = ("txt2img", "img2img", "inpaint", "sample", "upscale", "imagine")
 SOURCES = ("image", "mask", "map", "depth", "clip_embeddings")  # the fields of input files
 BOX = ("label", "x", "y", "width", "height")  # of an object of a layout
 FLAGS = ("group", "occluded", "depiction", "inside")
@@ -119,6 +120,7 @@ class Recipe:
     map: SourceFile | None = None  # of classes
     depth: SourceFile | None = None
     clip_embeddings: SourceFile | None = None
+    noises: Noises | None = None  # of pictures of the task "imagine", which may be several in one file
 
     def __post_init__(self) -> None:
         for names, types, expected in _FIELD_TYPES:
@@ -165,6 +167,7 @@ _FIELD_TYPES: list[tuple[tuple[str, ...], tuple[type, ...], str]] = [
     (("ema",), (bool, _NONE), "true, false or nothing"),
     (("scheduler_settings", "versions", "class_names"), (dict,), "a mapping"),
     (("model",), (SourceFile,), "a file's name and checksum"),
+    (("noises",), (Noises, _NONE), "the noises of pictures, or nothing"),
     (("autoencoder", *SOURCES), (SourceFile, _NONE), "a file's name and checksum, or nothing"),
     (("loras", "embeddings"), (tuple,), "a list of adapters"),
 ]
@@ -258,7 +261,7 @@ def without_paths(recipe: Recipe) -> Recipe:
 # Fields that earlier versions of the package do not know: a recipe with any of them is rejected there.
 _LATER = (
     *("not_finite", "class_label", "layout", "class_names", "class_count"),
-    *("noise_level", "embedding_row", "map", "depth", "clip_embeddings"),
+    *("noise_level", "embedding_row", "map", "depth", "clip_embeddings", "noises"),
 )
 
 
@@ -285,6 +288,9 @@ def from_json(text: str) -> Recipe:
     for name in ("loras", "embeddings"):
         if isinstance(data.get(name), list):
             data[name] = tuple(_adapter(name, entry) for entry in data[name])
+    if isinstance(data.get("noises"), dict):
+        own = data["noises"]
+        data["noises"] = _built(Noises, {**own, "mixtures": mixtures_of(own.get("mixtures"))}, "noises")
     if isinstance(data.get("layout"), list):
         data["layout"] = tuple(data["layout"])
     return _built(Recipe, data, "the recipe")

@@ -120,6 +120,7 @@ _MODULES = (
     "training",
     "unet",
     "watch",
+    "workbench",
 )
 
 # Where each name is defined. It is imported when it is first used, since torch takes seconds, in which the

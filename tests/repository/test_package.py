@@ -175,7 +175,8 @@ ARROWS = {
     "recipe": LOADING | SAMPLER,
     "testing": LOADING | SAMPLER | {"kernels", "watch"},
     "training": LOADING | SAMPLER | {"adapters", "watch", "kernels"},
-    "cli": LOADING | SAMPLER | {"adapters", "watch", "recipe"},
+    "workbench": GROUND | {"conditioners", "condition", "config", "guidance", "recipe", "schedulers"},
+    "cli": LOADING | SAMPLER | {"adapters", "watch", "recipe", "workbench"},
     "__main__": {"cli"},
 }
 

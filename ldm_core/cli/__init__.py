@@ -12,6 +12,8 @@ output        where pictures are written
 inspection    `inspect`
 convert       `convert` and `merge`
 restoration   `restore`
+imagine       `imagine`: grids of pictures
+going_on      what is done with pictures of a grid: `vary`, `zoom-out`, `pan`, `blend`, `describe`, `upscale`
 printing      everything that is printed
 """
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from ldm_core.cli.convert import convert_file, merge_files
 from ldm_core.cli.draw import draw
+from ldm_core.cli.going_on import blend_pictures, describe_picture, go_on, upscale
+from ldm_core.cli.imagine import imagine
 from ldm_core.cli.inspection import inspect_file
 from ldm_core.cli.printing import tell
 from ldm_core.cli.restoration import restore_files
@@ -19,7 +21,13 @@ COMMANDS = {
     "img2img": draw,
     "inpaint": draw,
     "sample": draw,
-    "upscale": draw,
+    "upscale": upscale,
+    "imagine": imagine,
+    "vary": go_on,
+    "zoom-out": go_on,
+    "pan": go_on,
+    "blend": blend_pictures,
+    "describe": describe_picture,
     "inspect": inspect_file,
     "convert": convert_file,
     "merge": merge_files,

@@ -32,7 +32,7 @@ def draw(args: Namespace) -> int:
     job = prepare(args)
     total, done, black = len(job.recipes), 0, 0
     try:
-        with _Progress(total, args.batch_size, quiet=args.quiet) as progress:
+        with Progress(total, args.batch_size, quiet=args.quiet) as progress:
             for start in range(0, total, args.batch_size):
                 chunk = slice(start, start + args.batch_size)
                 recipes = job.recipes[chunk]
@@ -54,7 +54,7 @@ def draw(args: Namespace) -> int:
     return 0
 
 
-def _draw_chunk(job: Job, chunk: slice, progress: _Progress, recorder: Recorder | None) -> list[Image]:
+def _draw_chunk(job: Job, chunk: slice, progress: Progress, recorder: Recorder | None) -> list[Image]:
     """The pictures of a chunk, whose recipes differ only in their inputs and seeds."""
 
     def on_step(step: SamplerStep) -> None:
@@ -105,14 +105,14 @@ def _save_steps(job: Job, recorder: Recorder, k: int, picture: Path, caption: st
         print_path(path)
 
 
-class _Progress:
+class Progress:
     """A progress bar with one tick per step of a chunk, if standard error is a terminal."""
 
     def __init__(self, pictures: int, batch_size: int, *, quiet: bool) -> None:
         self._chunks = math.ceil(pictures / batch_size)
         self._bar = tqdm(unit="step", disable=True if quiet else None, dynamic_ncols=True)
 
-    def __enter__(self) -> _Progress:
+    def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *_: object) -> None:

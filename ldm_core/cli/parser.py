@@ -19,6 +19,7 @@ from ldm_core.cli.defaults import (
     STEPS,
     STRENGTH,
 )
+from ldm_core.cli.imagine_options import add_imagine_commands, add_second_pass
 from ldm_core.cli.option_types import number, seeds, size, whole
 from ldm_core.cli.printing import PROG
 from ldm_core.cli.restore_options import add_restore_options
@@ -63,8 +64,9 @@ def build_parser() -> argparse.ArgumentParser:
         )
     sample = command("sample", "Draw from classes, layouts, maps, small pictures or nothing.")
     add_sample_inputs(_with_file(sample))
-    upscale = command("upscale", "Enlarge a small picture with a super-resolution model.")
+    upscale = command("upscale", "Enlarge a picture with a super-resolution model, or one of a grid.")
     add_upscale_inputs(_with_file(upscale))
+    add_second_pass(upscale)
     for drawing in (sample, upscale):
         _add_model(drawing.add_argument_group("model"))
         _add_how(drawing)
@@ -77,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_model(group)
         _add_how(drawing)
         _add_where(drawing)
+    add_imagine_commands(command, _add_model)
     add_restore_options(command("restore", "Restore the faces of a photo, or of all photos in a folder."))
     _add_file_commands(command)
     return parser

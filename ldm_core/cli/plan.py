@@ -72,7 +72,7 @@ def prepare(args: Namespace) -> Job:
     what = open_prompts(args, again) if args.command in NEEDED else open_sample_inputs(args, again)
     num = _pictures_per_input(args, what.count)
     seeds = image_seeds(chosen(args, again, "seed"), what.count * num)
-    scheduler = _scheduler(args, again)
+    scheduler = chosen_scheduler(args, again)
     guidance = ClassifierFreeGuidance(rescale=chosen(args, again, "guidance_rescale", 0.0))
     output = find_output(args.output, args.command, count=len(seeds), steps=args.show_steps, force=args.force)
     size = args.size or ((again.width, again.height) if again else None)
@@ -172,7 +172,8 @@ def _pictures_per_input(args: Namespace, count: int) -> int:
     return args.num or 1
 
 
-def _scheduler(args: Namespace, again: Recipe | None) -> Any:
+def chosen_scheduler(args: Namespace, again: Recipe | None) -> Any:
+    """The scheduler of the options, else the recipe's, else the default."""
     if args.scheduler is not None or again is None:
         scheduler = SCHEDULERS[args.scheduler or defaults.SCHEDULER]
     elif again.scheduler not in CLASSES:

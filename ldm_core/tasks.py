@@ -107,10 +107,9 @@ class Tasks(ABC):
         height, width: in pixels, by default the training resolution.
         seed: image k uses seed + k, or seed[k]; images are ordered by input.
         noise: (B, C, h, w), standard normal, instead of the seed's. latent: the first step's input.
-        timesteps: pairs (t, t_prev), instead of those of the scheduler.
+        timesteps: pairs (t, t_prev), not the scheduler's. high_resolution: enlarge and draw again.
         controls: ControlNets and T2I-Adapters with their hints, which all act together.
         image_prompt, image_scale: pictures for the model's IP-Adapter, and their strength, also by layer.
-        high_resolution: a `HighResolution`: enlarge the result and draw it again.
         on_step: called with a `SamplerStep` after each step; a returned tensor replaces the latent.
         progress: show a bar. output: "pil", "tensor" (B, 3, H, W) in [0, 1], or scaled "latent" (B, C, h, w).
 

@@ -289,7 +289,7 @@ DAMAGED = {
     "not finite": (without(guidance_scale=float("nan")), "guidance_scale must be a finite number"),
     "another task": (
         without(task="outpaint"),
-        "task must be one of txt2img, img2img, inpaint, sample, upscale, not 'outpaint'",
+        "task must be one of txt2img, img2img, inpaint, sample, upscale, imagine, not 'outpaint'",
     ),
     "a model that is text": (without(model="emoji"), "model must be a file's name and checksum"),
     "a model without a name": (without(model={"sha256": "00"}), "the recipe's model lacks name"),

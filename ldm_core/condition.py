@@ -6,6 +6,10 @@ Latent diffusion (Rombach et al. 2022, arXiv:2112.10752, section 3.3) conditions
     vector    added to the timestep embedding: one vector or class label per image
     concat    input channels that are concatenated to the noisy latent
 
+GLIGEN (Li et al. 2023, arXiv:2301.07093) adds a fourth:
+
+    objects   tokens of objects with boxes, for gated self-attention
+
 CompVis's counterpart is `DiffusionWrapper` with its `conditioning_key`: "crossattn", "adm", "concat" or
 "hybrid".
 """
@@ -23,6 +27,7 @@ from ldm_core.nn.kept_context import KeptContext
 Rows = slice | Sequence[int]
 # What a row is in a sampling run: (number of the image, whether it is the conditional side of guidance).
 Side = tuple[int, bool]
+DIMENSIONS = {"context": (3,), "vector": (1, 2), "concat": (4,), "objects": (3,)}  # of each field
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,19 +35,21 @@ class Condition:
     """Fields with one row per image, each optional; for an unconditional model all of them are None.
 
     context: (B, M, width). vector: (B, D), or labels as a LongTensor (B,). concat: (B, C', h, w).
+    objects: (B, N, width), with a context.
     Raises ValueError for other types or shapes, and if the numbers of rows differ.
     """
 
     context: Tensor | None = None
     vector: Tensor | None = None
     concat: Tensor | None = None
+    objects: Tensor | None = None
     # The context's keys and values, and what each row is, valid during one run. Only indexing and `cat` pass
     # them on.
     kept: KeptContext | None = field(default=None, init=False, repr=False)
     sides: tuple[Side, ...] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name, dims in (("context", (3,)), ("vector", (1, 2)), ("concat", (4,))):
+        for name, dims in DIMENSIONS.items():
             value = getattr(self, name)
             if value is not None and (not isinstance(value, Tensor) or value.ndim not in dims):
                 found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -56,8 +63,7 @@ class Condition:
             raise ValueError(f"Condition: all fields must have one row per image, got {found}")
 
     def _fields(self) -> dict[str, Tensor]:
-        names = ("context", "vector", "concat")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {name: getattr(self, name) for name in DIMENSIONS if getattr(self, name) is not None}
 
     @property
     def rows(self) -> int | None:
@@ -92,6 +98,11 @@ class Condition:
         known = [one.sides for one in conditions if one.sides is not None]
         sides = tuple(side for one in known for side in one) if len(known) == len(conditions) else None
         return joined._of_a_run(KeptContext.cat([one.kept for one in conditions]), sides)
+
+    def having(self, *, concat: Tensor | None = None, objects: Tensor | None = None) -> Condition:
+        """A copy with these fields, or without them, whose context keeps its keys and values."""
+        fields = {**self._fields(), "concat": concat, "objects": objects}
+        return Condition(**fields)._of_a_run(self.kept, self.sides)
 
     def keeping(self, kept: KeptContext) -> Condition:
         """A copy that holds the keys and values of its context."""

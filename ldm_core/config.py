@@ -20,6 +20,8 @@ from ldm_core.clip.config import (
 )
 from ldm_core.conditioners.class_embedder import ClassEmbedderConfig
 from ldm_core.conditioners.depth import DepthConfig
+from ldm_core.conditioners.grounding import GroundingConfig
+from ldm_core.conditioners.instruction import InstructionConfig
 from ldm_core.conditioners.low_resolution import LowResolutionConfig
 from ldm_core.conditioners.masked_image import MaskedImageConfig
 from ldm_core.conditioners.noised_image import NoisedImageConfig
@@ -49,6 +51,10 @@ __all__ = [
 
 SD1 = LatentDiffusionConfig()
 SD1_INPAINT = replace(SD1, unet=replace(SD1.unet, in_channels=9))
+INSTRUCT_PIX2PIX = replace(
+    SD1, unet=replace(SD1.unet, in_channels=8), conditioner=InstructionConfig(), use_ema=True
+)
+GLIGEN = replace(SD1, unet=replace(SD1.unet, gated_self_attention=True), conditioner=GroundingConfig())
 
 SD2_BASE = replace(
     SD1,
@@ -237,6 +243,8 @@ RDM768 = replace(
 PRESETS: dict[str, LatentDiffusionConfig] = {
     "sd1": SD1,
     "sd1-inpaint": SD1_INPAINT,
+    "instruct-pix2pix": INSTRUCT_PIX2PIX,
+    "gligen": GLIGEN,
     "sd2-base": SD2_BASE,
     "sd2-v": SD2_V,
     "sd2-inpaint": SD2_INPAINT,

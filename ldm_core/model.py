@@ -51,6 +51,9 @@ class LatentDiffusion:
         uses_autoencoder = getattr(self.conditioner, "with_autoencoder", None)
         if uses_autoencoder is not None:
             self.conditioner = uses_autoencoder(autoencoder)
+        uses_unet = getattr(self.conditioner, "with_unet", None)
+        if uses_unet is not None:
+            self.conditioner = uses_unet(unet)
         self.unet = unet  # type: ignore[assignment]
         self.autoencoder = autoencoder  # type: ignore[assignment]
         self.noise_schedule = noise_schedule  # type: ignore[assignment]

@@ -16,6 +16,7 @@ from typing import Any, get_args
 from ldm_core.autoencoder.config import AutoencoderConfig, AutoencoderVQConfig
 from ldm_core.bert.config import BERTConfig
 from ldm_core.clip.config import TextEncoderConfig
+from ldm_core.conditioners.grounding import GroundingConfig
 from ldm_core.conditioners.kinds import CONDITIONERS
 from ldm_core.noise_schedule import NoiseScheduleConfig, PredictionType
 from ldm_core.support.limits import (
@@ -88,6 +89,10 @@ class LatentDiffusionConfig:
             given == width,
             f"the unet expects context vectors of size {width} (context_dim), but the conditioner outputs "
             f"vectors of size {given}",
+        )
+        require(
+            self.unet.gated_self_attention or not isinstance(self.conditioner, GroundingConfig),
+            "the unet has no gated self-attention (gated_self_attention), to which the conditioner gives objects",
         )
         concat = self.unet.in_channels - self.unet.out_channels
         size = self.unet.adm_in_channels

@@ -68,10 +68,19 @@ class Request:
         }
 
 
+def _is_plain(value: Any) -> bool:
+    """Whether this is text, a number, or a list or mapping of them, and no image or tensor."""
+    if isinstance(value, Mapping):
+        return all(isinstance(name, str) and _is_plain(inner) for name, inner in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return isinstance(value, str | int | float)
+
+
 def _one(inputs: Any, image: int, count: int) -> Any:
     """The input of one of `count` images: its plain values. Images of one input are consecutive."""
     if isinstance(inputs, list | tuple) and inputs and count % len(inputs) == 0:
         inputs = inputs[image * len(inputs) // count]
     if isinstance(inputs, Mapping):
-        return {name: value for name, value in inputs.items() if isinstance(value, str | int | float)}
+        return {name: value for name, value in inputs.items() if _is_plain(value)}
     return inputs if isinstance(inputs, str | int) else None

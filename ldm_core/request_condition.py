@@ -149,7 +149,13 @@ class RequestCondition:
 
         Images of one input are consecutive.
         """
-        return self._encode_syntax(steps) or [Conditions(*self._encode_plain(draws))]
+        syntax = self._encode_syntax(steps)
+        if syntax:
+            return syntax
+        pair = self._encode_plain(draws)
+        split = getattr(self.conditioner, "phases", None)  # of conditions that act in some steps only
+        phases = [(*pair, None)] if split is None else split(*pair, self.request.inputs, steps)
+        return [Conditions(*phase) for phase in phases]
 
     def _encode_syntax(self, steps: int) -> list[Conditions]:
         """The phases of prompts with syntax; none if there is no syntax in them, or none is read."""

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ldm_core.condition import Condition
 from ldm_core.conditioners.prompt_syntax import PromptSyntax, syntax_of
-from ldm_core.guidance import ClassifierFreeGuidance, Composition, Guidance, require_classifier_free
+from ldm_core.editing import Editing
+from ldm_core.guidance import Composition, Guidance, default_guidance, require_classifier_free
 from ldm_core.high_resolution import second_pass
 from ldm_core.images import tensor_to_pil
 from ldm_core.model import LatentDiffusion
@@ -34,13 +35,15 @@ from ldm_core.start import Start, prepare
 from ldm_core.support.finite import FiniteCheck
 from ldm_core.task_types import OnStep, Output, SamplerStep
 from ldm_core.tasks import Tasks, with_conditions
+from ldm_core.unet.grounding import GroundedContext
 
 
-class Sampler(Tasks):
+class Sampler(Tasks, Editing):
     """Generates images with a model.
 
     scheduler: the denoising algorithm, `DDIM()` by default.
-    guidance: combines conditional and unconditional predictions, `ClassifierFreeGuidance()` by default.
+    guidance: combines predictions, by default `ClassifierFreeGuidance()`, or for models that edit a picture
+        `ImageAndTextGuidance()`.
     batch_size: maximum number of images per network evaluation; larger requests are split, with the same
         result. None: no limit.
     clip_skip: number of final text encoder blocks to skip; None: the model's default.
@@ -69,7 +72,7 @@ class Sampler(Tasks):
             )
         self.model = model
         self.scheduler: Scheduler = DDIM() if scheduler is None else scheduler
-        self.guidance: Guidance = ClassifierFreeGuidance() if guidance is None else guidance
+        self.guidance: Guidance = default_guidance(model.conditioner) if guidance is None else guidance
         self.batch_size = batch_size
         self.clip_skip = clip_skip
         self.prompts = syntax_of(prompts)
@@ -147,7 +150,9 @@ class Sampler(Tasks):
         latent = x.to(self.model.dtype)
         if condition.concat is not None:
             latent = torch.cat([latent, condition.concat], dim=1)
-        context = condition.context if condition.kept is None else condition.kept
+        context: Any = condition.context if condition.kept is None else condition.kept
+        if condition.objects is not None and context is not None:
+            context = GroundedContext(context, condition.objects)
         vector = () if condition.vector is None else (condition.vector,)
         controls = start.controls
         added: dict[str, Any] = {}

@@ -80,6 +80,15 @@ class SampleOptions(Options, total=False):
     width: int | None
 
 
+class EditOptions(Options, total=False):
+    """The keyword arguments of `Editing.edit`."""
+
+    image_guidance_scale: float | None
+    negative_prompt: Prompt
+    steps: int
+    guidance_scale: float | None
+
+
 class UpscaleOptions(Options, total=False):
     """The keyword arguments of `Tasks.upscale`."""
 

@@ -3,7 +3,9 @@
 from ldm_core.conditioners.class_embedder import ClassEmbedder, ClassEmbedderConfig, ClassEmbedding
 from ldm_core.conditioners.class_labels import ClassLabels
 from ldm_core.conditioners.depth import Depth, DepthConfig
+from ldm_core.conditioners.grounding import Grounding, GroundingConfig
 from ldm_core.conditioners.imagenet import imagenet_classes
+from ldm_core.conditioners.instruction import Instruction, InstructionConfig
 from ldm_core.conditioners.layout import Box, Layout
 from ldm_core.conditioners.low_resolution import LowResolution, LowResolutionConfig
 from ldm_core.conditioners.masked_image import MaskedImage, MaskedImageConfig
@@ -23,6 +25,10 @@ __all__ = [
     "ClassLabels",
     "Depth",
     "DepthConfig",
+    "Grounding",
+    "GroundingConfig",
+    "Instruction",
+    "InstructionConfig",
     "Layout",
     "LowResolution",
     "LowResolutionConfig",

@@ -7,6 +7,8 @@ from typing import Any
 from ldm_core.bert.config import LayoutConfig
 from ldm_core.conditioners.class_embedder import ClassEmbedderConfig
 from ldm_core.conditioners.depth import DepthConfig
+from ldm_core.conditioners.grounding import GroundingConfig
+from ldm_core.conditioners.instruction import InstructionConfig
 from ldm_core.conditioners.low_resolution import LowResolutionConfig
 from ldm_core.conditioners.masked_image import MaskedImageConfig
 from ldm_core.conditioners.noised_image import NoisedImageConfig
@@ -17,6 +19,8 @@ from ldm_core.conditioners.unclip import UnclipConfig
 CONDITIONERS: dict[str, type[Any]] = {
     "class_embedder": ClassEmbedderConfig,
     "depth": DepthConfig,
+    "grounding": GroundingConfig,
+    "instruction": InstructionConfig,
     "layout": LayoutConfig,
     "low_resolution": LowResolutionConfig,
     "masked_image": MaskedImageConfig,

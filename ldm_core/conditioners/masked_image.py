@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm_core.condition import Condition
+from ldm_core.conditioners.first_stage import encoder_of
 from ldm_core.images import image_to_tensor, mask_to_tensor
 from ldm_core.protocols import Autoencoder
 from ldm_core.support.limits import MAX_SIZE, require_whole
@@ -57,12 +58,7 @@ class MaskedImage:
 
     def with_autoencoder(self, autoencoder: Autoencoder) -> MaskedImage:
         """The same conditioner with this first stage."""
-
-        def encode(images: Tensor) -> Tensor:
-            weight = next(autoencoder.parameters(), None) if isinstance(autoencoder, nn.Module) else None
-            return autoencoder.encode(images if weight is None else images.to(weight)).mode()
-
-        return replace(self, encode=encode)
+        return replace(self, encode=encoder_of(autoencoder))
 
     def count(self, inputs: Any, name: str = "inputs") -> int:
         return len(self._pairs(inputs, name)[0])

@@ -61,7 +61,9 @@ class ControlNet(Encoder):
         cls, unet: UNet, hint_channels: int = 3, hint_widths: tuple[int, ...] = (16, 32, 96, 256)
     ) -> ControlNet:
         """A new ControlNet with the weights of a U-Net, as training starts; it changes nothing yet."""
-        config = ControlNetConfig(**asdict(unet.config), hint_channels=hint_channels, hint_widths=hint_widths)
+        # A ControlNet sees no objects.
+        own = {**asdict(unet.config), "gated_self_attention": False}
+        config = ControlNetConfig(**own, hint_channels=hint_channels, hint_widths=hint_widths)
         weight = next(unet.parameters())
         network = cls(config).to(weight.device, weight.dtype)
         network.load_state_dict({**network.state_dict(), **shared_weights(network, unet)})

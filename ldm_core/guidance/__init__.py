@@ -4,6 +4,7 @@ from ldm_core.guidance.adaptive_projected import AdaptiveProjectedGuidance
 from ldm_core.guidance.cfg_plus_plus import CFGPlusPlus
 from ldm_core.guidance.classifier_free import ClassifierFreeGuidance, Guidance, Network
 from ldm_core.guidance.composition import Composition, require_classifier_free
+from ldm_core.guidance.image_and_text import ImageAndTextGuidance, default_guidance
 from ldm_core.guidance.perturbed_attention import PerturbedAttention
 
 __all__ = [
@@ -12,7 +13,9 @@ __all__ = [
     "ClassifierFreeGuidance",
     "Composition",
     "Guidance",
+    "ImageAndTextGuidance",
     "Network",
     "PerturbedAttention",
+    "default_guidance",
     "require_classifier_free",
 ]

@@ -17,7 +17,9 @@ from ldm_core.checkpoint.shapes import Shapes
 from ldm_core.checkpoint.yaml_values import Params, section
 from ldm_core.conditioners.class_embedder import ClassEmbedder, ClassEmbedderConfig, ClassEmbedding
 from ldm_core.conditioners.depth import Depth, DepthConfig
+from ldm_core.conditioners.grounding import Grounding, GroundingConfig
 from ldm_core.conditioners.imagenet import imagenet_classes
+from ldm_core.conditioners.instruction import Instruction, InstructionConfig
 from ldm_core.conditioners.low_resolution import LowResolution, LowResolutionConfig
 from ldm_core.conditioners.masked_image import MaskedImage, MaskedImageConfig
 from ldm_core.conditioners.noised_image import NoisedImage, NoisedImageConfig
@@ -133,6 +135,14 @@ def _depth_in_yaml(params: Params) -> DepthConfig:
     return DepthConfig(_masked_image_in_yaml(params).downsampling)
 
 
+def _instruction_in_yaml(params: Params) -> InstructionConfig | None:
+    """`LatentDiffusion` of `ddpm_edit`, whose class has the usual name."""
+    if (params.get("cond_stage_key"), params.get("conditioning_key")) != ("edit", "hybrid"):
+        return None
+    channels = section(params, "unet_config", "params")["out_channels"]
+    return InstructionConfig(_masked_image_in_yaml(params).downsampling, channels)
+
+
 def _noised_image_in_yaml(params: Params) -> NoisedImageConfig:
     own = section(params, "low_scale_config", "params")
     schedule = own.get("noise_schedule_config") or {}
@@ -171,6 +181,16 @@ CONDITIONER_PARTS: tuple[Part, ...] = (
         "masked_image", "masked image", MaskedImageConfig,
         lambda config, parts: MaskedImage(config=config), _masked_image_in_yaml, "__is_first_stage__",
         "inpaint(None, image, mask)",
+    ),
+    _without_weights(
+        "instruction", "picture and an instruction", InstructionConfig,
+        lambda config, parts: Instruction(_text(parts), config=config), _instruction_in_yaml,
+        "FrozenCLIPEmbedder", "edit(image, 'make it winter')",
+    ),
+    _without_weights(
+        "grounding", "prompt and boxes with words", GroundingConfig,
+        lambda config, parts: Grounding(_text(parts), config=config), lambda params: None, "",
+        "sample({'prompt': 'a cat', 'boxes': [('a cat', 0.1, 0.2, 0.5, 0.6)]})",
     ),
     _without_weights(
         "depth", "depth map", DepthConfig, lambda config, parts: Depth(_text(parts), config=config),

@@ -108,7 +108,7 @@ def _config(source: PartSource, model: LatentDiffusion | None) -> Any:
 
 def _for_unet(proven: ControlNetConfig, unet: UNetConfig) -> ControlNetConfig:
     """The proven ControlNet with all that is not proven taken from a U-Net."""
-    own = ("in_channels", "out_channels", "hint_channels", "hint_widths")
+    own = ("in_channels", "out_channels", "hint_channels", "hint_widths", "gated_self_attention")
     return ControlNetConfig(**{**asdict(unet), **{name: getattr(proven, name) for name in own}})
 
 

@@ -34,6 +34,7 @@ IGNORED = {
 IGNORED_PREFIXES = {
     "model_ema.": "averaged U-Net weights, used with ema=True",
     "control_model.": "a ControlNet, which load_control loads",
+    "diffusion.": "noise schedule tables of GLIGEN",
     "depth_model.": "MiDaS, the depth estimator of SD2's depth-to-image model",
     "embedder.": "the image encoder of SD2's unCLIP models",
     "noise_augmentor.": "tables of SD2's unCLIP models",

@@ -119,7 +119,7 @@ def _autoencoder_layouts(
             ("decoder.up.", *marks),
             autoencoder_names.compvis_map,
             compvis,
-            _alone("first_stage_model.", "vae.", ""),
+            _alone("first_stage_model.", "vae.", "autoencoder.", ""),
             "first_stage_model.",
             AUTOENCODER_EXTRAS,
             autoencoder_names.original_name,
@@ -202,7 +202,8 @@ _UNET = Part(
             ("input_blocks.",),
             unet_names.compvis_map,
             unet_shapes.compvis_config,
-            _alone("model.diffusion_model.", "diffusion_model.", "unet.", ""),
+            # "model." is GLIGEN's, as is "autoencoder." below.
+            _alone("model.diffusion_model.", "diffusion_model.", "unet.", "model.", ""),
             "model.diffusion_model.",
             accepts=lambda found: not is_controlnet(found),
         ),

@@ -26,6 +26,8 @@ from ldm_core.checkpoint.setting_values import Settings, block_widths, reading, 
 from ldm_core.clip.config import TextEncoderConfig
 from ldm_core.clip.settings import image_encoder_in, image_encoder_settings, preprocessor_settings
 from ldm_core.conditioners.depth import DepthConfig
+from ldm_core.conditioners.grounding import GroundingConfig
+from ldm_core.conditioners.instruction import InstructionConfig
 from ldm_core.conditioners.kinds import CONDITIONERS
 from ldm_core.conditioners.low_resolution import LowResolutionConfig
 from ldm_core.conditioners.noised_image import NoisedImageConfig
@@ -103,18 +105,36 @@ def _check_super_resolution(model: LatentDiffusionConfig) -> None:
         raise ConfigError(f"{UNSCALED} does not scale latents, and latent_scale is {model.latent_scale}")
 
 
-def _check_depth(model: LatentDiffusionConfig) -> None:
+def _check_downsampling(model: LatentDiffusionConfig) -> None:
     own = model.conditioner
     if own is not None and own.downsampling != model.autoencoder.downsampling:
         raise ConfigError(
-            f"the depth conditioner's downsampling is {own.downsampling}, the autoencoder's "
+            f"the conditioner's downsampling is {own.downsampling}, the autoencoder's "
             f"{model.autoencoder.downsampling}"
         )
 
 
 def _depth(settings: Mapping[str, Settings]) -> DepthConfig:
+    return DepthConfig(_downsampling(settings))
+
+
+def _downsampling(settings: Mapping[str, Settings]) -> int:
     with reading(AUTOENCODER):
-        return DepthConfig(2 ** (len(block_widths(settings[AUTOENCODER])) - 1))
+        return int(2 ** (len(block_widths(settings[AUTOENCODER])) - 1))
+
+
+def _instruction(settings: Mapping[str, Settings]) -> InstructionConfig:
+    with reading(AUTOENCODER):
+        channels = whole(settings[AUTOENCODER], "latent_channels", 4)
+    return InstructionConfig(_downsampling(settings), channels)
+
+
+def _check_objects(model: LatentDiffusionConfig) -> None:
+    if model.conditioner is not None and model.conditioner != GroundingConfig():
+        raise ConfigError(
+            f"StableDiffusionGLIGENPipeline has {GroundingConfig().objects} objects, not "
+            f"{model.conditioner.objects}"
+        )
 
 
 def _noised_image(settings: Mapping[str, Settings]) -> NoisedImageConfig:
@@ -176,7 +196,16 @@ PIPELINES = (
     Pipeline(
         "StableDiffusionDepth2ImgPipeline", SD, DepthConfig, 1, mark="depth_estimator",
         own=lambda config: {"depth_estimator": _NONE, "feature_extractor": _NONE},
-        read=_depth, check=_check_depth,
+        read=_depth, check=_check_downsampling,
+    ),
+    Pipeline(
+        "StableDiffusionInstructPix2PixPipeline", SD, InstructionConfig, 4, entries=_SAFETY,
+        read=_instruction, check=_check_downsampling,
+    ),
+    Pipeline(
+        "StableDiffusionGLIGENPipeline", SD, GroundingConfig,
+        entries={name: entry for name, entry in _SAFETY.items() if name != "image_encoder"},
+        read=lambda settings: GroundingConfig(), check=_check_objects,
     ),
     Pipeline(
         "StableDiffusionUpscalePipeline", SD, NoisedImageConfig, 3, mark="low_res_scheduler",

@@ -41,6 +41,7 @@ class UNetConfig:
     disable_self_attentions: tuple[bool, ...] = ()  # per level: attend to the context instead
     num_classes: int | None = None  # a table of class embeddings (the upscaler's noise levels), or
     adm_in_channels: int | None = None  # the size of a vector condition (unCLIP's image embedding)
+    gated_self_attention: bool = False  # GLIGEN's, over pixels and objects with boxes
 
     def __post_init__(self) -> None:
         part = "unet"
@@ -63,8 +64,13 @@ class UNetConfig:
         require_whole(part, self, "num_res_blocks transformer_depth", 1, MAX_DEPTH)
         require_sizes(part, self, "channel_mult", low=1)
         require_sizes(part, self, "attention_resolutions", low=0)
-        for name in ("use_linear_in_transformer", "use_scale_shift_norm", "resblock_updown"):
+        flags = ("use_linear_in_transformer", "use_scale_shift_norm", "resblock_updown")
+        for name in (*flags, "gated_self_attention"):
             require_bool(part, self, name)
+        require(
+            not self.gated_self_attention or self.context_dim is not None,
+            "unet: gated_self_attention requires cross-attention (context_dim)",
+        )
         require_widths(part, "channel_mult", self.model_channels, self.channel_mult)
         require(
             self.model_channels % 32 == 0,

@@ -25,7 +25,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm_core.nn.kept_context import KeptContext
 from ldm_core.nn.transforms import transforming
 from ldm_core.unet.encoder import Context
 from ldm_core.unet.network import UNet
@@ -114,7 +113,7 @@ class DeepCache(nn.Module):
         level = _level(t, x)
         if self.interval == 1 or level is None or torch.is_grad_enabled() or transforming():
             return self.unet(x, t, context, y, residuals)
-        told = context.tensor if isinstance(context, KeptContext) else context
+        told = context if context is None or isinstance(context, Tensor) else context.tensor
         found = self._find(x, level, told, y)
         if found is not None and found.age + 1 < self.interval:
             prediction = self.shallow(x, t, context, found.features, y, residuals)

@@ -26,10 +26,12 @@ from ldm_core.nn.blocks import (
 )
 from ldm_core.nn.kept_context import KeptContext
 from ldm_core.unet.config import UNetConfig
+from ldm_core.unet.grounding import GroundedContext
 from ldm_core.unet.residuals import Residuals, plus
 from ldm_core.unet.transformer import SelfAttention, SpatialTransformer
 
-Context = Tensor | KeptContext | None  # (B, M, context_dim); None in a U-Net without cross-attention
+# (B, M, context_dim), which may have objects; None in a U-Net without cross-attention
+Context = Tensor | KeptContext | GroundedContext | None
 
 
 class UNetBlock(nn.Module):
@@ -163,6 +165,7 @@ class Encoder(nn.Module):
             config.transformer_depth,
             config.context_dim,
             disable_self_attention=level is not None and bool(disabled) and disabled[level],
+            gated=config.gated_self_attention,
         )
 
     def _block(self, in_channels: int, out_channels: int, level: int) -> UNetBlock:
@@ -209,6 +212,10 @@ class Encoder(nn.Module):
         elif shape is None or len(shape) != 3 or (shape[0], shape[2]) != (x.shape[0], config.context_dim):
             wanted = f"({x.shape[0]}, M, {config.context_dim})"
             raise ValueError(f"{self.PART}: expected context of {wanted}, got {shape}")
+        if isinstance(context, GroundedContext) and not config.gated_self_attention:
+            raise ValueError(
+                f"{self.PART}: this model has no gated self-attention, got a context with objects"
+            )
         _check_timestep(self.PART, t, x.shape[0])
         if (y is None) != (self.label_emb is None):
             wanted = "no class labels y" if self.label_emb is None else "class labels y"

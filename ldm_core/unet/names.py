@@ -45,7 +45,14 @@ TRANSFORMER_BLOCK: Template = {
     "attn2.to_out": "attn2.to_out.0",
     "ff.proj_in": "ff.net.0.proj",
     "ff.proj_out": "ff.net.2",
+    **same(*(f"fuser.{x}" for x in ("linear", "norm1", "norm2", "alpha_attn", "alpha_dense"))),
+    **same("fuser.attn.to_q", "fuser.attn.to_k", "fuser.attn.to_v"),
+    "fuser.attn.to_out": "fuser.attn.to_out.0",
+    "fuser.ff.proj_in": "fuser.ff.net.0.proj",
+    "fuser.ff.proj_out": "fuser.ff.net.2",
 }
+# GLIGEN's, which has the same names in its authors' and diffusers' files.
+POSITION_NET: Template = same("null_positive_feature", "null_position_feature", "linears.{k}")
 DIFFUSERS_ATTENTION: Template = {
     "norm": "group_norm",
     **{f"attn.to_{x}": f"to_{x}" for x in "qkv"},
@@ -94,6 +101,7 @@ def compvis_map(config: UNetConfig) -> KeyMap:
         **within("up.{l}.blocks.{i}.", "output_blocks.{up}.", block),
         "up.{l}.resample.conv": "output_blocks.{upsampling}.{last}.conv",
         **within("up.{l}.resample.", "output_blocks.{upsampling}.{last}.", COMPVIS_RES),
+        **within("position_net.", "position_net.", POSITION_NET),
         "norm_out": "out.0",
         "conv_out": "out.2",
     }
@@ -136,6 +144,7 @@ def diffusers_map(config: UNetConfig) -> KeyMap:
         **within("up.{l}.", "up_blocks.{l}.", level),
         "up.{l}.resample.conv": "up_blocks.{l}.upsamplers.0.conv",
         **within("up.{l}.resample.", "up_blocks.{l}.upsamplers.0.", DIFFUSERS_RES),
+        **within("position_net.", "position_net.", POSITION_NET),
         "norm_out": "conv_norm_out",
         "conv_out": "conv_out",
     }

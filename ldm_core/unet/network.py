@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ldm_core.nn.blocks import NormSilu, ResampleBlock, Upsample, double, group_norm, norm_silu
 from ldm_core.unet.config import UNetConfig
 from ldm_core.unet.encoder import Context, Encoder, UNetBlock, as_tensor, resampled
+from ldm_core.unet.grounding import GroundedContext, PositionNet
 from ldm_core.unet.residuals import Residuals
 
 
@@ -51,6 +52,8 @@ class UNet(Encoder):
                 channels = width
             self.up.append(UpLevel(blocks, self._upsampling(channels) if level > 0 else None))
 
+        gated = config.gated_self_attention and config.context_dim is not None
+        self.position_net = PositionNet(config.context_dim or 0) if gated else None
         self.norm_silu: NormSilu = norm_silu
         self.norm_out = group_norm(channels, eps=1e-5)
         self.conv_out = nn.Conv2d(channels, config.out_channels, 3, padding=1)
@@ -82,7 +85,8 @@ class UNet(Encoder):
 
         x: (B, in_channels, h, w), with h and w multiples of `config.downsampling`.
         t: timesteps in 0..T-1, a number or a tensor (B,); fractions are allowed.
-        context: (B, M, context_dim), or None without cross-attention.
+        context: (B, M, context_dim), or None without cross-attention. With gated self-attention also a
+            `GroundedContext`; without its objects, this is the plain U-Net.
         y: class labels (B,) or vectors (B, adm_in_channels), for a model that takes them.
         residuals: of a control (`ldm_core.Control`), added to the features.
 
@@ -90,7 +94,7 @@ class UNet(Encoder):
         """
         self._check(x, t, context, y)
         t = as_tensor(t, x)
-        if self.runner is None or residuals is not None:
+        if self.runner is None or residuals is not None or isinstance(context, GroundedContext):
             return self.predict(x, t, context, y, residuals)
         return self.runner(x, t, context, y)
 

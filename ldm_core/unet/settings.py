@@ -104,7 +104,9 @@ def _conditional(settings: Settings, widths: list[int]) -> dict[str, Any]:
             f"not {shown(heads)} for widths {shown(widths)}"
         )
     depth = settings.get("transformer_layers_per_block", 1)
+    attention = settings.get("attention_type", "default")
     return {
+        "gated_self_attention": one_of(UNET, "attention_type", attention, {"default": False, "gated": True}),
         "attention_resolutions": tuple(2**level for level in attends),
         "num_heads": heads[0] if len(set(heads)) == 1 else None,
         "num_head_channels": None if len(set(heads)) == 1 else per_head.pop(),
@@ -203,6 +205,8 @@ def _conditional_settings(config: UNetConfig, widths: list[int]) -> dict[str, An
         result["transformer_layers_per_block"] = config.transformer_depth
     if config.disable_self_attentions:
         result["only_cross_attention"] = list(config.disable_self_attentions)
+    if config.gated_self_attention:
+        result["attention_type"] = "gated"
     if config.adm_in_channels is not None:
         result["class_embed_type"] = "projection"
         result["projection_class_embeddings_input_dim"] = config.adm_in_channels

@@ -62,6 +62,7 @@ class _Levels:
             adm_in_channels=None if vector is None else vector[1],
             use_scale_shift_norm=projected == 2 * self.widths[0],
             resblock_updown=resblock_updown,
+            gated_self_attention="position_net.null_position_feature" in shapes,
         )
 
 

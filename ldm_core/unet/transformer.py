@@ -10,34 +10,27 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ldm_core.attention import MultiHeadAttention
-from ldm_core.nn.blocks import GatedProjection, Geglu, gated_projection, geglu, group_norm
+from ldm_core.nn.blocks import group_norm
 from ldm_core.nn.kept_context import KeptContext
 from ldm_core.nn.linear import Linear
-from ldm_core.nn.parts import in_parts
-
-
-class FeedForward(nn.Module):
-    """A gated MLP, GEGLU (Shazeer 2020, arXiv:2002.05202): (B, N, channels) -> the same."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.geglu: Geglu = geglu
-        self.gated: GatedProjection = gated_projection
-        self.proj_in = Linear(channels, 8 * channels)  # the value and its gate, 4 * channels each
-        self.proj_out = Linear(4 * channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return in_parts(self._tokens, x, self.proj_in.out_features)
-
-    def _tokens(self, x: Tensor) -> Tensor:
-        return self.proj_out(self.gated(self.proj_in, self.geglu, x))
+from ldm_core.unet.feed_forward import FeedForward
+from ldm_core.unet.grounding import GatedSelfAttention, GroundedContext
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention and an MLP, each with layer norm before and a residual connection."""
+    """Self-attention, cross-attention and an MLP, each with layer norm before and a residual connection.
+
+    gated: a gated self-attention after the first, for contexts with objects (`GroundedContext`).
+    """
 
     def __init__(
-        self, channels: int, heads: int, context_dim: int, *, disable_self_attention: bool = False
+        self,
+        channels: int,
+        heads: int,
+        context_dim: int,
+        *,
+        disable_self_attention: bool = False,
+        gated: bool = False,
     ) -> None:
         super().__init__()
         self.disable_self_attention = disable_self_attention
@@ -49,9 +42,15 @@ class TransformerBlock(nn.Module):
         self.attn2 = MultiHeadAttention(channels, heads, context_channels=context_dim)
         self.norm3 = nn.LayerNorm(channels)
         self.ff = FeedForward(channels)
+        self.fuser = GatedSelfAttention(channels, heads, context_dim) if gated else None
 
-    def forward(self, x: Tensor, context: Tensor | KeptContext) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | KeptContext | GroundedContext) -> Tensor:
+        objects = None
+        if isinstance(context, GroundedContext):
+            context, objects = context.context, context.objects
         x = x + self.attn1(self.norm1(x), context if self.disable_self_attention else None)
+        if self.fuser is not None and objects is not None:
+            x = self.fuser(x, objects)
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
@@ -64,18 +63,27 @@ class SpatialTransformer(nn.Module):
     """
 
     def __init__(
-        self, channels: int, heads: int, depth: int, context_dim: int, *, disable_self_attention: bool = False
+        self,
+        channels: int,
+        heads: int,
+        depth: int,
+        context_dim: int,
+        *,
+        disable_self_attention: bool = False,
+        gated: bool = False,
     ) -> None:
         super().__init__()
         self.norm = group_norm(channels, eps=1e-6)
         self.proj_in = Linear(channels, channels)
         self.blocks = nn.ModuleList(
-            TransformerBlock(channels, heads, context_dim, disable_self_attention=disable_self_attention)
+            TransformerBlock(
+                channels, heads, context_dim, disable_self_attention=disable_self_attention, gated=gated
+            )
             for _ in range(depth)
         )
         self.proj_out = Linear(channels, channels)
 
-    def forward(self, x: Tensor, context: Tensor | KeptContext) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | KeptContext | GroundedContext) -> Tensor:
         h, w = x.shape[-2:]
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, h * w, C)
         tokens = self.proj_in(tokens)

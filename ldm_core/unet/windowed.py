@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm_core.support.printable import shown
+from ldm_core.unet.grounding import GroundedContext
 from ldm_core.windows import Place, Windows
 
 Box = tuple[float, float, float, float]  # x, y, width, height relative to the picture
@@ -57,6 +58,8 @@ class WindowedUNet(nn.Module):
         """The contexts of several windows, one window after the other."""
         if context is None:
             return None
+        if isinstance(context, GroundedContext):
+            raise ValueError("boxes with words are of a whole picture: a windowed model does not take them")
         if self.context_for is None:
             return torch.cat([context] * len(places))
         return torch.cat([self.context_for(context, place.box) for place in places])

@@ -56,14 +56,14 @@ class Editing:
     ) -> Any:
         """Edit a picture, or each of several of one size, by an instruction such as "make it winter".
 
-        image: a PIL image, which is fitted to the model's resolution as in the authors' script (`fitted`), or a
-            tensor (B, 3, H, W) or (3, H, W) in [0, 1] of a size that the model takes; or a list of either.
+        image: a PIL image, which is fitted to the model's resolution as in the authors' script, or a tensor
+            (B, 3, H, W) or (3, H, W) in [0, 1] of a size that the model takes; or a list of either.
         prompt: one for all pictures, or one for each; one picture can have several.
-        image_guidance_scale: larger values keep more of the picture; by default that of the sampler's guidance,
-            1.5. options: `steps`, `guidance_scale` (7.5) and others, as in `sample`.
+        image_guidance_scale: larger values keep more of the picture; by default that of the sampler's
+            guidance, 1.5. options: `steps`, `guidance_scale` (7.5) and others, as in `sample`.
 
-        The authors' script has 100 steps of `EulerAncestral()`. Raises ValueError for models that do not edit,
-        and for a sampler with a guidance of its own of another kind.
+        The authors' script has 100 steps of `EulerAncestral()`. Raises ValueError for models that do not
+        edit, and for a sampler with a guidance of another kind.
         """
         inputs = _inputs(self.model, image, prompt)
         sampler: Any = copy(self)

@@ -92,7 +92,7 @@ class LatentDiffusionConfig:
         )
         require(
             self.unet.gated_self_attention or not isinstance(self.conditioner, GroundingConfig),
-            "the unet has no gated self-attention (gated_self_attention), to which the conditioner gives objects",
+            "the unet has no gated self-attention to which the conditioner could give objects",
         )
         concat = self.unet.in_channels - self.unet.out_channels
         size = self.unet.adm_in_channels

@@ -88,7 +88,7 @@ class Grounding:
     def phases(
         self, cond: Condition, uncond: Condition, inputs: Any, steps: int
     ) -> list[tuple[Condition, Condition, int | None]]:
-        """The conditions of the steps with boxes and of those without: (conditional, unconditional, last step).
+        """The conditions of the steps with boxes, and of those without: (conditional, unconditional, last).
 
         The unconditional side has missing objects only, as in the authors' script.
         """

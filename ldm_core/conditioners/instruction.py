@@ -79,8 +79,8 @@ class Instruction:
         rows = split_fields(inputs, "inputs", ("image",))[1]
         if rows is None:
             raise ValueError(
-                "this model edits pictures: pass inputs as {'prompt': 'make it winter', 'image': picture}, or "
-                "call edit(image, prompt)"
+                "this model edits pictures: call edit(image, 'make it winter'), or pass inputs as "
+                "{'prompt': 'make it winter', 'image': picture}"
             )
         height, width = self._pictures(rows, "inputs")[0].shape[2:]
         return height // self.config.downsampling, width // self.config.downsampling
@@ -128,7 +128,7 @@ def fitted(image: Image, size: int = 512, unit: int = 64) -> Image:
     target = (int(width * factor) // unit * unit, int(height * factor) // unit * unit)
     if min(target) < 1 or max(target) > 4 * size:
         raise ValueError(
-            f"expected a picture that is less narrow, or else fitted by hand, got {width}x{height} pixels, of "
-            f"which this would make {target[0]}x{target[1]}"
+            f"expected a picture that is less narrow, got {width}x{height} pixels, which would become "
+            f"{target[0]}x{target[1]}"
         )
     return ImageOps.fit(image, target, PIL.Resampling.LANCZOS)

@@ -27,8 +27,8 @@ IMAGE_SCALE = 1.5  # the default of the authors' script
 class ImageAndTextGuidance:
     """Guidance with an image scale s_I; the sampler's `guidance_scale` is s_T.
 
-    The conditional side has the picture as `concat`. Its unconditional side has the negative prompt instead of
-    an empty instruction. Predictions with a weight of 0 are not evaluated.
+    The conditional side has the picture as `concat`. The unconditional side has an empty instruction or a
+    negative prompt. Predictions with a weight of 0 are not evaluated.
 
     image_scale: larger values keep more of the picture. batched: as in `ClassifierFreeGuidance`.
     Raises ValueError for an image_scale that is not finite.

@@ -103,7 +103,7 @@ class PositionNet(nn.Module):
 
 
 def fourier_features(boxes: Tensor) -> Tensor:
-    """Sines and cosines of boxes (..., 4) -> (..., 64), for frequencies 100^(i / 8): four sines, four cosines."""
+    """(..., 4) -> (..., 64): for each frequency 100^(i / 8), i = 0 … 7, four sines and four cosines."""
     frequencies = 100.0 ** (torch.arange(FREQUENCIES, device=boxes.device) / FREQUENCIES)
     angles = boxes.float()[..., None, :] * frequencies[:, None]  # (..., 8, 4)
     return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)

@@ -114,8 +114,8 @@ class Instruction:
 def fitted(image: Image, size: int = 512, unit: int = 64) -> Image:
     """A PIL image in RGB as the authors' script takes it: scaled to about `size`, and cropped a little.
 
-    The longer side becomes `size` and the shorter one is rounded up to a multiple of `unit`; then both are
-    rounded down to one, and the picture fills this size (Lanczos, cropped in the middle).
+    Where the longer side is `size`, the shorter one is rounded up to a multiple of `unit`. The picture is
+    scaled to this shorter side, and its longer one rounded down to a multiple (Lanczos, cropped in the middle).
     Raises ValueError for a picture that is too narrow for this.
     """
     from PIL import Image as PIL

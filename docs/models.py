@@ -37,6 +37,10 @@ ROWS = (
     Row("sd1", "text → image", 'txt2img("a cat")', 'txt2img "a cat" --model FILE', "diffusers, transformers"),
     Row("sd1-inpaint", "inpainting", 'inpaint("a cat", image, mask)',
         'inpaint "a cat" --model FILE --image A --mask B', "diffusers"),
+    Row("instruct-pix2pix", "instruction, picture → picture", 'edit(picture, "make it winter")',
+        "sample FILE --image A --prompt TEXT", "diffusers' pipeline"),
+    Row("gligen", "text, boxes with words → image", 'sample({"prompt": "a cat", "boxes": boxes})',
+        "sample FILE --prompt TEXT --layout boxes.json", "diffusers' pipeline"),
     Row("sd2-base", "text → image", 'txt2img("a cat")', 'txt2img "a cat" --model FILE', "diffusers, open_clip"),
     Row("sd2-v", "text → image", 'txt2img("a cat")', 'txt2img "a cat" --model FILE', "diffusers, open_clip"),
     Row("sd2-inpaint", "inpainting", 'inpaint("a cat", image, mask)',
@@ -142,6 +146,8 @@ def conditioning(name: str) -> str:
     found = [] if unet.context_dim is None else [f"context {unet.context_dim}"]
     if unet.in_channels > unet.out_channels:
         found.append(f"concat {unet.in_channels - unet.out_channels}")
+    if unet.gated_self_attention:
+        found.append("objects")
     if unet.num_classes or unet.adm_in_channels:
         found.append("vector")
     return ", ".join(found) or "none"
@@ -168,7 +174,8 @@ def page() -> str:
 
 <!-- from docs/models.py -->
 
-Every model that CompVis and Stability AI published for the latent diffusion paper (arXiv:2112.10752) and Stable Diffusion. A file
+Every model that CompVis and Stability AI published for the latent diffusion paper (arXiv:2112.10752) and Stable Diffusion, and
+[InstructPix2Pix and GLIGEN](editing.md), whose U-Nets differ from Stable Diffusion's. A file
 is recognised by its tensors or by a YAML file beside it; `python -m ldm_core inspect FILE` names the model and prints the line that
 draws with it. All of them save and load in CompVis's names; those with a pipeline in diffusers also as its
 folder, except lsun-churches256, whose heads diffusers' settings cannot express.

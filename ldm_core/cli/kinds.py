@@ -13,6 +13,8 @@ from ldm_core.cli.printing import PROG
 from ldm_core.conditioners import (
     ClassEmbedder,
     Depth,
+    Grounding,
+    Instruction,
     Layout,
     LowResolution,
     MaskedImage,
@@ -28,6 +30,7 @@ from ldm_core.conditioners.noised_image import LEVEL
 VALUES = {  # of options, as in their help
     "class": "NAME|NUMBER",
     "layout": "FILE.json",
+    "until": "X",
     "map": "FILE.png",
     "depth": "FILE",
     "embeddings": "FILE.safetensors",
@@ -82,6 +85,8 @@ KINDS: dict[type[Any], Kind] = {
         "a small picture and a prompt", ("image",), (*TEXT, "noise-level"), True, None, LEVEL, "upscale"
     ),
     MaskedImage: Kind("a picture and a mask, and no text", ("image", "mask"), command="inpaint"),
+    Instruction: Kind("a picture and an instruction", ("image",), TEXT, True),
+    Grounding: Kind("a prompt and boxes with words", ("layout", "prompt"), (*TEXT, "until"), True),
     Depth: Kind("a depth map and a prompt", ("depth", "image"), TEXT, True, "estimate"),
     Retrieval: Kind("CLIP embeddings", ("embeddings",)),
     Unclip: Kind(

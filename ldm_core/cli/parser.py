@@ -254,6 +254,13 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
         f"(default {BUNDLED_GUIDANCE:g} for the bundled model, {GUIDANCE} for prompts, else the model's)",
     )
     group.add_argument(
+        "--image-guidance",
+        dest="image_guidance_scale",
+        type=number,
+        metavar="X",
+        help="scale of the picture, for models that edit pictures (default 1.5)",
+    )
+    group.add_argument(
         "--guidance-rescale", type=number, metavar="X", help="guidance rescale phi, 0 to 1 (default 0)"
     )
     group.add_argument(

@@ -23,7 +23,7 @@ from ldm_core.cli.printing import PROG
 from ldm_core.cli.prompts import open_prompts
 from ldm_core.cli.recipe_files import option_of, recorded_path, require_trust
 from ldm_core.cli.sample_inputs import open_sample_inputs
-from ldm_core.guidance import ClassifierFreeGuidance
+from ldm_core.guidance import ClassifierFreeGuidance, Guidance, ImageAndTextGuidance
 from ldm_core.model import LatentDiffusion
 from ldm_core.noise import image_seeds
 from ldm_core.recipe import Recipe, read_recipe, without_paths
@@ -73,7 +73,8 @@ def prepare(args: Namespace) -> Job:
     num = _pictures_per_input(args, what.count)
     seeds = image_seeds(chosen(args, again, "seed"), what.count * num)
     scheduler = chosen_scheduler(args, again)
-    guidance = ClassifierFreeGuidance(rescale=chosen(args, again, "guidance_rescale", 0.0))
+    rescale = chosen(args, again, "guidance_rescale", 0.0)
+    ClassifierFreeGuidance(rescale=rescale)  # raises for others
     output = find_output(args.output, args.command, count=len(seeds), steps=args.show_steps, force=args.force)
     size = args.size or ((again.width, again.height) if again else None)
     pictures = _inputs(args, again, size) if args.command in NEEDED else Inputs()
@@ -82,6 +83,7 @@ def prepare(args: Namespace) -> Job:
     model, model_fields = load_model(args, again, device)
     bundled = model_fields["model"].path is None
     subjects = what.subjects(model)
+    guidance, image_scale = _guidance(args, again, model, rescale)
     inputs = [subject.inputs for subject in subjects]
     width, height = _size(args, model, inputs, pictures) or size or (model.config.image_size,) * 2
     if args.command != "upscale":  # which pads the picture and crops the result
@@ -94,7 +96,8 @@ def prepare(args: Namespace) -> Job:
         width=width,
         height=height,
         guidance_scale=_guidance_scale(args, again, model, bundled),
-        guidance_rescale=guidance.rescale,
+        guidance_rescale=rescale,
+        image_guidance_scale=image_scale,
         strength=_strength(args, again),
         scheduler=type(scheduler).__name__,
         scheduler_settings=asdict(scheduler),
@@ -141,6 +144,21 @@ def _guidance_scale(args: Namespace, again: Recipe | None, model: LatentDiffusio
     if scale != 1 and not is_guided(model.conditioner):
         raise ValueError(f"--guidance {scale:g}: this model has no guidance; expected 1, or none given")
     return scale
+
+
+def _guidance(
+    args: Namespace, again: Recipe | None, model: LatentDiffusion, rescale: float
+) -> tuple[Guidance, float | None]:
+    """The guidance, and its scale of the picture for a model that edits pictures."""
+    default = getattr(model.conditioner, "image_guidance_scale", None)
+    if default is None:
+        if args.image_guidance_scale is not None:
+            raise ValueError(f"--image-guidance: this model edits no pictures; {usage(model.conditioner)}")
+        return ClassifierFreeGuidance(rescale=rescale), None
+    if rescale:
+        raise ValueError("--guidance-rescale: not taken by a model that edits pictures")
+    scale: float = chosen(args, again, "image_guidance_scale", default)
+    return ImageAndTextGuidance(scale), scale
 
 
 def _strength(args: Namespace, again: Recipe | None) -> float | None:

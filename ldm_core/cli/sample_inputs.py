@@ -10,14 +10,17 @@ from typing import Any
 
 from ldm_core.cli.inputs import Subject, open_rgb
 from ldm_core.cli.kinds import joined, kind_of, require_inputs
+from ldm_core.cli.model import chosen
 from ldm_core.cli.recipe_files import option_of, recorded_path
 from ldm_core.cli.sample_files import read_embeddings, read_layout, read_names, read_values
-from ldm_core.conditioners import Layout
+from ldm_core.conditioners import Instruction, Layout
+from ldm_core.conditioners.instruction import fitted
 from ldm_core.conditioners.layout import class_numbers
 from ldm_core.model import LatentDiffusion
 from ldm_core.recipe import Recipe, source_file
 from ldm_core.support.printable import shown
 
+FIELDS = {"layout": "boxes"}  # of conditioners, which have other names than the options
 Value = tuple[Any, dict[str, Any]]  # as the conditioner takes it, and the fields of a recipe that record it
 
 
@@ -55,7 +58,14 @@ class SampleInputs:
         if self.names is not None:
             of_layouts = {"classes": self.class_count} if isinstance(model.conditioner, Layout) else {}
             model.conditioner = replace(model.conditioner, names=self.names, **of_layouts)  # type: ignore
-        return [self._subject(k, model.conditioner) for k in range(self.count)]
+        fitting = self._fitted(model) if isinstance(model.conditioner, Instruction) else self
+        return [fitting._subject(k, model.conditioner) for k in range(self.count)]
+
+    def _fitted(self, model: LatentDiffusion) -> SampleInputs:
+        """The inputs with pictures of a size that a model for editing takes."""
+        size, unit = model.config.image_size, model.config.size_multiple
+        pictures = [(fitted(image, size, unit), record) for image, record in self.values["image"]]
+        return replace(self, values={**self.values, "image": pictures})
 
     def _subject(self, k: int, conditioner: Any) -> Subject:
         kind = kind_of(conditioner)
@@ -68,7 +78,7 @@ class SampleInputs:
             row["noise-level"] = fields["noise_level"] = row.get("noise-level", kind.noise_level)
         named = self._names_in(row, conditioner)
         if kind.fields:
-            inputs: Any = {_field(name): row[name] for name in kind.inputs if name in row}
+            inputs: Any = {FIELDS.get(name, _field(name)): row[name] for name in kind.inputs if name in row}
             conditioner.count([inputs], "the inputs")
         elif kind.needs:
             inputs = row[kind.needs[0]]
@@ -81,6 +91,8 @@ class SampleInputs:
 
     def _names_in(self, row: Mapping[str, Any], conditioner: Any) -> list[str]:
         """The names of classes in the inputs. Raises ValueError if they cannot be known."""
+        if "names" not in kind_of(conditioner).takes:
+            return []
         labels = [row["class"]] if "class" in row else [one["label"] for one in row.get("layout", ())]
         named = [label for label in labels if isinstance(label, str)]
         if named and getattr(conditioner, "names", None) is None:
@@ -115,6 +127,8 @@ def open_sample_inputs(args: Namespace, again: Recipe | None) -> SampleInputs:
     if level is None and again is not None:
         level = again.noise_level
     values["noise-level"] = [] if level is None else [(level, {"noise_level": level})]
+    until = chosen(args, again, "until")
+    values["until"] = [] if until is None else [(until, {"until": until})]
     names: Any = None if getattr(args, "names", None) is None else read_names(args.names)
     count = None if names is None else len(names)
     if names is None and again is not None:

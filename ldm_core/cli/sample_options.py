@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ldm_core.cli.option_types import whole
+from ldm_core.cli.option_types import number, whole
 from ldm_core.support.limits import MAX_TIMESTEPS
 
 
@@ -19,6 +19,12 @@ def add_sample_inputs(group: Any) -> None:
         action="append",
         metavar="FILE.json",
         help="a list of [label, x, y, width, height], fractions of the picture; can be repeated",
+    )
+    group.add_argument(
+        "--until",
+        type=number,
+        metavar="X",
+        help="the share of the steps in which boxes with words act (default: 0.3)",
     )
     group.add_argument(
         "--names", metavar="FILE", help="the names of the classes for --class and --layout, one per line"

@@ -115,7 +115,7 @@ def fitted(image: Image, size: int = 512, unit: int = 64) -> Image:
     """A PIL image in RGB as the authors' script takes it: scaled to about `size`, and cropped a little.
 
     Where the longer side is `size`, the shorter one is rounded up to a multiple of `unit`. The picture is
-    scaled to this shorter side, and its longer one rounded down to a multiple (Lanczos, cropped in the middle).
+    scaled to this shorter side, and its longer one cropped to a multiple (Lanczos).
     Raises ValueError for a picture that is too narrow for this.
     """
     from PIL import Image as PIL

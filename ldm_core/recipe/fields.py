@@ -121,6 +121,8 @@ class Recipe:
     depth: SourceFile | None = None
     clip_embeddings: SourceFile | None = None
     noises: Noises | None = None  # of pictures of the task "imagine", which may be several in one file
+    until: float | None = None  # of boxes with words in layout: the share of the steps in which they act
+    image_guidance_scale: float | None = None  # of a model that edits pictures
 
     def __post_init__(self) -> None:
         for names, types, expected in _FIELD_TYPES:
@@ -163,7 +165,7 @@ _FIELD_TYPES: list[tuple[tuple[str, ...], tuple[type, ...], str]] = [
     (("class_label",), (int, str, _NONE), "a whole number, text or nothing"),
     (("layout",), (tuple, _NONE), "a list of objects or nothing"),
     (("guidance_scale", "guidance_rescale"), (float, int), "a number"),
-    (("strength",), (float, int, _NONE), "a number or nothing"),
+    (("strength", "until", "image_guidance_scale"), (float, int, _NONE), "a number or nothing"),
     (("ema",), (bool, _NONE), "true, false or nothing"),
     (("scheduler_settings", "versions", "class_names"), (dict,), "a mapping"),
     (("model",), (SourceFile,), "a file's name and checksum"),
@@ -262,6 +264,7 @@ def without_paths(recipe: Recipe) -> Recipe:
 _LATER = (
     *("not_finite", "class_label", "layout", "class_names", "class_count"),
     *("noise_level", "embedding_row", "map", "depth", "clip_embeddings", "noises"),
+    *("until", "image_guidance_scale"),
 )
 
 

@@ -21,6 +21,8 @@ import ldm_core
 from ldm_core.cli.kinds import KINDS
 from ldm_core.cli.sample_inputs import SampleInputs
 from ldm_core.conditioners.imagenet import imagenet_classes
+from ldm_core.conditioners.instruction import fitted
+from ldm_core.guidance import ImageAndTextGuidance
 from ldm_core.recipe import Recipe, read_recipe
 
 Zoo = Callable[[str], str]
@@ -63,6 +65,7 @@ class Case:
     recorded: Any = ()  # some of the recipe's fields
     guidance: float = 1.0
     size: tuple[int, int] = (32, 32)
+    options_of: Any = ()  # of the sampler, as a mapping
 
 
 def picture(name: str) -> Image.Image:
@@ -98,6 +101,17 @@ CASES = [
         "depth", "--depth depth.png --prompt fire",
         lambda: [{"depth": picture("depth.png"), "prompt": "fire"}], guidance=7.5, size=(48, 32),
     ),
+    Case(
+        "edit", "--image photo.png --prompt winter --image-guidance 1.2",
+        lambda: [{"image": fitted(picture("photo.png"), 64, 16), "prompt": "winter"}],
+        recorded={"image_guidance_scale": 1.2, "prompt": "winter"}, guidance=7.5, size=(48, 64),
+        options_of={"guidance": ImageAndTextGuidance(1.2)},
+    ),
+    Case(
+        "boxes", "--layout boxes.json --prompt fire --until 0.5",
+        lambda: [{"boxes": BOXES, "prompt": "fire", "until": 0.5}],
+        recorded={"until": 0.5, "prompt": "fire"}, guidance=7.5, size=(64, 64),
+    ),
     Case("retrieval", "--embeddings clip.safetensors", lambda: clip(), guidance=5.0, size=(128, 128)),
     Case(
         "unclip", "--embeddings clip.safetensors --prompt fire",
@@ -117,7 +131,9 @@ def test_pictures_are_those_of_the_library_and_come_back(draw: Draw, run: Run, z
     files()
     paths = draw(case.command, zoo(case.kind), *case.options.split(), "--seed", "3")
     inputs = case.inputs()
-    expected = ldm_core.Sampler(ldm_core.load(zoo(case.kind))).sample(inputs, steps=2, seed=3)
+    expected = ldm_core.Sampler(ldm_core.load(zoo(case.kind)), **dict(case.options_of)).sample(
+        inputs, steps=2, seed=3
+    )
     assert len(paths) == len(expected)
     for path, picture in zip(paths, expected):  # drawn one by one: rounding differs with the batch
         assert pixels(path).shape[:2] == case.size[::-1]

@@ -33,6 +33,8 @@ recipes = st.builds(
     map=files,
     depth=files,
     clip_embeddings=files,
+    until=st.none() | st.floats(0, 1),
+    image_guidance_scale=st.none() | st.floats(-9, 9),
 )
 
 
@@ -53,7 +55,8 @@ def test_no_path_is_left(recipe: Recipe) -> None:
 def test_a_recipe_without_such_inputs_is_what_it_was() -> None:
     """Earlier versions of the package read it."""
     new = {"class_label", "layout", "class_names", "class_count", "noise_level", "embedding_row", "map"}
-    assert not {*new, "depth", "clip_embeddings", "not_finite"} & set(json.loads(to_json(RECIPE)))
+    new |= {"depth", "clip_embeddings", "not_finite", "until", "image_guidance_scale"}
+    assert not new & set(json.loads(to_json(RECIPE)))
 
 
 BOX = {"label": "cat", "x": 0.1, "y": 0.25, "width": 0.5, "height": 1}

@@ -110,6 +110,7 @@ SCHEDULE = GROUND | {"noise_schedule"}
 MODEL = SCHEDULE | NETWORKS | {"attention", "nn", "config", "model_config", "condition", "protocols", "model"}
 SAMPLER = MODEL | {
     "conditioners",
+    "editing",
     "guidance",
     "inpainting",
     "prompts",

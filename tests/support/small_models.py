@@ -32,6 +32,8 @@ KINDS = {
     "depth": "sd2-depth",
     "retrieval": "rdm768",
     "unclip": "sd2-unclip-l",
+    "edit": "instruct-pix2pix",
+    "boxes": "gligen",
 }
 
 

@@ -33,6 +33,8 @@ RUNS = {
     "super_resolution": ("sr", ["picture.png"], "larger.png"),
     "ldm_inpainting": ("inpainting", ["picture.png"], "removed.png"),
     "depth_to_image": ("depth", ["picture.png", "a statue", "--map", "picture.png"], "depth.png"),
+    "editing": ("edit", ["picture.png", "make it winter", "--image-scales", "1.5"], "edited.png"),
+    "boxes": ("boxes", [], "boxes.png"),
 }
 
 

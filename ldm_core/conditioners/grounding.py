@@ -21,7 +21,6 @@ from ldm_core.conditioners.layout import ROUNDING, Rectangle, as_box, clamped
 from ldm_core.conditioners.text import TextConditioner
 from ldm_core.support.limits import MAX_SIZE, is_number, require_whole
 from ldm_core.support.printable import shown
-from ldm_core.unet.grounding import PositionNet
 
 UNTIL = 0.3  # the share of the steps, in the authors' script for boxes with words
 
@@ -46,12 +45,12 @@ class Grounding:
     as for a prompt alone, the condition has no objects, and the U-Net is the plain one. A box may also be a
     mapping with the keys label, x, y, width and height.
 
-    position_net: of the U-Net; a model sets it to its own, which is therefore not one of the conditioner's
-        `modules`. until: the default.
+    position_net: the U-Net's `ldm_core.unet.grounding.PositionNet`; a model sets it to its own, which is
+        therefore not one of the conditioner's `modules`. until: the default.
     """
 
     text: TextConditioner
-    position_net: PositionNet | None = None
+    position_net: Any = None
     config: GroundingConfig = GroundingConfig()
     until: float = UNTIL
 
@@ -66,9 +65,9 @@ class Grounding:
 
     def with_unet(self, unet: Any) -> Grounding:
         """The same conditioner with the position net of this U-Net, or of one in it, if there is any."""
-        found = unet.modules() if isinstance(unet, nn.Module) else ()
-        net = next((module for module in found if isinstance(module, PositionNet)), self.position_net)
-        return replace(self, position_net=net)
+        modules = unet.modules() if isinstance(unet, nn.Module) else ()
+        nets = (getattr(module, "position_net", None) for module in modules)
+        return replace(self, position_net=next(filter(None, nets), self.position_net))
 
     def count(self, inputs: Any, name: str = "inputs") -> int:
         prompts, rows = split_fields(inputs, name, ("boxes", "until"))
@@ -120,7 +119,8 @@ class Grounding:
             for k, (label, corners) in enumerate(row):
                 boxes[i, k], words[i, k], mask[i, k] = torch.tensor(corners), vectors[label], True
         device = self.position_net.null_positive_feature.device
-        return self.position_net(boxes.to(device), words.to(device), mask)
+        tokens: Tensor = self.position_net(boxes.to(device), words.to(device), mask)
+        return tokens
 
     def _vectors(self, labels: Sequence[str]) -> dict[str, Tensor]:
         """CLIP's output at the end of each text (width,), float32 on the CPU."""

@@ -167,6 +167,7 @@ ARROWS = {
     "start": SAMPLER - {"sampler", "tasks", "upscaling", "high_resolution"},
     "task_types": GROUND | {"condition", "request", "control"},
     "upscaling": MODEL | {"conditioners", "task_types", "windowed_model"},
+    "editing": MODEL | {"conditioners", "guidance", "task_types"},
     "tasks": SAMPLER - {"sampler"},
     "sampler": SAMPLER,
     "high_resolution": SAMPLER - {"sampler", "tasks", "high_resolution"},

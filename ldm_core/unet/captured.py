@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ldm_core.nn.kept_context import KeptContext
 from ldm_core.nn.transforms import transforming
+from ldm_core.unet.grounding import GroundedContext
 from ldm_core.unet.network import Context, UNet
 
 Inputs = Sequence[Tensor | None]
@@ -96,6 +97,7 @@ class CapturedUNet:
         self._of = self._parts()
 
     def __call__(self, x: Tensor, t: Tensor, context: Context, y: Tensor | None) -> Tensor:
+        assert not isinstance(context, GroundedContext)  # for which a U-Net uses no runner
         if isinstance(context, KeptContext):
             context = context.tensor
         inputs = (x, t, context, y)

@@ -45,9 +45,8 @@ class TransformerBlock(nn.Module):
         self.fuser = GatedSelfAttention(channels, heads, context_dim) if gated else None
 
     def forward(self, x: Tensor, context: Tensor | KeptContext | GroundedContext) -> Tensor:
-        objects = None
-        if isinstance(context, GroundedContext):
-            context, objects = context.context, context.objects
+        objects = context.objects if isinstance(context, GroundedContext) else None
+        context = context.context if isinstance(context, GroundedContext) else context
         x = x + self.attn1(self.norm1(x), context if self.disable_self_attention else None)
         if self.fuser is not None and objects is not None:
             x = self.fuser(x, objects)

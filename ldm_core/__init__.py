@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ldm_core.loading.convert import convert, merge_checkpoints
     from ldm_core.loading.doctor import inspect
     from ldm_core.loading.load import build, load, load_part
+    from ldm_core.loading.prior import load_prior
     from ldm_core.loading.save import save
     from ldm_core.model import LatentDiffusion
     from ldm_core.nn.convolution import set_convolution
@@ -83,6 +84,7 @@ __all__ = [
     "load",
     "load_control",
     "load_part",
+    "load_prior",
     "merge_checkpoints",
     "merge_tokens",
     "optimization",
@@ -109,6 +111,7 @@ _MODULES = (
     "guidance",
     "kernels",
     "noise_schedule",
+    "prior",
     "prompts",
     "protocols",
     "recipe",
@@ -158,6 +161,7 @@ _DEFINED_IN = {
     "load": "loading.load",
     "load_control": "loading.control",
     "load_part": "loading.load",
+    "load_prior": "loading.prior",
     "inspect": "loading.doctor",
     "merge_checkpoints": "loading.convert",
     "save": "loading.save",

@@ -39,10 +39,12 @@ def split(root: Any, fetch: Fetch, budget: Budget) -> tuple[dict[str, Tensor], d
     """(tensors, metadata) of a pickle's value. `fetch` returns a storage, which can be on the meta device.
 
     Nested `state_dict`s are unwrapped. If the innermost one directly contains no tensor, its dictionaries are
-    searched, and their tensors get dotted names. All other values are metadata. Raises CheckpointError if
-    there are no tensors.
+    searched, and their tensors get dotted names. All other values are metadata. The tensors of a pair get the
+    names "0" and "1". Raises CheckpointError if there are no tensors.
     """
     mapping = as_mapping(root)
+    if mapping is None and _is_pair(root):
+        mapping = {str(k): tensor for k, tensor in enumerate(root)}
     if mapping is None:
         raise CheckpointError(f"expected a dictionary of tensors, got {describe(root)}")
     others: dict[Any, Any] = {}
@@ -64,6 +66,11 @@ def split(root: Any, fetch: Fetch, budget: Budget) -> tuple[dict[str, Tensor], d
     if not collector.tensors:
         raise CheckpointError(f"the file contains no tensors; {_entries(mapping)}")
     return collector.tensors, plain_metadata(others)
+
+
+def _is_pair(root: Any) -> bool:
+    """Whether a pickle has two tensors alone, as Karlo's file of mean and std does."""
+    return isinstance(root, list | tuple) and len(root) == 2 and all(isinstance(x, StoredTensor) for x in root)
 
 
 def split_script(root: Any, fetch: Fetch, budget: Budget) -> tuple[dict[str, Tensor], dict[str, Any]]:

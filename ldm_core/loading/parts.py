@@ -42,6 +42,7 @@ from ldm_core.loading.conditioner_parts import CONDITIONER_PARTS
 from ldm_core.loading.control_parts import CONTROL_PARTS, is_controlnet
 from ldm_core.loading.ignored import AUTOENCODER_EXTRAS
 from ldm_core.loading.part import Folder, Layout, Part, Section
+from ldm_core.loading.prior_part import PRIOR
 from ldm_core.loading.restoration_parts import RESTORATION_PARTS
 from ldm_core.loading.unclip_part import UNCLIP
 from ldm_core.unet import names as unet_names
@@ -284,7 +285,7 @@ _AUTOENCODER_VQ = Part(
 # Of two autoencoders, the one with a codebook comes first: its names include those of the other.
 _BUILT_IN = (
     *(_TEXT_ENCODER, _UNET, _AUTOENCODER_VQ, _AUTOENCODER),
-    *(*BERT_PARTS, *CONDITIONER_PARTS, UNCLIP, *CONTROL_PARTS),
+    *(*BERT_PARTS, *CONDITIONER_PARTS, UNCLIP, PRIOR, *CONTROL_PARTS),
     *RESTORATION_PARTS,
 )
 _registered: tuple[Part, ...] = ()

@@ -105,7 +105,7 @@ def file_of(module: str) -> Path | None:
 
 
 GROUND = {"errors", "noise", "images", "support", "windows"}
-NETWORKS = {"unet", "autoencoder", "clip", "bert", "control"}
+NETWORKS = {"unet", "autoencoder", "clip", "bert", "control", "prior"}
 SCHEDULE = GROUND | {"noise_schedule"}
 MODEL = SCHEDULE | NETWORKS | {"attention", "nn", "config", "model_config", "condition", "protocols", "model"}
 SAMPLER = MODEL | {
@@ -147,6 +147,7 @@ ARROWS = {
     "clip": GROUND | {"nn", "attention", "checkpoint"},
     "bert": GROUND | {"nn", "attention", "checkpoint"},
     "control": GROUND | {"nn", "attention", "checkpoint", "unet", "clip", "condition"},
+    "prior": SCHEDULE | {"nn", "attention", "checkpoint", "clip", "schedulers"},
     "restoration": GROUND | {"nn", "attention", "checkpoint", "autoencoder"},  # `load` is an alias
     "text_encoder": {"clip"},
     "tokenizer": {"clip"},
@@ -158,7 +159,7 @@ ARROWS = {
     "guidance": SCHEDULE | {"condition", "schedulers", "unet"},
     "schedulers": SCHEDULE,
     "conditioners": SCHEDULE
-    | {"nn", "attention", "checkpoint", "bert", "clip", "condition", "prompts", "protocols"},
+    | {"nn", "attention", "checkpoint", "bert", "clip", "prior", "condition", "prompts", "protocols"},
     "compilation": GROUND | {"nn", "unet", "autoencoder"},
     "inpainting": MODEL,
     "windowed_model": MODEL | {"conditioners"},

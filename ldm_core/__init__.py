@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         UniPC,
     )
     from ldm_core.task_types import SamplerStep
+    from ldm_core.unclip import UnCLIP
     from ldm_core.unet.deep_cache import DeepCache
     from ldm_core.unet.free_u import free_u
     from ldm_core.unet.residuals import Residuals
@@ -70,6 +71,7 @@ __all__ = [
     "Residuals",
     "Sampler",
     "SamplerStep",
+    "UnCLIP",
     "UniPC",
     "Windows",
     "apply_ip_adapter",
@@ -148,6 +150,7 @@ _DEFINED_IN = {
     "Residuals": "unet.residuals",
     "Sampler": "sampler",
     "SamplerStep": "task_types",
+    "UnCLIP": "unclip",
     "UniPC": "schedulers",
     "Windows": "windows",
     "apply_ip_adapter": "adapters.ip_adapter",

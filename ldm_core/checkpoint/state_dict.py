@@ -70,7 +70,9 @@ def split(root: Any, fetch: Fetch, budget: Budget) -> tuple[dict[str, Tensor], d
 
 def _is_pair(root: Any) -> bool:
     """Whether a pickle has two tensors alone, as Karlo's file of mean and std does."""
-    return isinstance(root, list | tuple) and len(root) == 2 and all(isinstance(x, StoredTensor) for x in root)
+    return (
+        isinstance(root, list | tuple) and len(root) == 2 and all(isinstance(x, StoredTensor) for x in root)
+    )
 
 
 def split_script(root: Any, fetch: Fetch, budget: Budget) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -12,28 +12,27 @@ for OpenCLIP's ViT-H (unCLIP-h). Those for OpenAI's ViT-L/14 (unCLIP-l) are in a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ldm_core.clip import CLIPImageEncoder, preprocess_stretched
+from ldm_core.clip import CLIPImageEncoder
 from ldm_core.clip.config import ImageEncoderConfig
 from ldm_core.condition import Condition
-from ldm_core.conditioners.fields import Fields, exactly_one, noise_level, split_fields
+from ldm_core.conditioners.fields import split_fields
+from ldm_core.conditioners.image_space import difference, spherical_mean, turned
 from ldm_core.conditioners.noise_augmentation import per_image, with_noise
 from ldm_core.conditioners.text import TextConditioner
+from ldm_core.conditioners.unclip_inputs import FIELDS, Reader, Row, vectors
 from ldm_core.nn.blocks import timestep_embedding
 from ldm_core.noise import Generators
 from ldm_core.noise_schedule import NoiseSchedule, NoiseScheduleConfig
+from ldm_core.prior.sampling import Prior
 from ldm_core.support.limits import MAX_SIZE, is_number, require, require_bool, require_whole
 from ldm_core.support.printable import shown
-
-SOURCES = ("image", "images", "embedding", "embeddings")
-FIELDS = (*SOURCES, "weights", "noise_level", "mixture_noise_level")
-
 
 SCHEDULE = NoiseScheduleConfig(beta_schedule="cosine")
 
@@ -88,17 +87,6 @@ class UnclipNetwork(nn.Module):
         )
 
 
-@dataclass(frozen=True)
-class _Row:
-    """What one image needs: normalised pixels (n, 3, S, S) or embeddings (n, width), and numbers."""
-
-    pixels: Tensor | None
-    embeddings: Tensor | None
-    weights: list[float]
-    level: int
-    mixture_level: int | None
-
-
 @dataclass(frozen=True, eq=False)
 class Unclip:
     """Pictures and prompts as a Condition with context and vector (B, 2 width).
@@ -109,12 +97,18 @@ class Unclip:
         "images"        a list of them, to be mixed
         "embedding"     a CLIP embedding (width,), not normalised
         "embeddings"    several (n, width), to be mixed
+        "text"          a text, for which the prior draws an embedding
+        "mix"           pairs of an image, an embedding (width,) or a text, and a weight, to be mixed on the
+                        sphere (`ldm_core.conditioners.image_space`)
 
     and optionally "prompt" (by default empty), "noise_level" (0), "weights" of a mixture's members (equal),
-    and "mixture_noise_level", with which the mixture is noised again. A picture alone is {"image": picture}.
-    A prompt alone, as for guidance, gives a vector of zeros.
+    and "mixture_noise_level", with which the mixture is noised again. The embeddings are turned from the text
+    "away" (empty) towards the text "towards", by the share "amount" (0.3) of the angle. A picture alone is
+    {"image": picture}. A prompt alone, as for guidance, gives a vector of zeros.
 
     mean, std: of the embeddings, each a vector (width,) or a number.
+    prior: draws embeddings for texts, and has the text encoder for differences; without it, that of the
+        prompts serves if its embeddings have the same width.
     `config` is adapted to the image encoder and the statistics.
     """
 
@@ -123,6 +117,7 @@ class Unclip:
     config: UnclipConfig = UnclipConfig()
     mean: Tensor | float = 0.0
     std: Tensor | float = 1.0
+    prior: Prior | None = None
     schedule: NoiseSchedule = field(init=False, repr=False)
     network: UnclipNetwork = field(init=False, repr=False)
 
@@ -135,15 +130,19 @@ class Unclip:
         for name in ("mean", "std"):
             value = getattr(self, name)
             if not is_number(value):
-                rows = _vectors(value, self.config.width, name)
+                rows = vectors(value, self.config.width, name)
                 require(len(rows) == 1, f"expected {name} as one vector, got {len(rows)}")
                 object.__setattr__(self, name, rows[0])
+        if self.prior is not None and self.prior.width != self.config.width:
+            raise ValueError(
+                f"expected a prior of embeddings of {self.config.width} numbers, got {self.prior.width}"
+            )
         require(bool(torch.as_tensor(self.std).gt(0).all()), "expected std to be positive")
         given = (self.mean, self.std)
         statistics = any(isinstance(value, Tensor) for value in given) or given != (0, 1)
         numbers = [torch.as_tensor(value).float() for value in given] if statistics else []
-        vectors = [value.expand(self.config.width).contiguous() for value in numbers]
-        object.__setattr__(self, "network", UnclipNetwork(self.image_encoder, *vectors))
+        given_rows = [value.expand(self.config.width).contiguous() for value in numbers]
+        object.__setattr__(self, "network", UnclipNetwork(self.image_encoder, *given_rows))
         encoder = None if self.image_encoder is None else self.image_encoder.config
         config = replace(self.config, image_encoder=encoder, statistics=statistics)
         object.__setattr__(self, "config", config)
@@ -151,7 +150,8 @@ class Unclip:
     @property
     def modules(self) -> dict[str, nn.Module]:
         has_weights = any(True for _ in self.network.parameters())
-        return {**self.text.modules, **({"conditioner": self.network} if has_weights else {})}
+        own = {"conditioner": self.network} if has_weights else {}
+        return {**self.text.modules, **own, **({} if self.prior is None else {"prior": self.prior.module})}
 
     def count(self, inputs: Any, name: str = "inputs") -> int:
         return len(self._parts(inputs, name)[0])
@@ -166,9 +166,13 @@ class Unclip:
         if rows is None:
             return Condition(context=text.context, vector=torch.zeros(len(prompts), 2 * self.config.width))
         numbers, draws = per_image(generators, len(rows))
-        embedded = [self._embedded(row) for row in rows]
-        vectors = [self._mixture(rows[k], embedded[k], draw) for k, draw in zip(numbers, draws)]
-        return Condition(context=text[numbers].context, vector=torch.cat(vectors))
+        encoded = [self._encoded(row) for row in rows]
+        imagined = self._imagined([rows[k] for k in numbers], draws)
+        made = [
+            self._vector(rows[k], _joined(encoded[k], drawn), draw)
+            for k, draw, drawn in zip(numbers, draws, imagined)
+        ]
+        return Condition(context=text[numbers].context, vector=torch.cat(made))
 
     def noised(self, embeddings: Tensor, level: int, generator: Generators = None) -> Tensor:
         """y of CLIP embeddings: (B, width) -> (B, 2 width). At level 0 the embeddings are still noised."""
@@ -177,80 +181,65 @@ class Unclip:
         emb = timestep_embedding(levels, self.config.width)
         return torch.cat([z * self.std + self.mean, emb.to(z)], dim=1)
 
-    def _embedded(self, row: _Row) -> Tensor:
-        """The embeddings of one input (n, width), float32 on the CPU."""
-        if row.embeddings is not None:
-            return row.embeddings
-        assert self.image_encoder is not None
-        assert row.pixels is not None
-        weight = next(self.image_encoder.parameters())
-        return self.image_encoder(row.pixels.to(weight)).float().cpu()
+    def _encoded(self, row: Row) -> list[Tensor | None]:
+        """The embeddings (n, width) of an input's members, float32 on the CPU; None for texts."""
+        return [None if isinstance(member, str) else self._embedded(member) for member in row.members]
 
-    def _mixture(self, row: _Row, embeddings: Tensor, generator: torch.Generator) -> Tensor:
+    def _embedded(self, member: Tensor) -> Tensor:
+        if member.ndim == 2:
+            return member
+        assert self.image_encoder is not None
+        weight = next(self.image_encoder.parameters())
+        return self.image_encoder(member.to(weight)).float().cpu()
+
+    def _imagined(self, rows: list[Row], draws: list[torch.Generator]) -> list[list[Tensor]]:
+        """The prior's embeddings (1, width) of each image's texts, drawn together."""
+        texts = [(text, draw) for row, draw in zip(rows, draws) for text in row.texts]
+        if not texts:
+            return [[] for _ in rows]
+        assert self.prior is not None
+        found = self.prior([text for text, _ in texts], generator=[draw for _, draw in texts]).split(1)
+        ends = list(accumulate((len(row.texts) for row in rows), initial=0))
+        return [list(found[start:end]) for start, end in pairwise(ends)]
+
+    def _vector(self, row: Row, embeddings: Tensor, generator: torch.Generator) -> Tensor:
         """y of one image (1, 2 width): the weighted mean over the input's embeddings."""
         weights = torch.tensor([row.weights]) / math.fsum(row.weights)  # (1, n)
+        if row.on_sphere:
+            embeddings, weights = spherical_mean(embeddings, weights[0])[None], torch.ones(1, 1)
+        if row.change is not None:
+            towards, away = self._text_vectors([row.change.towards, row.change.away])
+            embeddings = turned(embeddings, difference(towards, away), row.change.amount)
         y = weights @ self.noised(embeddings, row.level, generator)
         if row.mixture_level is not None:
             y = self.noised(y[:, : self.config.width], row.mixture_level, generator)
         return y
 
-    def _parts(self, inputs: Any, name: str) -> tuple[list[str], list[_Row] | None]:
+    def _text_vectors(self, texts: list[str]) -> Tensor:
+        """CLIP's embeddings of texts, (B, width), float32 on the CPU."""
+        if self.prior is not None:
+            return self.prior.embed_text(texts)
+        encoder: Any = self.text.text_encoder
+        tokens = self.text.tokenizer(texts).to(next(encoder.parameters()).device)
+        with torch.no_grad():
+            return encoder.embed(tokens).float().cpu()
+
+    def _parts(self, inputs: Any, name: str) -> tuple[list[str], list[Row] | None]:
         prompts, rows = split_fields(inputs, name, FIELDS)
-        return prompts, None if rows is None else [self._row(row, name) for row in rows]
-
-    def _row(self, row: Fields, name: str) -> _Row:
-        source = exactly_one(row, name, SOURCES)
-        pixels = embeddings = None
-        if source.startswith("image"):
-            pixels = self._pixels(row[source], f"{name}: {source}")
-        else:
-            embeddings = _vectors(row[source], self.config.width, f"{name}: {source}")
-        members = pixels if embeddings is None else embeddings
-        assert members is not None
-        if not source.endswith("s") and len(members) != 1:
-            raise ValueError(f"{name}: expected one {source}, got {len(members)}; {source}s are mixed")
-        levels = len(self.schedule)
-        again = row.get("mixture_noise_level")
-        return _Row(
-            pixels,
-            embeddings,
-            _weights(row.get("weights"), len(members), name),
-            noise_level(row, "noise_level", 0, levels, name),
-            None if again is None else noise_level(row, "mixture_noise_level", 0, levels, name),
+        if rows is None:
+            return prompts, None
+        own = getattr(getattr(self.text.text_encoder, "config", None), "projection_dim", None)
+        reader = Reader(
+            None if self.image_encoder is None else self.image_encoder.config,
+            self.config.width,
+            len(self.schedule),
+            self.prior is not None,
+            self.prior is not None or own == self.config.width,
         )
-
-    def _pixels(self, images: Any, name: str) -> Tensor:
-        if self.image_encoder is None:
-            raise ValueError(f"{name}: there is no image encoder; expected embeddings in place of images")
-        try:
-            return preprocess_stretched(images, self.image_encoder.config, antialias=True)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+        return prompts, [reader.row(row, name) for row in rows]
 
 
-def _vectors(values: Any, width: int, name: str) -> Tensor:
-    """Vectors (width,) or (n, width), or a list of them, as (n, width) in float32 on the CPU."""
-    if isinstance(values, Sequence) and values and all(isinstance(value, Tensor) for value in values):
-        return torch.cat([_vectors(value, width, name) for value in values])
-    rows = values[None] if isinstance(values, Tensor) and values.ndim == 1 else values
-    if not isinstance(rows, Tensor) or rows.ndim != 2 or rows.shape[1] != width or len(rows) == 0:
-        found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        raise ValueError(
-            f"{name}: expected vectors of {width} numbers, ({width},) or (n, {width}), got {found}"
-        )
-    if not rows.is_floating_point() or not bool(rows.isfinite().all()):
-        raise ValueError(f"{name}: expected finite numbers, got {rows.dtype} or NaN or infinity")
-    return rows.detach().float().cpu()
-
-
-def _weights(weights: Any, count: int, name: str) -> list[float]:
-    if weights is None:
-        return [1.0] * count
-    if isinstance(weights, Tensor):
-        weights = weights.tolist()
-    valid = isinstance(weights, list | tuple) and len(weights) == count
-    if not valid or not all(is_number(w) and w >= 0 for w in weights) or not 0 < math.fsum(weights) < 1e30:
-        raise ValueError(
-            f"{name}: expected {count} weights of 0 or more, with a positive sum, got {shown(weights)}"
-        )
-    return [float(weight) for weight in weights]
+def _joined(encoded: list[Tensor | None], imagined: list[Tensor]) -> Tensor:
+    """The embeddings of one image's members (n, width), with the prior's in place of None."""
+    drawn = iter(imagined)
+    return torch.cat([next(drawn) if one is None else one for one in encoded])

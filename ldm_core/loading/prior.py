@@ -27,6 +27,7 @@ from ldm_core.prior.shapes import blank as blank_config
 FOLDER = "prior"
 TEXT_FOLDERS = ("prior_text_encoder", "text_encoder")  # of stable unCLIP, and of Karlo
 PROJECTION = "text_projection.weight"
+BARE_KARLO = replace(KARLO, statistics=False)
 KARLO_STATISTICS = "ViT-L-14_stats.th"
 
 
@@ -44,22 +45,20 @@ def load_prior(
     """Load a prior: Karlo's file, a diffusers folder of a prior or of a whole pipeline, or a file of `save`.
 
     clip: the CLIP whose texts it reads, or its file. None: the text encoder in the folder of the pipeline.
-    statistics: mean and std of the embeddings of pictures, two vectors (D,), or a file with both. Karlo publishes
-        them as ViT-L-14_stats.th, and its prior's file lacks them.
+    statistics: mean and std of the embeddings of pictures, two vectors (D,), or a file with both. Karlo
+        publishes them as ViT-L-14_stats.th, and its prior's file lacks them.
     config: for a file other than Karlo's that states no number of heads.
     device, dtype, variant, mmap: as in `load`.
 
-    Raises CheckpointError for a file that cannot be read, contains no prior, or does not fit its CLIP, and for
-    missing statistics.
+    Raises CheckpointError for a file that cannot be read, contains no prior, or does not fit its CLIP, and
+    for missing statistics.
     """
     path = Path(path)
     options: dict[str, Any] = {"device": device, "dtype": dtype, "variant": variant, "mmap": mmap}
     pipeline = (path / FOLDER).is_dir()
     file = path / FOLDER if pipeline else path
-    source = _source(file, variant)
-    proven = source.prove()
-    if config is None and source.layout.name == "karlo" and replace(blank_config(KARLO), statistics=False) == proven:
-        config = replace(KARLO, statistics=False)
+    if config is None and _source(file, variant).prove() == blank_config(BARE_KARLO):
+        config = BARE_KARLO  # whose file does not state the number of heads
     network = load_part(file, PRIOR.name, config=config, **options)
     assert isinstance(network, PriorTransformer)
     network = _with_statistics(network, statistics, file.name)
@@ -88,8 +87,8 @@ def _with_statistics(
         if network.config.statistics:
             return network
         raise CheckpointError(
-            f"{name} lacks mean and std of CLIP's embeddings, which Karlo publishes as {KARLO_STATISTICS}: pass "
-            "statistics="
+            f"{name} lacks mean and std of CLIP's embeddings, which Karlo publishes as {KARLO_STATISTICS}: "
+            "pass statistics="
         )
     mean, std = _vectors(statistics, network.config.embedding_dim)
     weight = network.out.weight
@@ -105,7 +104,9 @@ def _vectors(statistics: str | Path | Sequence[Tensor], width: int) -> tuple[Ten
     vectors = [value.detach().flatten() for value in values if isinstance(value, Tensor)]
     fits = len(vectors) == len(values) == 2 and all(len(v) == width and all_finite(v) for v in vectors)
     if not fits or not bool(vectors[1].gt(0).all()):
-        found = [tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__ for value in values]
+        found = [
+            tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__ for value in values
+        ]
         raise CheckpointError(
             f"{name}: expected mean and std, finite vectors of {width} numbers with std above 0, got {found}"
         )
@@ -123,13 +124,17 @@ def _text_encoder(
         raise ValueError(f"clip must be a CLIP or its file, not {type(clip).__name__}")
     folder = None if pipeline is None else _text_folder(pipeline)
     if folder is None:
-        raise CheckpointError(f"{name} contains no text encoder: pass clip=, the CLIP for which it was trained")
+        raise CheckpointError(
+            f"{name} contains no text encoder: pass clip=, the CLIP for which it was trained"
+        )
     return _projected(folder, options)
 
 
 def _text_folder(pipeline: Path) -> Path | None:
     """The folder of the text encoder that the prior reads, not of the one that conditions a decoder."""
-    kind = read_json(pipeline / MODEL_INDEX).get("_class_name") if (pipeline / MODEL_INDEX).is_file() else None
+    kind = (
+        read_json(pipeline / MODEL_INDEX).get("_class_name") if (pipeline / MODEL_INDEX).is_file() else None
+    )
     names = TEXT_FOLDERS[:1] if kind == "StableUnCLIPPipeline" else TEXT_FOLDERS
     return next((pipeline / name for name in names if (pipeline / name).is_dir()), None)
 

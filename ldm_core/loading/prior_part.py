@@ -29,14 +29,16 @@ PRIOR = Part(
             (("prior.", ""), ("", "")),
         ),
         Layout(
-            "karlo", ("prd_emb", "clip_img_proj."), names.karlo_map, shapes.karlo_config, (("model.", ""), ("", ""))
+            "karlo",
+            ("prd_emb", "clip_img_proj."),
+            names.karlo_map,
+            shapes.karlo_config,
+            (("model.", ""), ("", "")),
         ),
     ),
     written=lambda config: "diffusers" if config.statistics else "karlo",
     blank=shapes.blank,
     fewest=shapes.fewest_tensors,
-    folder=Folder(
-        {}, "diffusers", lambda own, folder: settings.prior_config(own), _written_with_models, {}
-    ),
+    folder=Folder({}, "diffusers", lambda own, folder: settings.prior_config(own), _written_with_models, {}),
     door="ldm_core.load_prior({path!r}, clip=clip)",
 )

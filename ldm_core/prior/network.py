@@ -4,9 +4,9 @@
     z_0    = project(transformer(tokens)[output])
 
 (Ramesh et al. 2022, arXiv:2204.06125, section 2.2.) Each entry is projected to the transformer's width.
-Attention is causal, and no token sees the text's padding. The network predicts z_0 itself, not the noise; z are
-normalised embeddings, z = (e - mean) / std. Counterparts: the prior of Kakao Brain's Karlo, and
-diffusers' `PriorTransformer`.
+Attention is causal, and no token sees the text's padding. The network predicts z_0 itself, not the noise; z
+is a normalised embedding, (e - mean) / std. Counterparts: the prior of Kakao Brain's Karlo, and diffusers'
+`PriorTransformer`.
 """
 
 from __future__ import annotations
@@ -93,10 +93,10 @@ class PriorTransformer(nn.Module):
 
 
 def _without_padding(tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | int]:
-    """Tokens (B, M, width), those of the padding behind all others or cut, and the index of each output token.
+    """Tokens (B, M, width), those of the padding last or cut, and the index of each row's output token.
 
-    Under causal attention no token sees what follows it, so this equals a mask of the padding, with any attention
-    backend. A token keeps its position's embedding, which was added before.
+    Under causal attention no token sees what follows it, so this equals a mask of the padding, with any
+    attention backend. A token keeps its position's embedding, which was added before.
     """
     if mask is None:
         return tokens, tokens.shape[1] - 1

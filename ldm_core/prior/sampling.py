@@ -1,11 +1,11 @@
 """Sampling of the prior: a text to the CLIP embedding of a picture (arXiv:2204.06125, section 2.2).
 
-    x_T ~ N(0, I),   x_{t'} = DDPM's step from t with z_0 = clamp(z_u + s (z_c - z_u), -r, r),   e = std x_0 + mean
+    x_T ~ N(0, I),   z_0 = clamp(z_u + s (z_c - z_u), -r, r) in each step of DDPM,   e = std x_0 + mean
 
 z_c, z_u: the network's predictions for the text and for the empty one (classifier-free guidance); r: 5 in
-Karlo. The noise schedule is the cosine one of Nichol and Dhariwal 2021 (arXiv:2102.09672), and the n timesteps are
-evenly spaced from the first to the last. Counterparts: Karlo's prior, diffusers' `UnCLIPPipeline` with
-`UnCLIPScheduler`.
+Karlo. The noise schedule is the cosine one of Nichol and Dhariwal 2021 (arXiv:2102.09672), and the n
+timesteps are evenly spaced from the first to the last. Counterparts: Karlo's prior, diffusers'
+`UnCLIPPipeline` with `UnCLIPScheduler`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from ldm_core.support.printable import shown
 from ldm_core.support.prompts import as_prompts
 
 SCHEDULE = NoiseScheduleConfig(beta_schedule="cosine")
+SCHEDULER = DDPM(spacing="linspace")
 
 
 class Texts(NamedTuple):
@@ -47,8 +48,8 @@ class Prior:
     steps: of the scheduler, 2 or more. guidance_scale: 1 disables guidance.
     scheduler: `DDPM(spacing="linspace")` is diffusers' `UnCLIPScheduler`.
     clip_range: r, the bound of normalised predictions.
-    Raises ValueError for a text encoder without projection, of other sizes than the network's, and for settings
-    out of range.
+    Raises ValueError for a text encoder without projection or of other sizes than the network's, and for
+    settings out of range.
     """
 
     network: PriorTransformer
@@ -56,7 +57,7 @@ class Prior:
     tokenizer: CLIPTokenizer
     steps: int = 25
     guidance_scale: float = 4.0
-    scheduler: Scheduler = DDPM(spacing="linspace")
+    scheduler: Scheduler = SCHEDULER
     noise_schedule: NoiseScheduleConfig = SCHEDULE
     clip_range: float = 5.0
 
@@ -66,8 +67,8 @@ class Prior:
         wanted = (own.embedding_dim, own.text_width, own.context_length)
         if found != wanted:
             raise ValueError(
-                "expected the text encoder of the prior's CLIP, with projection_dim, width and context_length "
-                f"{wanted}, got {found}"
+                "expected the text encoder of the prior's CLIP, with projection_dim, width and "
+                f"context_length {wanted}, got {found}"
             )
         most = self.noise_schedule.timesteps
         if not is_whole(self.steps, 2, most):

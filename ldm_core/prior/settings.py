@@ -29,7 +29,11 @@ def prior_config(settings: Settings) -> PriorConfig:
     with reading(CLASS):
         heads, size = whole(settings, "num_attention_heads", 32), whole(settings, "attention_head_dim", 64)
         dim = whole(settings, "embedding_dim", 768)
-        for name, only in (("time_embed_dim", heads * size), ("embedding_proj_dim", dim), ("clip_embed_dim", dim)):
+        for name, only in (
+            ("time_embed_dim", heads * size),
+            ("embedding_proj_dim", dim),
+            ("clip_embed_dim", dim),
+        ):
             if settings.get(name) not in (None, only):
                 raise ConfigError(f"{name} must be {only}, not {settings[name]!r:.60}")
         return PriorConfig(
@@ -46,8 +50,8 @@ def prior_settings(config: PriorConfig) -> dict[str, Any]:
     """The inverse of `prior_config`. Raises ConfigError for a prior that diffusers does not have."""
     if config.text_width != config.embedding_dim:
         raise ConfigError(
-            f"diffusers' hidden states are as wide as its embeddings, and this prior's have {config.text_width} "
-            f"and {config.embedding_dim} numbers"
+            "diffusers' hidden states are as wide as its embeddings, and this prior's have "
+            f"{config.text_width} and {config.embedding_dim} numbers"
         )
     return {
         "_class_name": CLASS,

@@ -172,6 +172,7 @@ ARROWS = {
     "tasks": SAMPLER - {"sampler"},
     "sampler": SAMPLER,
     "high_resolution": SAMPLER - {"sampler", "tasks", "high_resolution"},
+    "unclip": SAMPLER,
     "loading": LOADING,
     "adapters": LOADING,
     "watch": LOADING | SAMPLER,

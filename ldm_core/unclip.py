@@ -31,8 +31,8 @@ class UnCLIP:
     All methods take the options of `Sampler.sample`, such as steps, num_images, seed, guidance_scale and
     output, and:
 
-    prompt: what the decoder reads in addition. noise_level: of the embedding, in 0..999; more noise gives freer
-        pictures.
+    prompt: what the decoder reads in addition.
+    noise_level: of the embedding, in 0..999; more noise gives freer pictures.
     """
 
     def __init__(self, sampler: Sampler, prior: Prior | None = None) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm_core.clip.text_encoder import CLIPTextEncoder
@@ -128,12 +129,14 @@ class Prior:
 
     def encode(self, prompts: Sequence[str]) -> Texts:
         """The texts as the network takes them."""
-        tokens = self.tokenizer(prompts).to(self.text_encoder.final_norm.weight.device)
-        # The end token has the largest id, and what follows it is padding.
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
-        mask = positions <= tokens.argmax(dim=1, keepdim=True)
+        ids = self.tokenizer(prompts)
+        # The end token has the largest id. No other token sees the padding after it: attention is causal.
+        ends = ids.argmax(dim=1, keepdim=True)
+        mask = torch.arange(ids.shape[1]) <= ends
+        tokens = ids[:, : int(ends.max()) + 1].to(self.text_encoder.final_norm.weight.device)
         hidden = self.text_encoder(tokens, clip_skip=0)
-        return Texts(self.text_encoder.embed(tokens), hidden, mask)
+        hidden = F.pad(hidden, (0, 0, 0, ids.shape[1] - tokens.shape[1]))
+        return Texts(self.text_encoder.embed(tokens), hidden, mask.to(hidden.device))
 
     def _guided(self, prompts: Sequence[str], negative_prompt: str) -> Callable[[Tensor, float], Tensor]:
         """The guided and bounded prediction of z_0 as a function of x and t."""

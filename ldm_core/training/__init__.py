@@ -4,6 +4,7 @@ objective                                            the interface between losse
 diffusion_loss, autoencoder_loss, vq_loss, discriminator      the two stages of latent diffusion
 clip_objective, contrastive                          CLIP
 controlnet_loss                                      ControlNet
+prior_loss                                           unCLIP's prior
 lora, textual_inversion, dreambooth                  fine-tuning
 dataset, image_folder, shards, latents, data_order   data and its order
 loop, state, ema, muon, learning_rate, gradient_checkpointing, distributed, logs, signals      the run
@@ -25,6 +26,7 @@ from ldm_core.training.logs import reconstruction_grid, sample_grid
 from ldm_core.training.loop import Trainer, TrainingError, TrainingSettings
 from ldm_core.training.lora import TrainableLora
 from ldm_core.training.objective import Objective
+from ldm_core.training.prior_loss import PriorObjective
 from ldm_core.training.shards import TarShards
 from ldm_core.training.state import load_weights
 from ldm_core.training.textual_inversion import TrainableEmbedding, fill_templates
@@ -45,6 +47,7 @@ __all__ = [
     "Objective",
     "PatchDiscriminator",
     "PriorDataset",
+    "PriorObjective",
     "PriorPreservation",
     "TarShards",
     "TensorDataset",

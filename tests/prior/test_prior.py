@@ -11,7 +11,6 @@ import pytest
 import torch
 from diffusers import UnCLIPPipeline, UnCLIPScheduler
 from support.priors import (
-    SMALL,
     TOKENS,
     WIDTH,
     diffusers_arguments,

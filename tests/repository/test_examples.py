@@ -13,7 +13,7 @@ from PIL import Image
 from ldm_core.watch.grid import GAP, MARGIN
 
 FOLDER = Path(__file__).parents[2] / "examples"
-NEEDS_DATA = {"train_zoo", "train_controlnet"}  # run by tests/zoo/test_task_examples.py, and the tasks
+NEEDS_DATA = {"train_controlnet", "train_unclip", "train_zoo"}  # run by tests/zoo and tests/prior
 EXAMPLES = sorted(path for path in FOLDER.glob("*.py") if path.stem not in NEEDS_DATA)
 FEWER_STEPS = ["--steps", "2"]
 # What makes an example quick besides few steps.

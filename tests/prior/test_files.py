@@ -31,6 +31,7 @@ from ldm_core.nn.placement import blank
 from ldm_core.prior import KARLO, Prior, PriorTransformer
 from ldm_core.prior.names import diffusers_map, karlo_map
 from ldm_core.prior.settings import prior_config, prior_schedule, prior_settings
+from ldm_core.prior.shapes import diffusers_config, karlo_config
 
 BARE = replace(SMALL, statistics=False)
 SCHEDULER = {
@@ -86,9 +87,10 @@ def test_every_tensor_has_one_name_and_back(published: bool) -> None:
     config = replace(config, statistics=False)
     network = blank(PriorTransformer, config) if published else random_prior(config)
     tokens = config.context_length + 4
-    one_to_one(
-        karlo_map(config), network, karlo_shapes(config.layers, config.width, config.embedding_dim, tokens)
-    )
+    karlo = karlo_shapes(config.layers, config.width, config.embedding_dim, tokens)
+    one_to_one(karlo_map(config), network, karlo)
+    assert karlo_config(karlo) == replace(config, heads=1)
+    assert diffusers_config(shapes) == replace(config, heads=1, statistics=True)
 
 
 def karlo_tensors(network: PriorTransformer) -> dict[str, Tensor]:

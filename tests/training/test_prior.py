@@ -72,23 +72,13 @@ def test_what_is_trained() -> None:
     assert torch.equal(*losses)
 
 
-def test_training_lowers_the_loss_and_goes_on(tmp_path: Path) -> None:
-    def losses(steps: int, folder: str) -> tuple[Prior, list[float]]:
-        prior = small_prior()
-        settings = TrainingSettings(
-            steps=steps, batch_size=4, learning_rate=1e-2, ema_decay=None, log_every=1
-        )
-        Trainer(PriorObjective(prior), Colours(), tmp_path / folder, settings, quiet=True).run()  # type: ignore[arg-type]
-        rows = (tmp_path / folder / "metrics.csv").read_text().splitlines()[1:]
-        return prior, [float(row.split(",")[1]) for row in rows]
-
-    whole, found = losses(16, "whole")
-    assert sum(found[-4:]) < 0.7 * sum(found[:4])
-    losses(6, "cut")
-    again, _ = losses(16, "cut")
-    for ours, theirs in zip(again.network.parameters(), whole.network.parameters()):
-        assert ours.shape == theirs.shape
-    torch.testing.assert_close(again("red", seed=1).shape, whole("red", seed=1).shape)
+def test_training_lowers_the_loss(tmp_path: Path) -> None:
+    settings = TrainingSettings(steps=16, batch_size=4, learning_rate=1e-2, ema_decay=None, log_every=1)
+    data: Any = Colours()
+    Trainer(PriorObjective(small_prior()), data, tmp_path, settings, quiet=True).run()
+    rows = (tmp_path / "metrics.csv").read_text().splitlines()[1:]
+    losses = [float(row.split(",")[1]) for row in rows]
+    assert sum(losses[-4:]) < 0.7 * sum(losses[:4])
 
 
 def test_bad_settings() -> None:

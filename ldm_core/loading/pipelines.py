@@ -220,6 +220,11 @@ PIPELINES = (
         "StableUnCLIPImg2ImgPipeline", (*SD, *UNCLIP_NETWORKS), UnclipConfig, vector=True,
         mark="image_normalizer", own=_unclip_entries, files=_unclip_files, read=_unclip,
     ),
+    # Only read, since models have no prior; `load_prior` reads it.
+    Pipeline(
+        "StableUnCLIPPipeline", (*SD, *UNCLIP_NETWORKS), UnclipConfig, vector=True,
+        mark="image_normalizer", read=_unclip,
+    ),
 )  # fmt: skip
 
 

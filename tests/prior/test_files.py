@@ -22,6 +22,7 @@ from support.priors import (
     text_settings,
     text_tensors,
 )
+from support.small_models import small_model
 from torch import Tensor
 
 import ldm_core
@@ -191,10 +192,11 @@ def test_the_file_of_save(tmp_path: Path) -> None:
 
 def pipeline(folder: Path, prior: Prior, kind: str, text: str) -> Path:
     """A pipeline's folder with what `load_prior` reads, written by diffusers and in transformers' names."""
-    clip = small_clip()
+    clip, written = small_clip(), folder / "model_index.json"
+    index = json.loads(written.read_text()) if written.exists() else {}
     diffusers_prior(prior.network).save_pretrained(folder / "prior")
     for name, value in (
-        ("model_index.json", {"_class_name": kind}),
+        ("model_index.json", {**index, "_class_name": kind}),
         ("prior_scheduler/scheduler_config.json", {**SCHEDULER, "clip_sample_range": 7.0}),
         (f"{text}/config.json", text_settings(clip)),
     ):
@@ -221,6 +223,18 @@ def test_folders_of_diffusers(kind: str, text: str, tmp_path: Path) -> None:
     (folder / text).rename(folder / "text_encoder_2")
     with pytest.raises(CheckpointError, match="prior contains no text encoder: pass clip="):
         ldm_core.load_prior(folder)
+
+
+def test_a_folder_of_stable_unclip_has_a_model_and_a_prior(tmp_path: Path) -> None:
+    model, prior, folder = small_model("unclip"), small_prior(clip_range=7.0, steps=2), tmp_path / "unclip"
+    ldm_core.save(model, folder, layout="diffusers")
+    pipeline(folder, prior, "StableUnCLIPPipeline", "prior_text_encoder")
+    options: dict[str, Any] = {"steps": 1, "seed": 1, "output": "latent"}
+    found = ldm_core.UnCLIP(
+        ldm_core.Sampler(ldm_core.load(folder)), replace(ldm_core.load_prior(folder), steps=2)
+    )
+    expected = ldm_core.UnCLIP(ldm_core.Sampler(model), prior)
+    assert torch.equal(found.txt2img("a cat", **options), expected.txt2img("a cat", **options))
 
 
 def test_bad_folders(tmp_path: Path) -> None:

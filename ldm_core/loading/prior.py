@@ -98,9 +98,11 @@ def _with_statistics(
 
 
 def _vectors(statistics: str | Path | Sequence[Tensor], width: int) -> tuple[Tensor, Tensor]:
-    name, values = "statistics", statistics
+    values: list[Any]
     if isinstance(statistics, str | Path):
         name, values = Path(statistics).name, list(read(statistics).tensors.values())
+    else:
+        name, values = "statistics", list(statistics)
     vectors = [value.detach().flatten() for value in values if isinstance(value, Tensor)]
     fits = len(vectors) == len(values) == 2 and all(len(v) == width and all_finite(v) for v in vectors)
     if not fits or not bool(vectors[1].gt(0).all()):

@@ -218,7 +218,7 @@ def train_decoder(run: Run) -> None:
         "decoder", DecoderObjective(model, condition_dropout=0), Embedded(latents, embeddings)
     )
     with trainer.averaged():
-        save(model.to("cpu"), run.file("decoder"), dtype=torch.float16)
+        save(model, run.file("decoder"), dtype=torch.float16)
 
 
 def train_prior(run: Run) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from ldm_core import CLIP, DDIM, LatentDiffusion, Sampler, UnCLIP, build, load, load_prior, save
@@ -29,6 +30,7 @@ from ldm_core.clip import CLIPConfig, preprocess_stretched
 from ldm_core.condition import Condition
 from ldm_core.conditioners import UnclipConfig
 from ldm_core.config import ImageEncoderConfig
+from ldm_core.images import tensor_to_pil
 from ldm_core.prior import Prior, PriorConfig, PriorTransformer
 from ldm_core.training import (
     CachedLatents,
@@ -138,8 +140,8 @@ class DecoderObjective(DiffusionObjective):
 class Run:
     """The pictures, and what the stages share."""
 
-    def __init__(self, data: Path, runs: Path, steps: int | None, device: str) -> None:
-        self.runs, self.steps, self.device = runs, steps, device
+    def __init__(self, data: Path, runs: Path, steps: int | None, draw_steps: int, device: str) -> None:
+        self.runs, self.steps, self.draw_steps, self.device = runs, steps, draw_steps, device
         runs.mkdir(parents=True, exist_ok=True)
         self.pictures = ImageFolder(data / "train", SIZE)
         rows = map(json.loads, (data / "train" / "metadata.jsonl").read_text(encoding="utf-8").splitlines())
@@ -241,8 +243,9 @@ def draw_sheet(run: Run) -> None:
     model = load(run.file("decoder"), device=run.device)
     prior = load_prior(run.file("prior"), clip=run.clip(), device=run.device)
     unclip = UnCLIP(Sampler(model, DDIM()), prior)
-    options: dict[str, Any] = {"steps": 25, "guidance_scale": 4.0, "seed": 0}
-    chosen = {text: picture_of(run, text) for text in {*sum(PAIRS, ()), *(change[0] for change in CHANGES)}}
+    options: dict[str, Any] = {"steps": run.draw_steps, "guidance_scale": 4.0, "seed": 0}
+    names = dict.fromkeys((*sum(PAIRS, ()), *(change[0] for change in CHANGES)))
+    chosen = {text: picture_of(run, text) for text in names}
     rows = [("text, by\nthe prior", unclip.txt2img(list(TEXTS), read=False, **options), TEXTS)]
     for text in list(chosen)[:2]:
         drawn = unclip.variations(chosen[text], num_images=5, **options)
@@ -256,15 +259,15 @@ def draw_sheet(run: Run) -> None:
         drawn = [unclip.change(chosen[source], towards, away, amount, **options)[0] for amount in amounts]
         named = f"{source}:\n{towards}" + (f" - {away}" if away else "")
         rows.append((named, drawn, [f"{amount:g}" for amount in amounts]))
-    names, pictures, labels = zip(*rows)
-    make_grid(pictures, rows=names, labels=labels, title="unCLIP").save(run.runs / "unclip.png")
+    titles, pictures, labels = zip(*rows)
+    make_grid(pictures, rows=titles, labels=labels, title="unCLIP").save(run.runs / "unclip.png")
     print(f"saved {run.runs / 'unclip.png'}")
 
 
-def picture_of(run: Run, text: str) -> Tensor:
-    """The first training picture with this caption, (3, H, W) in [0, 1]; any if there is none."""
+def picture_of(run: Run, text: str) -> Image:
+    """The first training picture with this caption; any if there is none."""
     places = [k for k, texts in enumerate(run.pictures.texts) if texts[0] == text] or [0]
-    return run.pictures[places[0]]["image"] / 2 + 0.5
+    return tensor_to_pil(run.pictures[places[0]]["image"][None] / 2 + 0.5)[0]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -275,9 +278,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", type=Path)
     parser.add_argument("--steps", type=int, help="of each stage, in place of its own number")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--draw-steps", type=int, default=25, help="of the sheet's pictures")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(arguments)
-    run = Run(args.data, args.runs, args.steps, args.device)
+    run = Run(args.data, args.runs, args.steps, args.draw_steps, args.device)
     stages = {"clip": train_clip, "decoder": train_decoder, "prior": train_prior, "sheet": draw_sheet}
     for stage in args.stages:
         print(stage)

@@ -46,13 +46,13 @@ def spherical_mean(vectors: Tensor, weights: Tensor) -> Tensor:
     weights = (weights.double() / weights.double().sum())[:, None]
     units = _units(vectors)
     mean = (weights * units).sum(dim=0)
-    if float(mean.norm()) < TINY:
+    if float(mean.detach().norm()) < TINY:
         raise ValueError("the embeddings cancel: they have no mean on the sphere")
     mean = F.normalize(mean, dim=0)
     for _ in range(ROUNDS):
         shift = (weights * _log(mean, units)).sum(dim=0)
         size = shift.norm()
-        if float(size) < TINY:
+        if float(size.detach()) < TINY:
             break
         mean = F.normalize(size.cos() * mean + size.sin() * shift / size, dim=0)
     length = (weights * vectors.double().norm(dim=1, keepdim=True)).sum()
@@ -65,7 +65,7 @@ def difference(towards: Tensor, away: Tensor) -> Tensor:
     Raises ValueError for texts with the same embedding.
     """
     step = _units(towards) - _units(away)
-    if float(step.norm()) < 1e-6:
+    if float(step.detach().norm()) < 1e-6:
         raise ValueError("the two texts have the same embedding: there is no direction between them")
     return F.normalize(step, dim=-1).to(towards.dtype)
 

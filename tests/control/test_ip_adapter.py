@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,16 @@ def written(kind: str, folder: Path, suffix: str = ".safetensors") -> Path:
     if suffix == ".safetensors":
         save_file(tensors, path)
     else:
-        parts = {part: {k[len(part) + 1 :]: v for k, v in tensors.items() if k.startswith(part)}
-                 for part in ("image_proj", "ip_adapter")}  # fmt: skip
-        torch.save(parts, path)
+        torch.save(parts_of(tensors), path)
     return path
+
+
+def parts_of(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The two dictionaries of a .bin file."""
+    return {
+        part: {key[len(part) + 1 :]: value for key, value in tensors.items() if key.startswith(part)}
+        for part in ("image_proj", "ip_adapter")
+    }
 
 
 def embeddings(kind: str, rows: int = 2) -> Tensor:
@@ -98,6 +105,33 @@ def test_networks_agree_with_diffusers(kind: str, own: LatentDiffusion, tmp_path
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in own.unet.modules())
     with pytest.raises(ValueError, match="was removed"), again.using(tokens):
         pass
+
+
+@pytest.mark.slow  # a U-Net and its twin, 7 GB
+@torch.no_grad()
+def test_the_full_size_agrees_with_diffusers(tmp_path: Path) -> None:
+    """The base adapter in SD1's U-Net: embeddings of 1,024 numbers, four tokens, 16 layers."""
+    config = IPAdapterConfig()
+    adapter = shaken(IPAdapter(config))
+    torch.save(parts_of(tensors_of(adapter, ip_adapter_map(config))), tmp_path / "ip.bin")
+    torch.manual_seed(0)
+    unet = UNet(ldm_core.config.SD1.unet).eval().requires_grad_(False)
+    settings = {k: v for k, v in unet_settings(ldm_core.config.SD1.unet, 64).items() if k != "_class_name"}
+    reference = UNet2DConditionModel(**settings).eval()
+    reference.load_state_dict(to_file(unet_diffusers_map(ldm_core.config.SD1.unet), unet.state_dict()))
+    reference._load_ip_adapter_weights([torch.load(tmp_path / "ip.bin")])
+    x, context, vectors = draw(1, 4, 16, 16), draw(1, 77, 768, seed=1), draw(1, 1024, seed=7)
+    added = {"image_embeds": [vectors[:, None]]}
+    expected = reference(x, 9, context, added_cond_kwargs=added).sample
+    del reference
+    model = replace(random_model(SMALL_SD1), unet=unet, config=ldm_core.config.SD1)
+    plain = unet(x, 9, context)
+    handle = ldm_core.apply_ip_adapter(model, tmp_path / "ip.bin")
+    with handle.using(handle.project(vectors), 1.0):
+        assert relative_error(unet(x, 9, context), expected) < TOLERANCE
+    assert relative_error(plain, expected) > 1e-3
+    handle.remove()
+    assert torch.equal(unet(x, 9, context), plain)
 
 
 NAMES = (

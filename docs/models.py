@@ -212,9 +212,9 @@ There is an example for each task in `examples/tasks/`.
 
 ## Small models
 
-[weights/small](../weights/small/README.md) has two models of 64×64 emoji, below 4 MB each, with one VQ autoencoder (f = 4). They were
-trained by `examples/train_zoo.py` on two CPU cores, which also trains models of semantic maps and super-resolution; they show that
-the tasks work, and no more. `python docs/small_models.py` draws these pictures, none of which is selected.
+[weights/small](../weights/small/README.md) has four models of 64×64 emoji, below 4 MB each, with one VQ autoencoder (f = 4). They were
+trained by `examples/train_zoo.py` on two CPU cores; they show that the tasks work, and no more. `python docs/small_models.py` draws
+these pictures, none of which is selected.
 
 Pictures from noise, `sampler.sample(num_images=24, steps=100)` with DDIM, eta 1:
 
@@ -223,6 +223,16 @@ Pictures from noise, `sampler.sample(num_images=24, steps=100)` with DDIM, eta 1
 Classes, `sampler.sample(classes, guidance_scale=3)`, four seeds:
 
 ![Eight classes](figures/small-classes.png)
+
+Semantic maps, `sampler.sample(classes)` with DDIM, eta 1: the classes are eleven colours of 4×4 pixels, taken from pictures that are not
+in the training set (the training set may have the same concept in another style). The second row is what the small autoencoder keeps
+of the originals: its 512 codes lose black and some reds.
+
+![Pictures from maps of colours](figures/small-maps.png)
+
+Super-resolution, `sampler.upscale(small)` with DDIM, eta 1: from 16 to 64 pixels. Bicubic keeps colours, which the autoencoder does not.
+
+![Four times as many pixels](figures/small-upscaler.png)
 """
     middle = middle.replace("STAGES", "\n".join(first_stages()))
     return head + "\n".join(lines()) + "\n" + middle + "\n".join(figures) + "\n" + tail

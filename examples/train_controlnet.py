@@ -22,7 +22,16 @@ import ldm_core
 from ldm_core.control.controlnet import ControlNet
 from ldm_core.control.preprocessors import canny
 from ldm_core.images import tensor_to_pil
-from ldm_core.training import CachedLatents, ControlNetObjective, ImageFolder, Trainer, TrainingSettings
+from ldm_core.training import (
+    CachedLatents,
+    ControlNetObjective,
+    DiffusionObjective,
+    ImageFolder,
+    Trainer,
+    TrainingSettings,
+)
+from ldm_core.training.data_order import noise_generators
+from ldm_core.training.dataset import collate
 from ldm_core.watch import make_grid
 
 SIZE = 128
@@ -62,13 +71,28 @@ def sheet(model: ldm_core.LatentDiffusion, net: ControlNet, pictures: ImageFolde
     return make_grid(rows, rows=names, labels=[prompts], tile=96)
 
 
+@torch.no_grad()
+def errors(model: ldm_core.LatentDiffusion, net: ControlNet, pictures: ImageFolder) -> list[str]:
+    """The loss of 64 pictures with their edges, with another picture's, and without the control."""
+    samples = [pictures[k * len(pictures) // 64] for k in range(64)]
+    batch = collate([{**one, "hint": canny(one["image"] / 2 + 0.5)[0]} for one in samples])
+    controlled = ControlNetObjective(model, net, condition_dropout=0)
+    alone = DiffusionObjective(model, condition_dropout=0)
+    other = {**batch, "hint": batch["hint"].roll(1, dims=0)}
+    cases = {"its edges": (controlled, batch), "others": (controlled, other), "none": (alone, batch)}
+    return [
+        f"{objective.loss(given, noise_generators(0, range(64)), 0)[0]:.4f} ({name})"
+        for name, (objective, given) in cases.items()
+    ]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", type=Path)
     parser.add_argument("runs", type=Path)
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch-size", type=int, default=16)
     args = parser.parse_args(arguments)
 
@@ -79,10 +103,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = TrainingSettings(
         steps=args.steps,
         batch_size=args.batch_size,
-        learning_rate=3e-4,
+        learning_rate=2e-3,
         warmup=min(20, args.steps // 10),
         final_rate=0.1,
-        ema_decay=0.99,
+        optimizer="muon",
+        betas=(0.9, 0.99),
+        ema_decay=0.98,
         save_every=50,
         picture_every=10**6,
     )
@@ -90,7 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     trainer.run()
     with trainer.averaged():
         ldm_core.save(net, args.runs / "edges.safetensors")
-        sheet(model, net, ImageFolder(args.data / "held-out", SIZE)).save(args.runs / "edges.png")
+        held_out = ImageFolder(args.data / "held-out", SIZE)
+        sheet(model, net, held_out).save(args.runs / "edges.png")
+        print("error on held-out pictures: " + ", ".join(errors(model, net, held_out)))
 
 
 if __name__ == "__main__":

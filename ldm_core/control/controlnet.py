@@ -35,6 +35,9 @@ class HintEncoder(nn.Module):
         for width, wider in pairwise(widths):
             self.convs.append(nn.Conv2d(width, width, 3, padding=1))
             self.convs.append(nn.Conv2d(width, wider, 3, padding=1, stride=2))
+        for conv in (self.conv_in, *self.convs):
+            # With PyTorch's own initial weights, thin lines fade to a hundredth on the way, and train slowly.
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
         self.conv_out = zeroed(nn.Conv2d(widths[-1], channels, 3, padding=1))
 
     def forward(self, hint: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ class Photo:
 
         def finish(top: int, dtype: torch.dtype) -> Any:
             def rounded(band: Tensor) -> Tensor:
-                return (band if dtype == torch.float32 else band.round()).clamp(0, top).to(dtype)
+                return (band if dtype == torch.float32 else (band + 0.5).floor()).clamp(0, top).to(dtype)
 
             return rounded
 

@@ -16,6 +16,9 @@ from torch import Tensor
 
 BAND = 2**18  # pixels to compute at a time, which bounds the memory of their coordinates
 
+# The fixed point of OpenCV's `resize` for 8 bits: of weights, and where it cuts bilinear sums, in levels.
+WEIGHT_STEP, WIDE_STEP, PART_STEP = 2.0**-11, 2.0**-7, 2.0**-2
+
 Filter = Literal["bilinear", "lanczos"]
 
 
@@ -59,7 +62,8 @@ def covered(to_photo: Tensor, side: int, photo: tuple[int, int], margin: int) ->
 def warp(picture: Tensor, to_picture: Tensor, region: Region, border: Tensor | float = 0.0) -> Tensor:
     """The pixels of a region of the target, interpolated bilinearly from a picture (H, W, C): (h, w, C).
 
-    to_picture: the affine map (2, 3) from the target to the picture.
+    to_picture: the affine map (2, 3) from the target to the picture. Places are rounded to float32, where
+        OpenCV 5 rounds them; otherwise levels near one half would become another whole number than there.
     border: the level of all that lies outside the picture, or one for each channel.
     """
     height, width = region.size
@@ -68,9 +72,9 @@ def warp(picture: Tensor, to_picture: Tensor, region: Region, border: Tensor | f
     columns = torch.arange(region.left, region.right, dtype=torch.float64)
     bands = []
     for top in range(region.top, region.bottom, rows):
-        y = torch.arange(top, min(top + rows, region.bottom), dtype=torch.float64)[:, None]
-        source_x, source_y = (m[0] * columns + m[1] * y + m[2] for m in to_picture)
-        bands.append(_sample(picture, source_x, source_y, outside))
+        y = torch.arange(top, min(top + rows, region.bottom), dtype=torch.float32)[:, None]
+        places = ((m[0].double() * columns + (m[1] * y + m[2]).double()).float() for m in to_picture.float())
+        bands.append(_sample(picture, *places, outside))
     return torch.cat(bands) if bands else torch.zeros(height, width, picture.shape[2])
 
 
@@ -78,13 +82,19 @@ def _sample(picture: Tensor, x: Tensor, y: Tensor, outside: Tensor) -> Tensor:
     """Bilinear interpolation at the places (x, y), both (h, w): (h, w, C)."""
     height, width = picture.shape[:2]
     left, top = x.floor(), y.floor()
-    total = torch.zeros(*x.shape, picture.shape[2])
-    for row, wy in ((top, 1 - (y - top)), (top + 1, y - top)):
-        for column, wx in ((left, 1 - (x - left)), (left + 1, x - left)):
-            inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-            values = picture[row.clamp(0, height - 1).long(), column.clamp(0, width - 1).long()].float()
-            total += (wy * wx).float()[..., None] * torch.where(inside[..., None], values, outside)
-    return total
+    across, down = (x - left)[..., None], (y - top)[..., None]
+
+    def at(row: Tensor, column: Tensor) -> Tensor:
+        inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        values = picture[row.clamp(0, height - 1).long(), column.clamp(0, width - 1).long()].float()
+        return torch.where(inside[..., None], values, outside)
+
+    def between(row: Tensor) -> Tensor:
+        first = at(row, left)
+        return first + across * (at(row, left + 1) - first)
+
+    upper = between(top)
+    return upper + down * (between(top + 1) - upper)
 
 
 def resize(
@@ -92,28 +102,44 @@ def resize(
 ) -> Tensor:
     """A picture (H, W, C) at another size (h, w); each band of it goes through `finish`.
 
-    The pixels at the border are repeated beyond it.
+    The pixels at the border are repeated beyond it. Pictures of type uint8 are computed in fixed point, as in
+    OpenCV, whose results would otherwise differ by one level in each tenth pixel.
 
     method: "bilinear", or "lanczos", the windowed sinc over 8 samples. Neither averages areas: they are meant
         for enlarging.
     """
+    fixed = picture.dtype == torch.uint8
     (rows, row_weights), (columns, column_weights) = (
-        _taps(old, new, method) for old, new in zip(picture.shape, size)
+        _taps(old, new, method, fixed) for old, new in zip(picture.shape, size)
     )
+    truncated = fixed and method == "bilinear"
     step = max(1, BAND // max(size[1], picture.shape[1]))
     bands = []
     for start in range(0, size[0], step):
         band = slice(start, start + step)
-        tall = torch.stack(
-            [picture[i].float() * w[:, None, None] for i, w in zip(rows[:, band], row_weights[:, band])]
-        ).sum(dim=0)
-        wide = torch.stack([tall[:, i] * w[:, None] for i, w in zip(columns, column_weights)]).sum(dim=0)
-        bands.append(finish(wide))
+        first = int(rows[:, band].min())
+        source = picture[first : int(rows[:, band].max()) + 1].to(row_weights.dtype)
+        wide = torch.zeros(len(source), size[1], source.shape[2], dtype=source.dtype)
+        for i, w in zip(columns, column_weights):
+            wide += source[:, i] * w[:, None]
+        wide = _cut(wide, WIDE_STEP) if truncated else wide
+        total = torch.zeros(())
+        for i, w in zip(rows[:, band] - first, row_weights[:, band]):
+            part = wide[i] * w[:, None, None]
+            total = total + (_cut(part, PART_STEP) if truncated else part)
+        bands.append(finish(total))
     return torch.cat(bands)
 
 
-def _taps(old: int, new: int, method: Filter) -> tuple[Tensor, Tensor]:
-    """For each of `new` samples the indices of the old ones that it takes, and their weights: (taps, new)."""
+def _cut(values: Tensor, step: float) -> Tensor:
+    return (values / step).floor() * step
+
+
+def _taps(old: int, new: int, method: Filter, fixed: bool) -> tuple[Tensor, Tensor]:
+    """For each of `new` samples the indices of the old ones that it takes, and their weights: (taps, new).
+
+    fixed: round the weights to the steps of OpenCV's, and give them in float64, in which their sums are exact.
+    """
     reach = 1 if method == "bilinear" else 4
     place = (torch.arange(new, dtype=torch.float64) + 0.5) * (old / new) - 0.5
     taps = place.floor() + torch.arange(1 - reach, reach + 1)[:, None]
@@ -123,4 +149,5 @@ def _taps(old: int, new: int, method: Filter) -> tuple[Tensor, Tensor]:
     else:
         weights = torch.sinc(distance) * torch.sinc(distance / reach)
     weights = weights / weights.sum(dim=0)
-    return taps.clamp(0, old - 1).long(), weights.float()
+    weights = (weights / WEIGHT_STEP).round() * WEIGHT_STEP if fixed else weights.float()
+    return taps.clamp(0, old - 1).long(), weights

@@ -10,8 +10,9 @@ from typing import Any
 
 from ldm_core.checkpoint import inspect
 from ldm_core.cli.printing import print_lines
-from ldm_core.recipe import Recipe, read_recipe, to_json, to_parameters_text
+from ldm_core.recipe import Recipe, read_recipe, read_restoration, to_json, to_parameters_text
 from ldm_core.recipe.png import SIGNATURE
+from ldm_core.recipe.restoration import is_restoration, restoration_lines, restoration_to_json
 from ldm_core.support.printable import printable
 from ldm_core.support.regular_file import open_regular
 
@@ -19,12 +20,20 @@ from ldm_core.support.regular_file import open_regular
 def inspect_file(args: Namespace) -> int:
     """Describe a checkpoint, or a picture's recipe. The status is 0 even if the file has defects."""
     if _is_png(args.file):
-        recipe = read_recipe(args.file)
-        print_lines(to_json(recipe) if args.json else to_parameters_text(_on_one_line(recipe)))
+        print_lines(_recipe(args.file, args.json))
     else:
         report = inspect(args.file, check_values=args.check_values, verify=args.verify)
         print_lines(json.dumps(_plain(report.to_dict()), default=str) if args.json else str(report))
     return 0
+
+
+def _recipe(path: str, as_json: bool) -> str:
+    """The recipe of a drawing, or of a restored photo, as JSON or as text."""
+    if is_restoration(path):
+        restored = read_restoration(path)
+        return restoration_to_json(restored) if as_json else restoration_lines(restored)
+    recipe = read_recipe(path)
+    return to_json(recipe) if as_json else to_parameters_text(_on_one_line(recipe))
 
 
 def _on_one_line(recipe: Recipe) -> Recipe:

@@ -28,8 +28,13 @@ def require_trust(args: Namespace, again: Recipe, pictures: Sequence[str]) -> No
 
     pictures: the fields of input files that the command reads, such as "image" and "mask".
     """
-    named = [] if args.trust_paths else _files_to_trust(args, again, pictures)
-    if named:
+    if not args.trust_paths:
+        refuse_untrusted(args, _files_to_trust(args, again, pictures))
+
+
+def refuse_untrusted(args: Namespace, named: Sequence[str]) -> None:
+    """Raise ValueError for files that a recipe names, each as an option, unless `--trust-paths` is given."""
+    if named and not args.trust_paths:
         raise ValueError(
             f"{args.recipe} names files that are read only with --trust-paths, or if given as options: "
             f"{few(named, FILES_SHOWN)}"

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from ldm_core import restoration
 from ldm_core.cli.inputs import named
-from ldm_core.cli.model import usable_device
 from ldm_core.cli.output import already_there
 from ldm_core.cli.printing import EXIT_BAD_INPUT, EXIT_INTERRUPTED, one_line, print_path, tell
+from ldm_core.cli.restore_plan import Plan, photo_path, plan, recipe_to_follow
 from ldm_core.images import open_picture, picture_files
+from ldm_core.recipe.restoration import restored_png
 from ldm_core.support.atomic_files import write_whole
 
 if TYPE_CHECKING:
@@ -27,25 +26,15 @@ def restore_files(args: Namespace) -> int:
 
     A photo of a folder that cannot be read or restored is reported; the others are restored all the same.
     """
-    pairs = list(_pairs(Path(args.photo), args.output, args.force, args.sheet))
-    device = usable_device(args.device)
-    restorer = restoration.load(args.model, device=device)
-    parser = None if args.parser is None else restoration.load(args.parser, device=device)
-    restore = partial(
-        restoration.restore,
-        restorer=restorer,
-        fidelity=args.fidelity,
-        upscale=args.upscale,
-        aligned=args.aligned,
-        mask=args.mask or ("square" if parser is None else "parsing"),
-        parser=parser,
-        seed=args.seed,
-    )
+    again = recipe_to_follow(args)
+    photo = photo_path(args, again)
+    pairs = list(_pairs(photo, args.output, args.force, args.sheet))
+    job = plan(args, again, photo)
     done, failed = 0, 0
     try:
         for source, target in tqdm(pairs, unit="photo", disable=True if args.quiet else None):
             try:
-                _restore_one(source, target, restore, args)
+                _restore_one(source, target, job, args)
                 done += 1
             except (ValueError, OSError) as error:
                 if len(pairs) == 1:
@@ -91,21 +80,21 @@ def _pairs(source: Path, output: str, force: bool, sheet: bool) -> Iterator[tupl
         yield photo, result
 
 
-def _restore_one(source: Path, target: Path, restore: Any, args: Namespace) -> None:
+def _restore_one(source: Path, target: Path, job: Plan, args: Namespace) -> None:
     with named(str(source)):
         photo = open_picture(source)
-        result = restore(photo)
+        recipe = job.recipe_of(source)
+        result = job.restore(photo)
     target.parent.mkdir(parents=True, exist_ok=True)
-    _save(result, target, args.force)
+    _write(restored_png(result, recipe), target, args.force)
     if args.sheet:
-        _save(_side_by_side(photo, result), _sheet(target), args.force)
+        # The sheet is a PNG file with the same recipe: it shows what the recipe makes.
+        _write(restored_png(_side_by_side(photo, result), recipe), _sheet(target), args.force)
 
 
-def _save(image: Image, path: Path, force: bool) -> None:
-    # Pillow takes the profile, the resolution and the EXIF data from arguments alone.
-    info = {name: image.info[name] for name in ("icc_profile", "dpi", "exif") if name in image.info}
+def _write(data: bytes, path: Path, force: bool) -> None:
     try:
-        write_whole(path, partial(image.save, format="PNG", **info), overwrite=force)
+        write_whole(path, lambda file: file.write_bytes(data), overwrite=force)
     except FileExistsError:
         raise already_there(f"--output {path}") from None
     print_path(path)

@@ -13,16 +13,19 @@ from ldm_core.recipe.fields import (
 from ldm_core.recipe.noises import Noises
 from ldm_core.recipe.parameters_text import from_parameters_text, to_parameters_text
 from ldm_core.recipe.png import read_recipe, write_png
+from ldm_core.recipe.restoration import Restoration, read_restoration
 
 __all__ = [
     "AdapterFile",
     "Noises",
     "Recipe",
+    "Restoration",
     "SourceFile",
     "file_sha256",
     "from_json",
     "from_parameters_text",
     "read_recipe",
+    "read_restoration",
     "source_file",
     "to_json",
     "to_parameters_text",

@@ -285,9 +285,11 @@ def from_json(text: str) -> Recipe:
     schema = data.pop("schema", None)
     if schema != SCHEMA:
         raise ValueError(f"expected a recipe of schema {SCHEMA}, got schema {schema!r:.20}")
+    if data.get("task") == "restore":
+        raise ValueError("the recipe of a restored photo, not of a drawing")
     for name in ("model", "autoencoder", *SOURCES):
         if isinstance(data.get(name), dict):
-            data[name] = _source(name, data[name])
+            data[name] = read_source(name, data[name])
     for name in ("loras", "embeddings"):
         if isinstance(data.get(name), list):
             data[name] = tuple(_adapter(name, entry) for entry in data[name])
@@ -296,11 +298,12 @@ def from_json(text: str) -> Recipe:
         data["noises"] = _built(Noises, {**own, "mixtures": mixtures_of(own.get("mixtures"))}, "noises")
     if isinstance(data.get("layout"), list):
         data["layout"] = tuple(data["layout"])
-    return _built(Recipe, data, "the recipe")
+    return read_built(Recipe, data, "the recipe")
 
 
-def _source(name: str, data: dict[str, Any]) -> SourceFile:
-    source: SourceFile = _built(SourceFile, data, f"the recipe's {name}")
+def read_source(name: str, data: dict[str, Any]) -> SourceFile:
+    """The record of a file from a recipe's JSON. Raises ValueError, naming the field, for an invalid one."""
+    source: SourceFile = read_built(SourceFile, data, f"the recipe's {name}")
     for key in ("name", "sha256"):
         _check(f"{name}.{key}", getattr(source, key), (str,), "text")
     if not is_checksum(source.sha256):
@@ -312,13 +315,14 @@ def _source(name: str, data: dict[str, Any]) -> SourceFile:
 def _adapter(name: str, data: Any) -> AdapterFile:
     if not isinstance(data, dict) or not isinstance(data.get("file"), dict):
         raise ValueError(f"the recipe's {name} must be a list of adapters with a file each, not {data!r:.60}")
-    adapter: AdapterFile = _built(AdapterFile, {**data, "file": _source(name, data["file"])}, name)
+    adapter: AdapterFile = read_built(AdapterFile, {**data, "file": read_source(name, data["file"])}, name)
     _check(f"{name}.scale", adapter.scale, (float, int), "a number")
     _check(f"{name}.name", adapter.name, (str, _NONE), "text or nothing")
     return adapter
 
 
-def _built(cls: Any, data: dict[str, Any], what: str) -> Any:
+def read_built(cls: Any, data: dict[str, Any], what: str) -> Any:
+    """A dataclass from its fields. Raises ValueError for unknown or missing ones."""
     known = [f.name for f in fields(cls)]
     unknown = sorted(set(data) - set(known))
     if unknown:

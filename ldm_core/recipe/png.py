@@ -10,9 +10,9 @@ import io
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ldm_core.recipe.fields import Recipe, from_json, to_json
 from ldm_core.recipe.parameters_text import from_parameters_text, to_parameters_text
@@ -44,16 +44,20 @@ def write_png(image: Image, path: str | os.PathLike[str], recipe: Recipe) -> Non
 
 def png_bytes(image: Image, recipe: Recipe) -> bytes:
     """The bytes of the PNG file that `write_png` writes."""
+    parameters = to_parameters_text(recipe).replace("\0", "\ufffd")  # PNG text cannot contain NUL
+    return bytes_with_texts(image, {TEXT_CHUNK: parameters, JSON_CHUNK: to_json(recipe)})
+
+
+def bytes_with_texts(image: Image, texts: Mapping[str, str], **info: Any) -> bytes:
+    """The bytes of a PNG file with text chunks. info: what Pillow takes as arguments alone, as a profile."""
     from PIL.PngImagePlugin import PngInfo
 
     chunks = PngInfo()
-    chunks.add_text(
-        TEXT_CHUNK, to_parameters_text(recipe).replace("\0", "\ufffd")
-    )  # PNG text cannot contain NUL
-    chunks.add_text(JSON_CHUNK, to_json(recipe))
+    for keyword, text in texts.items():
+        chunks.add_text(keyword, text)
     file = io.BytesIO()
     # Pillow stores the options in the image, where a concurrent save of it would use them: save a copy.
-    image.copy().save(file, format="PNG", pnginfo=chunks)
+    image.copy().save(file, format="PNG", pnginfo=chunks, **info)
     return file.getvalue()
 
 
@@ -63,7 +67,7 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     The picture is not decoded. Raises OSError for a file that cannot be opened or is not a regular file, and
     ValueError, beginning with the path, for a file that is not a PNG file or has no valid recipe.
     """
-    texts = _texts(path)
+    texts = read_texts(path)
     try:
         if JSON_CHUNK in texts:
             return from_json(texts[JSON_CHUNK])
@@ -74,7 +78,7 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     raise ValueError(f"{os.fspath(path)}: a PNG file without a recipe")
 
 
-def _texts(path: str | os.PathLike[str]) -> dict[str, str]:
+def read_texts(path: str | os.PathLike[str]) -> dict[str, str]:
     """The texts of the recipe chunks, by keyword. If a keyword is repeated, the last text counts.
 
     Nothing else is decoded, so that the picture and other texts cost neither time nor memory.

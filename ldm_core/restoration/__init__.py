@@ -13,13 +13,14 @@ from ldm_core.restoration.codeformer import (
     FaceAutoencoder,
     FaceAutoencoderConfig,
 )
+from ldm_core.restoration.face import Face
+from ldm_core.restoration.found import detect
 from ldm_core.restoration.gfpgan import GFPGAN, GFPGANConfig
 from ldm_core.restoration.gpen import GPEN, GPENConfig
-from ldm_core.restoration.mtcnn import Face, detect
 from ldm_core.restoration.parsenet import ParseNet, ParseNetConfig
 from ldm_core.restoration.restore import restore
 from ldm_core.restoration.restorer import Restorer
-from ldm_core.restoration.retinaface import RetinaFace, RetinaFaceConfig
+from ldm_core.restoration.retinaface import FaceDetector, RetinaFace, RetinaFaceConfig
 
 if TYPE_CHECKING:
     from ldm_core.loading.restorer import load
@@ -32,6 +33,7 @@ __all__ = [
     "Face",
     "FaceAutoencoder",
     "FaceAutoencoderConfig",
+    "FaceDetector",
     "GFPGANConfig",
     "GPENConfig",
     "ParseNet",

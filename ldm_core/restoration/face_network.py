@@ -10,32 +10,44 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm_core.restoration.alignment import SIZE
+from ldm_core.restoration.alignment import SIZE, Alignment
+from ldm_core.restoration.inputs import placement
+from ldm_core.restoration.published import COLORIZATION, INPAINTING
+from ldm_core.restoration.scripts import FACEXLIB, GPEN, SCRIPTS, Script
 from ldm_core.support.printable import shown
 
 OTHER_KINDS = ("parsenet", "retinaface")  # what `restoration.load` returns besides restorers
+FIDELITY = 0.5  # of CodeFormer, where the file has none of its own
+FLOAT_ERROR = 2**-10  # levels, which must not cost a whole one where levels are truncated
 
 
 @dataclass(frozen=True)
 class FaceNetwork:
     """A restorer, or a callable in its place, with what it is called with.
 
-    network  from (1, 3, size, size) in [-1, 1] to the same; a tuple's first entry counts
-    size     of the faces in pixels
-    options  arguments by name
-    seed     of the first face, if the network draws noise: face k has seed + k
+    network    from (1, 3, size, size) in [-1, 1] to the same; a tuple's first entry counts
+    size       of the faces in pixels
+    options    arguments by name
+    script     what is done around the network
+    draws      whether the network draws noise: its parameter `seed`
+    fills      only white pixels are replaced (CodeFormer's file for inpainting)
+    colorizes  grey faces become coloured (CodeFormer's file for colorization)
     """
 
     network: Any
     size: int
     options: Mapping[str, Any]
-    seed: int | None
+    script: Script
+    draws: bool
+    fills: bool
+    colorizes: bool
 
     @classmethod
-    def of(cls, restorer: Any, fidelity: float, seed: int) -> FaceNetwork:
+    def of(cls, restorer: Any, fidelity: float | None, alignment: Alignment | None) -> FaceNetwork:
         """restorer: what `restoration.load` returns, or a callable from faces to faces.
 
-        A network with a parameter `w` gets the fidelity; one with a parameter `seed` gets the seed.
+        A network with a parameter `w` gets the fidelity; None is the file's own, or FIDELITY. An alignment of
+        None is that of the network's script.
         Raises ValueError for what is no restorer of faces.
         """
         kind = getattr(restorer, "kind", None)
@@ -46,19 +58,28 @@ class FaceNetwork:
         taken = _parameters(network)
         options = dict(getattr(restorer, "options", {}))
         if "w" in taken:
-            options["w"] = fidelity
-        size = getattr(getattr(network, "config", None), "size", SIZE)
-        return cls(network, size, options, seed if "seed" in taken else None)
+            options["w"] = options.get("w", FIDELITY) if fidelity is None else fidelity
+        config = getattr(restorer, "config", getattr(network, "config", None))
+        own = GPEN if kind == "gpen" else FACEXLIB
+        return cls(
+            network,
+            getattr(getattr(network, "config", None), "size", SIZE),
+            options,
+            own if alignment is None else SCRIPTS[alignment],
+            draws="seed" in taken,
+            fills=config == INPAINTING,
+            colorizes=config == COLORIZATION,
+        )
 
     @torch.inference_mode()
-    def __call__(self, face: Tensor, number: int = 0) -> Tensor:
+    def __call__(self, face: Tensor, seed: int | None = None) -> Tensor:
         """A face (size, size, 3) of levels in [0, 255] restored: the same, in whole levels.
 
+        seed: of the noise, if the network draws some; None: fresh noise.
         Raises ValueError for a network that returns another shape, NaN or infinity.
         """
-        x = (face / 127.5 - 1).permute(2, 0, 1)[None].to(**_placement(self.network))
-        options = dict(self.options) if self.seed is None else {**self.options, "seed": self.seed + number}
-        y = self.network(x, **options)
+        x = (face / 127.5 - 1).permute(2, 0, 1)[None].to(**placement(self.network))
+        y = self.network(x, **self.options, **({"seed": seed} if self.draws else {}))
         y = y[0] if isinstance(y, tuple) else y
         if not isinstance(y, Tensor) or y.shape != x.shape:
             found = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
@@ -68,7 +89,12 @@ class FaceNetwork:
             raise ValueError(
                 "the network returned NaN or infinity; its file may be damaged, or its type too narrow"
             )
-        return ((y.clamp(-1, 1) + 1) * 127.5).round().permute(1, 2, 0)
+        levels = ((y.clamp(-1, 1) + 1) * 127.5).permute(1, 2, 0)
+        levels = (levels + FLOAT_ERROR).floor() if self.script.truncates else levels.round()
+        if self.fills:
+            white = (face == 255).all(dim=2, keepdim=True)
+            levels = torch.where(white, levels, face)
+        return levels
 
 
 def _parameters(network: Any) -> set[str]:
@@ -79,9 +105,3 @@ def _parameters(network: Any) -> set[str]:
         )
     except (TypeError, ValueError):
         return set()
-
-
-def _placement(network: Any) -> dict[str, Any]:
-    """The device and type of a network's weights."""
-    first = next(network.parameters(), None) if isinstance(network, nn.Module) else None
-    return {} if first is None else {"device": first.device, "dtype": first.dtype}

@@ -1,8 +1,10 @@
-"""Checks of what the face networks are called with."""
+"""What the face networks are called with: checks, and the device and type of it."""
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import Any
+
+from torch import Tensor, nn
 
 from ldm_core.support.limits import is_number
 from ldm_core.support.printable import shown
@@ -30,3 +32,9 @@ def require_fraction(network: str, name: str, value: float) -> None:
     """Raise ValueError unless the value is a number in [0, 1]."""
     if not (is_number(value) and 0 <= value <= 1):
         raise ValueError(f"{network}: {name} must be a number in [0, 1], not {shown(value)}")
+
+
+def placement(network: Any) -> dict[str, Any]:
+    """The device and type of a network's weights, as arguments of `Tensor.to`."""
+    first = next(network.parameters(), None) if isinstance(network, nn.Module) else None
+    return {} if first is None else {"device": first.device, "dtype": first.dtype}

@@ -5,12 +5,14 @@ Masks are tensors (H, W) in [0, 1]: 1 is the face alone, 0 the photo alone.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm_core.restoration.inputs import placement
 from ldm_core.restoration.warping import Region, covered, warp
 
 # Of ParseNet's classes: all parts of the face, hair and neck excluded.
@@ -24,7 +26,19 @@ _SMALL_KERNELS = {
     7: (8.0, 28.0, 56.0, 72.0),
     9: (4.0, 13.0, 30.0, 51.0, 60.0),
 }
-PARSED_BLUR, PARSED_SIGMA, PARSED_BORDER = 101, 11.0, 10  # pixels, of a parsed mask
+PARSED_BLUR = 101  # pixels of the Gaussian over a parsed mask, which is applied twice
+
+
+@dataclass(frozen=True)
+class ParsedEdge:
+    """What becomes of the edge of a parsed mask.
+
+    sigma: of the Gaussians. border: pixels at the square's border that are set to 0, before or after them.
+    """
+
+    sigma: float
+    border: int
+    before: bool
 
 
 def square_mask(
@@ -50,14 +64,14 @@ def square_mask(
 
 
 @torch.inference_mode()
-def parsed_mask(face: Tensor, parser: Any) -> Tensor:
+def parsed_mask(face: Tensor, parser: Any, edge: ParsedEdge) -> Tensor:
     """The mask (512, 512) of an aligned face (512, 512, 3), RGB in [0, 255], by a network.
 
     parser: a callable from (1, 3, 512, 512) in [-1, 1] to logits (1, 19, 512, 512) of ParseNet's classes, or
         to a tuple that begins with them.
     Raises ValueError for another result.
     """
-    x = (face / 127.5 - 1).permute(2, 0, 1)[None]
+    x = (face / 127.5 - 1).permute(2, 0, 1)[None].to(**placement(parser))
     out = parser(x)
     logits = out[0] if isinstance(out, tuple) else out
     if not isinstance(logits, Tensor) or logits.shape != (1, 19, PARSED, PARSED):
@@ -65,12 +79,16 @@ def parsed_mask(face: Tensor, parser: Any) -> Tensor:
         raise ValueError(f"expected logits of (1, 19, {PARSED}, {PARSED}) from the parser, got {found}")
     classes = logits[0].argmax(dim=0).cpu()
     mask = torch.isin(classes, torch.tensor(FACE_CLASSES)).float()
+    mask = _framed(mask, edge.border) if edge.before else mask
     for _ in range(2):
-        mask = blur(mask, PARSED_BLUR, PARSED_SIGMA)
-    inner = slice(PARSED_BORDER, -PARSED_BORDER)
-    framed = torch.zeros_like(mask)
-    framed[inner, inner] = mask[inner, inner]
-    return framed
+        mask = blur(mask, PARSED_BLUR, edge.sigma)
+    return mask if edge.before else _framed(mask, edge.border)
+
+
+def _framed(mask: Tensor, border: int) -> Tensor:
+    """The mask with zeros at its border."""
+    inner = slice(border, -border)
+    return F.pad(mask[inner, inner], (border,) * 4)
 
 
 def erode(mask: Tensor, size: int) -> Tensor:

@@ -5,8 +5,8 @@ For each face, with S the similarity to the aligned face (`alignment`) and m its
     face   = network(photo warped by S)
     photo <- m * face warped by S^-1 + (1 - m) * photo
 
-as the scripts of CodeFormer and GFPGAN do it. Only the part of the photo that a face reaches is computed, so
-a large photo costs the memory of one copy, which becomes the result.
+as the scripts of CodeFormer and GFPGAN do it; `scripts` has what GPEN's does otherwise. Only the part of the
+photo that a face reaches is computed, so a large photo costs the memory of one copy, which is the result.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from ldm_core.images import MAX_PIXELS
-from ldm_core.restoration.alignment import inverse, similarity
+from ldm_core.restoration.alignment import Alignment, inverse, similarity
 from ldm_core.restoration.face_network import FaceNetwork
-from ldm_core.restoration.found import find
-from ldm_core.restoration.masks import PARSED, parsed_mask, square_mask
+from ldm_core.restoration.found import Located, find
+from ldm_core.restoration.masks import PARSED, blur, parsed_mask, square_mask
 from ldm_core.restoration.photo import GREY, Photo, open_photo
+from ldm_core.restoration.scripts import SCRIPTS, Script
 from ldm_core.restoration.warping import Filter, Region, warp
 from ldm_core.support.limits import is_number, is_whole
 from ldm_core.support.printable import shown
@@ -33,15 +34,14 @@ Mask = Literal["square", "parsing", "both"]
 MASKS = ("square", "parsing", "both")
 FILTERS = ("lanczos", "bilinear")
 MAX_UPSCALE = 8
-BORDER = (132.0, 133.0, 135.0)  # RGB levels of what an aligned face shows beyond the photo's border
+MAX_SEED = 2**62
 VARIANCE_EPS = 1e-5
-ROUNDING = 2**-10  # levels; levels are truncated, and this keeps rounding errors from costing a whole one
 
 
 def restore(
     photo: Any,
     restorer: Any,
-    fidelity: float = 0.5,
+    fidelity: float | None = None,
     upscale: int = 1,
     *,
     detector: Any = None,
@@ -50,60 +50,70 @@ def restore(
     mask: Mask = "square",
     parser: Any = None,
     background: Filter = "lanczos",
-    keep_grey: bool = True,
-    seed: int = 0,
+    alignment: Alignment | None = None,
+    keep_grey: bool | None = None,
+    seed: int | None = 0,
 ) -> Any:
     """Restore the faces of a photo. All other pixels stay as they are.
 
     photo: a PIL image, or a tensor (3, H, W) or (1, 3, H, W) in [0, 1]. The result is of the same kind: its
         mode, 16 bits, alpha, colour profile and EXIF data are kept; the EXIF orientation is applied.
     restorer: what `restoration.load` returns, or a callable from (1, 3, 512, 512) in [-1, 1] to the same.
-    fidelity: in [0, 1], for CodeFormer: 0 trusts the codes alone, 1 follows the photo most closely.
+    fidelity: in [0, 1], for CodeFormer: 0 trusts the codes alone, 1 follows the photo most closely. None:
+        0.5; 1 for the file for inpainting, and 0 for the one for colorization, as in their scripts.
     upscale: the whole number by which the photo is enlarged, with the filter `background`: "lanczos"
         (GFPGAN's scripts) or "bilinear" (CodeFormer's).
-    detector: a callable from an upright RGB PIL image to (boxes (N, 4), or (N, 5) with scores; points
-        (N, 5, 2)), or to a list of faces with .box, .score and .points; default: the bundled MTCNN, whose
-        smallest face is 20 pixels, or 1/50 of the photo's shorter side.
+    detector: what `restoration.load` returns for a RetinaFace, a `FaceDetector`, or a callable from an
+        upright RGB PIL image to (boxes (N, 4), or (N, 5) with scores; points (N, 5, 2)), or to a list of
+        faces with .box, .score and .points; default: the bundled MTCNN, whose smallest face is 20 pixels, or
+        1/50 of the photo's shorter side.
     threshold: the lowest score of a face to restore.
     aligned: the photo is one aligned face; the result is the restored face, in the network's size.
     mask: "square" pastes the aligned square with a soft edge, "parsing" what the parser takes for the face,
         and "both" the smaller of these two at each pixel (CodeFormer's script with a parser).
     parser: what `restoration.load` returns for a ParseNet, or a callable in its place.
-    keep_grey: restored faces of a grey photo are grey as well. Otherwise a grey photo becomes RGB.
-    seed: of the noise that a network draws: face k has seed + k.
+    alignment: "facexlib" or "gpen", whose template and borders to use; None: that of the network's script.
+    keep_grey: restored faces of a grey photo are grey as well. Otherwise a grey photo becomes RGB. None: yes,
+        but not with CodeFormer's file for colorization.
+    seed: of the noise that a network draws: face k has seed + k. None: fresh noise in every call.
+
+    The file for inpainting replaces the white pixels of a face only: give it an aligned face.
 
     Warns if no face is found; the photo then comes back (enlarged) without a change.
     Raises ValueError for other values, and for a detector, network or parser that returns something else.
     """
-    _check(fidelity, upscale, threshold, aligned, mask, parser, background, seed)
-    network = FaceNetwork.of(restorer, fidelity, seed)
+    _check(fidelity, upscale, threshold, aligned, mask, parser, background, alignment, seed)
+    network = FaceNetwork.of(restorer, fidelity, alignment)
     opened = open_photo(photo)
+    keep_grey = not network.colorizes if keep_grey is None else keep_grey
     grey = keep_grey and opened.is_grey()
     if not keep_grey and opened.pixels.shape[2] == 1:
         opened = opened.coloured()
     if aligned:
-        return _restored_face(opened, network, grey).picture()
+        return _restored_face(opened, network, seed, grey).picture()
     pixels = opened.size[0] * opened.size[1] * upscale**2
     if pixels > MAX_PIXELS:
         raise ValueError(f"expected a result of at most {MAX_PIXELS:,} pixels, got {pixels:,}")
     found = find(opened, detector, threshold)
     if not found:
         warn("no face was found in the photo, which is returned without restored faces")
-    faces = [_restored(opened, network, points, k, grey) for k, points in enumerate(found)]
+    seeds = [None if seed is None else seed + k for k in range(len(found))]
+    faces = [_restored(opened, network, face, own, grey) for face, own in zip(found, seeds)]
     height, width = opened.size
     result = opened.resized((height * upscale, width * upscale), background)
     for face in faces:
         if face is not None:
-            _paste(result, face, upscale, mask, getattr(parser, "network", parser))
+            _paste(result, face, upscale, mask, network.script, getattr(parser, "network", parser))
     return result.picture()
 
 
 @dataclass(frozen=True)
 class _Restored:
-    """levels (S, S, 3) in [0, 255] of a restored face, and the map (2, 3) from the photo to it."""
+    """levels (S, S, 3) of a restored face, whole or not, and the map (2, 3) from the photo to it."""
 
     levels: Tensor
     to_face: Tensor
+    whole: bool
 
 
 def _check(
@@ -114,61 +124,65 @@ def _check(
     mask: Any,
     parser: Any,
     background: Any,
+    alignment: Any,
     seed: Any,
 ) -> None:
-    for name, value in (("fidelity", fidelity), ("threshold", threshold)):
+    for name, value in (("fidelity", 0 if fidelity is None else fidelity), ("threshold", threshold)):
         if not (is_number(value) and 0 <= value <= 1):
             raise ValueError(f"{name} must be a number in [0, 1], not {shown(value)}")
     if not is_whole(upscale, 1, MAX_UPSCALE):
         raise ValueError(f"upscale must be a whole number in 1..{MAX_UPSCALE}, not {shown(upscale)}")
     if aligned and upscale != 1:
         raise ValueError(f"an aligned face has the size of the network: upscale must be 1, not {upscale}")
-    for name, value, choices in (("mask", mask, MASKS), ("background", background, FILTERS)):
+    for name, value, choices in (
+        ("mask", mask, MASKS),
+        ("background", background, FILTERS),
+        ("alignment", next(iter(SCRIPTS)) if alignment is None else alignment, tuple(SCRIPTS)),
+    ):
         if value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}, not {shown(value)}")
     if (parser is None) != (mask == "square"):
         raise ValueError(f"mask {mask!r} {'needs a' if parser is None else 'takes no'} parser")
     if not callable(getattr(parser, "network", parser)) and parser is not None:
         raise ValueError(f"expected a network that parses faces, got {type(parser).__name__}")
-    if not is_whole(seed, -(2**63), 2**63 - 1):
-        raise ValueError(f"seed must be a whole number, not {shown(seed)}")
+    if seed is not None and not is_whole(seed, -MAX_SEED, MAX_SEED):
+        raise ValueError(f"seed must be a whole number, or None, not {shown(seed)}")
 
 
-def _restored_face(photo: Photo, network: FaceNetwork, grey: bool) -> Photo:
+def _restored_face(photo: Photo, network: FaceNetwork, seed: int | None, grey: bool) -> Photo:
     """The restored face of a photo that is one aligned face."""
     height, width = photo.size
     if height != width:
         raise ValueError(f"expected an aligned face as a square, got {width} x {height} pixels")
     face = photo.resized((network.size, network.size), "bilinear")
     levels = face.levels().float()
-    restored = network(levels)
+    restored = network(levels, seed)
     if grey:
         restored = _greyed(restored, levels)
-    pixels = torch.empty_like(face.pixels)
+    pixels = torch.zeros_like(face.pixels)
     _blend(pixels, restored, torch.ones(face.size), face.top)
     return replace(face, pixels=pixels)
 
 
 def _restored(
-    photo: Photo, network: FaceNetwork, points: Tensor, number: int, grey: bool
+    photo: Photo, network: FaceNetwork, face: Located, seed: int | None, grey: bool
 ) -> _Restored | None:
     """A face of the photo, restored. None where the network returned it as it was.
 
     Such a face needs no pasting, which would only blur the photo: it is sampled twice on the way.
     """
-    side = network.size
-    to_face = similarity(points, side)
-    square = Region(0, 0, side, side)
-    to_photo = inverse(to_face)
-    channels = photo.pixels.shape[2]
-    border = torch.tensor(BORDER) if channels == 3 else (torch.tensor(BORDER) @ torch.tensor(GREY))[None]
+    side, script = network.size, network.script
+    to_face = similarity(face.points, side, script.alignment)
     scale = photo.top / 255
-    crop = warp(photo.pixels, to_photo, square, border * scale)
-    levels = (crop / scale).round().clamp(0, 255).expand(-1, -1, 3)
-    restored = network(levels, number)
+    pixels = photo.pixels.expand(-1, -1, 3)
+    crop = warp(pixels, inverse(to_face), Region(0, 0, side, side), torch.tensor(script.border) * scale)
+    levels = (crop / scale).round().clamp(0, 255)
+    restored = network(levels, seed)
     if torch.equal(restored, levels):
         return None
-    return _Restored(_greyed(restored, levels) if grey else restored, to_face)
+    if 0 < face.side < script.smoothed_below:
+        restored = torch.stack([blur(one, 3, None) for one in restored.unbind(dim=2)], dim=2).round()
+    return _Restored(_greyed(restored, levels) if grey else restored, to_face, whole=not grey)
 
 
 def _greyed(face: Tensor, crop: Tensor) -> Tensor:
@@ -180,7 +194,7 @@ def _greyed(face: Tensor, crop: Tensor) -> Tensor:
     return ((values - mean) / std * wanted_std + wanted.mean(dim=0)).float()
 
 
-def _paste(photo: Photo, face: _Restored, upscale: int, mask: Mask, parser: Any) -> None:
+def _paste(photo: Photo, face: _Restored, upscale: int, mask: Mask, script: Script, parser: Any) -> None:
     """Paste a face into the photo's own pixels, which are those of the enlarged photo."""
     to_photo = inverse(face.to_face) * upscale
     if upscale > 1:
@@ -190,16 +204,18 @@ def _paste(photo: Photo, face: _Restored, upscale: int, mask: Mask, parser: Any)
     region, solid, soft = square_mask(to_photo, to_face, side, photo.size, upscale)
     if region.is_empty():
         return
-    pasted = warp(face.levels, to_face, region).clamp(0, 255).round()
+    pasted = warp(face.levels, to_face, region)
+    if face.whole:
+        pasted = pasted.round()
     if mask != "parsing":
         pasted *= solid[..., None]
     if parser is not None:
-        shape = _warped_mask(face.levels, to_face, region, parser)
+        shape = _warped_mask(face.levels, to_face, region, script, parser)
         soft = shape if mask == "parsing" else torch.minimum(shape, soft)
     _blend(photo.pixels[region.slices], pasted, soft, photo.top)
 
 
-def _warped_mask(levels: Tensor, to_face: Tensor, region: Region, parser: Any) -> Tensor:
+def _warped_mask(levels: Tensor, to_face: Tensor, region: Region, script: Script, parser: Any) -> Tensor:
     """The mask of a face by a parser, in a region of the photo."""
     side = len(levels)
     whole = partial(warp, region=Region(0, 0, PARSED, PARSED))
@@ -207,7 +223,7 @@ def _warped_mask(levels: Tensor, to_face: Tensor, region: Region, parser: Any) -
         step = side / PARSED
         to_side = torch.tensor([[step, 0, (step - 1) / 2], [0, step, (step - 1) / 2]], dtype=torch.float64)
         levels = whole(levels, to_side, border=0.0)
-    shape = parsed_mask(levels, parser)
+    shape = parsed_mask(levels, parser, script.parsed)
     if side != PARSED:
         to_face = to_face.clone()
         to_face[:, 2] += 0.5
@@ -223,5 +239,5 @@ def _blend(pixels: Tensor, face: Tensor, mask: Tensor, top: int) -> None:
     mask = mask[..., None]
     mixed = mask * (face * (top / 255)) + (1 - mask) * pixels.float()
     if pixels.dtype != torch.float32:
-        mixed = (mixed + ROUNDING).floor()
+        mixed = mixed.floor()
     pixels.copy_(mixed.clamp(0, top))

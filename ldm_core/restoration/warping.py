@@ -73,8 +73,10 @@ def warp(picture: Tensor, to_picture: Tensor, region: Region, border: Tensor | f
     bands = []
     for top in range(region.top, region.bottom, rows):
         y = torch.arange(top, min(top + rows, region.bottom), dtype=torch.float32)[:, None]
-        places = ((m[0].double() * columns + (m[1] * y + m[2]).double()).float() for m in to_picture.float())
-        bands.append(_sample(picture, *places, outside))
+        source_x, source_y = (
+            (m[0].double() * columns + (m[1] * y + m[2]).double()).float() for m in to_picture.float()
+        )
+        bands.append(_sample(picture, source_x, source_y, outside))
     return torch.cat(bands) if bands else torch.zeros(height, width, picture.shape[2])
 
 
@@ -138,7 +140,7 @@ def _cut(values: Tensor, step: float) -> Tensor:
 def _taps(old: int, new: int, method: Filter, fixed: bool) -> tuple[Tensor, Tensor]:
     """For each of `new` samples the indices of the old ones that it takes, and their weights: (taps, new).
 
-    fixed: round the weights to the steps of OpenCV's, and give them in float64, in which their sums are exact.
+    fixed: round the weights to the steps of OpenCV's, and return float64, in which their sums are exact.
     """
     reach = 1 if method == "bilinear" else 4
     place = (torch.arange(new, dtype=torch.float64) + 0.5) * (old / new) - 0.5

@@ -12,6 +12,7 @@ import torch
 from ldm_core.restoration import similarity
 from ldm_core.restoration.alignment import TEMPLATE, inverse
 from ldm_core.restoration.masks import blur, erode, parsed_mask, square_mask
+from ldm_core.restoration.scripts import FACEXLIB
 from ldm_core.restoration.warping import Region, resize, warp
 
 # Points, and OpenCV's estimateAffinePartial2D with LMEDS; in the first and third set a point is far off.
@@ -147,9 +148,9 @@ def test_a_parsed_mask_has_the_face_alone() -> None:
     logits[:, 0] = 0.5
     logits[:, 13, 150:400, 150:350] = 1
     logits[:, 17, :100] = 1  # hair
-    mask = parsed_mask(torch.zeros(512, 512, 3), lambda x: (logits, x))
+    mask = parsed_mask(torch.zeros(512, 512, 3), lambda x: (logits, x), FACEXLIB.parsed)
     assert mask[275, 250] == pytest.approx(1, abs=1e-3)
     assert mask[150, 250] == pytest.approx(0.5, abs=0.03)
     assert mask[:80].max() < 1e-3
     with pytest.raises(ValueError, match=r"expected logits of \(1, 19, 512, 512\) from the parser, got"):
-        parsed_mask(torch.zeros(512, 512, 3), lambda x: x)
+        parsed_mask(torch.zeros(512, 512, 3), lambda x: x, FACEXLIB.parsed)

@@ -12,7 +12,8 @@ from support.faces import BOX, POINTS, SCORE, astronaut, in_mode
 
 from ldm_core.restoration import detect
 from ldm_core.restoration.mtcnn import bundled, cascade
-from ldm_core.restoration.mtcnn.cascade import find_faces, suppress
+from ldm_core.restoration.face import suppress
+from ldm_core.restoration.mtcnn.cascade import find_faces
 
 
 def test_one_face_where_facenet_pytorch_finds_it() -> None:
@@ -40,7 +41,7 @@ def test_bands_of_a_large_photo_give_the_same_candidates(monkeypatch: pytest.Mon
 
 def test_scaling_down_is_the_mean_of_areas() -> None:
     pixels = torch.randint(256, (37, 53, 3), dtype=torch.uint8)
-    ours = cascade._area_band(pixels, range(3, 11), 14, 29)
+    ours = cascade.area_band(pixels, range(3, 11), 14, 29)
     theirs = torch.nn.functional.interpolate(pixels.permute(2, 0, 1)[None].float(), (14, 29), mode="area")
     torch.testing.assert_close(ours, theirs[:, :, 3:11])
 

@@ -260,7 +260,7 @@ def wrong(options: dict[str, Any]) -> Callable[[], Any]:
         ({"photo": "photo.jpg"}, "expected the photo as a PIL image or a tensor, not str"),
         ({"photo": torch.zeros(2, 3, 8, 8)}, "expected one photo"),
         ({"photo": torch.full((3, 8, 8), 2.0)}, r"expected image values in \[0, 1\]"),
-        ({"detector": "mtcnn"}, "expected the detector as a callable, not str"),
+        ({"detector": "mtcnn"}, "expected the detector as a RetinaFace or a callable, not str"),
         ({"restorer": SimpleNamespace(kind="parsenet", network=identity)}, "got 'parsenet'"),
         ({"restorer": 3}, "expected a network that restores faces, got 'int'"),
         ({"restorer": lambda x: x[..., :5]}, r"expected a face of \(1, 3, 512, 512\) from the network"),

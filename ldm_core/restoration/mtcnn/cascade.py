@@ -12,7 +12,6 @@ faces 10 to 30 pixels off; here grey fills the square. Boxes are (x1, y1, x2, y2
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm_core.images import image_to_tensor
+from ldm_core.restoration.face import Array, Face, suppress
 from ldm_core.restoration.mtcnn.networks import MTCNN, bundled
 from ldm_core.support.limits import is_number
 from ldm_core.support.printable import shown
@@ -38,23 +38,6 @@ BAND = 128  # rows of places that P-Net computes at a time
 MOST = 20_000  # candidates of one scale; the best ones are kept
 SMALL = 2**18  # pixels that are converted to floating-point numbers at a time
 BATCH = 512  # candidates that R-Net and O-Net see at a time
-
-Array = np.ndarray[Any, np.dtype[Any]]
-
-
-@dataclass(frozen=True, eq=False)
-class Face:
-    """A face in a photo.
-
-    box     (4,), float32: x1, y1, x2, y2 in pixels; it can reach over the border of the photo
-    score   the probability that it is a face, in [0, 1]
-    points  (5, 2), float32: x and y in pixels of the left eye, the right eye, the tip of the nose, and the
-            left and the right corner of the mouth, left and right as seen in the photo
-    """
-
-    box: Tensor
-    score: float
-    points: Tensor
 
 
 def detect(photo: Any, smallest: float = SMALLEST) -> list[Face]:
@@ -109,7 +92,7 @@ def _at_scale(pixels: Tensor, networks: MTCNN, scale: float) -> Array:
     for start in range(0, places, BAND):
         end = min(start + BAND, places)
         last = height if end == places else STRIDE * (end - 1) + SEEN
-        band = _normalised(_area_band(pixels, range(STRIDE * start, last), height, width))
+        band = _normalised(area_band(pixels, range(STRIDE * start, last), height, width))
         scores, corrections = networks.pnet(band)
         y, x = (scores[0] >= THRESHOLDS[0]).nonzero(as_tuple=True)
         corners = torch.stack([x, y + start], dim=1) * STRIDE + 1
@@ -121,7 +104,7 @@ def _at_scale(pixels: Tensor, networks: MTCNN, scale: float) -> Array:
     return candidates[suppress(candidates[:, :4], candidates[:, 4], OVERLAP_WITHIN)]
 
 
-def _area_band(pixels: Tensor, rows: range, height: int, width: int) -> Tensor:
+def area_band(pixels: Tensor, rows: range, height: int, width: int) -> Tensor:
     """Some rows of a photo (H, W, 3) at the size (height, width), as means of areas: (1, 3, rows, width)."""
     tall = len(pixels)
     if tall * pixels.shape[1] <= SMALL and len(rows) == height:
@@ -182,7 +165,7 @@ def _crops(pixels: Tensor, boxes: Array, size: int) -> tuple[Array, list[Tensor]
         square = _square(pixels, x1 - 1, y1 - 1, x2, y2)
         if square is not None:
             kept.append(k)
-            crops.append(_area_band(square, range(size), size, size)[0])
+            crops.append(area_band(square, range(size), size, size)[0])
     return squares[kept], crops
 
 
@@ -200,26 +183,3 @@ def _corrected(boxes: Array, corrections: Array, extra: int) -> Array:
     """Boxes (N, 4) moved by corrections (N, 4), which are fractions of their sides (plus `extra` pixels)."""
     sides = boxes[:, 2:] - boxes[:, :2] + extra
     return boxes + corrections * np.concatenate([sides, sides], axis=1)
-
-
-def suppress(boxes: Array, scores: Array, overlap: float, *, of_smaller: bool = False) -> list[int]:
-    """Indices of the boxes (N, 4) that overlap with no box of a higher score, the highest score first.
-
-    The overlap is intersection over union. of_smaller: intersection over the smaller one of two boxes, in
-        pixels that belong to both ends of a side.
-    """
-    extra = 1 if of_smaller else 0
-    boxes = boxes.astype(np.float64)
-    x1, y1, x2, y2 = boxes.T
-    areas = (x2 - x1 + extra) * (y2 - y1 + extra)
-    order = np.argsort(-scores, kind="stable")
-    kept = []
-    while len(order):
-        best, rest = order[0], order[1:]
-        kept.append(int(best))
-        wide = np.minimum(x2[best], x2[rest]) - np.maximum(x1[best], x1[rest]) + extra
-        high = np.minimum(y2[best], y2[rest]) - np.maximum(y1[best], y1[rest]) + extra
-        shared = wide.clip(0) * high.clip(0)
-        whole = np.minimum(areas[best], areas[rest]) if of_smaller else areas[best] + areas[rest] - shared
-        order = rest[shared <= overlap * whole]
-    return kept

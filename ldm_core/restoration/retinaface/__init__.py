@@ -2,6 +2,7 @@
 
 from ldm_core.restoration.retinaface.anchors import Found, decode
 from ldm_core.restoration.retinaface.config import RetinaFaceConfig
+from ldm_core.restoration.retinaface.detector import FaceDetector
 from ldm_core.restoration.retinaface.network import RetinaFace
 
-__all__ = ["Found", "RetinaFace", "RetinaFaceConfig", "decode"]
+__all__ = ["FaceDetector", "Found", "RetinaFace", "RetinaFaceConfig", "decode"]

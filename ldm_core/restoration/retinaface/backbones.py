@@ -1,7 +1,12 @@
 """The backbones of RetinaFace: features at strides 8, 16 and 32. Their attributes have the files' names.
 
-ResNet-50 (He et al. 2016, arXiv:1512.03385), with the stride in the 3x3 convolution of a block, and MobileNet
-v1 (Howard et al. 2017, arXiv:1704.04861) with leaky activations.
+ResNet-50 (He et al. 2016, arXiv:1512.03385, table 1). A block has its stride in the 3x3 convolution, where
+the paper has it in the first 1x1 one: the files come from torchvision's backbone, whose documentation says so
+("ResNet V1.5", https://pytorch.org/vision/stable/models/resnet.html).
+
+MobileNet v1 (Howard et al. 2017, arXiv:1704.04861) of a quarter of the width. Its strides are those of the
+paper's table 1, with 1 in the last block, where the table's 2 contradicts its own sizes. Its activations have
+the slope 0.1, as in the implementation whose files are read (https://github.com/biubug6/Pytorch_Retinaface).
 """
 
 from __future__ import annotations

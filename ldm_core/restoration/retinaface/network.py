@@ -21,7 +21,7 @@ from ldm_core.restoration.retinaface.backbones import MobileNet, ResNet50, conv
 from ldm_core.restoration.retinaface.config import RetinaFaceConfig
 
 MEAN = (104.0, 117.0, 123.0)  # of blue, green and red
-NARROW = 64  # pyramids of at most this width have leaky activations
+NARROW = 64  # pyramids of at most this width, MobileNet's, have activations with SLOPE; others have ReLU
 SLOPE = 0.1
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from ldm_core.restoration import similarity
-from ldm_core.restoration.alignment import TEMPLATE, inverse
+from ldm_core.restoration.alignment import TEMPLATE, inverse, template
 from ldm_core.restoration.masks import blur, erode, parsed_mask, square_mask
-from ldm_core.restoration.scripts import FACEXLIB
+from ldm_core.restoration.scripts import FACEXLIB, GPEN
 from ldm_core.restoration.warping import Region, resize, warp
 
 # Points, and OpenCV's estimateAffinePartial2D with LMEDS; in the first and third set a point is far off.
@@ -81,6 +81,26 @@ def test_other_sizes_and_the_inverse() -> None:
 def test_bad_points(points: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         similarity(points)
+
+
+def test_gpens_template_and_least_squares() -> None:
+    """In a square of 168 pixels, ArcFace's points lie 36 to the right and 28 down; all five points count."""
+    places = template(168, "gpen")
+    np.testing.assert_allclose(places[0], [30.29459953 + 36, 51.69630051 + 28])
+    np.testing.assert_allclose(template(512, "gpen"), places * 512 / 168)
+    angle, scale = 0.3, 2.5
+    linear = scale * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    exact = (places - (5, 7)) @ np.linalg.inv(linear).T
+    matrix = similarity(exact, 168, "gpen").numpy()
+    np.testing.assert_allclose(matrix, np.column_stack([linear, (5, 7)]), atol=1e-4)
+    off = exact + np.array([[0, 0]] * 4 + [[9, -4]])
+    rows = [[(x, -y, 1, 0), (y, x, 0, 1)] for x, y in off]  # of w = a z + b in Re a, Im a, Re b, Im b
+    wanted = np.linalg.lstsq(np.array(rows).reshape(10, 4), places.ravel(), rcond=None)[0]
+    matrix = similarity(off, 168, "gpen").numpy()
+    np.testing.assert_allclose([matrix[0, 0], matrix[1, 0], *matrix[:, 2]], wanted, atol=1e-4)
+    assert np.abs(similarity(off, 168).numpy() - matrix).max() > 0.1
+    with pytest.raises(ValueError, match="alignment must be one of facexlib, gpen, not 'own'"):
+        similarity(TEMPLATE, alignment="own")  # type: ignore[arg-type]
 
 
 def test_warping_is_bilinear_with_a_border() -> None:
@@ -154,3 +174,29 @@ def test_a_parsed_mask_has_the_face_alone() -> None:
     assert mask[:80].max() < 1e-3
     with pytest.raises(ValueError, match=r"expected logits of \(1, 19, 512, 512\) from the parser, got"):
         parsed_mask(torch.zeros(512, 512, 3), lambda x: x, FACEXLIB.parsed)
+
+
+def test_the_edge_of_a_parsed_mask_is_the_scripts() -> None:
+    """facexlib blurs widely and then clears 10 pixels; GPEN clears 26 and then blurs narrowly."""
+    logits = torch.zeros(1, 19, 512, 512)
+    logits[:, 1] = 1
+    wide, narrow = (
+        parsed_mask(torch.zeros(512, 512, 3), lambda x: logits, one.parsed) for one in (FACEXLIB, GPEN)
+    )
+    assert wide[256, 8:12].tolist() == pytest.approx([0, 0, 1, 1], abs=1e-5)
+    assert narrow[256, 25:27].mean() == pytest.approx(0.5, abs=1e-3)  # the step is between 25 and 26
+    deviation = 4 * 2**0.5  # of two Gaussians
+    inside = narrow[256, 26 + 6].item()
+    assert inside == pytest.approx(0.5 * (1 + math.erf(6.5 / deviation / 2**0.5)), abs=2e-3)
+
+
+def test_resizing_8_bits_is_in_fixed_point() -> None:
+    """As OpenCV 5.0's `resize`, whose results these are: for 3 pixels to 7."""
+    ramp = torch.tensor([[3, 200, 90]], dtype=torch.uint8)[..., None].expand(3, -1, -1).contiguous()
+
+    def levels(size: tuple[int, int], method: Any) -> list[int]:
+        found = resize(ramp, size, method, lambda band: (band + 0.5).floor().clamp(0, 255))
+        return found[1, :, 0].int().tolist()
+
+    assert levels((3, 7), "bilinear") == [3, 31, 116, 200, 153, 106, 90]
+    assert levels((3, 7), "lanczos") == [0, 29, 132, 200, 179, 109, 68]

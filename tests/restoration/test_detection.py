@@ -11,8 +11,8 @@ from PIL import Image, ImageEnhance
 from support.faces import BOX, POINTS, SCORE, astronaut, in_mode
 
 from ldm_core.restoration import detect
-from ldm_core.restoration.mtcnn import bundled, cascade
 from ldm_core.restoration.face import suppress
+from ldm_core.restoration.mtcnn import bundled, cascade
 from ldm_core.restoration.mtcnn.cascade import find_faces
 
 

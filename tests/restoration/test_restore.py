@@ -11,12 +11,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from restoration.small import GFPGAN, random_network
 from support.faces import POINTS, astronaut, crowd, in_mode
 from torch import Tensor, nn
 
-from ldm_core.restoration import Face, detect, restore
+from ldm_core.restoration import CodeFormerConfig, Face, detect, restore
 from ldm_core.restoration.alignment import inverse, similarity
+from ldm_core.restoration.face_network import FaceNetwork
 from ldm_core.restoration.masks import square_mask
+from ldm_core.restoration.published import COLORIZATION, INPAINTING
+from ldm_core.restoration.restorer import SCRIPTS
 
 BOXES = np.zeros((1, 4))
 
@@ -32,6 +36,15 @@ def identity(x: Tensor) -> Tensor:
 
 def darker(x: Tensor) -> Tensor:
     return x * 0.5 - 0.4
+
+
+class Darker(nn.Module):
+    """The same for faces of 64 pixels, which take less time."""
+
+    config = SimpleNamespace(size=64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return darker(x)
 
 
 def levels(photo: Image.Image) -> np.ndarray:
@@ -62,6 +75,8 @@ def test_the_same_seed_gives_the_same_result_and_each_face_its_own() -> None:
     seen: list[int] = []
 
     class Noisy(nn.Module):
+        config = SimpleNamespace(size=64)
+
         def forward(self, x: Tensor, *, seed: int = 0) -> Tensor:
             seen.append(seed)
             return x + torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)) * 0.1
@@ -74,6 +89,105 @@ def test_the_same_seed_gives_the_same_result_and_each_face_its_own() -> None:
     assert np.array_equal(levels(first), levels(again))
     assert not np.array_equal(levels(first), levels(other))
     assert seen == [4, 5, 4, 5, 5, 6]
+
+
+def test_fresh_noise_on_request() -> None:
+    """As the original scripts have it; the results differ, and a seed of None reaches the network."""
+    network = random_network(GFPGAN, torch.float32)
+    first, second = (levels(restore(astronaut(), network, detector=known, seed=None)) for _ in range(2))
+    assert not np.array_equal(first, second)
+    first, second = (levels(restore(astronaut(), network, detector=known)) for _ in range(2))
+    assert np.array_equal(first, second)
+
+
+def by_its_script(config: Any) -> tuple[SimpleNamespace, list[Any]]:
+    """A published file's restorer, whose network makes faces red, and what it was called with."""
+    seen: list[Any] = []
+
+    def network(x: Tensor, w: float = 0.5, adain: bool = True) -> Tensor:
+        seen.append((w, adain))
+        return torch.tensor([1.0, -1.0, -1.0])[:, None, None].expand_as(x)
+
+    options = SCRIPTS.get(config, {})
+    return SimpleNamespace(network=network, kind="codeformer", config=config, options=options), seen
+
+
+def test_the_file_for_inpainting_fills_white_pixels_alone() -> None:
+    face = astronaut().resize((512, 512)).point(lambda level: min(level, 254))
+    face.paste((255, 255, 255), (100, 120, 180, 200))
+    restorer, seen = by_its_script(INPAINTING)
+    result = levels(restore(face, restorer, aligned=True))
+    assert seen == [(1.0, False)]
+    expected = levels(face)
+    expected[120:200, 100:180] = (255, 0, 0)
+    assert np.array_equal(result, expected)
+    restore(face, restorer, 0.5, aligned=True)
+    assert seen[1] == (0.5, False)
+
+
+def test_the_file_for_colorization_colours_grey_photos() -> None:
+    restorer, seen = by_its_script(COLORIZATION)
+    grey = astronaut().convert("L")
+    coloured = restore(grey, restorer, detector=known)
+    assert seen == [(0.0, True)]
+    assert coloured.mode == "RGB"
+    assert np.ptp(levels(coloured), axis=2).max() == 255
+    assert restore(grey, restorer, detector=known, keep_grey=True).mode == "L"
+    usual, _ = by_its_script(CodeFormerConfig())
+    assert restore(grey, usual, detector=known).mode == "L"
+
+
+def test_a_gpen_gets_faces_as_its_script_aligns_them() -> None:
+    seen: list[Tensor] = []
+
+    def network(x: Tensor) -> Tensor:
+        seen.append(x)
+        return x - 0.9 / 127.5  # truncated, a whole level
+
+    gpen = SimpleNamespace(network=network, kind="gpen")
+    photo = astronaut()
+    points = np.array(POINTS) - (60, 0)  # the face reaches over the left border
+    restore(photo, gpen, detector=lambda _: (BOXES, points[None]))
+    restore(photo, network, detector=lambda _: (BOXES, points[None]), alignment="gpen")
+    assert torch.equal(*seen)
+    crop = ((seen[0][0] + 1) * 127.5).round()
+    assert (crop[:, 300, :40] == 0).all()  # black
+    to_face = similarity(points, 512, "gpen").numpy()
+    place = np.array([100.0, 100.0])
+    x, y = (to_face[:, :2] @ place + to_face[:, 2]).round().astype(int)
+    assert np.abs(crop[:, y, x].numpy() - levels(photo)[100, 100]).max() < 8
+    restored = FaceNetwork.of(gpen, None, None)(crop.permute(1, 2, 0))
+    assert torch.equal(restored, (crop.permute(1, 2, 0) - 1).clamp(0))
+
+
+@pytest.mark.parametrize(("side", "smooth"), [(99, True), (100, False), (0, False)])
+def test_gpen_smooths_small_faces(side: int, smooth: bool) -> None:
+    """With 1, 2, 1 along each axis; a box without an area says nothing."""
+    spots = torch.zeros(1, 3, 512, 512)
+    spots[..., ::2, ::2] = 1
+    gpen = SimpleNamespace(network=lambda x: spots, kind="gpen")
+    boxes = np.array([[0, 0, side, 300]])
+    result = restore(
+        astronaut().resize((512, 512)), gpen, detector=lambda _: (boxes, np.array(POINTS)[None] * 2)
+    )
+    contrast = levels(result)[230:250, 220:240].std()
+    assert contrast < 12 if smooth else contrast > 12
+
+
+@pytest.mark.parametrize("corner", [(-90, 0), (90, 0), (0, -90), (0, 90)])
+def test_a_face_at_the_border(corner: tuple[int, int]) -> None:
+    """What lies beyond the border does not change what lies inside it."""
+    photo, points = astronaut(), np.array(POINTS)
+    wide = Image.new("RGB", (424, 424))
+    wide.paste(photo, (100, 100))
+    x, y = corner
+    part = wide.crop((100 - x, 100 - y, 324 - x, 324 - y))
+    result = restore(part, darker, detector=lambda _: (BOXES, points[None] + corner))
+    changed = (levels(result) != levels(part)).any(axis=2)
+    nose = (points[2] + corner).clip(2, 221).astype(int)
+    assert result.size == part.size
+    assert changed[nose[1], nose[0]] or not (0 <= points[2, 0] + x < 224 and 0 <= points[2, 1] + y < 224)
+    assert changed.any()
 
 
 def test_codeformers_fidelity_reaches_the_network() -> None:
@@ -94,7 +208,7 @@ def test_codeformers_fidelity_reaches_the_network() -> None:
 @pytest.mark.parametrize("upscale", [1, 2])
 def test_the_mode_is_kept(mode: str, upscale: int) -> None:
     photo = in_mode(astronaut(), mode)
-    result = restore(photo, darker, upscale=upscale, detector=known)
+    result = restore(photo, Darker(), upscale=upscale, detector=known)
     assert result.mode == mode
     assert result.size == (224 * upscale, 224 * upscale)
     if upscale == 1:
@@ -195,7 +309,7 @@ def test_without_a_face_the_photo_comes_back_with_a_warning() -> None:
 @pytest.mark.slow  # fifty crops of 512 x 512
 def test_fifty_faces() -> None:
     photo, points = crowd(10, 5, 40)
-    result = restore(photo, darker, detector=lambda _: (np.zeros((50, 4)), points))
+    result = restore(photo, Darker(), detector=lambda _: (np.zeros((50, 4)), points))
     changed = (levels(result) != levels(photo)).any(axis=2)
     assert all(changed[int(y), int(x)] for x, y in points[:, 2])
 
@@ -257,6 +371,7 @@ def wrong(options: dict[str, Any]) -> Callable[[], Any]:
         ({"parser": identity}, "mask 'square' takes no parser"),
         ({"background": "nearest"}, "background must be one of lanczos, bilinear"),
         ({"seed": "1"}, "seed must be a whole number"),
+        ({"alignment": "own"}, "alignment must be one of facexlib, gpen, not 'own'"),
         ({"photo": "photo.jpg"}, "expected the photo as a PIL image or a tensor, not str"),
         ({"photo": torch.zeros(2, 3, 8, 8)}, "expected one photo"),
         ({"photo": torch.full((3, 8, 8), 2.0)}, r"expected image values in \[0, 1\]"),

@@ -11,6 +11,7 @@ import pytest
 import torch
 from restoration.small import CODEFORMER, GFPGAN, SMALL, file_tensors, picture, random_network
 from safetensors.torch import save_file
+from support.slow import one_in
 from torch import Tensor
 
 import ldm_core
@@ -27,7 +28,7 @@ from ldm_core.restoration.published import PUBLISHED, UNKNOWN
 MTCNN = "facenet-pytorch MTCNN"
 with gzip.open(Path(__file__).parents[1] / "data" / "face-models.json.gz", "rt", encoding="utf-8") as file:
     MODELS: dict[str, dict[str, Any]] = {k: v for k, v in json.load(file)["models"].items() if k != MTCNN}
-EACH = pytest.mark.parametrize("name", list(MODELS))
+EACH = pytest.mark.parametrize("name", one_in(4, MODELS))
 # The entry of the dictionary in a published file; files of GPEN, ParseNet and RetinaFace have none.
 ENTRY = {"sczhou/CodeFormer": "params_ema", "TencentARC/GFPGAN": "params_ema"}
 KINDS = {
@@ -107,10 +108,10 @@ def same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
 
 @pytest.mark.one_in(3)
 @pytest.mark.parametrize(
-    ("name", "suffix"),
-    [*((name, ".pth") for name in SMALL), ("codeformer", ".safetensors"), ("parsenet", ".ckpt")],
+    "case", one_in(3, [*((name, ".pth") for name in SMALL), ("gpen", ".safetensors"), ("parsenet", ".ckpt")])
 )
-def test_a_file_is_read_and_written_as_it_was(name: str, suffix: str, tmp_path: Path) -> None:
+def test_a_file_is_read_and_written_as_it_was(case: tuple[str, str], tmp_path: Path) -> None:
+    name, suffix = case
     nested = name.startswith(("codeformer", "face_autoencoder", "gfpgan"))
     path = tmp_path / "original.pth"
     tensors = original_file(name, path, "params_ema" if nested else "")
@@ -179,7 +180,7 @@ def test_dtype_and_a_network_alone(tmp_path: Path) -> None:
     assert ldm_core.load_part(path, "retinaface").config == SMALL["mobilenet"]
 
 
-@pytest.mark.parametrize("name", ["codeformer", "gfpgan clean", "gfpgan original", "gpen"])
+@pytest.mark.parametrize("name", one_in(2, ["gpen", "codeformer", "gfpgan clean", "gfpgan original"]))
 def test_half_precision_stays_near(name: str) -> None:
     network, x = random_network(SMALL[name], torch.float32), picture(SMALL[name].size, dtype=torch.float32)
     how = {"w": 1.0} if name == "codeformer" else {}

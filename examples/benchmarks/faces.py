@@ -27,7 +27,7 @@ from ldm_core.restoration import CodeFormerConfig, GFPGANConfig, GPENConfig, Par
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 from restoration import reference
-from restoration.small import file_tensors, random_network
+from restoration.small import file_tensors, picture, random_network
 
 CONFIGS: dict[str, Any] = {
     "codeformer": CodeFormerConfig(),
@@ -100,48 +100,38 @@ def use_pytorch() -> None:
         setattr(reference, name, function)
 
 
-def picture(size: int) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    return torch.rand(1, 3, size, size, generator=generator) * 2 - 1
-
-
 @cache
 def network_of(name: str) -> Any:
     return random_network(CONFIGS[name], torch.float32)
 
 
-def ours(name: str, x: Tensor) -> Callable[[], Tensor]:
-    how: dict[str, Any] = {"codeformer": {"w": 0.5}}.get(name, {})
-    how = {"noise": "stored"} if name.startswith("gfpgan") else how
+def ours(name: str, x: Tensor) -> Callable[[], Any]:
+    how = {"noise": "stored"} if name.startswith("gfpgan") else {}
     network = network_of(name)
-
-    def call() -> Tensor:
-        found = network(x, **how)
-        return found[0] if isinstance(found, tuple) else found
-
-    return call
+    return lambda: network(x, **how)
 
 
-def plain(name: str, x: Tensor) -> Callable[[], Tensor]:
+def plain(name: str, x: Tensor) -> Callable[[], Any]:
     use_pytorch()
-    network = network_of(name)
-    t = file_tensors(network)
-    if name.startswith("gfpgan"):
-        maps = [t[f"stylegan_decoder.noises.noise{i}"] for i in range(2 * len(network.config.widths) - 1)]
-        return lambda: reference.gfpgan(t, x, network.config.variant, maps)
-    calls: dict[str, Callable[[], Tensor]] = {
-        "codeformer": lambda: reference.codeformer(t, x, 0.5, True)[0],
-        "gpen": lambda: reference.gpen(t, x),
-        "parsenet": lambda: reference.parsenet(t, x)[0],
-    }
-    return calls[name]
+    t = file_tensors(network_of(name))
+    if not name.startswith("gfpgan"):
+        how = (0.5, True) if name == "codeformer" else ()
+        return lambda: getattr(reference, name)(t, x, *how)
+    config = CONFIGS[name]
+    maps = [t[f"stylegan_decoder.noises.noise{i}"] for i in range(2 * len(config.widths) - 1)]
+    return lambda: reference.gfpgan(t, x, config.variant, maps)
+
+
+def first(make: Callable[[str, Tensor], Callable[[], Any]], name: str, x: Tensor) -> Callable[[], Tensor]:
+    call = make(name, x)
+    return lambda: found[0] if isinstance(found := call(), tuple) else found
 
 
 def cases(args: argparse.Namespace) -> Iterator[Case]:
     for name in args.networks:
         size = getattr(CONFIGS[name], "size", 512)
-        x = picture(size)
-        candidates = {"ldm_core": partial(ours, name, x), PEER: partial(plain, name, x)}
+        x = picture(size, 1, torch.float32)
+        candidates = {"ldm_core": partial(first, ours, name, x), PEER: partial(first, plain, name, x)}
         yield Case(f"{name}, {size}×{size}", candidates, PEER)
 
 

@@ -295,7 +295,7 @@ def from_json(text: str) -> Recipe:
             data[name] = tuple(_adapter(name, entry) for entry in data[name])
     if isinstance(data.get("noises"), dict):
         own = data["noises"]
-        data["noises"] = _built(Noises, {**own, "mixtures": mixtures_of(own.get("mixtures"))}, "noises")
+        data["noises"] = read_built(Noises, {**own, "mixtures": mixtures_of(own.get("mixtures"))}, "noises")
     if isinstance(data.get("layout"), list):
         data["layout"] = tuple(data["layout"])
     return read_built(Recipe, data, "the recipe")

@@ -93,7 +93,7 @@ RANGES = [
     ("width", 0, "width must be in 1..65536, not 0"),
     ("height", 2**40, "height must be in 1..65536, not 1099511627776"),
     ("steps", 0, "steps must be in 1..100000, not 0"),
-    ("task", "x" * 30_000, "task must be one of txt2img, .*, upscale, imagine, not 'xxx"),
+    ("task", "x" * 30_000, "task must be one of txt2img, img2img, inpaint, sample, upscale, imagine, not"),
     ("steps", 10**3000, "steps must be in 1..100000, not 1000"),
     ("seed", -1, "seed must be in 0..9223372036854775807, not -1"),
     ("seed", 2**63, "seed must be in 0..9223372036854775807, not 9223372036854775808"),

@@ -11,7 +11,6 @@ import pytest
 import torch
 from restoration.small import CODEFORMER, GFPGAN, SMALL, file_tensors, picture, random_network
 from safetensors.torch import save_file
-from support.slow import one_in
 from torch import Tensor
 
 import ldm_core
@@ -28,7 +27,7 @@ from ldm_core.restoration.published import PUBLISHED, UNKNOWN
 MTCNN = "facenet-pytorch MTCNN"
 with gzip.open(Path(__file__).parents[1] / "data" / "face-models.json.gz", "rt", encoding="utf-8") as file:
     MODELS: dict[str, dict[str, Any]] = {k: v for k, v in json.load(file)["models"].items() if k != MTCNN}
-EACH = pytest.mark.parametrize("name", one_in(4, MODELS))
+EACH = pytest.mark.parametrize("name", MODELS)
 # The entry of the dictionary in a published file; files of GPEN, ParseNet and RetinaFace have none.
 ENTRY = {"sczhou/CodeFormer": "params_ema", "TencentARC/GFPGAN": "params_ema"}
 KINDS = {
@@ -65,6 +64,7 @@ def prefix_of(name: str) -> str:
     return f"{entry}." if entry else ""
 
 
+@pytest.mark.one_in(4)
 @EACH
 def test_every_tensor_is_one_of_the_network_and_back(name: str) -> None:
     """On the meta device: kind, parameters, names and shapes of every published file."""
@@ -108,7 +108,7 @@ def same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
 
 @pytest.mark.one_in(3)
 @pytest.mark.parametrize(
-    "case", one_in(3, [*((name, ".pth") for name in SMALL), ("gpen", ".safetensors"), ("parsenet", ".ckpt")])
+    "case", [*((name, ".pth") for name in SMALL), ("gpen", ".safetensors"), ("parsenet", ".ckpt")]
 )
 def test_a_file_is_read_and_written_as_it_was(case: tuple[str, str], tmp_path: Path) -> None:
     name, suffix = case
@@ -180,7 +180,8 @@ def test_dtype_and_a_network_alone(tmp_path: Path) -> None:
     assert ldm_core.load_part(path, "retinaface").config == SMALL["mobilenet"]
 
 
-@pytest.mark.parametrize("name", one_in(2, ["gpen", "codeformer", "gfpgan clean", "gfpgan original"]))
+@pytest.mark.one_in(2)
+@pytest.mark.parametrize("name", ["gpen", "codeformer", "gfpgan clean", "gfpgan original"])
 def test_half_precision_stays_near(name: str) -> None:
     network, x = random_network(SMALL[name], torch.float32), picture(SMALL[name].size, dtype=torch.float32)
     how = {"w": 1.0} if name == "codeformer" else {}

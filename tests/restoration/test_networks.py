@@ -10,7 +10,6 @@ import pytest
 import torch
 from restoration import reference
 from restoration.small import CODEFORMER, GFPGAN, SMALL, file_tensors, picture, random_network
-from support.slow import one_in
 from torch import Tensor
 
 from ldm_core.config import ConfigError
@@ -27,7 +26,7 @@ from ldm_core.restoration.retinaface.anchors import anchors
 
 # float64 differs by the order of sums only; float32 has 24 bits.
 CLOSE = {torch.float64: 1e-9, torch.float32: 1e-5}
-TYPES = pytest.mark.parametrize("dtype", one_in(2, CLOSE))
+TYPES = pytest.mark.parametrize("dtype", CLOSE)
 
 
 def assert_close(found: Tensor, wanted: Tensor) -> None:
@@ -55,6 +54,7 @@ def test_codeformer(w: float, adain: bool, dtype: torch.dtype) -> None:
     assert torch.equal(network.predict(x)[0].argmax(2), logits.argmax(2))
 
 
+@pytest.mark.one_in(2)
 @TYPES
 def test_face_autoencoder(dtype: torch.dtype) -> None:
     network, tensors = small("face_autoencoder", dtype)
@@ -62,6 +62,7 @@ def test_face_autoencoder(dtype: torch.dtype) -> None:
     assert_close(network(x), reference.face_autoencoder(tensors, x.double()))
 
 
+@pytest.mark.one_in(2)
 @TYPES
 @pytest.mark.parametrize("variant", ["clean", "original", "bilinear"])
 def test_gfpgan(variant: str, dtype: torch.dtype) -> None:
@@ -77,6 +78,7 @@ def test_gfpgan(variant: str, dtype: torch.dtype) -> None:
     assert torch.equal(network(x, noise=maps), network(x, seed=5))
 
 
+@pytest.mark.one_in(2)
 @TYPES
 def test_gpen(dtype: torch.dtype) -> None:
     network, tensors = small("gpen", dtype)
@@ -84,6 +86,7 @@ def test_gpen(dtype: torch.dtype) -> None:
     assert_close(network(x), reference.gpen(tensors, x.double()))
 
 
+@pytest.mark.one_in(2)
 @TYPES
 def test_parsenet(dtype: torch.dtype) -> None:
     network, tensors = small("parsenet", dtype)
@@ -92,6 +95,7 @@ def test_parsenet(dtype: torch.dtype) -> None:
         assert_close(found, wanted)
 
 
+@pytest.mark.one_in(2)
 @TYPES
 @pytest.mark.parametrize(("name", "slope"), [("resnet", 0.0), ("mobilenet", 0.1)])
 def test_retinaface(name: str, slope: float, dtype: torch.dtype) -> None:
@@ -126,9 +130,8 @@ def test_more_fidelity_moves_along_the_same_line() -> None:
     torch.testing.assert_close(half - quarter, (full - half) / 2)
 
 
-@pytest.mark.parametrize(
-    "name", one_in(2, ["gpen", "codeformer", "parsenet", "gfpgan original", "gfpgan clean"])
-)
+@pytest.mark.one_in(2)
+@pytest.mark.parametrize("name", ["gpen", "codeformer", "parsenet", "gfpgan original", "gfpgan clean"])
 def test_a_face_does_not_depend_on_its_batch(name: str) -> None:
     network = random_network(SMALL[name])
     size = getattr(SMALL[name], "size", 16)

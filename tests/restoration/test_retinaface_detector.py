@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from restoration.small import SMALL, random_network
 from support.faces import POINTS, astronaut
-from support.slow import one_in
 from torch import Tensor
 
 from ldm_core.restoration import FaceDetector, RetinaFace, RetinaFaceConfig, detect, restore
@@ -104,7 +103,8 @@ def test_detect_and_restore_take_it_in_every_form() -> None:
     assert network.seen[-1].shape[2:] == (640, 640)
 
 
-@pytest.mark.parametrize("case", one_in(2, product(["mobilenet", "resnet"], [(1, 1), (70, 45)])))
+@pytest.mark.one_in(2)
+@pytest.mark.parametrize("case", list(product(["mobilenet", "resnet"], [(1, 1), (70, 45)])))
 def test_random_weights_on_any_size(case: tuple[str, tuple[int, int]]) -> None:
     name, size = case
     network = random_network(SMALL[name], torch.float32)

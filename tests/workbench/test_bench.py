@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.slow import one_in
 from support.small_models import small_model
 from support.tiny_clip import tiny_clip
 
@@ -105,7 +104,8 @@ def test_variations_start_from_mixed_noise(bench: Workbench, grid: Grid) -> None
     assert abs(pixels(drawn) - pixels(again.image)).max() <= 1
 
 
-@pytest.mark.parametrize("scheduler", one_in(2, [ldm_core.EulerAncestral(), ldm_core.DDIM()]))
+@pytest.mark.one_in(2)
+@pytest.mark.parametrize("scheduler", [ldm_core.EulerAncestral(), ldm_core.DDIM()])
 def test_a_variation_of_no_amount_is_the_picture(
     bench: Workbench, scheduler: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,7 +173,8 @@ def test_upscaling_is_a_second_pass(bench: Workbench, grid: Grid) -> None:
     assert windows.image.tobytes() != large.image.tobytes()
 
 
-@pytest.mark.parametrize("kind", one_in(2, ["x4", "sr"]))
+@pytest.mark.one_in(2)
+@pytest.mark.parametrize("kind", ["x4", "sr"])
 def test_upscaling_by_an_upscaler(bench: Workbench, grid: Grid, kind: str) -> None:
     bench.upscaler = Sampler(small_model(kind))
     large = bench.upscale(grid.pick(1))

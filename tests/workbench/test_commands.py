@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 from support import cli_runs
 from support.cli_runs import Run, photo, pixels, run
-from support.slow import one_in
 from support.tiny_clip import tiny_clip
 
 import ldm_core
@@ -132,7 +131,8 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("line", one_in(2, BAD))
+@pytest.mark.one_in(2)
+@pytest.mark.parametrize("line", BAD)
 def test_bad_commands_end_in_one_line(run: Run, drawn: str, line: str) -> None:
     photo()
     Path("empty").mkdir()

@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from support.slow import one_in
 
 import ldm_core
 from ldm_core import HighResolution, Sampler, Windows
@@ -33,7 +32,8 @@ def test_the_picture_way_is_img2img_of_the_enlarged_picture(sampler: Sampler) ->
     torch.testing.assert_close(result[1:], expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("scheduler", one_in(2, [ldm_core.DDIM(eta=1), ldm_core.DDIM()]))
+@pytest.mark.one_in(2)
+@pytest.mark.parametrize("scheduler", [ldm_core.DDIM(eta=1), ldm_core.DDIM()])
 def test_the_latent_way_is_the_rest_of_a_run_from_the_enlarged_latent(
     sampler: Sampler, scheduler: ldm_core.DDIM
 ) -> None:

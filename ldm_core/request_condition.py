@@ -58,8 +58,8 @@ class RequestCondition:
     ) -> None:
         self.syntax = syntax
         self.model, self.request = model, request
-        self.conditioner: Any = model.conditioner
-        own = self.conditioner
+        own: Any = model.conditioner
+        self.conditioner: Any = own
         text = own if isinstance(own, TextConditioner) else getattr(own, "text", None)
         if isinstance(text, TextConditioner):
             skip = text.clip_skip if clip_skip is None else clip_skip

@@ -76,8 +76,9 @@ class TextConditioner:
         size = self.batch_size or len(tokens)
         if hidden is None:
             return torch.cat([self.text_encoder(chunk, **options) for chunk in tokens.split(size)])
+        encoder: Any = self.text_encoder
         pairs = zip(tokens.split(size), hidden.to(tokens.device).split(size))
-        return torch.cat([self.text_encoder(chunk, hidden=mask, **options) for chunk, mask in pairs])
+        return torch.cat([encoder(chunk, hidden=mask, **options) for chunk, mask in pairs])
 
 
 def parameters(encoder: Any) -> list[nn.Parameter]:

@@ -54,7 +54,7 @@ class ControlNetObjective(DiffusionObjective):
         if "hint" not in batch:
             raise ValueError(f"expected a batch with 'hint', got {', '.join(sorted(batch))}")
         assert self.adapter is not None
-        hint = batch["hint"].to(x)
-        residuals = self.adapter(x, t, condition.context, hint, condition.vector)
-        predicted: Tensor = self.model.unet(x, t, condition.context, condition.vector, residuals=residuals)
+        residuals = self.adapter(x, t, condition.context, batch["hint"].to(x), condition.vector)
+        unet: Any = self.model.unet
+        predicted: Tensor = unet(x, t, condition.context, condition.vector, residuals=residuals)
         return predicted

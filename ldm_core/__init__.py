@@ -111,6 +111,7 @@ _MODULES = (
     "config",
     "control",
     "guidance",
+    "jobs",
     "kernels",
     "noise_schedule",
     "prior",

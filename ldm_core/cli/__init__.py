@@ -14,6 +14,7 @@ convert       `convert` and `merge`
 restoration   `restore`
 imagine       `imagine`: grids of pictures
 going_on      what is done with pictures of a grid: `vary`, `zoom-out`, `pan`, `blend`, `describe`, `upscale`
+jobs          `draw` and `verify`
 printing      everything that is printed
 """
 

@@ -13,6 +13,7 @@ from ldm_core.cli.draw import draw
 from ldm_core.cli.going_on import blend_pictures, describe_picture, go_on, upscale
 from ldm_core.cli.imagine import imagine
 from ldm_core.cli.inspection import inspect_file
+from ldm_core.cli.jobs import draw_rows, verify_job
 from ldm_core.cli.printing import tell
 from ldm_core.cli.restoration import restore_files
 
@@ -28,6 +29,8 @@ COMMANDS = {
     "pan": go_on,
     "blend": blend_pictures,
     "describe": describe_picture,
+    "draw": draw_rows,
+    "verify": verify_job,
     "inspect": inspect_file,
     "convert": convert_file,
     "merge": merge_files,

@@ -20,6 +20,7 @@ from ldm_core.cli.defaults import (
     STRENGTH,
 )
 from ldm_core.cli.imagine_options import add_imagine_commands, add_second_pass
+from ldm_core.cli.job_options import add_draw_options, add_verify_options
 from ldm_core.cli.option_types import number, seeds, size, whole
 from ldm_core.cli.printing import PROG
 from ldm_core.cli.restore_options import add_restore_options
@@ -72,15 +73,18 @@ def build_parser() -> argparse.ArgumentParser:
         _add_how(drawing)
         _add_where(drawing)
     for drawing in (txt2img, img2img, inpaint):
-        group = drawing.add_argument_group("model")
-        group.add_argument(
-            "--model", metavar="PATH", help="a checkpoint or diffusers folder (default: the bundled model)"
-        )
-        _add_model(group)
+        _add_model_path(drawing)
         _add_how(drawing)
         _add_where(drawing)
     add_imagine_commands(command, _add_model)
     add_restore_options(command("restore", "Restore the faces of a photo, or of all photos in a folder."))
+    draw = command("draw", "Draw a picture for each row of a file; run again, it resumes.")
+    add_draw_options(draw)
+    _add_model_path(draw)
+    _add_how(draw)
+    verify = command("verify", "Check the output folder of `draw`.")
+    add_verify_options(verify)
+    _add_model_path(verify)
     _add_file_commands(command)
     return parser
 
@@ -198,6 +202,15 @@ def _add_again(group: Any, *num: str) -> None:
         metavar="N[,N…]",
         help="picture k has seed N + k, or the k-th of a list (default: random; the recipe records it)",
     )
+
+
+def _add_model_path(parser: argparse.ArgumentParser) -> None:
+    """Options for the model of a command whose default is the bundled one."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model", metavar="PATH", help="a checkpoint or diffusers folder (default: the bundled model)"
+    )
+    _add_model(group)
 
 
 def _add_model(group: Any) -> None:

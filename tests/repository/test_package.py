@@ -180,7 +180,8 @@ ARROWS = {
     "testing": LOADING | SAMPLER | {"kernels", "watch"},
     "training": LOADING | SAMPLER | {"adapters", "watch", "kernels"},
     "workbench": GROUND | {"conditioners", "condition", "config", "guidance", "recipe", "schedulers"},
-    "cli": LOADING | SAMPLER | {"adapters", "watch", "recipe", "workbench"},
+    "jobs": LOADING | SAMPLER | {"recipe"},
+    "cli": LOADING | SAMPLER | {"adapters", "watch", "recipe", "workbench", "jobs"},
     "__main__": {"cli"},
 }
 

@@ -20,13 +20,13 @@ from ldm_core.cli.model import chosen, load_model, usable_device
 from ldm_core.cli.plan import chosen_scheduler
 from ldm_core.cli.printing import EXIT_FAILED, EXIT_INTERRUPTED, print_path, tell
 from ldm_core.guidance import ClassifierFreeGuidance
+from ldm_core.jobs.checking import verify
 from ldm_core.jobs.draw import Draw, Options
 from ldm_core.jobs.job import Job, Shard, open_job
 from ldm_core.jobs.on_ray import run_on_ray
 from ldm_core.jobs.plan import JOB_FILE, read_plan
-from ldm_core.jobs.run import Part, Summary, run, torchrun_part
+from ldm_core.jobs.running import Part, Summary, run, torchrun_part
 from ldm_core.jobs.sources import open_rows
-from ldm_core.jobs.verify import verify
 from ldm_core.recipe import Recipe
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ldm_core.jobs.job import Job, Shard
-from ldm_core.jobs.run import Summary, summarize
+from ldm_core.jobs.running import Summary, summarize
 from ldm_core.jobs.tables import imported
 
 MAX_BLOCKS = 10_000  # of Ray's data set; a block is what an actor gets at a time

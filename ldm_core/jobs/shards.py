@@ -153,7 +153,7 @@ def _read_tar(path: Path) -> Iterator[tuple[str, bytes | None, str | None]]:
 
 
 def _read_folder(path: Path) -> Iterator[tuple[str, bytes | None, str | None]]:
-    for file in sorted(path.iterdir()):
+    for file in sorted(path.iterdir(), key=lambda file: (file.stem, file.suffix != ".png")):
         yield _part(file.name, file.read_bytes())
 
 

@@ -113,7 +113,7 @@ def _checked_shard(output: Path, plan: Plan, number: int, report: Report) -> lis
     where = f"{shard_name(number)} (rows {numbers.start + 1} to {numbers.stop})"
     rows = read_record(output, plan, number)
     if rows is None:
-        state = "is damaged" if path.exists() else "is missing"
+        state = "is not whole" if path.exists() else "is missing"
         report.add(f"{where} {state}")
         return None
     try:

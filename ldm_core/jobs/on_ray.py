@@ -87,9 +87,10 @@ def _connect(ray: Any, address: str | None, runtime_env: Mapping[str, Any] | Non
     options = {} if runtime_env is None else {"runtime_env": dict(runtime_env)}
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
-    except (ConnectionError, RuntimeError) as error:
+    except Exception as error:  # a plain Exception, where a node does not start in time
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"no Ray cluster answers at {address!r:.200} ({reason:.200})") from None
+        what = "Ray does not start" if address is None else f"no Ray cluster answers at {address!r:.200}"
+        raise ValueError(f"{what} ({reason:.200})") from None
 
 
 def _rows_of_shards(build: Callable[[], Job]) -> list[int]:

@@ -19,6 +19,7 @@ from ldm_core.cli import defaults
 from ldm_core.cli.model import chosen, load_model, usable_device
 from ldm_core.cli.plan import chosen_scheduler
 from ldm_core.cli.printing import EXIT_FAILED, EXIT_INTERRUPTED, print_path, tell
+from ldm_core.config import PRESETS
 from ldm_core.guidance import ClassifierFreeGuidance
 from ldm_core.jobs.checking import verify
 from ldm_core.jobs.draw import Draw, Options
@@ -28,13 +29,14 @@ from ldm_core.jobs.plan import JOB_FILE, read_plan
 from ldm_core.jobs.running import Part, Summary, run, torchrun_part
 from ldm_core.jobs.sources import open_rows
 from ldm_core.recipe import Recipe
+from ldm_core.support.printable import shown
 
 
 def draw_rows(args: Namespace) -> int:
     """Draw the rows of a file, or this process's part of them, and return the exit status."""
     options: dict[str, Any] = {
         "retry_failed": args.retry_failed,
-        "progress": False if args.quiet else None,
+        "progress": False if args.quiet or os.environ.get("LOCAL_RANK", "0") != "0" else None,
         "on_shard": _print_shard,
     }
     try:
@@ -139,6 +141,8 @@ def verify_job(args: Namespace) -> int:
     args.recipe = str(output / JOB_FILE)
     args.scheduler = args.eta = args.spacing = None
     again = read_plan(output).recipe
+    if again.config is not None and again.config not in PRESETS and args.config is None and args.redraw:
+        raise ValueError(f"{args.recipe}: drawn with {shown(again.config)}: give it with --config")
     draw = _draw(args, again) if args.redraw else None
     rows = None if args.rows is None else open_rows(args.rows, dict(args.columns))
     report = verify(output, redraw=args.redraw, draw=draw, rows=rows, tolerance=args.tolerance)

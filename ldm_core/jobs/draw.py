@@ -228,12 +228,14 @@ class Draw:
             )
         if images is not None:
             options |= {"image": images, "strength": recipe.strength}
-        size = {"width": recipe.width, "height": recipe.height}
-        return self.sampler.sample(**inputs_of(self.kind, rows), **size, **options)
+        options |= {"width": recipe.width, "height": recipe.height, **inputs_of(self.kind, rows)}
+        return self.sampler.sample(**options)
 
     def _is_guided(self) -> bool:
         conditioner: Any = self.model.conditioner
-        return conditioner.unconditional is not None or hasattr(conditioner, "unconditional_for")
+        return getattr(conditioner, "unconditional", None) is not None or hasattr(
+            conditioner, "unconditional_for"
+        )
 
     def _default_guidance(self) -> float:
         if self.options.guidance_scale is not None:

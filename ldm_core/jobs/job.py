@@ -24,7 +24,7 @@ from ldm_core.support.atomic_files import write_whole
 from ldm_core.support.json_text import parse_json
 from ldm_core.support.regular_file import open_regular
 
-MAX_RECORD = 2**30  # bytes of a shard's JSON
+MAX_RECORD = 2**28  # bytes of a shard's JSON
 REASONS = 3  # of failed rows that a result keeps
 
 

@@ -40,7 +40,8 @@ Place = list[int]  # where the rows of a shard begin, as the source understands 
 class Source(Protocol):
     """Rows in their order, with their numbers from 0."""
 
-    path: Path
+    @property
+    def path(self) -> Path: ...
 
     def columns(self) -> list[str]:
         """The names of the columns; of the first row, if rows may differ. [] without rows."""

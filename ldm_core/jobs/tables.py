@@ -40,7 +40,8 @@ class Parquet:
         if only is not None and only not in self.columns():
             yield from (({}, None) for _ in range(start, self._file.metadata.num_rows))
             return
-        groups, skipped = [], 0
+        groups: list[int] = []
+        skipped = 0
         metadata, first = self._file.metadata, 0
         for group in range(metadata.num_row_groups):
             rows = metadata.row_group(group).num_rows

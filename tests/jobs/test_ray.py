@@ -22,7 +22,8 @@ pytestmark = pytest.mark.slow  # a cluster takes a quarter of a minute to start
 def cluster() -> Iterator[None]:
     paths = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
     environment = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": environment})
+    own = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": 3, "include_dashboard": False}
+    ray.init(**own, log_to_driver=False, runtime_env={"env_vars": environment})
     yield
     ray.shutdown()
 

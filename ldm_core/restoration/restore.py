@@ -78,7 +78,6 @@ def restore(
     seed: of the noise that a network draws: face k has seed + k. None: fresh noise in every call.
 
     The file for inpainting replaces the white pixels of a face only: give it an aligned face.
-
     Warns if no face is found; the photo then comes back (enlarged) without a change.
     Raises ValueError for other values, and for a detector, network or parser that returns something else.
     """
@@ -86,25 +85,34 @@ def restore(
     network = FaceNetwork.of(restorer, fidelity, alignment)
     opened = open_photo(photo)
     keep_grey = not network.colorizes if keep_grey is None else keep_grey
+    opened = opened if keep_grey or opened.pixels.shape[2] != 1 else opened.coloured()
     grey = keep_grey and opened.is_grey()
-    if not keep_grey and opened.pixels.shape[2] == 1:
-        opened = opened.coloured()
     if aligned:
         return _restored_face(opened, network, seed, grey).picture()
-    pixels = opened.size[0] * opened.size[1] * upscale**2
-    if pixels > MAX_PIXELS:
-        raise ValueError(f"expected a result of at most {MAX_PIXELS:,} pixels, got {pixels:,}")
-    found = find(opened, detector, threshold)
-    if not found:
-        warn("no face was found in the photo, which is returned without restored faces")
+    size = _enlarged(opened.size, upscale)
+    found = _found(opened, detector, threshold)
     seeds = [None if seed is None else seed + k for k in range(len(found))]
     faces = [_restored(opened, network, face, own, grey) for face, own in zip(found, seeds)]
-    height, width = opened.size
-    result = opened.resized((height * upscale, width * upscale), background)
-    for face in faces:
-        if face is not None:
-            _paste(result, face, upscale, mask, network.script, getattr(parser, "network", parser))
+    result, parse = opened.resized(size, background), getattr(parser, "network", parser)
+    for face in filter(None, faces):
+        _paste(result, face, upscale, mask, network.script, parse)
     return result.picture()
+
+
+def _enlarged(size: tuple[int, int], upscale: int) -> tuple[int, int]:
+    """The size of the result. Raises ValueError for too many pixels."""
+    height, width = (upscale * side for side in size)
+    if height * width > MAX_PIXELS:
+        raise ValueError(f"expected a result of at most {MAX_PIXELS:,} pixels, got {height * width:,}")
+    return height, width
+
+
+def _found(photo: Photo, detector: Any, threshold: float) -> list[Located]:
+    """The faces of a photo. Warns if there is none."""
+    found = find(photo, detector, threshold)
+    if not found:
+        warn("no face was found in the photo, which is returned without restored faces")
+    return found
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,7 @@ def renamed(adapter: dict[str, Tensors], named: Callable[[str], str], half: str)
     }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("names", "suffix"), [("processors", ".safetensors"), ("lora.down", ".bin")])
 def test_diffusers_old(small_pair: Pair, tmp_path: Path, names: str, suffix: str) -> None:
     unet_name, unet_half, text_name, text_half = OLD[names]

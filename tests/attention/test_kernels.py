@@ -66,6 +66,7 @@ def test_some_tiles_compile_as_the_page_says() -> None:
     run("docs/attention_table.py", "--check", "--quick", TRITON_INTERPRET="0")
 
 
+@pytest.mark.slow  # compiles kernels ahead of time
 @needs_triton
 def test_the_fused_functions_compile() -> None:
     run("-m", "pytest", "-q", "tests/support/compiled_kernels.py", TRITON_INTERPRET="0")

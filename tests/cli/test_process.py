@@ -114,6 +114,7 @@ def test_convert_inspect_and_draw_from_a_folder(tmp_path: Path, capsys: pytest.C
     assert Image.open(again).tobytes() == pictures[0]
 
 
+@pytest.mark.slow  # several processes
 def test_merge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, target = str(bundled_model()), str(tmp_path / "m.ckpt")
     assert cli.main(["merge", source, source, target, "--alpha", "0.25"]) == 0

@@ -49,6 +49,7 @@ def inputs(rows: int = 2, width: int = 64) -> tuple[Tensor, Tensor, Tensor]:
     return draw(rows, 4, SIZE, SIZE), t, draw(rows, 7, width, seed=1)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("unet", [SMALL_SD1.unet, SMALL_SD2.unet], ids=["sd1", "sd2"])
 def test_networks_agree_with_diffusers(unet: Any) -> None:
     """Residuals, and the U-Net that takes them; hints of two channels and of another size."""

@@ -108,6 +108,7 @@ def test_datasets_reads_the_parquet_files(rows: Path, tmp_path: Path) -> None:
     assert {row["id"] for row in table} >= {"r0", "z", "bad"}
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("moment", ["_sync", "replace"])
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_kill_loses_the_current_shard_alone(

@@ -80,6 +80,7 @@ def listed(name: str) -> LatentDiffusionConfig:
     return replace(config, conditioner=replace(config.conditioner, image_encoder=None))
 
 
+@pytest.mark.one_in(2)
 @NAMES
 def test_every_published_tensor_is_one_parameter_of_its_shape(name: str, published: dict[str, Any]) -> None:
     tensors = on_meta(published[PUBLISHED[name]]["tensors"])

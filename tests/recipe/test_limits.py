@@ -53,6 +53,7 @@ def test_pairs_are_separated_by_commas_outside_quotes(line: str) -> None:
     assert list(_pairs(line)) == pairs_by_a_regular_expression(line)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "text", ['"', '"\\', ",", ":", 'a: "', '\\"', '",', "a: b,", "\n", "Negative prompt:\n"], ids=repr
 )

@@ -106,6 +106,7 @@ def test_autoencoder_agrees_with_diffusers(form: str, dtype: torch.dtype) -> Non
         assert relative_error(model.autoencoder.decode(z), decoded) < bound
 
 
+@pytest.mark.one_in(2)
 @DTYPES
 @pytest.mark.parametrize("kind", ["sd1", "sd2"])
 def test_text_encoder_agrees_with_transformers(kind: str, dtype: torch.dtype) -> None:

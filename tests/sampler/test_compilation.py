@@ -138,6 +138,7 @@ def test_another_prompt_is_not_drawn_with_the_first_ones_keys(
             condition.context.mul_(2)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     "guidance", [ClassifierFreeGuidance(batched=False), ClassifierFreeGuidance(interval=(0.0, 0.5))], ids=str
 )
@@ -240,6 +241,7 @@ def test_gradients_are_recorded_as_ever(graphs: LatentDiffusion) -> None:
     assert GRAPHS == []
 
 
+@pytest.mark.slow  # many runs
 def test_shapes_have_graphs_of_their_own_up_to_a_limit(plain: LatentDiffusion) -> None:
     model = captured(plain, limit=2)
     for width in (32, 48, 32, 64, 32, 48):
@@ -254,6 +256,7 @@ def test_under_inference_mode_and_after_it(graphs: LatentDiffusion, plain: Laten
     torch.testing.assert_close(inside.clone(), draw(plain), rtol=0, atol=ROUNDING)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda unet: pickle.loads(pickle.dumps(unet))])
 def test_a_copy_is_plain(copied: Callable[[Any], UNet], graphs: LatentDiffusion) -> None:
     draw(graphs)

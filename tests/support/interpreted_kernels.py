@@ -264,6 +264,7 @@ def test_geglu_is_the_formula(dtype: torch.dtype) -> None:
     assert error(geglu(x[:, ::2, 4:100]), layers.geglu(x[:, ::2, 4:100].double())) <= BOUND[dtype]
 
 
+@pytest.mark.slow
 def test_gradients_of_the_fused_functions() -> None:
     torch.manual_seed(0)
     norm = layers.group_norm(64, 1e-5)
@@ -312,6 +313,7 @@ def test_operators_can_be_traced_with_dynamic_shapes(name: str) -> None:
 # --- a whole network ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_block_of_kernels_is_the_plain_one() -> None:
     torch.manual_seed(0)
     res, block = ResBlock(32, 64, time_channels=8), TransformerBlock(64, 2, 16)

@@ -108,6 +108,7 @@ REQUEST: dict[str, Any] = {"steps": 7, "seed": 3, "guidance_scale": 5.0, "output
 PROMPTS = ["a cat", "a cat", "", "a dog"]  # alike in context, alike in the unconditional half, neither
 
 
+@pytest.mark.slow  # several runs
 @pytest.mark.parametrize(
     "scheduler", [pytest.param(DDIM(), id="DDIM"), pytest.param(Heun(), id="Heun", marks=pytest.mark.slow)]
 )
@@ -316,6 +317,7 @@ def test_the_docs_script_measures_what_the_table_shows(
         assert f"| {kind.name} | 0." in text
 
 
+@pytest.mark.slow  # several runs
 def test_arithmetic_is_counted_as_steps_and_rows_are(monkeypatch: pytest.MonkeyPatch) -> None:
     script = runpy.run_path(str(DOCS / "accelerations.py"))
     kinds = {kind.name: kind for kind in script["ACCELERATIONS"]}

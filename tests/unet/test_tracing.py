@@ -37,7 +37,7 @@ def by_export(unet: UNet, arguments: tuple[Tensor, ...]) -> Any:
     return torch.export.export(unet, arguments).module()
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.slow  # imports PyTorch's compiler
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("trace", [by_jit, by_fx, by_export])
 @torch.no_grad()

@@ -81,6 +81,7 @@ def filled(config: UNetConfig, tensors: dict[str, Tensor]) -> UNet:
     return network
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_as_compvis_computes(kind: str) -> None:
     params = PARAMS | KINDS[kind]

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm_core.nn.convolution import Conv3x3, channels_last
+from ldm_core.nn.large_group_norm import is_large, large_group_norm
 from ldm_core.nn.transforms import transforming
 
 GROUPS = 32
@@ -42,6 +43,8 @@ class GroupNorm(nn.GroupNorm):
 def normalise(norm: nn.GroupNorm, x: Tensor) -> Tensor:
     """PyTorch's group norm, also inside `torch.func.vmap` and `jvp`, which need its input contiguous."""
     x = x.contiguous() if transforming() else x
+    if is_large(norm, x):
+        return large_group_norm(norm, x)
     return F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
 
 

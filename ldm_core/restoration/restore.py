@@ -6,7 +6,7 @@ For each face, with S the similarity to the aligned face (`alignment`) and m its
     photo <- m * face warped by S^-1 + (1 - m) * photo
 
 as the scripts of CodeFormer and GFPGAN do it; `scripts` has what GPEN's does otherwise. Only the part of the
-photo that a face reaches is computed, so a large photo costs the memory of one copy, which is the result.
+photo that a face reaches is computed.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     g  = 1 - amount (1 - ramp)                         n: standard normal, one for each picture
 
 After "CADS: Unleashing the Diversity of Diffusion Models through Condition-Annealed Sampling" (Sadat et al.
-2023, arXiv:2310.17347, equations 5 and 6). The ramp is 0 in the first steps and rises to 1, so that the last
+2023, arXiv:2310.17347). The ramp is 0 in the first steps and rises to 1, so that the last
 steps see the prompt as it is. In the paper each step has noise of its own, which averages out over many
 steps; here, a picture keeps its noise, as if it began with another prompt.
 """

@@ -11,7 +11,7 @@ photo that a face reaches is computed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -85,7 +85,7 @@ def restore(
     network = FaceNetwork.of(restorer, fidelity, alignment)
     opened = open_photo(photo)
     keep_grey = not network.colorizes if keep_grey is None else keep_grey
-    opened = opened if keep_grey or opened.pixels.shape[2] != 1 else opened.coloured()
+    opened = opened if keep_grey or opened.colours != 1 else opened.coloured()
     grey = keep_grey and opened.is_grey()
     if aligned:
         return _restored_face(opened, network, seed, grey).picture()
@@ -163,13 +163,14 @@ def _restored_face(photo: Photo, network: FaceNetwork, seed: int | None, grey: b
     if height != width:
         raise ValueError(f"expected an aligned face as a square, got {width} x {height} pixels")
     face = photo.resized((network.size, network.size), "bilinear")
-    levels = face.levels().float()
+    levels = face.levels()[:].float()
     restored = network(levels, seed)
     if grey:
         restored = _greyed(restored, levels)
-    pixels = torch.zeros_like(face.pixels)
-    _blend(pixels, restored, torch.ones(face.size), face.top)
-    return replace(face, pixels=pixels)
+    pixels = face.pixels[:].zero_()
+    _blend(pixels[..., : face.colours], restored, torch.ones(face.size), face.top)
+    face.pixels[:] = pixels
+    return face
 
 
 def _restored(
@@ -182,8 +183,9 @@ def _restored(
     side, script = network.size, network.script
     to_face = similarity(face.points, side, script.alignment)
     scale = photo.top / 255
-    pixels = photo.pixels.expand(-1, -1, 3)
-    crop = warp(pixels, inverse(to_face), Region(0, 0, side, side), torch.tensor(script.border) * scale)
+    crop = warp(
+        photo.in_rgb(), inverse(to_face), Region(0, 0, side, side), torch.tensor(script.border) * scale
+    )
     levels = (crop / scale).round().clamp(0, 255)
     restored = network(levels, seed)
     if torch.equal(restored, levels):
@@ -212,15 +214,19 @@ def _paste(photo: Photo, face: _Restored, upscale: int, mask: Mask, script: Scri
     region, solid, soft = square_mask(to_photo, to_face, side, photo.size, upscale)
     if region.is_empty():
         return
-    pasted = warp(face.levels, to_face, region)
-    if face.whole:
-        pasted = pasted.round()
-    if mask != "parsing":
-        pasted *= solid[..., None]
     if parser is not None:
         shape = _warped_mask(face.levels, to_face, region, script, parser)
         soft = shape if mask == "parsing" else torch.minimum(shape, soft)
-    _blend(photo.pixels[region.slices], pasted, soft, photo.top)
+    for band in region.bands():
+        rows = slice(band.top - region.top, band.bottom - region.top)
+        pasted = warp(face.levels, to_face, band)
+        if face.whole:
+            pasted = pasted.round()
+        if mask != "parsing":
+            pasted *= solid[rows, :, None]
+        pixels = photo.pixels[band.slices]
+        _blend(pixels[..., : photo.colours], pasted, soft[rows], photo.top)
+        photo.pixels[band.slices] = pixels
 
 
 def _warped_mask(levels: Tensor, to_face: Tensor, region: Region, script: Script, parser: Any) -> Tensor:

@@ -6,10 +6,10 @@ as in OpenCV, whose `warpAffine` and `resize` compute the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import ceil, floor
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +20,20 @@ BAND = 2**18  # pixels to compute at a time, which bounds the memory of their co
 WEIGHT_STEP, WIDE_STEP, PART_STEP = 2.0**-11, 2.0**-7, 2.0**-2
 
 Filter = Literal["bilinear", "lanczos"]
+
+
+class Pixels(Protocol):
+    """A tensor (H, W, C), or an array that gives such tensors for slices of rows and columns."""
+
+    @property
+    def shape(self) -> Any: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, where: Any, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -42,6 +56,12 @@ class Region:
     def is_empty(self) -> bool:
         return self.bottom <= self.top or self.right <= self.left
 
+    def bands(self) -> Iterator[Region]:
+        """The rectangle in parts of whole rows, of about BAND pixels each."""
+        rows = max(1, BAND // max(self.size[1], 1))
+        for top in range(self.top, self.bottom, rows):
+            yield Region(top, self.left, min(top + rows, self.bottom), self.right)
+
 
 def covered(to_photo: Tensor, side: int, photo: tuple[int, int], margin: int) -> Region:
     """The part of a photo (H, W) that a square picture reaches, with a margin.
@@ -59,37 +79,37 @@ def covered(to_photo: Tensor, side: int, photo: tuple[int, int], margin: int) ->
     )
 
 
-def warp(picture: Tensor, to_picture: Tensor, region: Region, border: Tensor | float = 0.0) -> Tensor:
+def warp(picture: Pixels, to_picture: Tensor, region: Region, border: Tensor | float = 0.0) -> Tensor:
     """The pixels of a region of the target, interpolated bilinearly from a picture (H, W, C): (h, w, C).
 
     to_picture: the affine map (2, 3) from the target to the picture. Places are rounded to float32, where
         OpenCV 5 rounds them; otherwise levels near one half would become another whole number than there.
     border: the level of all that lies outside the picture, or one for each channel.
     """
-    height, width = region.size
-    rows = max(1, BAND // max(width, 1))
     outside = torch.as_tensor(border, dtype=torch.float32)
     columns = torch.arange(region.left, region.right, dtype=torch.float64)
     bands = []
-    for top in range(region.top, region.bottom, rows):
-        y = torch.arange(top, min(top + rows, region.bottom), dtype=torch.float32)[:, None]
+    for band in region.bands():
+        y = torch.arange(band.top, band.bottom, dtype=torch.float32)[:, None]
         source_x, source_y = (
             (m[0].double() * columns + (m[1] * y + m[2]).double()).float() for m in to_picture.float()
         )
         bands.append(_sample(picture, source_x, source_y, outside))
-    return torch.cat(bands) if bands else torch.zeros(height, width, picture.shape[2])
+    return torch.cat(bands) if bands else torch.zeros(*region.size, picture.shape[2])
 
 
-def _sample(picture: Tensor, x: Tensor, y: Tensor, outside: Tensor) -> Tensor:
+def _sample(picture: Pixels, x: Tensor, y: Tensor, outside: Tensor) -> Tensor:
     """Bilinear interpolation at the places (x, y), both (h, w): (h, w, C)."""
     height, width = picture.shape[:2]
     left, top = x.floor(), y.floor()
     across, down = (x - left)[..., None], (y - top)[..., None]
+    rows, columns = _reached(top, height), _reached(left, width)
+    seen = picture[rows, columns]
 
     def at(row: Tensor, column: Tensor) -> Tensor:
         inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-        values = picture[row.clamp(0, height - 1).long(), column.clamp(0, width - 1).long()].float()
-        return torch.where(inside[..., None], values, outside)
+        row, column = row.clamp(0, height - 1) - rows.start, column.clamp(0, width - 1) - columns.start
+        return torch.where(inside[..., None], seen[row.long(), column.long()].float(), outside)
 
     def between(row: Tensor) -> Tensor:
         first = at(row, left)
@@ -99,10 +119,14 @@ def _sample(picture: Tensor, x: Tensor, y: Tensor, outside: Tensor) -> Tensor:
     return upper + down * (between(top + 1) - upper)
 
 
-def resize(
-    picture: Tensor, size: tuple[int, int], method: Filter, finish: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """A picture (H, W, C) at another size (h, w); each band of it goes through `finish`.
+def _reached(first: Tensor, length: int) -> slice:
+    """The indices of 0..length - 1 from the least of `first` to one more than the greatest."""
+    low, high = (int(one.clamp(0, length - 1)) for one in (first.amin(), first.amax() + 1))
+    return slice(low, high + 1)
+
+
+def resized_bands(picture: Pixels, size: tuple[int, int], method: Filter) -> Iterator[tuple[slice, Tensor]]:
+    """A picture (H, W, C) at another size (h, w), in bands: their rows, and the bands (rows, w, C).
 
     The pixels at the border are repeated beyond it. Pictures of type uint8 are computed in fixed point, as in
     OpenCV, whose results would otherwise differ by one level in each tenth pixel.
@@ -116,9 +140,8 @@ def resize(
     )
     truncated = fixed and method == "bilinear"
     step = max(1, BAND // max(size[1], picture.shape[1]))
-    bands = []
     for start in range(0, size[0], step):
-        band = slice(start, start + step)
+        band = slice(start, min(start + step, size[0]))
         first = int(rows[:, band].min())
         source = picture[first : int(rows[:, band].max()) + 1].to(row_weights.dtype)
         wide = torch.zeros(len(source), size[1], source.shape[2], dtype=source.dtype)
@@ -129,8 +152,14 @@ def resize(
         for i, w in zip(rows[:, band] - first, row_weights[:, band]):
             part = wide[i] * w[:, None, None]
             total = total + (_cut(part, PART_STEP) if truncated else part)
-        bands.append(finish(total))
-    return torch.cat(bands)
+        yield band, total
+
+
+def resize(
+    picture: Pixels, size: tuple[int, int], method: Filter, finish: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """A picture (H, W, C) at another size (h, w), as `resized_bands`; each band goes through `finish`."""
+    return torch.cat([finish(band) for _, band in resized_bands(picture, size, method)])
 
 
 def _cut(values: Tensor, step: float) -> Tensor:

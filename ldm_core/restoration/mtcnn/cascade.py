@@ -22,6 +22,7 @@ from torch import Tensor
 from ldm_core.images import image_to_tensor
 from ldm_core.restoration.face import Array, Face, suppress
 from ldm_core.restoration.mtcnn.networks import MTCNN, bundled
+from ldm_core.restoration.warping import Pixels
 from ldm_core.support.limits import is_number
 from ldm_core.support.printable import shown
 
@@ -58,14 +59,14 @@ def detect(photo: Any, smallest: float = SMALLEST) -> list[Face]:
 
 
 @torch.inference_mode()
-def find_faces(pixels: Tensor, networks: MTCNN, smallest: float = SMALLEST) -> list[Face]:
+def find_faces(pixels: Pixels, networks: MTCNN, smallest: float = SMALLEST) -> list[Face]:
     """The faces in a photo (H, W, 3), uint8 RGB, the most probable first. No copy of the photo is made."""
     boxes = _proposals(pixels, networks, smallest)
     boxes = _refined(pixels, networks, boxes)
     return _output(pixels, networks, boxes)
 
 
-def _proposals(pixels: Tensor, networks: MTCNN, smallest: float) -> Array:
+def _proposals(pixels: Pixels, networks: MTCNN, smallest: float) -> Array:
     """The candidates of P-Net: (N, 4)."""
     found = [_at_scale(pixels, networks, scale) for scale in _scales(pixels, smallest)]
     if not found:
@@ -75,7 +76,7 @@ def _proposals(pixels: Tensor, networks: MTCNN, smallest: float) -> Array:
     return _corrected(candidates[:, :4], candidates[:, 5:], extra=0)
 
 
-def _scales(pixels: Tensor, smallest: float) -> Iterator[float]:
+def _scales(pixels: Pixels, smallest: float) -> Iterator[float]:
     scale = SEEN / smallest
     side = min(pixels.shape[:2]) * scale
     while side >= SEEN:
@@ -83,7 +84,7 @@ def _scales(pixels: Tensor, smallest: float) -> Iterator[float]:
         scale, side = scale * FACTOR, side * FACTOR
 
 
-def _at_scale(pixels: Tensor, networks: MTCNN, scale: float) -> Array:
+def _at_scale(pixels: Pixels, networks: MTCNN, scale: float) -> Array:
     """The candidates of one scale: box, probability and four corrections, (N, 9)."""
     height, width = (int(side * scale + 1) for side in pixels.shape[:2])
     # The places of P-Net: its pooling, of two pixels, also has a place for a single last row.
@@ -104,21 +105,32 @@ def _at_scale(pixels: Tensor, networks: MTCNN, scale: float) -> Array:
     return candidates[suppress(candidates[:, :4], candidates[:, 4], OVERLAP_WITHIN)]
 
 
-def area_band(pixels: Tensor, rows: range, height: int, width: int) -> Tensor:
+def area_band(pixels: Pixels, rows: range, height: int, width: int) -> Tensor:
     """Some rows of a photo (H, W, 3) at the size (height, width), as means of areas: (1, 3, rows, width)."""
     tall = len(pixels)
     if tall * pixels.shape[1] <= SMALL and len(rows) == height:
-        return F.adaptive_avg_pool2d(pixels.permute(2, 0, 1).float(), (height, width))[None]
-    means = [pixels[i * tall // height : -(-(i + 1) * tall // height)].float().mean(dim=0) for i in rows]
-    wide = torch.stack(means).permute(2, 0, 1)  # (3, rows, W)
-    return F.adaptive_avg_pool2d(wide, (len(rows), width))[None]
+        return F.adaptive_avg_pool2d(pixels[:].permute(2, 0, 1).float(), (height, width))[None]
+    step = max(1, SMALL // pixels.shape[1])
+    parts = []
+    for some in (rows[k : k + step] for k in range(0, len(rows), step)):
+        means = [_mean_row(pixels, i * tall // height, -(-(i + 1) * tall // height)) for i in some]
+        wide = torch.stack(means).permute(2, 0, 1)  # (3, rows, W)
+        parts.append(F.adaptive_avg_pool2d(wide, (len(some), width)))
+    return torch.cat(parts, dim=1)[None]
+
+
+def _mean_row(pixels: Pixels, first: int, last: int) -> Tensor:
+    """The mean (W, 3) of the rows first..last - 1. The sums are whole numbers, and exact."""
+    step = max(1, SMALL // pixels.shape[1])
+    parts = (pixels[k : min(k + step, last)].float().sum(dim=0) for k in range(first, last, step))
+    return sum(parts, torch.zeros(())) / (last - first)
 
 
 def _normalised(levels: Tensor) -> Tensor:
     return (levels - 127.5) / 128
 
 
-def _refined(pixels: Tensor, networks: MTCNN, boxes: Array) -> Array:
+def _refined(pixels: Pixels, networks: MTCNN, boxes: Array) -> Array:
     """The candidates that R-Net lets through: (N, 4)."""
     squares, crops = _crops(pixels, boxes, 24)
     scores, corrections = _batched(networks.rnet, crops)
@@ -128,7 +140,7 @@ def _refined(pixels: Tensor, networks: MTCNN, boxes: Array) -> Array:
     return _corrected(squares[kept], corrections[kept], extra=1)
 
 
-def _output(pixels: Tensor, networks: MTCNN, boxes: Array) -> list[Face]:
+def _output(pixels: Pixels, networks: MTCNN, boxes: Array) -> list[Face]:
     squares, crops = _crops(pixels, boxes, 48)
     scores, corrections, points = _batched(networks.onet, crops)
     chosen = scores > THRESHOLDS[2]
@@ -151,7 +163,7 @@ def _batched(network: torch.nn.Module, crops: list[Tensor]) -> list[Array]:
     return [torch.cat(parts).numpy() for parts in zip(*results)]
 
 
-def _crops(pixels: Tensor, boxes: Array, size: int) -> tuple[Array, list[Tensor]]:
+def _crops(pixels: Pixels, boxes: Array, size: int) -> tuple[Array, list[Tensor]]:
     """The boxes as squares about their centres, (N, 4), and the pixels in them, (3, size, size) each.
 
     Squares without a pixel in the photo are left out.
@@ -169,7 +181,7 @@ def _crops(pixels: Tensor, boxes: Array, size: int) -> tuple[Array, list[Tensor]
     return squares[kept], crops
 
 
-def _square(pixels: Tensor, left: int, top: int, right: int, bottom: int) -> Tensor | None:
+def _square(pixels: Pixels, left: int, top: int, right: int, bottom: int) -> Tensor | None:
     """A part of the photo, with grey beyond the photo's border: (h, w, 3). None if all of it is beyond."""
     height, width = pixels.shape[:2]
     inside = pixels[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]

@@ -19,7 +19,7 @@ from ldm_core.restoration.mtcnn.cascade import area_band
 from ldm_core.restoration.photo import open_photo
 from ldm_core.restoration.retinaface.anchors import Found, decode
 from ldm_core.restoration.retinaface.network import RetinaFace
-from ldm_core.restoration.warping import resize
+from ldm_core.restoration.warping import Pixels, resize
 from ldm_core.support.limits import is_number, is_whole
 from ldm_core.support.printable import shown
 
@@ -62,7 +62,7 @@ class FaceDetector:
         return self.find(open_photo(photo).levels())
 
     @torch.inference_mode()
-    def find(self, pixels: Tensor) -> list[Face]:
+    def find(self, pixels: Pixels) -> list[Face]:
         """The faces in a photo (H, W, 3), uint8 RGB."""
         height, width = pixels.shape[:2]
         size = self._size(height, width)
@@ -80,13 +80,13 @@ class FaceDetector:
         return max(1, int(height * scale)), max(1, int(width * scale))
 
 
-def _scaled(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+def _scaled(pixels: Pixels, size: tuple[int, int]) -> Tensor:
     """(H, W, 3) as (1, 3, h, w), float32, in [0, 255]: means of areas if it is smaller, else bilinear."""
     if size[0] < pixels.shape[0]:
         return area_band(pixels, range(size[0]), *size)
     if size != tuple(pixels.shape[:2]):
         pixels = resize(pixels, size, "bilinear", lambda band: (band + 0.5).floor())
-    return pixels.permute(2, 0, 1)[None].float()
+    return pixels[:].permute(2, 0, 1)[None].float()
 
 
 def _faces(found: Found, threshold: float, scale: Tensor) -> list[Face]:

@@ -24,7 +24,7 @@ from ldm_core.config import SD1, TextEncoderConfig
 from ldm_core.nn.attention_backends import chunked_attention
 from ldm_core.nn.cpu import chunks_win_in_bfloat16, multiplies_bfloat16
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 # SD1's widths and half of its residual blocks, which is quicker to make and to run. No text encoder is timed.
 CONFIG = replace(

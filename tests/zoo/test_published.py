@@ -129,7 +129,7 @@ def test_every_tensor_is_one_parameter_and_back(name: str, published: dict[str, 
     assert {key: tuple(value.shape) for key, value in saved.items()} == shapes
 
 
-# tests/loading/test_full_size.py loads those of Stable Diffusion.
+# tests/loading/test_published_lists.py loads those of Stable Diffusion.
 @pytest.mark.slow  # reads up to 7 GB of zeros each
 @pytest.mark.parametrize("name", [name for preset, name in DISTINCT.items() if not preset.startswith("sd")])
 def test_the_file_loads_as_a_whole(name: str, published: dict[str, Any], tmp_path: Path) -> None:

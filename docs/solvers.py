@@ -16,15 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 import ldm_core
-from ldm_core import DDIM, LMS, PNDM, DPMSolverMultistep, Euler, Heun, LatentDiffusion, Sampler, UniPC
+from ldm_core import DDIM, LMS, PNDM, DPMSolverMultistep, Euler, Heun, LatentDiffusion, UniPC
+from ldm_core.watch.comparison import CALLS, solver_errors
 
 HERE = Path(__file__).parent
 PROMPTS, SEEDS = ["panda", "fire", "red apple"], [1, 2, 3]
-CALLS = (5, 7, 10, 15, 25, 50)
-REFERENCE, REFERENCE_STEPS = DDIM(spacing="linspace", set_alpha_to_one=True), 1000
 SCHEDULERS: dict[str, Any] = {
     "DDIM": DDIM(),
     "PNDM (PLMS)": PNDM(),
@@ -40,37 +37,16 @@ SCHEDULERS: dict[str, Any] = {
 STYLES = {"DDIM": "s", "PNDM": "s", "Euler": "^", "LMS": "^", "Heun": "^", "DPM++": "o", "UniPC": "D"}
 
 
-def steps_for(scheduler: Any, calls: int) -> tuple[int, int]:
-    """(steps, the calls that they make): the most steps that stay within `calls`."""
-    if isinstance(scheduler, Heun):
-        return (calls + 1) // 2, (calls + 1) // 2 * 2 - 1
-    if isinstance(scheduler, PNDM):
-        return calls - 1, calls
-    return calls, calls
-
-
-def latents(model: LatentDiffusion, scheduler: Any, steps: int) -> Tensor:
-    sampler = Sampler(model, scheduler)
-    final: Tensor = sampler.txt2img(PROMPTS, steps=steps, guidance_scale=4.0, seed=SEEDS, output="latent")
-    return final
-
-
 def errors(
     model: LatentDiffusion,
     schedulers: dict[str, Any] = SCHEDULERS,
     counts: Sequence[int] = CALLS,
-    reference_steps: int = REFERENCE_STEPS,
+    reference_steps: int = 1000,
 ) -> dict[str, list[tuple[int, float]]]:
     """By name, the pairs (network calls, RMS error); the latents have a standard deviation of about 1."""
-    solution = latents(model, REFERENCE, reference_steps)
-    measured: dict[str, list[tuple[int, float]]] = {}
-    for name, scheduler in schedulers.items():
-        measured[name] = []
-        for steps, calls in (steps_for(scheduler, count) for count in counts):
-            difference = latents(model, scheduler, steps) - solution
-            measured[name].append((calls, float(difference.square().mean().sqrt())))
-        print(name, measured[name], flush=True)
-    return measured
+    return solver_errors(
+        model, schedulers, PROMPTS, calls=counts, seeds=SEEDS, reference_steps=reference_steps
+    )
 
 
 def table(measured: dict[str, list[tuple[int, float]]], counts: Sequence[int] = CALLS) -> str:

@@ -38,7 +38,7 @@ SHEETS = {
     "train_tiny.png": (3, 1),
 }
 # Ten seconds and more. What they call is also called by tests/training, tests/watch and the docs.
-SLOW = {"fine_tune", "latent_preview"}
+SLOW = {"fine_tune", "latent_preview", "plots"}
 LINES = {"fine_tune": 150}  # four methods in one
 SIZES = {"txt2img.png": (128, 128)}
 TILE = 128  # pixels of a picture in a sheet

@@ -34,7 +34,7 @@ def main() -> None:
         writer.writerow(["id", "prompt", "width", "height", "steps", "guidance_scale"])
         for k in range(args.rows):
             prompt = SUBJECTS[k % len(SUBJECTS)] + STYLES[k // len(SUBJECTS) % len(STYLES)]
-            width, height = (128, 96) if k % 5 == 0 else (128, 128)
+            width, height = (128, 64) if k % 5 == 0 else (128, 128)
             writer.writerow(
                 [f"emoji-{k:04d}", prompt, width, height, args.steps + k % 2, 3 if k % 7 == 0 else 5]
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import runpy
 import sys
@@ -49,6 +50,9 @@ def test_folders_are_compared(
 ) -> None:
     printed("emoji_rows", [str(tmp_path / "emoji.csv"), "--rows", "20"], monkeypatch, capsys)
     assert open_rows(tmp_path / "emoji.csv").scan(8).count == 20
+    with open(tmp_path / "emoji.csv", encoding="utf-8", newline="") as file:
+        sides = {int(row[name]) for row in csv.DictReader(file) for name in ("width", "height")}
+    assert sides == {64, 128}  # multiples of 64, which the bundled model draws
     rows = write_rows(tmp_path / "rows.jsonl", many(5))
     folders = [tmp_path / name for name in ("a", "b")]
     for folder, seed in zip(folders, (0, 1)):

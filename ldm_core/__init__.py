@@ -110,6 +110,7 @@ _MODULES = (
     "conditioners",
     "config",
     "control",
+    "exercises",
     "guidance",
     "jobs",
     "kernels",

@@ -1,7 +1,7 @@
 """The command line of the exercises: `python -m ldm_core.exercises`.
 
-Exit status: 0 if everything that was checked is right, 1 if something is wrong, 2 for bad input such as a file
-that cannot be read, 130 after Ctrl-C.
+Exit status: 0 if everything that was checked is right, 1 if something is wrong, 2 for bad input such as a
+file that cannot be read, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m ldm_core.exercises",
-        description="Twelve exercises: parts of latent diffusion to write, which the library marks. Without a "
-        "command, lists them.",
+        description="Twelve exercises: parts of latent diffusion to write, which the library marks. Without "
+        "a command, lists them.",
     )
     commands = parser.add_subparsers(dest="command", metavar="{list,stub,check}")
     commands.add_parser("list", help="list the exercises")
@@ -69,8 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser(
         "check",
         help="run your file and mark it",
-        description="Run your file and mark it. The file is executed, as by `python FILE`: give only code that "
-        "you trust. Exit status 0: right, 1: wrong, 2: bad input.",
+        description="Run your file and mark it. The file is executed, as by `python FILE`: give only code "
+        "that you trust. Exit status 0: right, 1: wrong, 2: bad input.",
     )
     check.add_argument("--all", action="store_true", help="all twelve exercises, in one file")
     check.add_argument("numbers", type=int, nargs="*", metavar="NUMBER", help="of the exercises")

@@ -51,7 +51,7 @@ EXERCISES = (
         "Classifier-free guidance",
         "guidance",
         10,
-        "Classifier-Free Diffusion Guidance, equation 6",
+        "Ho and Salimans 2022, equation 6",
         "ldm_core/guidance/classifier_free.py",
     ),
     Exercise(
@@ -78,7 +78,7 @@ EXERCISES = (
         "Attention",
         "attention",
         20,
-        "Attention Is All You Need, equation 1",
+        "Vaswani et al. 2017, equation 1",
         "ldm_core/nn/attention_backends.py",
     ),
     Exercise(
@@ -123,7 +123,7 @@ EXERCISES = (
         "A residual block with the file's weights",
         "res_block",
         40,
-        "DDPM, appendix B; Group Normalization, equation 7",
+        "DDPM, appendix B; Wu and He 2018, equation 7",
         "ldm_core/nn/blocks.py",
     ),
     Exercise(

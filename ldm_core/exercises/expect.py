@@ -1,8 +1,8 @@
 """Compare an answer with the library's, and say in words which mistake gives what it got.
 
 A check knows the typical mistakes of its exercise. It computes what each of them gives, and an answer that
-equals one of these is told so by name. What is not recognised is described: its sign, its factor, the order of
-its axes, or the place of the largest difference.
+equals one of these is told so. What is not recognised is described: its sign, its factor, the order of its
+axes, or the place of the largest difference.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _describe(what: str, actual: Tensor, expected: Tensor) -> str:
     if bool(bad.any()):
         place = bad.nonzero()[0].tolist()
         value = actual[tuple(place)].item()
-        return f"{what} is {value} at {place} and {int(bad.sum())} such values in all; expected finite numbers."
+        return f"{what} is {value} at {place} and in {int(bad.sum())} places in all; expected finite numbers."
     a, b = actual.double(), expected.double()
     if close(-a, b):
         return f"{what} has the wrong sign: it is the expected value times -1."

@@ -28,8 +28,8 @@ class Mark:
 def mark(exercise: Exercise, answer: UserFile) -> Mark:
     """Run the tests of an exercise on an answer, in order. A test that fails is the last one.
 
-    The module `checks.NAME` of an exercise has a generator `check(answer)`, which yields the name of each test
-    before it runs it, and raises Wrong where it fails.
+    The module `checks.NAME` of an exercise has a generator `check(answer)`, which yields the name of each
+    test before it runs it, and raises Wrong where it fails.
     """
     check = import_module(f"ldm_core.exercises.checks.{exercise.name}").check
     begun: list[str] = []

@@ -34,13 +34,13 @@ class Wrong(Exception):
 class UserFile:
     """A user's file that has been executed.
 
-    path: of the file. seconds: the limit of each call. Raises OSError if the file cannot be read, and Wrong if
-    it is not Python or raises an error.
+    path: of the file. seconds: the limit of each call. Raises OSError if the file cannot be read, and Wrong
+    if it is not Python or raises an error.
     """
 
     def __init__(self, path: str | Path, seconds: float = SECONDS) -> None:
         self.path, self.seconds = Path(path), seconds
-        self.module = ModuleType(MODULE)  # not __main__, so that what stands under that condition does not run
+        self.module = ModuleType(MODULE)  # not __main__, so that code under that condition does not run
         self.module.__file__ = str(path)
         before = sys.modules.get(MODULE)
         sys.modules[MODULE] = self.module  # where dataclasses look for it

@@ -181,6 +181,7 @@ ARROWS = {
     "training": LOADING | SAMPLER | {"adapters", "watch", "kernels"},
     "workbench": GROUND | {"conditioners", "condition", "config", "guidance", "recipe", "schedulers"},
     "jobs": LOADING | SAMPLER | {"recipe"},
+    "exercises": LOADING | SAMPLER | {"adapters", "testing", "training", "cli"},  # `cli` prints what it says
     "cli": LOADING | SAMPLER | {"adapters", "watch", "recipe", "workbench", "jobs"},
     "__main__": {"cli"},
 }

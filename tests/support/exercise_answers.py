@@ -58,13 +58,11 @@ def img2img_start(x0, noise, schedule, pairs, strength):
     return schedule.add_noise(x0, noise, t), rest
 """,
     "bpe_merge": """
-from functools import lru_cache
 from ldm_core.clip import bpe
 
-vocabulary = lru_cache(bpe.vocabulary)
-
 def merge(symbols, ranks):
-    return [vocabulary()[k] for k in bpe.merge("".join(symbols).removesuffix("</w>"))]
+    tables, ids = bpe.tables(), bpe.merge("".join(symbols).removesuffix("</w>"))
+    return [tables.token_bytes[k].decode() + "</w>" * tables.ends_word[k] for k in ids]
 """,
     "residual_block": """
 import torch
@@ -90,7 +88,8 @@ from ldm_core.unet.names import compvis_map
 @lru_cache
 def keys(blocks, attends):
     levels, attended = range(len(attends)), [2**l for l, yes in enumerate(attends) if yes]
-    config = UNetConfig(channel_mult=[2**l for l in levels], num_res_blocks=blocks, attention_resolutions=attended)
+    channels = [2**l for l in levels]
+    config = UNetConfig(channel_mult=channels, num_res_blocks=blocks, attention_resolutions=attended)
     return {name: key for key, entry in compvis_map(config).items() for name in entry.parameters}
 
 def file_key(name, blocks, attends):
@@ -282,12 +281,12 @@ WRONG = (
     ("ddim_step", " / alpha**0.5", "", "not divided by sqrt(alpha_t)"),
     ("ddim_step", "1 - prev - sigma**2) ** 0.5", "1 - prev - sigma**2)", "factor of eps is missing"),
     ("ddim_step", "1 - prev - sigma**2", "1 - alpha - sigma**2", "the noise stays in"),
-    ("ddim_step", "alpha_cumprod(t), ", "alpha_cumprod(t - 1), ", "other values than the library's"),
+    ("ddim_step", "alpha_cumprod(t), ", "alpha_cumprod(t - 1), ", "off by one: alpha_t is that of t - 1"),
     ("ddim_step", "schedule.alpha_cumprod(t_prev)", "schedule.alphas_cumprod[t_prev].item()", "To Python"),
     ("ddim_step", "prev - sigma**2", "prev", "sigma^2 is missing under the root"),
     ("ddim_step", "eta * ", "", "eta = 0: sigma must have the factor eta"),
     ("ddim_step", " + sigma * noise", "", "The noise is missing"),
-    ("ddim_step", "(1 - alpha / prev)) ** 0.5", "(1 - alpha / prev))", "square root of equation 16 is missing"),
+    ("ddim_step", "(1 - alpha / prev)) ** 0.5", "(1 - alpha / prev))", "root of equation 16 is missing"),
     ("min_snr", "clamp(max=gamma)", "clamp(min=gamma)", "max(SNR, gamma)"),
     ("min_snr", "/ (1 - alphas_cumprod)", "", "lacks its denominator"),
     ("min_snr", "(snr + 1)", "snr", "you divide by SNR_t, which is for eps"),

@@ -62,13 +62,13 @@ def mistakes(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Result:
             (q.shape[1] * size) ** -0.5
         ),
         "The softmax is missing: you return the scores times v.": result(weights=lambda x: x),
-        "The softmax is over the queries (dim=-2): the weights of one query sum to 1 over the keys, dim=-1.": (
+        "The softmax is over the queries (dim=-2): a query's weights sum to 1 over the keys, dim=-1.": (
             result(weights=lambda x: x.softmax(dim=-2))
         ),
-        "The softmax is over the heads (dim=1): the weights of one query sum to 1 over the keys, dim=-1.": (
+        "The softmax is over the heads (dim=1): a query's weights sum to 1 over the keys, dim=-1.": (
             result(weights=lambda x: x.softmax(dim=1))
         ),
-        "The softmax is over the batch (dim=0): the weights of one query sum to 1 over the keys, dim=-1.": (
+        "The softmax is over the batch (dim=0): a query's weights sum to 1 over the keys, dim=-1.": (
             result(weights=lambda x: x.softmax(dim=0))
         ),
         "The scale comes after the softmax: divide the scores by sqrt(D) before it.": (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from itertools import pairwise
 
 from ldm_core.clip import bpe
 from ldm_core.exercises.user_file import UserFile, Wrong
@@ -23,9 +24,11 @@ def clip_ranks() -> Ranks:
     return {pair: rank for pair, rank in ranks.items() if "".join(pair) in text}
 
 
-@lru_cache(maxsize=1)
-def spelled() -> Symbols:
-    return bpe.vocabulary()
+def library_tokens(word: str) -> Symbols:
+    """The tokens of a word of ASCII letters."""
+    tables = bpe.tables()
+    ids = bpe.merge(word)
+    return [tables.token_bytes[k].decode() + (bpe.END_OF_WORD if tables.ends_word[k] else "") for k in ids]
 
 
 def check(answer: UserFile) -> Iterator[str]:
@@ -42,7 +45,7 @@ def check(answer: UserFile) -> Iterator[str]:
         yield "a word of one letter" if word == "a" else f"the tokens of {word!r}"
         actual = merged_by_user(word)
         _expect_same_text(word, actual)
-        expected = [spelled()[k] for k in bpe.merge(word)]
+        expected = library_tokens(word)
         if actual != expected:
             theirs = {other: merged_by_user(other) for other in WORDS}  # several mistakes may give one word
             raise Wrong(f"{_recognised(theirs, ranks)}The result is {actual}; expected {expected}.")
@@ -102,14 +105,14 @@ def merged(
     choose: Callable[[list[tuple[str, str]]], tuple[str, str]],
     limit: int = 1000,
 ) -> Symbols:
-    """Merge the pair that `choose` takes of those in the table, at its leftmost place, up to `limit` times."""
+    """Merge the pair that `choose` takes of those in the table, at its leftmost place, `limit` times."""
     symbols = list(symbols)
     for _ in range(limit):
-        pairs = [pair for pair in zip(symbols, symbols[1:]) if pair in ranks]
+        pairs = [pair for pair in pairwise(symbols) if pair in ranks]
         if not pairs:
             break
         first, second = choose(pairs)
-        k = next(k for k, pair in enumerate(zip(symbols, symbols[1:])) if pair == (first, second))
+        k = next(k for k, pair in enumerate(pairwise(symbols)) if pair == (first, second))
         symbols[k : k + 2] = [first + second]
     return symbols
 
@@ -133,7 +136,7 @@ def once_each(symbols: Symbols, ranks: Ranks) -> Symbols:
     """The right order of merges, but each pair at its leftmost place only."""
     symbols, left = list(symbols), dict(ranks)
     while True:
-        pairs = [pair for pair in zip(symbols, symbols[1:]) if pair in left]
+        pairs = [pair for pair in pairwise(symbols) if pair in left]
         if not pairs:
             return symbols
         pair = min(pairs, key=lambda pair: ranks[pair])

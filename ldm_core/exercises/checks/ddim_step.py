@@ -120,8 +120,8 @@ def mistakes(
         ),
         "x_0 has the wrong sign of eps: take the noise off x_t, do not add it.": step(x0=(x + s * eps) / a),
         "x_t stands where the predicted x_0 belongs: sqrt(alpha_prev) x_t + … .": step(x0=x),
-        "eps has the factor of t: sqrt(1 - alpha_t) where sqrt(1 - alpha_prev - sigma^2) belongs, so the noise "
-        "stays in.": step(direction=s),
+        "eps has the factor of t: sqrt(1 - alpha_t) where sqrt(1 - alpha_prev - sigma^2) belongs, so the "
+        "noise stays in.": step(direction=s),
         "The square root of the factor of eps is missing: it is 1 - alpha_prev - sigma^2.": step(
             direction=1 - prev - (eta * root) ** 2
         ),
@@ -134,15 +134,17 @@ def mistakes(
         "eps.": step(direction=0.0),
         "The step does not move: t_prev is not used, and x_t comes back.": step(alpha, alpha, sigma=0.0),
         "t and t_prev are swapped.": step(prev, alpha) if t_prev != -1 else step(prev, alpha, sigma=0.0),
+        "The timestep is off by one: alpha_t is that of t - 1.": step(schedule.alpha_cumprod(max(t - 1, 0))),
+        "The timestep is off by one: alpha_t is that of t + 1.": step(schedule.alpha_cumprod(t + 1)),
         "The timesteps are off by one: this is the step from t - 1 to t_prev - 1.": moved(-1),
         "The timesteps are off by one: this is the step from t + 1 to t_prev + 1.": moved(1),
     }
     if t_prev == -1:
         last, first = float(schedule.alphas_cumprod[-1]), schedule.alpha_cumprod(0)
         found |= {
-            "At t_prev = -1 you take the last entry of the table, which is what Python's index -1 means: that "
-            "is the most noise. -1 is the clean image, alpha = 1; `schedule.alpha_cumprod(t_prev)` knows "
-            "it.": step(prev=last),
+            "At t_prev = -1 you take the last entry of the table, which is what Python's index -1 means: "
+            "that is the most noise. -1 is the clean image, alpha = 1; `schedule.alpha_cumprod(t_prev)` "
+            "knows it.": step(prev=last),
             "At t_prev = -1 you end at alphas_cumprod[0], as CompVis does. Here the run ends at the clean "
             "image, alpha = 1; `schedule.alpha_cumprod(t_prev)` gives it.": step(prev=first),
         }

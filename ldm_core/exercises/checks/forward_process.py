@@ -50,8 +50,8 @@ def mistakes(x0: Tensor, noise: Tensor, table: Tensor, t: Tensor) -> dict[str, T
         "Both square roots are missing: x_t equals alpha x_0 + (1 - alpha) noise. alpha and 1 - alpha are "
         "the shares of the variance, and the factors are their roots.": mixed(alpha, 1 - alpha),
         "The square root of alpha is missing: x_t equals alpha x_0 + sqrt(1 - alpha) noise.": mixed(alpha, s),
-        "The square root of 1 - alpha is missing: x_t equals sqrt(alpha) x_0 + (1 - alpha) noise. 1 - alpha is "
-        "the variance of the noise, and its root the standard deviation.": mixed(a, 1 - alpha),
+        "The square root of 1 - alpha is missing: x_t equals sqrt(alpha) x_0 + (1 - alpha) noise. 1 - alpha "
+        "is the variance of the noise, and its root the standard deviation.": mixed(a, 1 - alpha),
         "The noise has the factor 1 - sqrt(alpha) where sqrt(1 - alpha) belongs: the root is of the whole "
         "difference.": mixed(a, 1 - a),
         "sqrt(alpha) is the factor of both: the noise needs sqrt(1 - alpha).": mixed(a, a),

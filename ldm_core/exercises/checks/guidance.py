@@ -30,12 +30,12 @@ def network(x: Tensor, t: float, condition: Condition) -> Tensor:
 def check(answer: UserFile) -> Iterator[str]:
     guidance = answer.get("guidance")
     x = draw(2, 4, 3, 3, seed=0)
-    conditions = [Condition(context=draw(2, 5, 6, seed=seed)) for seed in (1, 2)]
+    given, empty = (Condition(context=draw(2, 5, 6, seed=seed)) for seed in (1, 2))
+    cond, uncond = network(x, T, given), network(x, T, empty)
     for scale in (7.5, 1.0, 0.0, 0.5):
         yield f"the guided prediction at scale {scale:g}"
-        expected = ClassifierFreeGuidance()(network, x, T, *conditions, scale=scale, progress=0.3)
-        actual = answer.call(guidance, network, x, T, *conditions, scale, 0.3, name="guidance")
-        cond, uncond = (network(x, T, condition) for condition in conditions)
+        expected = ClassifierFreeGuidance()(network, x, T, given, empty, scale, 0.3)
+        actual = answer.call(guidance, network, x, T, given, empty, scale, 0.3, name="guidance")
         mistakes = lambda: mistakes_at(cond, uncond, scale)  # noqa: B023, E731
         expect_values("the guided prediction", actual, expected, mistakes)
     yield "the contract of a guidance (ldm_core.testing.check_guidance)"
@@ -45,8 +45,8 @@ def check(answer: UserFile) -> Iterator[str]:
 def mistakes_at(cond: Tensor, uncond: Tensor, scale: float) -> dict[str, Tensor]:
     return {
         "The direction is wrong: you return cond + scale * (uncond - cond), which moves towards the "
-        "unconditional prediction, and scale = 1 gives it. Begin at `uncond` and move towards `cond`. (If your "
-        "formula is right, the two predictions are swapped: they come in the order of the rows you passed.)": (
+        "unconditional prediction, and scale = 1 gives it. Begin at `uncond` and move towards `cond`. (If "
+        "the formula is right, the two predictions are swapped: they come in the order of their rows.)": (
             cond + scale * (uncond - cond)
         ),
         "The sign is wrong: you return uncond - scale * (cond - uncond), which moves away from the prompt.": (

@@ -43,14 +43,14 @@ def _expect_pairs(rest: Any, expected: Pairs, pairs: Pairs, strength: float) -> 
         raise Wrong(f"pairs must be the list of the pairs to run, of {len(expected)}; got {rest!r:.80}.")
     n, k = len(pairs), len(expected)
     mistakes = {
-        f"The pairs are the first {k} of the run, the noisiest: img2img runs its last ones, `pairs[n - k:]`.": (
+        f"The pairs are the first {k} of the run, the noisiest: img2img runs the last, `pairs[n - k:]`.": (
             pairs[:k]
         ),
-        f"The pairs are cut to {k - 1} where {k} belong: strength * n is {strength * n!r}, and int() rounds it "
-        "down. Use round().": pairs[n - k + 1 :],
+        f"The pairs are cut to {k - 1} where {k} belong: strength * n is {strength * n!r}, and int() rounds "
+        "it down. Use round().": pairs[n - k + 1 :],
         f"The pairs begin one too early: {k + 1} where {k} belong.": pairs[n - k - 1 :],
-        f"The strength is upside down: you run {n - k} of {n} steps. strength is the share of the run that is "
-        "run, so strength 1 runs all.": pairs[k:],
+        f"The strength is upside down: you run {n - k} of {n} steps. strength is the share of the run that "
+        "is run, so strength 1 runs all.": pairs[k:],
         "The pairs are in the wrong order: they go from noise to the image, as in the given list.": (
             expected[::-1]
         ),
@@ -67,7 +67,7 @@ def mistakes(
     found = {
         "x is the image itself: noise it to the first t of the pairs.": x0,
         "x is pure noise: begin from the image, noised to the first t of the pairs.": noise,
-        "x is x_0 + noise: the two need their factors at t, as `schedule.add_noise(x0, noise, t)` has them.": (
+        "x is x_0 + noise: the two need their factors at t, as in `schedule.add_noise(x0, noise, t)`.": (
             x0 + noise
         ),
         "The two factors are swapped: x equals sqrt(1 - alpha) x_0 + sqrt(alpha) noise.": s * x0 + a * noise,
@@ -90,7 +90,7 @@ def mistakes(
     if k < len(pairs):
         above = pairs[len(pairs) - k - 1][0]
         found[
-            f"x is noised one level too high: to t = {above}, but the first step that is run begins at t = {t}. "
-            "(CompVis's script does this.) The noise that is left in would show."
+            f"x is noised one level too high: to t = {above}, but the first step that is run begins at "
+            f"t = {t}. (CompVis's script does this.) The noise that is left in would show."
         ] = schedule.add_noise(x0, noise, above)
     return found

@@ -37,9 +37,7 @@ GROUPS = (
 @lru_cache(maxsize=1)
 def library_keys() -> dict[str, str]:
     """The key of each parameter of a small U-Net: {name here: key in a CompVis file}."""
-    return {
-        parameter: key for key, entry in compvis_map(CONFIG).items() for parameter in entry.parameters
-    }
+    return {parameter: key for key, entry in compvis_map(CONFIG).items() for parameter in entry.parameters}
 
 
 def check(answer: UserFile) -> Iterator[str]:
@@ -100,21 +98,21 @@ MISTAKES: dict[str, Mistake] = {
     "input_blocks.0 is the first convolution: the blocks begin at 1, and yours at 0.": _renumbered(
         "down", lambda level, i: level * R + i
     ),
-    "The downsampling at the end of a level has a number of its own: a level is blocks + 1 long.": _renumbered(
+    "The downsampling at the end of a level has a number of its own: a level has blocks + 1.": _renumbered(
         "down", lambda level, i: 1 + level * BLOCKS + i
     ),
     "The numbers begin at 2; input_blocks.0 is the first convolution, and 1 the first block.": _renumbered(
         "down", lambda level, i: 2 + level * R + i
     ),
-    "The numbers begin anew at each level: in the file, blocks are numbered across levels.": lambda name, key: (
-        _renumbered("down", lambda level, i: 1 + i)(name, _renumbered("up", lambda level, i: i)(name, key))
-    ),
+    "The numbers begin anew at each level: the file counts across levels.": lambda name, key: _renumbered(
+        "down", lambda level, i: 1 + i
+    )(name, _renumbered("up", lambda level, i: i)(name, key)),
     "A level has one block more on the way up than on the way down, blocks + 1: the numbers of yours "
     "overlap.": _renumbered("up", lambda level, i: level * BLOCKS + i),
-    "The upsampling has no number of its own, so a level on the way up is blocks + 1 long; yours are longer.": (
+    "The upsampling has no number of its own: a level on the way up is blocks + 1 long.": (
         _renumbered("up", lambda level, i: level * (R + 1) + i)
     ),
-    "The upsampling has no number of its own: it stands in the last block of its level, one before yours.": (
+    "The upsampling has no number of its own: it is in the last block of its level, one before yours.": (
         _renumbered(r"up(?=\.\d+\.resample)", lambda level, i: level * R + i + 1)
     ),
     "output_blocks begin at 0: only input_blocks has another layer before them.": _renumbered(
@@ -156,16 +154,16 @@ MISTAKES: dict[str, Mistake] = {
     "The SiLU comes first in emb_layers, at 0: the linear layer is emb_layers.1.": _replaced(
         r"emb_layers\.1", "emb_layers.0"
     ),
-    "The SiLU has a number, too: the second layer of time_embed is time_embed.2, and of out, out.2.": _replaced(
+    "The SiLU has a number, too: linear2 is time_embed.2, and conv_out is out.2.": _replaced(
         r"^(time_embed|out)\.2", r"\1.1"
     ),
     "The output of an attention is a list with a dropout: `to_out.0`.": _replaced(r"to_out\.0", "to_out"),
     "A transformer's blocks are named transformer_blocks in the file.": _replaced(
         r"transformer_blocks\.", "blocks."
     ),
-    "The feed-forward is a list, net: ff.net.0.proj, and ff.net.2 after the dropout at 1.": lambda name, key: (
-        key.replace("ff.net.0.proj", "ff.proj_in").replace("ff.net.2", "ff.proj_out")
-    ),
+    "The feed-forward is a list, net: ff.net.0.proj, dropout, ff.net.2.": lambda name, key: key.replace(
+        "ff.net.0.proj", "ff.proj_in"
+    ).replace("ff.net.2", "ff.proj_out"),
     "The second layer of the feed-forward is ff.net.2: the dropout is at 1.": _replaced(
         r"ff\.net\.2", "ff.net.1"
     ),

@@ -60,7 +60,9 @@ def _expect_factors(lora: Any) -> None:
             raise Wrong(f"`self.{name}` must be {letter}, an nn.Parameter {shape}: it is what is trained.")
         if tuple(factor.shape) != shape:
             swapped = " A is (rank, inputs) and B (outputs, rank)."
-            raise Wrong(f"`self.{name}`, {letter}, has shape {tuple(factor.shape)}; expected {shape}.{swapped}")
+            raise Wrong(
+                f"`self.{name}`, {letter}, has shape {tuple(factor.shape)}; expected {shape}.{swapped}"
+            )
     if not bool(lora.down.any()):
         raise Wrong(
             "A is zero. Only B is: with both at 0, the gradients of both are 0, and nothing is ever learned."
@@ -110,8 +112,8 @@ def _expect_training(answer: UserFile, make: Any, x: Tensor) -> None:
     others = sorted(trained - {"down", "up"})
     if others:
         raise Wrong(
-            f"{', '.join(others)} would be trained, too. Only A and B learn: freeze the layer under them, as by "
-            "`layer.requires_grad_(False)`."
+            f"{', '.join(others)} would be trained, too. Only A and B learn: freeze the layer under them, as "
+            "by `layer.requires_grad_(False)`."
         )
     if len(trained) < 2:
         raise Wrong(f"The parameters that are trained are {sorted(trained)}; expected `down` and `up`.")
@@ -119,8 +121,8 @@ def _expect_training(answer: UserFile, make: Any, x: Tensor) -> None:
     answer.call(lora, x).square().sum().backward()
     if lora.up.grad is None or not bool(lora.up.grad.any()):
         raise Wrong(
-            "B gets no gradient: is the change computed under `torch.no_grad()`, or from `self.up.detach()` or "
-            "`.data`? Only W is frozen."
+            "B gets no gradient: is the change computed under `torch.no_grad()`, or from `self.up.detach()` "
+            "or `.data`? Only W is frozen."
         )
     with torch.no_grad():
         lora.up -= 0.1 * lora.up.grad

@@ -24,9 +24,7 @@ def check(answer: UserFile) -> Iterator[str]:
     def compare(table: Tensor, gamma: float, target: Target) -> None:
         actual = answer.call(weight, table, gamma, target)
         expected = min_snr_weight(table, gamma, target)
-        expect_values(
-            f"the weight for {target}", actual, expected, lambda: mistakes(table, gamma, target)
-        )
+        expect_values(f"the weight for {target}", actual, expected, lambda: mistakes(table, gamma, target))
 
     for target in reversed(get_args(Target)):  # x0 is the simplest
         yield f"the weights for a network that predicts {target}"
@@ -60,7 +58,7 @@ def mistakes(table: Tensor, gamma: float, target: Target) -> dict[str, Tensor]:
         found["gamma is not used: the limit is 5 whatever gamma is."] = weight(gamma=GAMMA)
     if target == "eps":
         found |= {
-            "For eps, the weight is divided by SNR_t: you return min(SNR, gamma), which is that of x0.": weight(
+            "For eps, the weight is divided by SNR_t: you return min(SNR, gamma), as for x0.": weight(
                 divisor=torch.ones_like(snr)
             ),
             "For eps, the weight is divided by SNR_t alone: SNR_t + 1 is for v.": weight(divisor=snr + 1),

@@ -68,9 +68,7 @@ def check(answer: UserFile) -> Iterator[str]:
     _expect_calls(network.calls, [pair[0]], pair[1])
     expect_values("x of a single step", step.x, library.step(Network(), x, *pair, None, None).x)
     yield "the contract of a scheduler (ldm_core.testing.check_scheduler)"
-    answer.meets(
-        check_scheduler, scheduler, stochastic=False, steps=(1, 2, 10, 50), dtypes=(torch.float32,)
-    )
+    answer.meets(check_scheduler, scheduler, stochastic=False, steps=(1, 2, 10, 50), dtypes=(torch.float32,))
 
 
 def _expect_step(step: Any) -> None:
@@ -94,7 +92,9 @@ def _expect_calls(calls: list[float], expected: list[float], t_prev: float) -> N
         if calls == expected[:1]:
             hint += " Here it is called once: this is a step of DDIM, of first order."
     elif -1 in calls:
-        hint = "-1 is the clean image, of which a network knows nothing: the last step uses the eps at t alone."
+        hint = (
+            "-1 is the clean image, of which a network knows nothing: the last step uses the eps at t alone."
+        )
     else:
         hint = "A step with a history calls it once, at t: the earlier eps are in the history."
     wanted = ", ".join(map(str, expected))
@@ -135,9 +135,7 @@ def mistakes(x: Tensor, t: float, t_prev: float, eps: Eps, mixed: Eps) -> dict[s
         found[words] = combined(ADAMS_BASHFORTH[lower - 1], eps)
     positive = tuple(abs(w) / sum(map(abs, weights)) for w in weights)
     found |= {
-        "The eps come in the wrong order: the newest has the first weight. Is the history oldest first?": combined(
-            weights, used[::-1]
-        ),
+        "The eps come in the wrong order: the first weight is of the newest.": combined(weights, used[::-1]),
         "The earlier eps come in the wrong order: the history is oldest first, and must be newest first.": (
             combined(weights, [used[0], *used[:0:-1]])
         ),

@@ -122,7 +122,9 @@ def mistakes(x: Tensor, emb: Tensor, w: Tensors) -> dict[str, Tensor]:
         "The norms have 1 group (a layer norm over all channels); they have 32.": with_(groups=1),
         "The norms have 16 groups; they have 32.": with_(groups=16),
         "The norms have 8 groups; they have 32.": with_(groups=8),
-        "The norms have a group for each channel (an instance norm); they have 32 groups.": with_(groups=10**6),
+        "The norms have a group for each channel (an instance norm); they have 32 groups.": with_(
+            groups=10**6
+        ),
         "emb has no SiLU: the projection is of SiLU(emb), since emb_layers.0 is the SiLU, and 1 the linear "
         "layer.": with_(time_act=none),
         "The activation is ReLU where SiLU belongs.": with_(act=F.relu, time_act=F.relu),

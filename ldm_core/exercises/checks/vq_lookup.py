@@ -74,10 +74,10 @@ def _codes(h: Tensor, codebook: Tensor, indices: Tensor) -> dict[str, Tensor]:
         "z_q has its channels last, (B, h, w, D): move them back with `.permute(0, 3, 1, 2)`.": codes,
         "z_q has the memory of (B, h, w, D) read as (B, D, h, w): `reshape` mixes up the values; "
         "`.permute(0, 3, 1, 2)` moves the axis.": codes.reshape(B, D, H, W),
-        "z_q equals h. The straight-through form is h + (codes - h).detach(), whose value is that of the codes; "
-        "with the parts swapped, codes + (h - codes).detach(), it is that of h.": h,
-        "The straight-through form has the wrong sign: h - (codes - h).detach().": 2 * h - look_up(
-            codebook, indices
+        "z_q equals h. The straight-through form is h + (codes - h).detach(), whose value is that of the "
+        "codes; with the parts swapped, codes + (h - codes).detach(), it is that of h.": h,
+        "The straight-through form has the wrong sign: h - (codes - h).detach().": (
+            2 * h - look_up(codebook, indices)
         ),
     }
 
@@ -88,15 +88,15 @@ def _expect_gradients(answer: UserFile, quantize: object, h: Tensor, codebook: T
     z_q, _ = answer.call(quantize, h, codebook)  # type: ignore[arg-type]
     if not z_q.requires_grad:
         raise Wrong(
-            "z_q passes no gradients: it is detached, or computed under `no_grad`. argmin has no gradient; the "
-            "straight-through form h + (codes - h).detach() passes that of z_q to h."
+            "z_q passes no gradients: it is detached, or computed under `no_grad`. argmin has no gradient; "
+            "the straight-through form h + (codes - h).detach() passes that of z_q to h."
         )
     of_h, of_codes = torch.autograd.grad((z_q * weights).sum(), [h, codebook], allow_unused=True)
     if of_codes is not None and bool(of_codes.any()):
         lost = "" if of_h is not None and bool(of_h.any()) else " and h gets none"
         raise Wrong(
-            f"The codebook gets gradients from z_q{lost}: the codes are not detached. The codebook learns from "
-            "its own term of the loss; here the gradient goes to h alone: h + (codes - h).detach()."
+            f"The codebook gets gradients from z_q{lost}: the codes are not detached. The codebook learns "
+            "from its own term of the loss; here the gradient goes to h alone: h + (codes - h).detach()."
         )
     if of_h is None or not bool(of_h.any()):
         raise Wrong("h gets no gradient from z_q: use the straight-through form h + (codes - h).detach().")

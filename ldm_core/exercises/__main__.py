@@ -108,7 +108,7 @@ def _check(numbers: Sequence[int], path: str) -> int:
             lines.append(f"  Done. The library's own solution is in {result.exercise.solution}.")
         else:
             lines += [f"  WRONG  {result.failed}", _indented(result.wrong or "")]
-            lines.append(f"  The tests after it have not run. Its page is {result.exercise.page}.")
+            lines.append(f"  The check stops at the first that fails. Its page is {result.exercise.page}.")
         print_lines("\n".join(lines))
     print_lines(f"\n{right} of {len(numbers)} right: {path}" if len(numbers) > 1 else "")
     return 0 if right == len(numbers) else EXIT_FAILED

@@ -123,7 +123,7 @@ EXERCISES = (
         "A residual block with the file's weights",
         "res_block",
         40,
-        "DDPM, appendix B; Wu and He 2018, equation 7",
+        "DDPM, appendix B",
         "ldm_core/nn/blocks.py",
     ),
     Exercise(

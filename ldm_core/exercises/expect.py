@@ -65,7 +65,7 @@ def expect_values(
     if actual.dtype != expected.dtype:
         raise Wrong(
             f"{what} has the right values, but is {_dtype(actual)} where {_dtype(expected)} is expected. A "
-            "float64 tensor makes float64 of what it meets: convert it with `.to(x.dtype)`."
+            "float64 tensor times a float32 one is float64: convert it with `.to(x.dtype)`."
         )
 
 
@@ -133,7 +133,8 @@ def _describe(what: str, actual: Tensor, expected: Tensor) -> str:
     here = tuple(place)
     return (
         f"{what} has other values than the library's. The largest difference is at {place}: got "
-        f"{float(a[here]):.5g}, expected {float(b[here]):.5g}. No typical mistake gives this."
+        f"{float(a[here]):.5g}, expected {float(b[here]):.5g}. No mistake that "
+        "the check knows gives this."
     )
 
 

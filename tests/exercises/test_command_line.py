@@ -56,6 +56,14 @@ def test_wrong_answers(answers: str, capsys: pytest.CaptureFixture[str]) -> None
     assert max(map(len, printed.splitlines())) <= 110
 
 
+def test_the_report_that_the_introduction_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "my.py"
+    path.write_text(BY_HAND["ddim_step"].replace("prev - sigma**2", "prev"), encoding="utf-8")
+    assert main(["check", "3", str(path)]) == 1
+    page = Path(__file__).parents[2] / "docs" / "exercises" / "README.md"
+    assert f"```\n{capsys.readouterr().out.strip()}\n```" in page.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -300,6 +300,8 @@ WRONG = (
     ("attention", "triu(1)", "tril(-1)", "The causal mask is upside down"),
     ("attention", "triu(1)", "triu(0)", "hides a position from itself"),
     ("attention", 'float("-inf")', "0.0", "exp(0) is 1"),
+    ("attention", _SCORES, "(scores.exp() / scores.exp().sum(dim=-1, keepdim=True))", "exp overflows"),
+    ("attention", "q @ k.tr", "q.float() @ k.float().tr", "breaks the contract of"),
     ("attention", "q @ k.transpose(-1, -2)", "q @ k", "line 5: scores = q @ k"),
     ("lora_layer", "alpha / rank", "1", "alpha / rank is missing"),
     ("lora_layer", "alpha / rank", "alpha", "without / rank"),

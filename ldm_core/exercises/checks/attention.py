@@ -18,8 +18,8 @@ Result = dict[str, Tensor]
 def check(answer: UserFile) -> Iterator[str]:
     attention = answer.get("attention")
 
-    def compare(n: int, m: int, causal: bool) -> None:
-        q, k, v = 2 * draw(2, 3, n, 8, seed=0), draw(2, 3, m, 8, seed=1), draw(2, 3, m, 8, seed=2)
+    def compare(n: int, m: int, causal: bool, size: float = 2) -> None:
+        q, k, v = size * draw(2, 3, n, 8, seed=0), draw(2, 3, m, 8, seed=1), draw(2, 3, m, 8, seed=2)
         actual = answer.call(attention, q, k, v, causal=causal)
         expected = math_attention(q, k, v, causal=causal)
         expect_values("the result", actual, expected, lambda: mistakes(q, k, v, causal))
@@ -30,6 +30,8 @@ def check(answer: UserFile) -> Iterator[str]:
     compare(6, 6, False)
     yield "causal self-attention of 6 positions"
     compare(6, 6, True)
+    yield "large scores, of some hundreds"
+    compare(5, 7, False, size=200)
     yield "the contract of an attention function (ldm_core.testing.check_attention)"
     answer.meets(check_attention, attention, head_sizes=(40,), dtypes=(torch.float32, torch.bfloat16))
 
@@ -73,6 +75,10 @@ def mistakes(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Result:
         ),
         "The scale comes after the softmax: divide the scores by sqrt(D) before it.": (
             size**-0.5 * result(1.0)
+        ),
+        "exp overflows: exp(100) is more than float32 holds. Take the largest score of each query off first, "
+        "which changes nothing else; `softmax` does it.": result(
+            weights=lambda x: x.exp() / x.exp().sum(dim=-1, keepdim=True)
         ),
         "You divide by the sum, but do not take the exponential: the softmax is exp(scores) over its sum.": (
             result(weights=lambda x: x / x.sum(dim=-1, keepdim=True))

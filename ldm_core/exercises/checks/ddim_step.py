@@ -38,7 +38,8 @@ def check(answer: UserFile) -> Iterator[str]:
         actual = answer.call(
             ddim_step, schedule, x, eps, t, t_prev, eta, noise, hint=clean if t_prev == -1 else ""
         )
-        found = lambda: mistakes(schedule, x, eps, t, t_prev, eta, noise)  # noqa: E731
+        wide = (x.double(), eps.double(), t, t_prev, eta, noise.double())
+        found = lambda: mistakes(Formula(schedule, *wide))  # noqa: E731
         expect_values(f"x at t = {t_prev}", actual, expected, found)
 
     yield "a step from t = 601 to 401, with eta = 0"
@@ -82,34 +83,59 @@ class AsScheduler:
         return Step(x_prev, now.x0)
 
 
-def mistakes(
-    schedule: NoiseSchedule, x: Tensor, eps: Tensor, t: int, t_prev: int, eta: float, noise: Tensor
-) -> dict[str, Tensor]:
-    alpha, prev = schedule.alpha_cumprod(t), schedule.alpha_cumprod(t_prev)
-    x, eps, noise = x.double(), eps.double(), noise.double()
-    root = math.sqrt(max(0.0, (1 - prev) / (1 - alpha) * (1 - alpha / prev)))
+@dataclass(frozen=True)
+class Formula:
+    """Equation 12, whose parts can be replaced by wrong ones."""
+
+    schedule: NoiseSchedule
+    x: Tensor
+    eps: Tensor
+    t: int
+    t_prev: int
+    eta: float
+    noise: Tensor
+
+    @property
+    def alpha(self) -> float:
+        return self.schedule.alpha_cumprod(self.t)
+
+    @property
+    def prev(self) -> float:
+        return self.schedule.alpha_cumprod(self.t_prev)
+
+    @property
+    def root(self) -> float:
+        """sigma at eta = 1."""
+        return math.sqrt(max(0.0, (1 - self.prev) / (1 - self.alpha) * (1 - self.alpha / self.prev)))
 
     def step(
-        alpha: float = alpha,
-        prev: float = prev,
+        self,
+        alpha: float | None = None,
+        prev: float | None = None,
         *,
         x0: Tensor | None = None,
         sigma: float | None = None,
         direction: float | None = None,
-        z: Tensor = noise,
+        noise: Tensor | None = None,
     ) -> Tensor:
-        x0 = (x - math.sqrt(1 - alpha) * eps) / math.sqrt(alpha) if x0 is None else x0
-        sigma = eta * root if sigma is None else sigma
-        if direction is None:
-            direction = math.sqrt(max(0.0, 1 - prev - sigma**2))
-        return math.sqrt(prev) * x0 + direction * eps + sigma * z
+        alpha = self.alpha if alpha is None else alpha
+        prev = self.prev if prev is None else prev
+        x0 = (self.x - math.sqrt(1 - alpha) * self.eps) / math.sqrt(alpha) if x0 is None else x0
+        sigma = self.eta * self.root if sigma is None else sigma
+        direction = math.sqrt(max(0.0, 1 - prev - sigma**2)) if direction is None else direction
+        return math.sqrt(prev) * x0 + direction * self.eps + sigma * (self.noise if noise is None else noise)
 
-    def moved(by: int) -> Tensor:
-        """The step between other timesteps, with sigma of the right ones."""
-        return step(schedule.alpha_cumprod(max(t + by, 0)), schedule.alpha_cumprod(max(t_prev + by, -1)))
 
+def mistakes(formula: Formula) -> dict[str, Tensor]:
+    found = _of_x0(formula) | _of_direction(formula) | _of_timesteps(formula)
+    return found | (_of_noise(formula) if formula.eta else _without_noise(formula))
+
+
+def _of_x0(formula: Formula) -> dict[str, Tensor]:
+    """The mistakes of the predicted x_0."""
+    x, eps, step, alpha = formula.x, formula.eps, formula.step, formula.alpha
     a, s = math.sqrt(alpha), math.sqrt(1 - alpha)
-    found = {
+    return {
         "The predicted x_0 is not divided by sqrt(alpha_t): x_0 = (x_t - sqrt(1 - alpha_t) eps) / "
         "sqrt(alpha_t).": step(x0=x - s * eps),
         "The factors of x_0 are swapped: x_0 takes off sqrt(alpha_t) eps where sqrt(1 - alpha_t) eps "
@@ -119,52 +145,71 @@ def mistakes(
             x0=(x - (1 - alpha) * eps) / alpha
         ),
         "x_0 has the wrong sign of eps: take the noise off x_t, do not add it.": step(x0=(x + s * eps) / a),
-        "x_t stands where the predicted x_0 belongs: sqrt(alpha_prev) x_t + … .": step(x0=x),
+        "x_t stands where the predicted x_0 belongs: sqrt(alpha_prev) x_t + ….": step(x0=x),
+    }
+
+
+def _of_direction(formula: Formula) -> dict[str, Tensor]:
+    """The mistakes of the factors of x_0 and eps."""
+    step, alpha, prev, sigma = formula.step, formula.alpha, formula.prev, formula.eta * formula.root
+    a, s = math.sqrt(alpha), math.sqrt(1 - alpha)
+    x0 = (formula.x - s * formula.eps) / a
+    return {
         "eps has the factor of t: sqrt(1 - alpha_t) where sqrt(1 - alpha_prev - sigma^2) belongs, so the "
         "noise stays in.": step(direction=s),
         "The square root of the factor of eps is missing: it is 1 - alpha_prev - sigma^2.": step(
-            direction=1 - prev - (eta * root) ** 2
+            direction=1 - prev - sigma**2
         ),
         "The factors are swapped: sqrt(alpha_prev) stands where sqrt(1 - alpha_prev) belongs, and the other "
-        "way round.": math.sqrt(1 - prev) * (x - s * eps) / a + math.sqrt(prev) * eps + eta * root * noise,
+        "way round.": math.sqrt(1 - prev) * x0 + math.sqrt(prev) * formula.eps + sigma * formula.noise,
         "The square root of alpha_prev is missing: x_0 has the factor alpha_prev.": step(
-            x0=(x - s * eps) / a * math.sqrt(prev)
+            x0=math.sqrt(prev) * x0
         ),
         "The step ends in the predicted x_0: put the noise of t_prev back, sqrt(1 - alpha_prev - sigma^2) "
         "eps.": step(direction=0.0),
-        "The step does not move: t_prev is not used, and x_t comes back.": step(alpha, alpha, sigma=0.0),
-        "t and t_prev are swapped.": step(prev, alpha) if t_prev != -1 else step(prev, alpha, sigma=0.0),
-        "The timestep is off by one: alpha_t is that of t - 1.": step(schedule.alpha_cumprod(max(t - 1, 0))),
-        "The timestep is off by one: alpha_t is that of t + 1.": step(schedule.alpha_cumprod(t + 1)),
-        "The timesteps are off by one: this is the step from t - 1 to t_prev - 1.": moved(-1),
-        "The timesteps are off by one: this is the step from t + 1 to t_prev + 1.": moved(1),
     }
-    if t_prev == -1:
-        last, first = float(schedule.alphas_cumprod[-1]), schedule.alpha_cumprod(0)
-        found |= {
-            "At t_prev = -1 you take the last entry of the table, which is what Python's index -1 means: "
-            "that is the most noise. -1 is the clean image, alpha = 1; `schedule.alpha_cumprod(t_prev)` "
-            "knows it.": step(prev=last),
-            "At t_prev = -1 you end at alphas_cumprod[0], as CompVis does. Here the run ends at the clean "
-            "image, alpha = 1; `schedule.alpha_cumprod(t_prev)` gives it.": step(prev=first),
-        }
-    return found | (_of_noise(step, prev, alpha, eta, root, noise) if eta else _without(step, root, noise))
 
 
-def _of_noise(
-    step: Callable[..., Tensor], prev: float, alpha: float, eta: float, root: float, noise: Tensor
-) -> dict[str, Tensor]:
-    """The mistakes where noise is added."""
-    sigma = eta * root
+def _of_timesteps(formula: Formula) -> dict[str, Tensor]:
+    """The mistakes of the alphas that are looked up."""
+    schedule, step, t, t_prev = formula.schedule, formula.step, formula.t, formula.t_prev
+    alpha, prev = formula.alpha, formula.prev
+    later, sooner = schedule.alpha_cumprod(t + 1), schedule.alpha_cumprod(t - 1)
     return {
-        "The noise is missing: with eta > 0, add sigma noise.": step(z=torch.zeros_like(noise)),
+        "The step does not move: t_prev is not used, and x_t comes back.": step(alpha, alpha, sigma=0.0),
+        "t and t_prev are swapped.": step(prev, alpha, sigma=0.0),
+        "The timestep is off by one: alpha_t is that of t - 1.": step(sooner),
+        "The timestep is off by one: alpha_t is that of t + 1.": step(later),
+        "The timesteps are off by one: this is the step from t - 1 to t_prev - 1.": step(
+            sooner, schedule.alpha_cumprod(max(t_prev - 1, -1))
+        ),
+        "The timesteps are off by one: this is the step from t + 1 to t_prev + 1.": step(
+            later, schedule.alpha_cumprod(t_prev + 1)
+        ),
+        "At t_prev = -1 you take the last entry of the table, which is what Python's index -1 means: that is "
+        "the most noise. -1 is the clean image, alpha = 1: `schedule.alpha_cumprod(t_prev)` gives it.": step(
+            prev=float(schedule.alphas_cumprod[-1])
+        ),
+        "At t_prev = -1 you end at alphas_cumprod[0], as CompVis does. Here the run ends at the clean image, "
+        "alpha = 1: `schedule.alpha_cumprod(t_prev)` gives it.": step(prev=schedule.alpha_cumprod(0)),
+    }
+
+
+def _of_noise(formula: Formula) -> dict[str, Tensor]:
+    """The mistakes where noise is added."""
+    step, alpha, prev, eta, root = formula.step, formula.alpha, formula.prev, formula.eta, formula.root
+    noise, sigma = formula.noise, eta * root
+    return {
+        "The noise is missing: with eta > 0, add sigma noise.": step(noise=torch.zeros_like(noise)),
         "eta is not used: this is the step with eta = 0.": step(sigma=0.0),
         "eta is not used: this is the step with eta = 1.": step(sigma=root),
         "sigma^2 is missing under the root: eps has the factor sqrt(1 - alpha_prev), and the noise comes on "
         "top, so that x gets too noisy.": step(direction=math.sqrt(1 - prev)),
         "The root has sigma where sigma^2 belongs.": step(direction=math.sqrt(max(0.0, 1 - prev - sigma))),
-        "The noise has the factor sigma^2 where sigma belongs.": step(z=sigma * noise),
-        "The noise has the factor eta where sigma belongs.": step(z=eta / max(sigma, 1e-30) * noise),
+        "The noise has the factor sigma^2 where sigma belongs.": step(noise=sigma * noise),
+        "The noise has the factor eta where sigma belongs.": step(sigma=0.0, direction=0.0)
+        + math.sqrt(max(0.0, 1 - prev - sigma**2)) * formula.eps
+        + eta * noise,
         "sigma is the variance: the square root of equation 16 is missing.": step(sigma=eta * root**2),
         "sigma lacks its second factor, sqrt(1 - alpha_t / alpha_prev).": step(
             sigma=eta * math.sqrt((1 - prev) / (1 - alpha))
@@ -175,9 +220,9 @@ def _of_noise(
     }
 
 
-def _without(step: Callable[..., Tensor], root: float, noise: Tensor) -> dict[str, Tensor]:
-    """The mistakes where none is added."""
+def _without_noise(formula: Formula) -> dict[str, Tensor]:
+    """The mistakes where no noise is added."""
     return {
-        "Noise is added although eta = 0: sigma must have the factor eta.": step(sigma=root),
-        "Noise is added although eta = 0: it must have the factor sigma.": step() + noise,
+        "Noise is added although eta = 0: sigma must have the factor eta.": formula.step(sigma=formula.root),
+        "Noise is added although eta = 0: it must have the factor sigma.": formula.step() + formula.noise,
     }

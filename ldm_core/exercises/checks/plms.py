@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ NAMES = (
     "step 6: to the clean image",
 )
 Eps = list[Tensor]
+Move = Callable[..., Tensor]  # (eps, x_t unless another x is given) -> x at t_prev
 
 
 class Network:
@@ -105,34 +106,42 @@ def mistakes(x: Tensor, t: float, t_prev: float, eps: Eps, mixed: Eps) -> dict[s
     """eps: of this step and of all before; mixed: the combined eps of those before. Both newest first."""
     schedule = NoiseSchedule()
 
-    def move(e: Tensor, x: Tensor = x, to: float = t_prev) -> Tensor:
-        return ddim_update(schedule, schedule.x0_from_eps(x, e, t), e, t, to)
+    def move(e: Tensor, x: Tensor = x) -> Tensor:
+        return ddim_update(schedule, schedule.x0_from_eps(x, e, t), e, t, t_prev)
 
     found = {"This is a step of DDIM: eps alone, without the earlier ones.": move(eps[0])}
-    if len(eps) == 1 and t_prev != -1:
-        then = Network()(move(eps[0]), t_prev).eps
-        return found | {
-            "This is the second eps alone: take the mean of both.": move(then),
-            "The two eps are added, not averaged: divide by 2.": move(eps[0] + then),
-            "The second eps is of x_t at t_prev: it belongs to the x of the plain step, x at t_prev.": move(
-                (eps[0] + Network()(x, t_prev).eps) / 2
-            ),
-            "The second eps is of timestep t: it belongs to t_prev.": move(
-                (eps[0] + Network()(move(eps[0]), t).eps) / 2
-            ),
-            "The combined eps is applied to the x of the plain step: apply it to x_t, from which the step "
-            "begins.": move((eps[0] + then) / 2, move(eps[0])),
-            "The weights are 3/2 and -1/2: at the first step, take the mean.": move((3 * eps[0] - then) / 2),
-        }
+    return found | (_of_first(move, x, t, t_prev, eps[0]) if len(eps) == 1 else _of_later(move, eps, mixed))
+
+
+def _of_first(move: Move, x: Tensor, t: float, t_prev: float, now: Tensor) -> dict[str, Tensor]:
+    """The mistakes of the first step."""
+    then = Network()(move(now), t_prev).eps
+    return {
+        "This is the second eps alone: take the mean of both.": move(then),
+        "The two eps are added, not averaged: divide by 2.": move(now + then),
+        "The second eps is of x_t at t_prev: it belongs to the x of the plain step, x at t_prev.": move(
+            (now + Network()(x, t_prev).eps) / 2
+        ),
+        "The combined eps is applied to the x of the plain step: apply it to x_t, from which the step "
+        "begins.": move((now + then) / 2, move(now)),
+        "The weights are 3/2 and -1/2: at the first step, take the mean.": move((3 * now - then) / 2),
+    }
+
+
+def _of_later(move: Move, eps: Eps, mixed: Eps) -> dict[str, Tensor]:
+    """The mistakes of a step that has earlier eps."""
     order = min(len(eps), 4)
     used, weights = eps[:order], ADAMS_BASHFORTH[order - 1]
 
     def combined(weights: tuple[float, ...], eps: Eps) -> Tensor:
-        return move(sum((w * e for w, e in zip(weights, eps)), start=torch.zeros_like(x)))
+        return move(sum((w * e for w, e in zip(weights, eps)), start=torch.zeros_like(eps[0])))
 
-    for lower in range(2, order):
-        words = f"You use {lower} eps where {order} are known: the order grows up to 4 with the history."
-        found[words] = combined(ADAMS_BASHFORTH[lower - 1], eps)
+    found = {
+        f"You use {lower} eps where {order} are known: the order grows up to 4 with the history.": combined(
+            ADAMS_BASHFORTH[lower - 1], eps
+        )
+        for lower in range(2, order)
+    }
     positive = tuple(abs(w) / sum(map(abs, weights)) for w in weights)
     found |= {
         "The eps come in the wrong order: the first weight is of the newest.": combined(weights, used[::-1]),

@@ -98,4 +98,4 @@ def test_as_a_process(answers: str) -> None:
     command = [sys.executable, "-m", "ldm_core.exercises", "check", "8", answers]
     run = subprocess.run(command, capture_output=True, text=True)
     assert (run.returncode, run.stderr) == (1, "")
-    assert "int() rounds it" in run.stdout
+    assert "Use round()." in run.stdout

@@ -18,6 +18,8 @@ from ldm_core.loading.parts import Folder, model_slots, part_of, parts
 from ldm_core.loading.pipelines import pipeline_of
 from ldm_core.support.printable import printable
 
+VERSION = "0.42.1"  # whose settings these files have; StableDiffusionInpaintPipeline requires the entry
+
 
 def part_maps(config: LatentDiffusionConfig) -> dict[str, KeyMap]:
     """The key map of each weights file, by its path in the folder; parameters are named as in `file_map`."""
@@ -44,7 +46,12 @@ def filled(config: LatentDiffusionConfig) -> dict[str, Tensor]:
 def settings(config: LatentDiffusionConfig) -> dict[str, Any]:
     """The files of the folder besides the weights, by name: JSON values, or text."""
     pipeline = pipeline_of(config)
-    index = {"_class_name": pipeline.name, "scheduler": ["diffusers", "DDIMScheduler"], **pipeline.entries}
+    index = {
+        "_class_name": pipeline.name,
+        "_diffusers_version": VERSION,
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        **pipeline.entries,
+    }
     files: dict[str, Any] = {MODEL_INDEX: index, SCHEDULER: _scheduler(config)}
     for _, folder, places in _folders(config):
         files |= folder.write(config, places[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 SHOWN_LOSS = 120  # characters of the lost text that the warning about a cut prompt quotes
@@ -21,7 +21,7 @@ def as_prompts(prompts: str | Sequence[str]) -> Sequence[str]:
     return prompts
 
 
-def as_ids(ids: Any, vocab_size: int, added: Container[int] = ()) -> list[int]:
+def as_ids(ids: Any, vocab_size: int, added: Collection[int] = ()) -> list[int]:
     """Token ids (N,) as a list. Raises ValueError unless each is in 0..vocab_size-1 or in `added`."""
     values = ids.tolist() if hasattr(ids, "tolist") else ids
     if not isinstance(values, Iterable):

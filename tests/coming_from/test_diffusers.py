@@ -19,6 +19,7 @@ from support.random_models import random_model
 import ldm_core
 
 PAGE = "coming-from-diffusers.md"
+LEVELS = 1  # of 256: what rounding to whole levels can make of any difference
 TEXT = (DOCS / PAGE).read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| `(\w+Scheduler\.from_config.+?)` \| `(.+?)` \|$", TEXT, re.MULTILINE)
 
@@ -63,17 +64,17 @@ def test_both_sides_agree(results: Any, title: str) -> None:
         if isinstance(value, torch.Tensor):
             assert error(value, theirs[name]) < 1e-4
         else:
-            assert levels(value, theirs[name]) <= 2
+            assert levels(value, theirs[name]) <= LEVELS
 
 
-def test_the_prompt_and_every_line_matter(results: Any) -> None:
-    """Else a picture could agree whatever was asked for."""
+def test_every_section_draws_another_picture(results: Any) -> None:
+    """Else two sides could agree whatever was asked for."""
     images = [result["ldm_core"]["image"] for result in results.values() if "image" in result["ldm_core"]]
-    print([[levels(image, other) for other in images] for image in images])
     for index, image in enumerate(images):
-        assert min((levels(image, other) for other in images[:index]), default=9) > 3
+        assert all(levels(image, other) > LEVELS for other in images[:index])
 
 
+@pytest.mark.one_in(10)
 @pytest.mark.parametrize(("theirs", "ours"), ROWS, ids=[row[1] for row in ROWS])
 def test_each_row_of_schedulers_draws_the_same_picture(folder: Path, theirs: str, ours: str) -> None:
     import diffusers
@@ -84,7 +85,7 @@ def test_each_row_of_schedulers_draws_the_same_picture(folder: Path, theirs: str
     image = pipe("a red apple", num_inference_steps=5, generator=torch.Generator().manual_seed(1)).images[0]
     sampler = ldm_core.Sampler(ldm_core.load("stable-diffusion-v1-5"), scheduler_named(ours))
     drawn = sampler.txt2img("a red apple", steps=5, seed=1)[0]
-    assert levels(drawn, image) <= 2
+    assert levels(drawn, image) <= LEVELS
 
 
 def test_all_rows_were_found() -> None:

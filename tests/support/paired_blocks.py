@@ -21,8 +21,10 @@ RESULTS = ("image", "images", "latent", "eps")
 def sections(page: str) -> dict[str, dict[str, str]]:
     """{title: {whose: code}} of the sections of a page that have blocks of both sides."""
     _, *rest = SECTION.split((DOCS / page).read_text(encoding="utf-8"))
-    found = {title: dict(BLOCK.findall(text)) for title, text in zip(rest[::2], rest[1::2], strict=True)}
-    return {title: blocks for title, blocks in found.items() if blocks}
+    found = {title: BLOCK.findall(text) for title, text in zip(rest[::2], rest[1::2], strict=True)}
+    for title, blocks in found.items():
+        assert len(dict(blocks)) == len(blocks), f"{title} has two blocks of one side"
+    return {title: dict(blocks) for title, blocks in found.items() if blocks}
 
 
 Results = dict[str, Any]

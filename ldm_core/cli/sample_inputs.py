@@ -57,7 +57,7 @@ class SampleInputs:
         require_inputs(model.conditioner, self.command, given)
         if self.names is not None:
             of_layouts = {"classes": self.class_count} if isinstance(model.conditioner, Layout) else {}
-            model.conditioner = replace(model.conditioner, names=self.names, **of_layouts)  # type: ignore
+            model.conditioner = replace(model.conditioner, names=self.names, **of_layouts)  # type: ignore[type-var]
         fitting = self._fitted(model) if isinstance(model.conditioner, Instruction) else self
         return [fitting._subject(k, model.conditioner) for k in range(self.count)]
 

@@ -111,7 +111,7 @@ class _Actor:
         return {"shard": [json.dumps(one) for one in values]}
 
 
-def _shards(batches: Any, bar: tqdm) -> Iterator[Shard]:
+def _shards(batches: Any, bar: tqdm[Any]) -> Iterator[Shard]:
     for batch in batches:
         for text in batch["shard"]:
             values = json.loads(str(text))

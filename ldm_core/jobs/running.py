@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from tqdm import tqdm
 
@@ -91,7 +92,7 @@ def summarize(shards: Iterable[Shard], on_shard: Callable[[Shard], object] | Non
     return summary
 
 
-def _counted(shards: Iterable[Shard], bar: tqdm) -> Iterator[Shard]:
+def _counted(shards: Iterable[Shard], bar: tqdm[Any]) -> Iterator[Shard]:
     for shard in shards:
         if shard.kept:
             bar.update(shard.drawn + shard.failed)

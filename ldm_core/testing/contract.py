@@ -159,7 +159,7 @@ def same_value(a: Any, b: Any) -> bool:
         return len(a) == len(b) and all(same_value(x, y) for x, y in zip(a, b))
     if is_dataclass(a) and not isinstance(a, type):
         return all(same_value(getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
-    if hasattr(a, "__dict__") and type(a).__eq__ is object.__eq__:
+    if hasattr(a, "__dict__") and type(a).__eq__ is object.__eq__:  # type: ignore[comparison-overlap]
         return same_value(vars(a), vars(b))
     equal = a == b
     return bool(equal.all()) if hasattr(equal, "all") else bool(equal)  # NumPy compares value by value

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from support.configs import TINY
 from support.diffusers_pipelines import write_theirs
-from support.paired_blocks import DOCS, attentive, error, levels, run_page, scheduler_named, sections
+from support.paired_blocks import DOCS, PageRun, attentive, error, levels, scheduler_named, sections
 from support.random_models import random_model
 
 import ldm_core
@@ -52,12 +51,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def results(folder: Path) -> Any:
-    return run_page(PAGE)
+def results(folder: Path) -> PageRun:
+    return PageRun(PAGE)
 
 
-@pytest.mark.parametrize("title", sections(PAGE))
-def test_both_sides_agree(results: Any, title: str) -> None:
+TITLES = list(sections(PAGE))
+DEFAULT = 2  # sections that run by default, from the top; each takes about half a second
+
+
+@pytest.mark.parametrize(
+    "title", [*TITLES[:DEFAULT], *(pytest.param(title, marks=pytest.mark.slow) for title in TITLES[DEFAULT:])]
+)
+def test_both_sides_agree(results: PageRun, title: str) -> None:
     theirs, ours = results[title]["diffusers"], results[title]["ldm_core"]
     assert theirs.keys() == ours.keys()
     for name, value in ours.items():
@@ -67,14 +72,16 @@ def test_both_sides_agree(results: Any, title: str) -> None:
             assert levels(value, theirs[name]) <= LEVELS
 
 
-def test_every_section_draws_another_picture(results: Any) -> None:
+@pytest.mark.slow  # runs the whole page
+def test_every_section_draws_another_picture(results: PageRun) -> None:
     """Else two sides could agree whatever was asked for."""
-    images = [result["ldm_core"]["image"] for result in results.values() if "image" in result["ldm_core"]]
+    ours = [results[title]["ldm_core"] for title in TITLES]
+    images = [result["image"] for result in ours if "image" in result]
     for index, image in enumerate(images):
         assert all(levels(image, other) > LEVELS for other in images[:index])
 
 
-@pytest.mark.one_in(10)
+@pytest.mark.slow  # a second each
 @pytest.mark.parametrize(("theirs", "ours"), ROWS, ids=[row[1] for row in ROWS])
 def test_each_row_of_schedulers_draws_the_same_picture(folder: Path, theirs: str, ours: str) -> None:
     import diffusers

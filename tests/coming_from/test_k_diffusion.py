@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.paired_blocks import DOCS, error, run_page, scheduler_named, sections
+from support.paired_blocks import DOCS, PageRun, error, scheduler_named, sections
 
 import ldm_core
 
@@ -21,12 +21,12 @@ LATENT = 1e-3  # of the largest value; its sigmas come from a float32 table
 
 
 @pytest.fixture(scope="module")
-def results(original: dict[str, Any]) -> Any:
-    return run_page(PAGE, {"k-diffusion": original})
+def results(original: dict[str, Any]) -> PageRun:
+    return PageRun(PAGE, {"k-diffusion": original})
 
 
 @pytest.mark.parametrize("title", sections(PAGE))
-def test_both_sides_agree(results: Any, title: str) -> None:
+def test_both_sides_agree(results: PageRun, title: str) -> None:
     assert error(results[title]["ldm_core"]["latent"], results[title]["k-diffusion"]["latent"]) < LATENT
 
 

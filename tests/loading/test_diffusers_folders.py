@@ -124,6 +124,13 @@ NO_PIPELINE = (
 )
 
 
+def test_the_index_names_a_version() -> None:
+    """StableDiffusionInpaintPipeline.from_pretrained raises KeyError without."""
+    index = folder_settings(TINY["sd1-inpaint"])["model_index.json"]
+    assert index["_class_name"] == "StableDiffusionInpaintPipeline"
+    assert index["_diffusers_version"]
+
+
 @pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", [name for name in PRESETS if name not in NO_PIPELINE])
 def test_settings_say_all_of_a_configuration(name: str) -> None:

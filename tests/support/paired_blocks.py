@@ -30,18 +30,27 @@ def sections(page: str) -> dict[str, dict[str, str]]:
 Results = dict[str, Any]
 
 
-def run_page(page: str, given: dict[str, Results] | None = None) -> dict[str, dict[str, Results]]:
-    """{title: {whose: results}}: the blocks of each side from top to bottom, in a namespace per side."""
-    spaces: dict[str, Results] = {whose: dict(values) for whose, values in (given or {}).items()}
-    results: dict[str, dict[str, Results]] = {}
-    for title, blocks in sections(page).items():
-        for whose, code in blocks.items():
-            space = spaces.setdefault(whose, {})
-            for name in RESULTS:
-                space.pop(name, None)
-            exec(compile(code, f"{page}: {title}: {whose}", "exec", dont_inherit=True), space)
-            results.setdefault(title, {})[whose] = {name: space[name] for name in RESULTS if name in space}
-    return results
+class PageRun:
+    """The blocks of each side from top to bottom, in a namespace per side, run as far as needed."""
+
+    def __init__(self, page: str, given: dict[str, Results] | None = None) -> None:
+        self.page, self.rest = page, list(sections(page).items())
+        self.spaces: dict[str, Results] = {whose: dict(values) for whose, values in (given or {}).items()}
+        self.results: dict[str, dict[str, Results]] = {}
+
+    def __getitem__(self, title: str) -> dict[str, Results]:
+        """{whose: results} of a section."""
+        while title not in self.results:
+            current, blocks = self.rest.pop(0)
+            found = {}
+            for whose, code in blocks.items():
+                space = self.spaces.setdefault(whose, {})
+                for name in RESULTS:
+                    space.pop(name, None)
+                exec(compile(code, f"{self.page}: {current}: {whose}", "exec", dont_inherit=True), space)
+                found[whose] = {name: space[name] for name in RESULTS if name in space}
+            self.results[current] = found
+        return self.results[title]
 
 
 def attentive(model: LatentDiffusion) -> LatentDiffusion:

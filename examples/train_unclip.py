@@ -59,7 +59,7 @@ FORGETS = 0.1  # how often it gets no embedding, for guidance
 NOISE_LEVELS = 500  # of embeddings in training, of the schedule's 1,000
 SETTINGS = {
     "clip": TrainingSettings(
-        steps=800,
+        steps=400,
         batch_size=256,
         learning_rate=1e-3,
         betas=(0.9, 0.98),
@@ -68,10 +68,10 @@ SETTINGS = {
         seed=1,
     ),
     "decoder": TrainingSettings(
-        steps=600, batch_size=64, learning_rate=4e-4, betas=(0.9, 0.99), ema_decay=0.99, seed=2
+        steps=500, batch_size=64, learning_rate=2e-3, betas=(0.9, 0.99), ema_decay=0.99, seed=2
     ),
     "prior": TrainingSettings(
-        steps=2000, batch_size=256, learning_rate=2e-3, betas=(0.9, 0.99), ema_decay=0.995, seed=3
+        steps=400, batch_size=256, learning_rate=2e-3, betas=(0.9, 0.99), ema_decay=0.995, seed=3
     ),
 }
 COMMON = {"warmup": 20, "final_rate": 0.02, "optimizer": "muon", "save_every": 25, "picture_every": 10**6}

@@ -1,0 +1,39 @@
+"""The navigation: patterns in `nav` become the pages that match, entries of pages that are not there vanish."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatch
+from typing import Any
+
+
+def expanded(nav: list[Any], pages: Iterable[str]) -> list[Any]:
+    """`nav` of mkdocs.yml with every pattern replaced by the pages (paths from docs/ on) that match it."""
+    known = sorted(pages)
+    found: list[Any] = []
+    for entry in nav:
+        if isinstance(entry, str):
+            found += _matching(entry, known)
+            continue
+        ((title, inner),) = entry.items()
+        if isinstance(inner, str) and "*" not in inner:
+            found += [entry] if inner in known else []
+            continue
+        pages_inside = _matching(inner, known) if isinstance(inner, str) else expanded(inner, known)
+        if pages_inside:
+            found.append({title: pages_inside})
+    return found
+
+
+def pages_of(nav: list[Any]) -> list[str]:
+    """The pages of an expanded navigation, in order."""
+    found: list[str] = []
+    for entry in nav:
+        inner = next(iter(entry.values())) if isinstance(entry, dict) else entry
+        found += [inner] if isinstance(inner, str) else pages_of(inner)
+    return found
+
+
+def _matching(pattern: str, known: list[str]) -> list[str]:
+    found = [page for page in known if fnmatch(page, pattern)]
+    return sorted(found, key=lambda page: (not page.endswith("index.md"), page))

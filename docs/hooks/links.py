@@ -62,5 +62,5 @@ def _place(path: str, anchor: str, use_source: Callable[[str], None]) -> tuple[s
     if not (ROOT / path).is_file():
         return None, ""
     use_source(path)
-    symbol = symbols_of(path).get(anchor[1:]) if path.endswith(".py") else None
+    symbol = symbols_of(path).get(anchor[1:]) if anchor[1:] and path.endswith(".py") else None
     return url_of(path), f":{symbol.line}" if symbol else ""

@@ -8,20 +8,30 @@ from typing import Any
 
 
 def expanded(nav: list[Any], pages: Iterable[str]) -> list[Any]:
-    """`nav` of mkdocs.yml with every pattern replaced by the pages (paths from docs/ on) that match it."""
-    known = sorted(pages)
+    """`nav` of mkdocs.yml with every pattern replaced by the pages (paths from docs/ on) that match it.
+
+    A page that stands in `nav` by its name is not what a pattern stands for.
+    """
+    named = set(pages_of(nav))
+    return _expanded(nav, sorted(pages), named)
+
+
+def _expanded(nav: list[Any], known: list[str], named: set[str]) -> list[Any]:
     found: list[Any] = []
     for entry in nav:
         if isinstance(entry, str):
-            found += _matching(entry, known)
+            found += _matching(entry, known, named)
             continue
         ((title, inner),) = entry.items()
         if isinstance(inner, str) and "*" not in inner:
             found += [entry] if inner in known else []
             continue
-        pages_inside = _matching(inner, known) if isinstance(inner, str) else expanded(inner, known)
-        if pages_inside:
-            found.append({title: pages_inside})
+        if isinstance(inner, str):
+            inside: list[Any] = _matching(inner, known, named)
+        else:
+            inside = _expanded(inner, known, named)
+        if inside:
+            found.append({title: inside})
     return found
 
 
@@ -34,6 +44,8 @@ def pages_of(nav: list[Any]) -> list[str]:
     return found
 
 
-def _matching(pattern: str, known: list[str]) -> list[str]:
-    found = [page for page in known if fnmatch(page, pattern)]
+def _matching(pattern: str, known: list[str], named: set[str]) -> list[str]:
+    if "*" not in pattern:
+        return [pattern] if pattern in known else []
+    found = [page for page in known if fnmatch(page, pattern) and page not in named]
     return sorted(found, key=lambda page: (not page.endswith("index.md"), page))

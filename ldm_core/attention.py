@@ -62,6 +62,8 @@ BACKENDS: dict[str, AttentionFunction] = {
 class MultiHeadAttention(nn.Module):
     """Projections to queries, keys and values, attention within each head, and a projection back.
 
+    With a context it is the cross-attention of latent diffusion (arXiv:2112.10752, section 3.3).
+
     x (B, N, channels), context (B, M, context_channels) or None for self-attention -> (B, N, channels).
     inner_channels: of all heads together, heads * D; by default `channels`.
     """

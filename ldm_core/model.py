@@ -138,6 +138,7 @@ class LatentDiffusion:
     def encode_image(self, images: Tensor, generator: Generators = None) -> Tensor:
         """Encode images (B, 3, H, W) in [-1, 1] to scaled latents (B, C, H/f, W/f), as the U-Net takes them.
 
+        z = E(x) of the latent diffusion paper (arXiv:2112.10752, section 3.1), times the latent scale.
         With a generator, or one per image, sample from the encoder's Gaussian, as CompVis does; without, use
         its mode.
         """
@@ -146,7 +147,10 @@ class LatentDiffusion:
         return z * self.config.latent_scale
 
     def decode_latent(self, latent: Tensor) -> Tensor:
-        """Decode scaled latents (B, C, h, w) to images (B, 3, h*f, w*f), in about [-1, 1]."""
+        """Decode scaled latents (B, C, h, w) to images (B, 3, h*f, w*f), in about [-1, 1].
+
+        x = D(z) of the latent diffusion paper (arXiv:2112.10752, section 3.1), z being the latent over the scale.
+        """
         z = latent / self.config.latent_scale
         return self.autoencoder.decode(z.to(self.weight_of("autoencoder")))
 

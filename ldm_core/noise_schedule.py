@@ -68,7 +68,7 @@ class NoiseScheduleConfig:
 
 
 def make_betas(beta_schedule: BetaSchedule, timesteps: int, start: float, end: float) -> Tensor:
-    """The variance beta_t that each step of the forward process adds, float64 (T,).
+    """The variance beta_t that each step of the forward process adds (DDPM, equation 2), float64 (T,).
 
     `scaled_linear` is linear in sqrt(beta); CompVis's configurations call it "linear", and call `linear`
     "sqrt_linear". `cosine` is equation 17 of Nichol and Dhariwal 2021 (arXiv:2102.09672) and ignores `start`
@@ -199,7 +199,7 @@ class NoiseSchedule:
         return math.sqrt(alpha_cumprod), math.sqrt(1 - alpha_cumprod)
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: float | Tensor) -> Tensor:
-        """x_t = a_t x_0 + s_t noise, a draw from q(x_t | x_0) (DDPM equation 4): shape and dtype of x_0.
+        """x_t = a_t x_0 + s_t noise, a draw from q(x_t | x_0) (DDPM, equation 4): shape and dtype of x_0.
 
         x0: (B, ...). noise: a standard normal draw of the same shape. t: one timestep for all rows (an int or
         a float), or an integer tensor (B,) of one whole timestep per row. Raises ValueError for other shapes
@@ -226,7 +226,10 @@ class NoiseSchedule:
         return a, s
 
     def x0_from_eps(self, x: Tensor, eps: Tensor, t: float) -> Tensor:
-        """x_0 = (x_t - s_t eps) / a_t. Raises ValueError if a_t is 0, where eps does not determine x_0."""
+        """x_0 = (x_t - s_t eps) / a_t (DDPM, equation 15), of x's shape.
+
+        Raises ValueError if a_t is 0, where eps does not determine x_0.
+        """
         a, s = self.signal_and_noise(t)
         if a == 0:
             raise ValueError(

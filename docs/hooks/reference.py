@@ -49,7 +49,12 @@ def _page(module: str, places: dict[Symbol, tuple[str, str]]) -> str:
     file = file_of(module)
     assert file is not None
     own = f"{module.removeprefix(f'{PACKAGE}.')}.md"
-    lines = [f"# {module.removeprefix(f'{PACKAGE}.')}", "", as_markdown(symbols_of(file)[""].docstring or ""), ""]
+    lines = [
+        f"# {module.removeprefix(f'{PACKAGE}.')}",
+        "",
+        as_markdown(symbols_of(file)[""].docstring or ""),
+        "",
+    ]
     elsewhere, here = [], []
     for path in public_names(module):
         symbol = locate(path)

@@ -29,7 +29,9 @@ PICTURES = "idea/pictures"
 # "kept": use the pictures of the repository instead of drawing them, for a quick look at a text.
 KEPT = os.environ.get("DOCS_PICTURES") == "kept"
 
-_HEADING = re.compile(r'<h(?P<level>[2-4]) id="(?P<path>ldm_core\.[\w.]+)" class="doc doc-heading">(?P<rest>.*?)</h', re.DOTALL)
+_HEADING = re.compile(
+    r'<h(?P<level>[2-4]) id="(?P<path>ldm_core\.[\w.]+)" class="doc doc-heading">(?P<rest>.*?)</h', re.DOTALL
+)
 _DRAWING = re.compile(r'<img alt="(?P<alt>[^"]*)" src="(?P<src>[^"]*drawings/(?P<name>[\w-]+)\.svg)"\s*/?>')
 _PICTURE = re.compile(r"<img (?![^>]*loading=)")
 

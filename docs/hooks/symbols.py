@@ -100,7 +100,9 @@ def locate(path: str) -> Symbol | None:
 
 def _literal(file: str, name: str) -> tuple[str, ...]:
     for node in _tree(file).body:
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
+        if isinstance(node, ast.Assign) and any(
+            isinstance(t, ast.Name) and t.id == name for t in node.targets
+        ):
             return tuple(ast.literal_eval(node.value))
     return ()
 

@@ -30,7 +30,9 @@ class Drawing:
         self.width, self.height = width, height
         self.parts: list[str] = []
 
-    def text(self, x: float, y: float, words: str, size: int = 20, anchor: str = "middle", kind: str = "") -> None:
+    def text(
+        self, x: float, y: float, words: str, size: int = 20, anchor: str = "middle", kind: str = ""
+    ) -> None:
         named = f' class="{kind}"' if kind else ""
         self.parts.append(
             f'<text x="{x:g}" y="{y:g}" font-size="{size}" text-anchor="{anchor}"{named}>{escape(words)}</text>'
@@ -46,7 +48,9 @@ class Drawing:
         step = size * 1.3
         first = y + height / 2 - step * (len(lines) - 1) / 2 + size * 0.35
         for i, line in enumerate(lines):
-            self.text(x + width / 2, first + i * step, line, size if i == 0 else size - 3, kind="small" if i else "")
+            self.text(
+                x + width / 2, first + i * step, line, size if i == 0 else size - 3, kind="small" if i else ""
+            )
 
     def arrow(self, x1: float, y1: float, x2: float, y2: float, width: float = 2.5) -> None:
         angle, size = atan2(y2 - y1, x2 - x1), 5 + 2.5 * width
@@ -65,7 +69,9 @@ class Drawing:
     ) -> None:
         """A face, or a cat's or tiger's, on white, with noise over it: 0 none, 1 nothing but noise."""
         r, cx, cy = size * 0.42, x + size / 2, y + size / 2
-        self.parts.append(f'<rect x="{x:g}" y="{y:g}" width="{size:g}" height="{size:g}" rx="4" class="white"/>')
+        self.parts.append(
+            f'<rect x="{x:g}" y="{y:g}" width="{size:g}" height="{size:g}" rx="4" class="white"/>'
+        )
         skin = "tiger" if animal == "tiger" else "face"
         if animal:
             r *= 0.85
@@ -160,7 +166,14 @@ def two_components() -> Drawing:
 
 def words_to_vectors() -> Drawing:
     d = Drawing(370)
-    tokens = [("start", "49406"), ("gr", "709"), ("inning", "4415"), ("cat", "2368"), ("end", "49407"), ("end", "49407")]
+    tokens = [
+        ("start", "49406"),
+        ("gr", "709"),
+        ("inning", "4415"),
+        ("cat", "2368"),
+        ("end", "49407"),
+        ("end", "49407"),
+    ]
     d.text(360, 42, "“grinning cat”", 24)
     d.arrow(360, 54, 360, 82)
     for i, (word, number) in enumerate(tokens):

@@ -34,7 +34,10 @@ def draw() -> Iterator[tuple[str, Image.Image]]:
     yield "1-two-tasks", two_tasks(sampler, picture)
     yield "2-two-components", two_components(sampler)
     yield "3-words-to-vectors", words_to_vectors(model)
-    yield "4-creator-and-decoder", make_grid([[picture, _channels(cat[0])]], labels=[["picture", "its latent"]], tile=200)
+    yield (
+        "4-creator-and-decoder",
+        make_grid([[picture, _channels(cat[0])]], labels=[["picture", "its latent"]], tile=200),
+    )
     yield "5-three-networks", three_networks(model, cat)
     yield "6-forward-and-back", forward_and_back(model, cat)
     yield "7-every-step", recorder.strip(columns=7, tile=96)
@@ -76,7 +79,9 @@ def words_to_vectors(model: ldm_core.LatentDiffusion) -> Image.Image:
     axes.set_yticks(range(len(texts)), texts)
     for i, row in enumerate(cosines):
         for j, value in enumerate(row):
-            axes.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=8, color="w" if value > 0.7 else "k")
+            axes.text(
+                j, i, f"{value:.1f}", ha="center", va="center", fontsize=8, color="w" if value > 0.7 else "k"
+            )
     figure.colorbar(image, label="cosine")
     figure.tight_layout()
     figure.canvas.draw()
@@ -94,8 +99,20 @@ def three_networks(model: ldm_core.LatentDiffusion, latent: torch.Tensor) -> Ima
     with torch.no_grad():
         found = schedule.interpret(noisy, model.unet(noisy, t, context), t, model.config.prediction)
     words = Image.fromarray(_grey(context[0])).resize((200, 200), Image.Resampling.NEAREST)
-    row = [words, _channels(noisy[0]), _channels(found.eps[0]), _channels(found.x0[0]), *_decoded(model, found.x0)]
-    labels = ["text encoder\n77 vectors", "a noisy latent\nt = 500", "U-Net\nits noise", "scheduler\nwithout it", "decoder\nin pixels"]
+    row = [
+        words,
+        _channels(noisy[0]),
+        _channels(found.eps[0]),
+        _channels(found.x0[0]),
+        *_decoded(model, found.x0),
+    ]
+    labels = [
+        "text encoder\n77 vectors",
+        "a noisy latent\nt = 500",
+        "U-Net\nits noise",
+        "scheduler\nwithout it",
+        "decoder\nin pixels",
+    ]
     return make_grid([row], labels=[labels], tile=150)
 
 
@@ -104,11 +121,16 @@ def forward_and_back(model: ldm_core.LatentDiffusion, latent: torch.Tensor) -> I
     schedule, times = model.noise_schedule, [0, 150, 300, 500, 700, 999]
     draw = torch.Generator().manual_seed(0)
     pixels = model.decode_latent(latent)
-    in_pixels, in_latents = torch.randn(pixels.shape, generator=draw), torch.randn(latent.shape, generator=draw)
+    in_pixels, in_latents = (
+        torch.randn(pixels.shape, generator=draw),
+        torch.randn(latent.shape, generator=draw),
+    )
     above = torch.cat([schedule.add_noise(pixels, in_pixels, t) for t in times])
     below = torch.cat([schedule.add_noise(latent, in_latents, t) for t in times])
     rows = [_pictures(above), _decoded(model, below)]
-    return make_grid(rows, rows=["pixels", "latent,\ndecoded"], labels=[[f"t = {t}" for t in times]], tile=112)
+    return make_grid(
+        rows, rows=["pixels", "latent,\ndecoded"], labels=[[f"t = {t}" for t in times]], tile=112
+    )
 
 
 def guidance(sampler: ldm_core.Sampler) -> Image.Image:

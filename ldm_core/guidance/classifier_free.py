@@ -96,7 +96,10 @@ class ClassifierFreeGuidance:
         return eps_uncond, eps_cond
 
     def combine(self, eps_uncond: Tensor, eps_cond: Tensor, scale: float) -> Tensor:
-        """The guided prediction from both predictions, rescaled if `rescale` is set."""
+        """The guided prediction from both predictions (equation 6), each (B, C, h, w).
+
+        The paper's guidance strength w is scale - 1. The result is rescaled if `rescale` is set.
+        """
         guided = eps_uncond + scale * (eps_cond - eps_uncond)
         if self.rescale:
             std_cond = eps_cond.std(dim=(1, 2, 3), keepdim=True)

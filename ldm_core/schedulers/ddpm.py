@@ -51,6 +51,7 @@ class DDPM(TimestepSpaced):
     ) -> Step:
         """From x_t (B, C, h, w) to x_{t_prev}; see `Scheduler.step`. Keeps no history.
 
+        Draws from equation 6 with the mean and variance of equation 7, for the predicted x_0: equation 11.
         Raises ValueError if t_prev is not below t, and if t_prev is not -1 and noise is missing.
         """
         if t_prev >= t:

@@ -2,8 +2,9 @@
 
     L = E_{z_0, y, eps, t} [ w_t || target - unet(a_t z_0 + s_t eps, t, tau(y)) ||^2 ]
 
-Rombach et al. 2022 (arXiv:2112.10752), equation 3, with w_t = 1 and target eps; or v = a_t eps - s_t z_0
-(Salimans and Ho 2022, arXiv:2202.00512), or z_0 itself. The norm is a mean over the latent's values.
+Rombach et al. 2022 (arXiv:2112.10752), equation 3, with w_t = 1 and target eps, as in Ho et al. 2020
+(arXiv:2006.11239), equation 14; or v = a_t eps - s_t z_0 (Salimans and Ho 2022, arXiv:2202.00512), or z_0
+itself. The norm is a mean over the latent's values.
 Captions are dropped at random, so that the network also learns the unconditional prediction of
 classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598, algorithm 1). CompVis's counterpart:
 `LatentDiffusion.p_losses`.
@@ -107,7 +108,10 @@ class DiffusionObjective(Objective):
         self._weight = weight.float()
 
     def loss(self, batch: Batch, generators: Sequence[torch.Generator], step: int) -> tuple[Tensor, Metrics]:
-        """Each generator draws a timestep, the caption, the latent and the noise, in this order."""
+        """Equation 3 of the latent diffusion paper; without a condition equation 2, which is DDPM's equation 14.
+
+        Each generator draws a timestep, the caption, the latent and the noise, in this order.
+        """
         like = self.model.weight_of("unet")
         wide = like.new_empty(0, dtype=torch.promote_types(like.dtype, torch.float32))
         t = (uniform(generators) * len(self._a)).long()

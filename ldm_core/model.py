@@ -149,7 +149,7 @@ class LatentDiffusion:
     def decode_latent(self, latent: Tensor) -> Tensor:
         """Decode scaled latents (B, C, h, w) to images (B, 3, h*f, w*f), in about [-1, 1].
 
-        x = D(z) of the latent diffusion paper (arXiv:2112.10752, section 3.1), z being the latent over the scale.
+        x = D(z) of the latent diffusion paper (arXiv:2112.10752, section 3.1), z being latent / latent_scale.
         """
         z = latent / self.config.latent_scale
         return self.autoencoder.decode(z.to(self.weight_of("autoencoder")))

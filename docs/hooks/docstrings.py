@@ -1,7 +1,7 @@
 """Docstrings as Markdown, and the extension of griffe that makes them so.
 
-The package's docstrings are plain text: formulas are indented, `name: what it is` describes an argument, shapes such
-as (B, C, h, w) stand in the text. Here arguments become a list, and shapes and columns become code.
+The package's docstrings are plain text: formulas are indented, `name: what it is` describes an argument, and
+shapes such as (B, C, h, w) stand in the text. Here arguments become a list, and shapes and columns become code.
 """
 
 from __future__ import annotations
@@ -31,27 +31,44 @@ def _block(lines: list[str], known: set[str]) -> str:
     if sum(bool(_COLUMNS.search(line)) for line in lines) > 1:
         return "\n".join(f"    {line}" for line in lines)
     paragraphs: list[str] = []
-    arguments = False
-    for line in lines:
+    arguments = ended = False
+    for line in _split(lines, known):
         match = _ARGUMENT.match(line)
-        starts = match is not None and {n.lstrip("*") for n in match["names"].split(", ")} <= known
-        if match is not None and starts:
+        if match is not None and _known(match, known):
             names = ", ".join(f"`{name}`" for name in match["names"].split(", "))
             paragraphs.append(f"- {names}: {_inline(match['text'])}")
             arguments = True
         elif arguments and line.startswith("    ") and paragraphs:
             paragraphs[-1] += f"\n    {_inline(line.strip())}"
-        elif arguments or not paragraphs:
+        elif not paragraphs or (arguments and ended and line[:1].isupper()):
             paragraphs.append(_inline(line.strip()))
             arguments = False
         else:
-            paragraphs[-1] += f"\n{_inline(line.strip())}"
+            paragraphs[-1] += f"\n{'    ' * arguments}{_inline(line.strip())}"
+        ended = line.endswith((".", ":", ")"))
     written, was_list = "", False
     for paragraph in paragraphs:
         is_list = paragraph.startswith("- ")
         written += ("\n" if is_list and was_list else "\n\n") + paragraph
         was_list = is_list
     return written.strip()
+
+
+def _known(match: re.Match[str], known: set[str]) -> bool:
+    return {name.lstrip("*") for name in match["names"].split(", ")} <= known
+
+
+def _split(lines: list[str], known: set[str]) -> Iterator[str]:
+    """The lines, with a new one where the description of a second argument begins within a line."""
+    for line in lines:
+        rest, start = line, 0
+        while (at := rest.find(". ", start)) >= 0:
+            match = _ARGUMENT.match(rest[at + 2 :])
+            start = at + 2
+            if match is not None and _known(match, known):
+                yield rest[: at + 1]
+                rest, start = rest[at + 2 :], 0
+        yield rest
 
 
 def _inline(line: str) -> str:

@@ -1,7 +1,7 @@
 """Links of the Markdown pages that leave docs/: to pages of source, to READMEs, to folders.
 
-In the repository `../ldm_core/sampler.py` is a file; on the site it is a page of source. A link may name a symbol,
-`../ldm_core/schedulers/ddim.py#DDIM.step`: the site adds the line where the symbol is.
+In the repository `../ldm_core/sampler.py` is a file; on the site it is a page of source. A link may name a
+symbol, `../ldm_core/schedulers/ddim.py#DDIM.step`: the site adds the line where the symbol is.
 """
 
 from __future__ import annotations

@@ -1,11 +1,19 @@
-"""Formulas as MathML, which browsers draw themselves: no script, no font file, and nothing to fetch."""
+"""Formulas as MathML, which browsers draw themselves, without a script.
+
+Large brackets and roots need a font with a table for mathematics. Where the reader's system has none, the
+site's own is used: DejaVu Serif, which matplotlib carries.
+"""
 
 from __future__ import annotations
 
 import html
 import re
+from pathlib import Path
 
+import matplotlib
 from latex2mathml.converter import convert
+
+FONT = "stylesheets/DejaVuSerif.ttf"
 
 # What pymdownx.arithmatex writes with `generic: true`.
 FORMULA = re.compile(
@@ -26,3 +34,8 @@ def with_mathml(page: str) -> str:
         return f'<div class="formula">{drawn}</div>'
 
     return FORMULA.sub(formula, page)
+
+
+def font() -> bytes:
+    """The font of the formulas, for systems without one."""
+    return (Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSerif.ttf").read_bytes()

@@ -1,4 +1,4 @@
-"""The navigation: patterns in `nav` become the pages that match, entries of pages that are not there vanish."""
+"""The menu: patterns in `nav` become the pages that match; entries of pages that are not there vanish."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The pages of the reference: one for the names of `ldm_core` itself, one for each public module.
 
-A name is described once, on the page of the module that defines it. The pages of other modules that export it link
-there.
+A name is described once, on the page of the module that defines it. The pages of other modules that export it
+link there.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ def _index(places: dict[Symbol, tuple[str, str]]) -> str:
         "# Reference",
         "",
         "Every public name, from its docstring. `import ldm_core` gives access to all of them: "
-        "`ldm_core.Sampler`, `ldm_core.schedulers.DDIM`. Letters in shapes mean the same everywhere: B images of a "
-        "batch, C channels, H and W pixels, h and w latent rows and columns, N and M tokens, D the size of an "
-        "attention head, T timesteps ([all letters](../architecture.md#shapes)).",
+        "`ldm_core.Sampler`, `ldm_core.schedulers.DDIM`. Letters in shapes mean the same everywhere: "
+        "B images of a batch, C channels, H and W pixels, h and w latent rows and columns, N and M tokens, "
+        "D the size of an attention head, T timesteps ([all letters](../architecture.md#shapes)).",
         "",
         "## Names of `ldm_core`",
         "",

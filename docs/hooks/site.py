@@ -14,10 +14,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # the modules beside this one, whoever imports it
 
+import mathml
 import reference
 import source_pages
 from links import PAGES, rewritten
-from mathml import with_mathml
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -33,6 +33,7 @@ _HEADING = re.compile(
     r'<h(?P<level>[2-4]) id="(?P<path>ldm_core\.[\w.]+)" class="doc doc-heading">(?P<rest>.*?)</h', re.DOTALL
 )
 _DRAWING = re.compile(r'<img alt="(?P<alt>[^"]*)" src="(?P<src>[^"]*drawings/(?P<name>[\w-]+)\.svg)"\s*/?>')
+_DRAWN = re.compile(r'<img [^>]*src="[^"]*pictures/[^"]*"[^>]*>')
 _PICTURE = re.compile(r"<img (?![^>]*loading=)")
 
 
@@ -64,6 +65,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for source in sorted(linked):
         add(source_pages.url_of(source), source_pages.page(source))
     add(source_pages.STYLE, source_pages.style())
+    add(mathml.FONT, mathml.font())
 
     assert config.nav is not None
     config.nav = expanded(config.nav, [file.src_uri for file in files.documentation_pages()])
@@ -72,14 +74,17 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     place = page.file.src_uri
+    if place == "index.md":
+        page.meta["hide"] = ["navigation", "toc"]
     if _is_reference(place):
         return markdown
     return rewritten(markdown, place, _source(place), lambda file: None)
 
 
 def on_page_content(content: str, page: Page, **_: Any) -> str:
-    content = with_mathml(content)
+    content = mathml.with_mathml(content)
     content = _DRAWING.sub(_inlined, content)
+    content = _DRAWN.sub(r'<div class="drawn">\g<0></div>', content)
     content = _PICTURE.sub('<img loading="lazy" ', content)
     if _is_reference(page.file.src_uri):
         content = _HEADING.sub(lambda match: _with_source(match, page.url), content)

@@ -18,7 +18,8 @@ FOLDER = "source"
 STYLE = f"{FOLDER}/style.css"
 
 _PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width,initial-scale=1">
 <title>{file}</title><link rel="stylesheet" href="{up}style.css">
 <script>
 for (const key of Object.keys(localStorage)) if (key.endsWith(".__palette")) {{
@@ -36,7 +37,8 @@ body { margin: 0; background: var(--paper); color: var(--ink); font: 14px/1.5 sy
 header { position: sticky; top: 0; left: 0; padding: .6rem 1rem; background: var(--paper);
   border-bottom: 1px solid color-mix(in srgb, var(--faint) 40%, transparent); }
 header a { color: inherit; font-weight: 600; margin-right: .8rem; }
-pre { margin: 0; padding: .6rem 0 50vh; font: 13px/1.5 ui-monospace, "DejaVu Sans Mono", monospace; min-width: max-content; }
+pre { margin: 0; padding: .6rem 0 50vh; min-width: max-content;
+  font: 13px/1.5 ui-monospace, "DejaVu Sans Mono", monospace; }
 pre > span { display: block; padding-right: 1rem; scroll-margin-top: 4rem; }
 pre > span:target, pre > span:has(a:target) { background: var(--mark); }
 a.n { display: inline-block; width: 3.2rem; margin-right: 1rem; text-align: right; color: var(--faint);

@@ -1,7 +1,7 @@
 """Where the package defines its public names, found by parsing its files; nothing is imported.
 
-A *path* is dotted, as users write it: `ldm_core.schedulers.DDIM.step`. A *place* is a file of the repository and
-the dotted name within it, such as (`ldm_core/schedulers/ddim.py`, `DDIM.step`).
+A path is dotted, as users write it: `ldm_core.schedulers.DDIM.step`. A `Symbol` has the file of the
+repository and the dotted name within it: `ldm_core/schedulers/ddim.py`, `DDIM.step`.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python docs/idea/drawings.py
 
-Each drawing is 720 units wide, with letters that can be read on a phone. Its colours are variables: on the site
-those of the page, light or dark; in a file by itself the light ones.
+Each drawing is 720 units wide, with letters that can be read on a phone. Its colours are variables: on the
+site those of the page, light or dark; in a file by itself the light ones.
 """
 
 from __future__ import annotations
@@ -15,12 +15,22 @@ from math import atan2, cos, sin
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "drawings"
-STYLE = """.drawing .paper{fill:var(--d-paper,#fbfaf6)} .drawing text{fill:var(--d-ink,#1d2733);\
-font-family:system-ui,-apple-system,"Segoe UI","DejaVu Sans",sans-serif} .drawing .small{fill:var(--d-faint,#5d6875)} \
-.drawing .line{stroke:var(--d-line,#7c8794);fill:none} .drawing .head{fill:var(--d-line,#7c8794)} \
-.drawing .blue{fill:var(--d-blue,#d3e4f4)} .drawing .orange{fill:var(--d-orange,#f8dcc8)} \
-.drawing .green{fill:var(--d-green,#d5ebdc)} .drawing .grey{fill:var(--d-grey,#e7e9ec)} \
-.drawing .face{fill:#f7c948} .drawing .tiger{fill:#ee8f3c} .drawing .dark{fill:#40311d} .drawing .white{fill:#fff}"""
+FONTS = 'system-ui,-apple-system,"Segoe UI","DejaVu Sans",sans-serif'
+STYLE = f"""
+.drawing text {{ fill: var(--d-ink, #1d2733); font-family: {FONTS} }}
+.drawing .small {{ fill: var(--d-faint, #5d6875) }}
+.drawing .line {{ stroke: var(--d-line, #7c8794); fill: none }}
+.drawing .head {{ fill: var(--d-line, #7c8794) }}
+.drawing .paper {{ fill: var(--d-paper, #fbfaf6) }}
+.drawing .blue {{ fill: var(--d-blue, #d3e4f4) }}
+.drawing .orange {{ fill: var(--d-orange, #f8dcc8) }}
+.drawing .green {{ fill: var(--d-green, #d5ebdc) }}
+.drawing .grey {{ fill: var(--d-grey, #e7e9ec) }}
+.drawing .face {{ fill: #f7c948 }}
+.drawing .tiger {{ fill: #ee8f3c }}
+.drawing .dark {{ fill: #40311d }}
+.drawing .white {{ fill: #fff }}
+"""
 
 
 class Drawing:
@@ -34,17 +44,14 @@ class Drawing:
         self, x: float, y: float, words: str, size: int = 20, anchor: str = "middle", kind: str = ""
     ) -> None:
         named = f' class="{kind}"' if kind else ""
-        self.parts.append(
-            f'<text x="{x:g}" y="{y:g}" font-size="{size}" text-anchor="{anchor}"{named}>{escape(words)}</text>'
-        )
+        place = f'x="{x:g}" y="{y:g}" font-size="{size}" text-anchor="{anchor}"'
+        self.parts.append(f"<text {place}{named}>{escape(words)}</text>")
 
     def box(
         self, x: float, y: float, width: float, height: float, fill: str, lines: Sequence[str], size: int = 20
     ) -> None:
         """A box with lines of text in its middle; the first is large, the others are small."""
-        self.parts.append(
-            f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="10" class="{fill}"/>'
-        )
+        self.rectangle(x, y, width, height, f'rx="10" class="{fill}"')
         step = size * 1.3
         first = y + height / 2 - step * (len(lines) - 1) / 2 + size * 0.35
         for i, line in enumerate(lines):
@@ -56,44 +63,45 @@ class Drawing:
         angle, size = atan2(y2 - y1, x2 - x1), 5 + 2.5 * width
         tips = [(x2 - size * cos(angle + turn), y2 - size * sin(angle + turn)) for turn in (0.45, -0.45)]
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in [(x2, y2), *tips])
-        ends = f'x1="{x1:g}" y1="{y1:g}" x2="{x2 - size * 0.7 * cos(angle):.1f}" y2="{y2 - size * 0.7 * sin(angle):.1f}"'
-        self.parts.append(f'<line {ends} class="line" stroke-width="{width:g}"/>')
+        end = x2 - size * 0.7 * cos(angle), y2 - size * 0.7 * sin(angle)
+        self.path(f"M{x1:g} {y1:g} L{end[0]:.1f} {end[1]:.1f}", width=width)
         self.parts.append(f'<polygon points="{points}" class="head"/>')
 
-    def path(self, d: str, dashes: str = "") -> None:
+    def path(self, d: str, dashes: str = "", width: float = 2.5) -> None:
         dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
-        self.parts.append(f'<path d="{d}" class="line" stroke-width="2.5"{dashed}/>')
+        self.parts.append(f'<path d="{d}" class="line" stroke-width="{width:g}"{dashed}/>')
+
+    def circle(self, x: float, y: float, r: float, kind: str) -> None:
+        self.parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r:.1f}" class="{kind}"/>')
+
+    def rectangle(self, x: float, y: float, width: float, height: float, paint: str) -> None:
+        self.parts.append(
+            f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" {paint}/>'
+        )
 
     def face(
         self, x: float, y: float, size: float, noise: float = 0.0, seed: int = 0, animal: str = ""
     ) -> None:
         """A face, or a cat's or tiger's, on white, with noise over it: 0 none, 1 nothing but noise."""
         r, cx, cy = size * 0.42, x + size / 2, y + size / 2
-        self.parts.append(
-            f'<rect x="{x:g}" y="{y:g}" width="{size:g}" height="{size:g}" rx="4" class="white"/>'
-        )
+        self.rectangle(x, y, size, size, 'rx="4" class="white"')
         skin = "tiger" if animal == "tiger" else "face"
         if animal:
-            r *= 0.85
-            cy += size * 0.06
+            r, cy = r * 0.85, cy + size * 0.06
             for side in (-1, 1):
                 tip = f"{cx + side * r * 0.85:.1f},{cy - r * 1.3:.1f}"
                 foot = f"{cx + side * r * 0.2:.1f},{cy - r * 0.9:.1f} {cx + side * r:.1f},{cy - r * 0.2:.1f}"
                 self.parts.append(f'<polygon points="{tip} {foot}" class="{skin}"/>')
         if noise < 1:
-            self.parts.append(f'<circle cx="{cx:g}" cy="{cy:g}" r="{r:.1f}" class="{skin}"/>')
+            self.circle(cx, cy, r, skin)
             for side in (-1, 1):
-                self.parts.append(
-                    f'<circle cx="{cx + side * r * 0.36:.1f}" cy="{cy - r * 0.2:.1f}" r="{r * 0.12:.1f}" class="dark"/>'
-                )
-            smile = f"M{cx - r * 0.5:.1f} {cy + r * 0.22:.1f} A{r * 0.55:.1f} {r * 0.55:.1f} 0 0 0 {cx + r * 0.5:.1f} {cy + r * 0.22:.1f} Z"
+                self.circle(cx + side * r * 0.36, cy - r * 0.2, r * 0.12, "dark")
+            left, right, mouth, bend = cx - r * 0.5, cx + r * 0.5, cy + r * 0.22, r * 0.55
+            smile = f"M{left:.1f} {mouth:.1f} A{bend:.1f} {bend:.1f} 0 0 0 {right:.1f} {mouth:.1f} Z"
             self.parts.append(f'<path d="{smile}" class="dark"/>')
         if animal == "tiger":
-            for dx in (-0.22, 0, 0.22):
-                self.parts.append(
-                    f'<rect x="{cx + dx * r - r * 0.05:.1f}" y="{cy - r * 0.86:.1f}" width="{r * 0.1:.1f}" '
-                    f'height="{r * (0.3 if dx else 0.42):.1f}" class="dark"/>'
-                )
+            for dx, length in ((-0.22, 0.3), (0, 0.42), (0.22, 0.3)):
+                self.rectangle(cx + (dx - 0.05) * r, cy - r * 0.86, r * 0.1, r * length, 'class="dark"')
         if noise > 0:
             self.grain(x, y, size, 10, noise, seed)
 
@@ -114,10 +122,8 @@ class Drawing:
         draw = random.Random(seed)
         for k in range(cells):
             hue, light = draw.choice((28, 205)), draw.randrange(45, 88)
-            self.parts.append(
-                f'<rect x="{x:g}" y="{y + k * height / cells:.1f}" width="{width:g}" height="{height / cells - 1:.1f}" '
-                f'fill="hsl({hue} 60% {light}%)"/>'
-            )
+            top, tall = y + k * height / cells, height / cells - 1
+            self.rectangle(x, top, width, tall, f'fill="hsl({hue} 60% {light}%)"')
 
     def svg(self) -> str:
         head = f'<svg class="drawing" viewBox="0 0 {self.width} {self.height}" xmlns="http://www.w3.org/2000/svg">'
@@ -278,7 +284,7 @@ def guidance() -> Drawing:
         d.arrow(x, y, x + dx, y + dy, 3)
     d.path(f"M{x + plain[0]:g} {y + plain[1]:g} L{x + guided[0]:g} {y + guided[1]:g}", "6 5")
     d.arrow(x, y, x + guided[0], y + guided[1], 5)
-    d.parts.append(f'<circle cx="{x}" cy="{y}" r="7" class="head"/>')
+    d.circle(x, y, 7, "head")
     d.text(x - 14, y + 6, "noisy", 20, "end")
     d.text(x + plain[0] + 12, y + plain[1] + 8, "noise, without text", 20, "start", "small")
     d.text(x + asked[0] + 14, y + asked[1] + 14, "noise, with text", 20, "start", "small")

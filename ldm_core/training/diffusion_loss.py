@@ -108,7 +108,7 @@ class DiffusionObjective(Objective):
         self._weight = weight.float()
 
     def loss(self, batch: Batch, generators: Sequence[torch.Generator], step: int) -> tuple[Tensor, Metrics]:
-        """Equation 3 of the latent diffusion paper; without a condition equation 2, which is DDPM's equation 14.
+        """Equation 3 of the latent diffusion paper; without a condition equation 2, DDPM's equation 14.
 
         Each generator draws a timestep, the caption, the latent and the noise, in this order.
         """

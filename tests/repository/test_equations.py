@@ -17,7 +17,7 @@ finally:
 
 PAGE = ROOT / "docs" / "equations.md"
 ROW = re.compile(
-    r"^\| (?P<name>(?P<paper>LDM|DDPM|DDIM|CFG) [^|]+?) \| (?P<formula>.+?) \| (?P<place>.+) \|$",
+    r"^\| (?P<name>(?P<paper>LDM|DDPM|DDIM|CFG) [^|]+?) \| (?P<place>[^|]+?) \| (?P<formula>[^|]+) \|$",
     re.MULTILINE,
 )
 LINK = re.compile(r"\[`(?P<text>[^`]+)`\]\(\.\./(?P<file>[^)#]+)#(?P<symbol>[^)]+)\)")

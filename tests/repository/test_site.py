@@ -1,4 +1,4 @@
-"""The site: its menu, drawings and docstrings; and, where MkDocs is installed, that it builds without a warning."""
+"""The site: its menu, drawings and docstrings; where MkDocs is installed, that it builds without warnings."""
 
 from __future__ import annotations
 

@@ -279,7 +279,8 @@ class Predict(Protocol):
     """The interface of the network for a scheduler: `predict(x, t)`, and the noise schedule of the model."""
 
     @property
-    def schedule(self) -> NoiseSchedule: ...
+    def schedule(self) -> NoiseSchedule:
+        """The noise schedule of the model."""
 
     def __call__(self, x: Tensor, t: float) -> Prediction: ...
 

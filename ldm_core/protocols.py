@@ -66,14 +66,18 @@ class NoisePredictor(Protocol):
 class Posterior(Protocol):
     """A distribution over latents (B, C, h, w). `DiagonalGaussian` is one."""
 
-    def sample(self, generator: Generators = None, /) -> Tensor: ...
+    def sample(self, generator: Generators = None, /) -> Tensor:
+        """A sample (B, C, h, w). generator: one for all images, or one per image."""
 
-    def mode(self) -> Tensor: ...
+    def mode(self) -> Tensor:
+        """The most likely latents (B, C, h, w)."""
 
 
 class Autoencoder(Protocol):
     """Images (B, 3, H, W) in [-1, 1] to a distribution over latents, and latents to images."""
 
-    def encode(self, images: Tensor, /) -> Posterior: ...
+    def encode(self, images: Tensor, /) -> Posterior:
+        """images (B, 3, H, W) in [-1, 1] -> a distribution over unscaled latents (B, C, h, w)."""
 
-    def decode(self, z: Tensor, /) -> Tensor: ...
+    def decode(self, z: Tensor, /) -> Tensor:
+        """z (B, C, h, w), unscaled -> images (B, 3, H, W) in about [-1, 1]."""

@@ -49,6 +49,7 @@ class UnCLIP:
 
     @property
     def prior(self) -> Prior | None:
+        """The prior that draws embeddings of texts; None without one."""
         conditioner: Any = self.sampler.model.conditioner
         return conditioner.prior
 

@@ -1,7 +1,7 @@
 """Docstrings as Markdown, and the extension of griffe that makes them so.
 
 The package's docstrings are plain text: formulas are indented, `name: what it is` describes an argument, and
-shapes such as (B, C, h, w) stand in the text. Here arguments become a list, and shapes and columns become code.
+shapes such as (B, C, h, w) stand in the text. Here arguments become a list; shapes and columns become code.
 """
 
 from __future__ import annotations

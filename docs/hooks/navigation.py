@@ -47,5 +47,8 @@ def pages_of(nav: list[Any]) -> list[str]:
 def _matching(pattern: str, known: list[str], named: set[str]) -> list[str]:
     if "*" not in pattern:
         return [pattern] if pattern in known else []
-    found = [page for page in known if fnmatch(page, pattern) and page not in named]
+    depth = pattern.count("/")  # fnmatch's * would match a / too
+    found = [
+        page for page in known if page.count("/") == depth and fnmatch(page, pattern) and page not in named
+    ]
     return sorted(found, key=lambda page: (not page.endswith("index.md"), page))

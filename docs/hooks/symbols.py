@@ -52,6 +52,8 @@ def symbols_of(file: str) -> dict[str, Symbol]:
 
     def visit(body: list[ast.stmt], prefix: str) -> None:
         for node in body:
+            if isinstance(node, ast.FunctionDef) and _is_setter(node):
+                continue
             if isinstance(node, ast.ClassDef | ast.FunctionDef):
                 kind = "class" if isinstance(node, ast.ClassDef) else "function"
                 name = prefix + node.name
@@ -67,6 +69,10 @@ def symbols_of(file: str) -> dict[str, Symbol]:
 
     visit(tree.body, "")
     return found
+
+
+def _is_setter(node: ast.FunctionDef) -> bool:
+    return any(isinstance(one, ast.Attribute) and one.attr == "setter" for one in node.decorator_list)
 
 
 @cache

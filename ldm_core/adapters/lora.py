@@ -108,6 +108,7 @@ class LoraAdapter:
 
     @property
     def scale(self) -> float:
+        """The factor of all changes, which may be set."""
         return self._scale
 
     @scale.setter
@@ -117,6 +118,7 @@ class LoraAdapter:
 
     @property
     def text_encoder_scale(self) -> float | None:
+        """The text encoder's own factor, which may be set; None: `scale`."""
         return self._text_encoder_scale
 
     @text_encoder_scale.setter

@@ -80,10 +80,12 @@ class LoRA(Delta):
 
     @property
     def spatial(self) -> int:
+        """1 with a core, else 0; see `Delta.spatial`."""
         return int("lora_mid" in self.factors)
 
     @classmethod
     def fit(cls, tensors: Factors, shape: Shape) -> tuple[Factors, int | None]:
+        """(factors, rank) for a weight of this shape. Raises ValueError if the tensors do not fit."""
         outputs, inputs, *kernel = shape
         core = "lora_mid" in tensors
         axes = {"lora_down": 0, "lora_up": 1, "lora_mid": 0}
@@ -98,12 +100,14 @@ class LoRA(Delta):
         return {n: _fitted(n, tensors[n], shapes[n]) for n in shapes if n in tensors}, rank
 
     def weight(self, device: Any = "cpu") -> Tensor:
+        """dW / s, in float32: (O, I, *k)."""
         down, up = (self._wide(name, device).flatten(1) for name in ("lora_down", "lora_up"))
         if "lora_mid" not in self.factors:
             return (up @ down).reshape(self.shape)
         return torch.einsum("om,mn...,ni->oi...", up, self._wide("lora_mid", device), down)
 
     def chain(self, device: Any = "cpu") -> tuple[Tensor, ...]:
+        """A, the core if there is one, and B: applied one after another, they compute dW x / s."""
         names = [name for name in ("lora_down", "lora_mid", "lora_up") if name in self.factors]
         return tuple(self.factors[name].to(device) for name in names)
 
@@ -118,6 +122,7 @@ class LoHa(Delta):
 
     @classmethod
     def fit(cls, tensors: Factors, shape: Shape) -> tuple[Factors, int | None]:
+        """(factors, rank) for a weight of this shape. Raises ValueError if the tensors do not fit."""
         outputs, inputs, *kernel = shape
         core = "hada_t1" in tensors
         area = 1 if core else math.prod(kernel)
@@ -134,6 +139,7 @@ class LoHa(Delta):
         return fitted, rank
 
     def weight(self, device: Any = "cpu") -> Tensor:
+        """dW / s, in float32: (O, I, *k)."""
         return self._half(1, device) * self._half(2, device)
 
     def _half(self, i: int, device: Any) -> Tensor:
@@ -154,6 +160,7 @@ class LoKr(Delta):
 
     @classmethod
     def fit(cls, tensors: Factors, shape: Shape) -> tuple[Factors, int | None]:
+        """(factors, rank) for a weight of this shape. Raises ValueError if the tensors do not fit."""
         outputs, inputs, *kernel = shape
         w1, (a, c), rank1 = _kronecker_factor(tensors, 1, ())
         w2, (b, d), rank2 = _kronecker_factor(tensors, 2, tuple(kernel))
@@ -165,6 +172,7 @@ class LoKr(Delta):
         return w1 | w2, rank1 or rank2
 
     def weight(self, device: Any = "cpu") -> Tensor:
+        """dW / s, in float32: (O, I, *k)."""
         kernel = self.shape[2:]
         if "lokr_w1" in self.factors:
             w1 = self._wide("lokr_w1", device)
@@ -214,11 +222,13 @@ class Full(Delta):
 
     @classmethod
     def fit(cls, tensors: Factors, shape: Shape) -> tuple[Factors, int | None]:
+        """(factors, rank) for a weight of this shape. Raises ValueError if the tensors do not fit."""
         if tensors["diff"].ndim > 1:
             _check_inputs(tensors["diff"].shape[1], shape[1])
         return {"diff": _fitted("diff", tensors["diff"], shape)}, None
 
     def weight(self, device: Any = "cpu") -> Tensor:
+        """dW / s, in float32: (O, I, *k)."""
         return self._wide("diff", device)
 
 

@@ -34,7 +34,8 @@ class HasVectors(Protocol):
     """An object with a word's vectors. They are read at each use, since training replaces the tensor."""
 
     @property
-    def vectors(self) -> Tensor: ...
+    def vectors(self) -> Tensor:
+        """The vectors of the word: (n, width)."""
 
 
 def apply_textual_inversion(
@@ -105,6 +106,7 @@ class TextualInversion:
 
     @property
     def vectors(self) -> Tensor:
+        """The vectors of the word: (n, width)."""
         return self._source.vectors
 
     def remove(self) -> None:

@@ -26,10 +26,12 @@ class DiagonalGaussian:
 
     @property
     def std(self) -> Tensor:
+        """The standard deviation of each value: (B, C, h, w)."""
         return torch.exp(0.5 * self.logvar)
 
     @property
     def var(self) -> Tensor:
+        """The variance of each value: (B, C, h, w)."""
         return torch.exp(self.logvar)
 
     def sample(self, generator: Generators = None) -> Tensor:

@@ -33,6 +33,7 @@ class PointMass:
         return self.latents
 
     def mode(self) -> Tensor:
+        """The latents."""
         return self.latents
 
 

@@ -92,6 +92,7 @@ class CLIP(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """The device of the weights."""
         return self.logit_scale.device
 
     def forward(self, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:

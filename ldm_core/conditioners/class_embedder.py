@@ -41,6 +41,7 @@ class ClassEmbedderConfig:
 
     @property
     def context_dim(self) -> int:
+        """The width of the context."""
         return self.width
 
 
@@ -53,6 +54,7 @@ class ClassEmbedding(nn.Module):
         self.embedding = nn.Embedding(config.classes, config.width)
 
     def forward(self, labels: Tensor) -> Tensor:
+        """LongTensor (B,) -> (B, 1, width)."""
         return self.embedding(labels)[:, None]
 
 
@@ -82,17 +84,21 @@ class ClassEmbedder:
 
     @property
     def config(self) -> ClassEmbedderConfig:
+        """The number of classes and the width of a vector."""
         return self.network.config
 
     @property
     def unconditional(self) -> int | None:
+        """The class that stands for none, of guidance; None: no guidance."""
         return self.config.null_class
 
     @property
     def modules(self) -> dict[str, nn.Module]:
+        """The networks of the conditioner, by name. They move and are saved with the model."""
         return {"conditioner": self.network}
 
     def count(self, inputs: Any, name: str = "inputs") -> int:
+        """The number of images of the inputs. Raises ValueError, naming `name`, for invalid inputs."""
         return len(self.labels(inputs, name))
 
     def __call__(self, inputs: int | str | Sequence[int | str] | Tensor) -> Condition:

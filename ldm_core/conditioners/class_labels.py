@@ -30,6 +30,7 @@ class ClassLabels:
     modules: dict[str, nn.Module] = field(default_factory=dict, init=False, repr=False)
 
     def count(self, inputs: Any, name: str = "inputs") -> int:
+        """The number of images of the inputs. Raises ValueError, naming `name`, for invalid inputs."""
         return len(as_labels(inputs, self.classes, name))
 
     def __call__(self, inputs: int | Sequence[int] | Tensor) -> Condition:

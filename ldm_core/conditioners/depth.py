@@ -55,9 +55,11 @@ class Depth:
 
     @property
     def modules(self) -> dict[str, nn.Module]:
+        """The networks of the conditioner, by name. They move and are saved with the model."""
         return self.text.modules
 
     def count(self, inputs: Any, name: str = "inputs") -> int:
+        """The number of images of the inputs. Raises ValueError, naming `name`, for invalid inputs."""
         prompts, rows = split_fields(inputs, name, ("depth", "image"))
         if rows is not None:
             self._sized(rows, name)

@@ -61,6 +61,7 @@ class Grounding:
 
     @property
     def modules(self) -> dict[str, nn.Module]:
+        """The networks of the conditioner, by name. They move and are saved with the model."""
         return self.text.modules
 
     def with_unet(self, unet: Any) -> Grounding:
@@ -70,6 +71,7 @@ class Grounding:
         return replace(self, position_net=next(filter(None, nets), self.position_net))
 
     def count(self, inputs: Any, name: str = "inputs") -> int:
+        """The number of images of the inputs. Raises ValueError, naming `name`, for invalid inputs."""
         prompts, rows = split_fields(inputs, name, ("boxes", "until"))
         for row in rows or []:
             self._objects(row, name)

@@ -38,6 +38,7 @@ class InstructionConfig:
 
     @property
     def concat_channels(self) -> int:
+        """The channels that are joined to the latent."""
         return self.channels
 
 
@@ -62,6 +63,7 @@ class Instruction:
 
     @property
     def modules(self) -> dict[str, nn.Module]:
+        """The networks of the conditioner, by name. They move and are saved with the model."""
         return self.text.modules
 
     def with_autoencoder(self, autoencoder: Autoencoder) -> Instruction:
@@ -69,6 +71,7 @@ class Instruction:
         return replace(self, encode=encoder_of(autoencoder))
 
     def count(self, inputs: Any, name: str = "inputs") -> int:
+        """The number of images of the inputs. Raises ValueError, naming `name`, for invalid inputs."""
         prompts, rows = split_fields(inputs, name, ("image",))
         if rows is not None:
             self._pictures(rows, name)

@@ -58,6 +58,7 @@ class Box:
 
     @property
     def rectangle(self) -> Rectangle:
+        """(x, y, width, height), each in [0, 1]."""
         return self.x, self.y, self.width, self.height
 
 
@@ -109,6 +110,7 @@ class Layout:
 
     @property
     def modules(self) -> dict[str, nn.Module]:
+        """The networks of the conditioner, by name. They move and are saved with the model."""
         return {"conditioner": self.encoder} if isinstance(self.encoder, nn.Module) else {}
 
     @property
@@ -140,6 +142,7 @@ class Layout:
         return self.none if self._classes is None else self._classes
 
     def count(self, inputs: Any, name: str = "inputs") -> int:
+        """The number of images of the inputs. Raises ValueError, naming `name`, for invalid inputs."""
         return len(self._rows(inputs, name))
 
     def __call__(self, inputs: Any) -> Condition:

@@ -37,6 +37,7 @@ class LowResolution:
     modules: ClassVar[dict[str, nn.Module]] = {}
 
     def count(self, inputs: Any, name: str = "inputs") -> int:
+        """The number of images of the inputs. Raises ValueError, naming `name`, for invalid inputs."""
         return len(small_pictures(inputs, name))
 
     def latent_size(self, inputs: Any) -> tuple[int, int]:

@@ -61,6 +61,7 @@ class MaskedImage:
         return replace(self, encode=encoder_of(autoencoder))
 
     def count(self, inputs: Any, name: str = "inputs") -> int:
+        """The number of images of the inputs. Raises ValueError, naming `name`, for invalid inputs."""
         return len(self._pairs(inputs, name)[0])
 
     def latent_size(self, inputs: Any) -> tuple[int, int]:

@@ -65,9 +65,11 @@ class NoisedImage:
 
     @property
     def modules(self) -> dict[str, nn.Module]:
+        """The networks of the conditioner, by name. They move and are saved with the model."""
         return self.text.modules
 
     def count(self, inputs: Any, name: str = "inputs") -> int:
+        """The number of images of the inputs. Raises ValueError, naming `name`, for invalid inputs."""
         return len(self._parts(inputs, name)[0])
 
     def latent_size(self, inputs: Any) -> tuple[int, int] | None:

@@ -32,6 +32,7 @@ class RetrievalConfig:
 
     @property
     def context_dim(self) -> int:
+        """The width of the context."""
         return self.width
 
 
@@ -75,6 +76,7 @@ class Retrieval:
             )
 
     def count(self, inputs: Any, name: str = "inputs") -> int:
+        """The number of images of the inputs. Raises ValueError, naming `name`, for invalid inputs."""
         if isinstance(inputs, Tensor) and inputs.ndim == 3:
             return len(self._tokens(inputs, name))
         self._clip(name)

@@ -42,6 +42,7 @@ class SemanticMapConfig:
 
     @property
     def concat_channels(self) -> int:
+        """The channels that are joined to the latent."""
         return self.channels
 
 
@@ -54,6 +55,7 @@ class SpatialRescaler(nn.Module):
         self.channel_mapper = nn.Conv2d(config.classes, config.channels, 1, bias=False)
 
     def forward(self, classes: Tensor) -> Tensor:
+        """LongTensor (B, H, W) -> (B, channels, H / 2^stages, W / 2^stages)."""
         table = self.channel_mapper.weight[:, :, 0, 0].T  # (K, C')
         x = F.embedding(classes, table).permute(0, 3, 1, 2)  # (B, H, W, C') -> (B, C', H, W)
         for _ in range(self.config.stages):
@@ -75,9 +77,11 @@ class SemanticMap:
 
     @property
     def modules(self) -> dict[str, nn.Module]:
+        """The networks of the conditioner, by name. They move and are saved with the model."""
         return {"conditioner": self.network}
 
     def count(self, inputs: Any, name: str = "inputs") -> int:
+        """The number of images of the inputs. Raises ValueError, naming `name`, for invalid inputs."""
         return len(self.classes(inputs, name))
 
     def latent_size(self, inputs: Any) -> tuple[int, int]:

@@ -51,9 +51,11 @@ class TextConditioner:
 
     @property
     def modules(self) -> dict[str, nn.Module]:
+        """The networks of the conditioner, by name. They move and are saved with the model."""
         return {"text_encoder": self.text_encoder} if isinstance(self.text_encoder, nn.Module) else {}
 
     def count(self, inputs: Any, name: str = "prompt") -> int:
+        """The number of images of the inputs. Raises ValueError, naming `name`, for invalid inputs."""
         return len(as_prompts(inputs, name))
 
     def __call__(self, inputs: str | Sequence[str]) -> Condition:

@@ -71,6 +71,7 @@ class UnclipConfig:
 
     @property
     def vector_dim(self) -> int:
+        """The width of the vector: an embedding, and its noise level as an embedding."""
         return 2 * self.width
 
 
@@ -149,11 +150,13 @@ class Unclip:
 
     @property
     def modules(self) -> dict[str, nn.Module]:
+        """The networks of the conditioner, by name. They move and are saved with the model."""
         has_weights = any(True for _ in self.network.parameters())
         own = {"conditioner": self.network} if has_weights else {}
         return {**self.text.modules, **own, **({} if self.prior is None else {"prior": self.prior.module})}
 
     def count(self, inputs: Any, name: str = "inputs") -> int:
+        """The number of images of the inputs. Raises ValueError, naming `name`, for invalid inputs."""
         return len(self._parts(inputs, name)[0])
 
     def __call__(self, inputs: Any, generators: Generators = None) -> Condition:

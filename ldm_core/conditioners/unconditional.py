@@ -18,6 +18,7 @@ class Unconditional:
     modules: ClassVar[dict[str, nn.Module]] = {}
 
     def count(self, inputs: Any, name: str = "inputs") -> int:
+        """The number of images of the inputs. Raises ValueError, naming `name`, for invalid inputs."""
         if inputs is not None:
             raise ValueError(f"this model is unconditional: expected {name}=None, got {inputs!r:.60}")
         return 1

@@ -61,6 +61,7 @@ class StyleAdapter(nn.Module):
         self.projection = nn.Parameter(torch.randn(config.width, config.context_dim) / config.width**0.5)
 
     def forward(self, patches: Tensor) -> Tensor:
+        """CLIP's hidden states (B, N, width) -> tokens (B, tokens, context_dim)."""
         if patches.ndim != 3 or patches.shape[2] != self.config.width:
             raise ValueError(
                 f"style_adapter: expected CLIP's hidden states (B, N, {self.config.width}), got "

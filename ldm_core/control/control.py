@@ -45,6 +45,7 @@ class Encoded:
     tokens: Tensor | None = None
 
     def rows(self, rows: Tensor) -> Encoded:
+        """These rows of the images. rows: LongTensor of their numbers."""
         return Encoded(
             None if self.hint is None else self.hint[rows],
             tuple(feature[rows] for feature in self.features),
@@ -53,6 +54,7 @@ class Encoded:
 
     @property
     def count(self) -> int:
+        """The number of images."""
         return next(len(one) for one in (self.hint, self.tokens, *self.features) if one is not None)
 
 

@@ -41,6 +41,7 @@ class HintEncoder(nn.Module):
         self.conv_out = zeroed(nn.Conv2d(widths[-1], channels, 3, padding=1))
 
     def forward(self, hint: Tensor) -> Tensor:
+        """A hint (B, hint_channels, H, W) -> features (B, channels, h, w)."""
         x = F.silu(self.conv_in(hint))
         for conv in self.convs:
             x = F.silu(conv(x))
@@ -130,6 +131,7 @@ def transferred(network: ControlNet, old: UNet, new: UNet) -> ControlNet:
 
 
 def zeroed(conv: nn.Conv2d) -> nn.Conv2d:
+    """The convolution, with weights and bias set to 0 in place."""
     nn.init.zeros_(conv.weight)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
@@ -137,6 +139,7 @@ def zeroed(conv: nn.Conv2d) -> nn.Conv2d:
 
 
 def zero_conv(channels: int) -> nn.Conv2d:
+    """A 1x1 convolution from and to `channels` channels that begins at 0."""
     return zeroed(nn.Conv2d(channels, channels, 1))
 
 

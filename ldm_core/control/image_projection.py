@@ -62,6 +62,7 @@ class LinearProjection(nn.Module):
         self.norm = nn.LayerNorm(config.context_dim)
 
     def forward(self, embeddings: Tensor) -> Tensor:
+        """(B, embedding_dim) -> (B, tokens, context_dim)."""
         return self.norm(self.linear(embeddings).unflatten(1, (self.tokens, -1)))
 
 
@@ -75,6 +76,7 @@ class FullProjection(nn.Module):
         self.norm = nn.LayerNorm(config.context_dim)
 
     def forward(self, patches: Tensor) -> Tensor:
+        """(B, N, embedding_dim) -> (B, N, context_dim)."""
         return self.norm(self.linear2(F.gelu(self.linear1(patches))))
 
 
@@ -94,6 +96,7 @@ class ResamplerLayer(nn.Module):
         self.fc2 = nn.Linear(4 * width, width, bias=False)
 
     def forward(self, queries: Tensor, patches: Tensor) -> Tensor:
+        """Queries (B, tokens, width) and patches (B, N, width) -> queries."""
         normed = self.norm_queries(queries)
         k, v = self.to_kv(torch.cat([self.norm_patches(patches), normed], dim=1)).chunk(2, dim=-1)
         q, k, v = (x.unflatten(-1, (self.heads, HEAD)).transpose(1, 2) for x in (self.to_q(normed), k, v))
@@ -114,6 +117,7 @@ class Resampler(nn.Module):
         self.norm_out = nn.LayerNorm(config.context_dim)
 
     def forward(self, patches: Tensor) -> Tensor:
+        """(B, N, embedding_dim) -> (B, tokens, context_dim)."""
         x, queries = self.proj_in(patches), self.queries.expand(len(patches), -1, -1)
         for layer in self.layers:
             queries = layer(queries, x)

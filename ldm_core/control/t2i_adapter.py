@@ -54,6 +54,7 @@ class AdapterBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, kernel, padding=kernel // 2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, h, w) -> the same shape."""
         return x + self.conv2(F.relu(self.conv1(x)))
 
 
@@ -67,6 +68,7 @@ class AdapterLevel(nn.Module):
         self.out_conv = nn.Conv2d(width, out_channels, 1) if width != out_channels else None
 
     def forward(self, x: Tensor, halve: bool) -> Tensor:
+        """(B, channels, h, w) -> (B, out_channels, h, w), or half of h and w with `halve`."""
         x = F.avg_pool2d(x, 2) if halve else x
         x = x if self.in_conv is None else self.in_conv(x)
         for block in self.blocks:

@@ -28,6 +28,7 @@ class Part:
             raise ValueError(f"expected part K/N with K in 0..N-1, not {self.index}/{self.count}")
 
     def shards(self, total: int) -> range:
+        """The numbers of the shards of this part, of `total`."""
         return range(self.index, total, self.count)
 
     def within(self, inner: Part) -> Part:
@@ -46,6 +47,7 @@ class Summary:
     reasons: list[str] = field(default_factory=list)
 
     def add(self, shard: Shard) -> None:
+        """Count a shard that was drawn or kept."""
         self.shards += 1
         self.kept += shard.kept
         self.drawn += shard.drawn

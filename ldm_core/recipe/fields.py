@@ -58,6 +58,7 @@ class SourceFile:
 
     @property
     def short_hash(self) -> str:
+        """The first digits of the SHA-256, as programs write them beside pictures."""
         return self.sha256[:HASH_DIGITS]
 
     def same_as(self, other: SourceFile) -> bool:

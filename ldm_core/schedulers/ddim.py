@@ -83,6 +83,7 @@ class DDIM(TimestepSpaced):
 
     @property
     def adds_noise(self) -> bool:
+        """Whether `step` needs noise: for eta above 0."""
         return self.eta > 0
 
     def step(

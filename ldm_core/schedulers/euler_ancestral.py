@@ -44,6 +44,7 @@ class EulerAncestral(SolverSpaced):
 
     @property
     def adds_noise(self) -> bool:
+        """Whether `step` needs noise: for eta above 0."""
         return self.eta > 0
 
     def step(

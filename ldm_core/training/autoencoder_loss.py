@@ -190,6 +190,7 @@ class AutoencoderObjective(ReconstructionObjective):
     def reconstruct(
         self, images: Tensor, generators: Sequence[torch.Generator]
     ) -> tuple[Tensor, Tensor, Metrics]:
+        """A sample decoded, the KL divergence per value of the image, and the metric "kl"."""
         encoded = self.autoencoder.encode(images)
         # The KL sums over a latent, which needs more precision than autocast may leave.
         posterior = DiagonalGaussian(encoded.mean.float(), encoded.logvar.float())

@@ -51,6 +51,7 @@ class ControlNetObjective(DiffusionObjective):
         super().__init__(model, adapter=controlnet, condition_dropout=condition_dropout, **options)
 
     def predict(self, x: Tensor, t: Tensor, condition: Condition, batch: Batch) -> Tensor:
+        """The U-Net's prediction with the residuals of the ControlNet. Needs "hint" in the batch."""
         if "hint" not in batch:
             raise ValueError(f"expected a batch with 'hint', got {', '.join(sorted(batch))}")
         assert self.adapter is not None

@@ -122,6 +122,7 @@ class CaptionedDataset:
 
     @property
     def fingerprint(self) -> str:
+        """A string that changes when the images change."""
         return self.dataset.fingerprint
 
     def __len__(self) -> int:
@@ -131,6 +132,7 @@ class CaptionedDataset:
         return self.dataset[index] | {"text": self.texts}
 
     def text(self, index: int) -> tuple[str, ...]:
+        """The captions of one image, without reading the image."""
         return self.texts
 
 
@@ -148,6 +150,7 @@ class TensorDataset:
 
     @property
     def fingerprint(self) -> str:
+        """A string that changes when the images change."""
         return digest({"images": self.images})
 
     def __len__(self) -> int:
@@ -157,4 +160,5 @@ class TensorDataset:
         return {"image": self.images[index].to(torch.float32), "text": self.text(index)}
 
     def text(self, index: int) -> tuple[str, ...]:
+        """The captions of one image, without reading the image."""
         return self.texts[index]

@@ -153,6 +153,7 @@ class DiffusionObjective(Objective):
             return self.model.condition(inputs)
 
     def networks(self) -> list[nn.Module]:
+        """The networks that gradients flow through: with an adapter, all of the model."""
         return [self] if self.adapter is None else list(self.model.modules.values())
 
     def _captions(self, texts: Sequence[Sequence[str]], generators: Sequence[torch.Generator]) -> list[str]:

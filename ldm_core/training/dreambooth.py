@@ -50,6 +50,7 @@ class PriorPreservation(Objective):
         self.objective, self.weight = objective, weight
 
     def loss(self, batch: Batch, generators: Sequence[torch.Generator], step: int) -> tuple[Tensor, Metrics]:
+        """The subject's loss plus `weight` times the class's, and both as metrics."""
         subject, metrics = self.objective.loss(batch, generators, step)
         prior, _ = self.objective.loss(collate(batch["prior"]), generators, step)
         return subject + self.weight * prior, {
@@ -59,9 +60,11 @@ class PriorPreservation(Objective):
         }
 
     def networks(self) -> list[nn.Module]:
+        """Those of the other objective."""
         return self.objective.networks()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
+        """Those of the other objective."""
         return self.objective.parameter_groups()
 
 
@@ -76,6 +79,7 @@ class PriorDataset:
 
     @property
     def fingerprint(self) -> str:
+        """A string that changes when the images change."""
         both = self.subject.fingerprint, self.prior.fingerprint
         return hashlib.sha256(repr(both).encode()).hexdigest()
 
@@ -86,6 +90,7 @@ class PriorDataset:
         return self.subject[index % len(self.subject)] | {"prior": self.prior[index % len(self.prior)]}
 
     def text(self, index: int) -> tuple[str, ...]:
+        """The captions of the subject's image, without reading it."""
         return self.subject.text(index % len(self.subject))
 
 

@@ -54,6 +54,7 @@ class ImageFolder:
         return {"image": decode_picture(self.folder / name, name, self.size), "text": self.text(index)}
 
     def text(self, index: int) -> tuple[str, ...]:
+        """The captions of one image, without reading the image."""
         return self.texts[index]
 
     @property

@@ -71,6 +71,7 @@ class CachedLatents:
 
     @property
     def fingerprint(self) -> str:
+        """A string that changes when the images change."""
         return hashlib.sha256(repr(self.facts).encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -85,6 +86,7 @@ class CachedLatents:
         return {"mean": mean, "logvar": logvar, "text": self.text(index), **more}
 
     def text(self, index: int) -> tuple[str, ...]:
+        """The captions of one image, without reading the image."""
         return self.dataset.text(index)
 
     def _stale(self) -> str:

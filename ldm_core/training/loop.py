@@ -165,6 +165,7 @@ class Trainer:
 
     @property
     def state_path(self) -> Path:
+        """The file of the run's state, from which it resumes."""
         return self.folder / STATE
 
     def _new_optimizer(self, parallel: Parallel) -> torch.optim.Optimizer:

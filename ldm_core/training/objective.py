@@ -33,6 +33,7 @@ class Objective(nn.Module, ABC):
     def forward(
         self, batch: Batch, generators: Sequence[torch.Generator], step: int
     ) -> tuple[Tensor, Metrics]:
+        """The same as `loss`."""
         # DistributedDataParallel and FSDP hook into `forward`.
         return self.loss(batch, generators, step)
 

@@ -88,6 +88,7 @@ class TarShards:
         return {"image": image, "text": self.text(index)}
 
     def text(self, index: int) -> tuple[str, ...]:
+        """The captions of one image, without reading the image."""
         entry = self._entries[index]
         if not self.captions or entry.caption is None:
             return ()

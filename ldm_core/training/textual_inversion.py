@@ -79,6 +79,7 @@ class TrainableEmbedding(nn.Module):
 
     @property
     def name(self) -> str:
+        """The word, as it stands in prompts."""
         return self._word.name
 
     def save(

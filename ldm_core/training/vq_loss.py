@@ -65,6 +65,7 @@ class AutoencoderVQObjective(ReconstructionObjective):
     def reconstruct(
         self, images: Tensor, generators: Sequence[torch.Generator]
     ) -> tuple[Tensor, Tensor, Metrics]:
+        """The codes decoded, the codebook's loss, and the metrics "codebook" and "perplexity"."""
         z = self.autoencoder.encode(images).latents.float()
         z_q, indices = self.autoencoder.quantize(z)
         decoded = self.autoencoder.decode(z_q, quantize=False).float()

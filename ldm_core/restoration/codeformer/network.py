@@ -140,6 +140,7 @@ class FaceAutoencoder(nn.Module):
         return self.generator(z)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) in [-1, 1] -> their reconstructions, of the same shape."""
         return self.decode(self.quantize(self.encode(x))[0])
 
 
@@ -224,6 +225,7 @@ class CodeFormer(FaceAutoencoder):
         self.fuse = nn.ModuleDict({str(s): Fusion(config.widths[levels[s]]) for s in config.fuse})
 
     def encode(self, x: Tensor) -> Tensor:
+        """Pictures (B, 3, S, S) in [-1, 1] -> features (B, code_dim, h, w), S being `config.size`."""
         require_faces("CodeFormer", x, self.config.size)
         return self.encoder(x)[0]
 

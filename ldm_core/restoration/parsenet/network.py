@@ -88,6 +88,7 @@ class ParseNet(nn.Module):
         self.to_picture = Conv(config.widths[0], 3)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, classes, H, W) and a picture (B, 3, H, W). Raises ValueError for other sizes."""
         require_multiple("ParseNet", x, self.config.downsampling)
         if min(x.shape[2:]) < 2 * self.config.downsampling:
             raise ValueError(

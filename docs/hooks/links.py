@@ -18,6 +18,8 @@ PAGES = {
     "weights/README.md": "weights/README.md",
     "weights/small/README.md": "weights/small/README.md",
     "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security-policy.md",
     "README.md": "index.md",
 }
 _CODE = re.compile(r"(^(?P<fence>```+|~~~+).*?^(?P=fence)[^\n]*$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)

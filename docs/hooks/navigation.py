@@ -6,37 +6,25 @@ from collections.abc import Iterable
 from fnmatch import fnmatch
 from typing import Any
 
+INDEX = ("index.md", "README.md")
+
 
 def expanded(nav: list[Any], pages: Iterable[str]) -> list[Any]:
     """`nav` of mkdocs.yml with every pattern replaced by the pages (paths from docs/ on) that match it.
 
-    A page that stands in `nav` by its name is not what a pattern stands for.
+    A page stands where its own name is, or else where the longest pattern is that matches it.
     """
-    named = set(pages_of(nav))
-    return _expanded(nav, sorted(pages), named)
-
-
-def _expanded(nav: list[Any], known: list[str], named: set[str]) -> list[Any]:
-    found: list[Any] = []
-    for entry in nav:
-        if isinstance(entry, str):
-            found += _matching(entry, known, named)
-            continue
-        ((title, inner),) = entry.items()
-        if isinstance(inner, str) and "*" not in inner:
-            found += [entry] if inner in known else []
-            continue
-        if isinstance(inner, str):
-            inside: list[Any] = _matching(inner, known, named)
-        else:
-            inside = _expanded(inner, known, named)
-        if inside:
-            found.append({title: inside})
-    return found
+    entries = pages_of(nav)
+    found: dict[str, list[str]] = {entry: [] for entry in entries}
+    for page in sorted(pages, key=lambda page: (not page.endswith(INDEX), page)):
+        matching = [entry for entry in entries if entry == page or _matches(page, entry)]
+        if matching:
+            found[max(matching, key=lambda entry: (entry == page, len(entry)))].append(page)
+    return _filled(nav, found)
 
 
 def pages_of(nav: list[Any]) -> list[str]:
-    """The pages of an expanded navigation, in order."""
+    """The pages and patterns of a navigation, in order."""
     found: list[str] = []
     for entry in nav:
         inner = next(iter(entry.values())) if isinstance(entry, dict) else entry
@@ -44,11 +32,25 @@ def pages_of(nav: list[Any]) -> list[str]:
     return found
 
 
-def _matching(pattern: str, known: list[str], named: set[str]) -> list[str]:
-    if "*" not in pattern:
-        return [pattern] if pattern in known else []
-    depth = pattern.count("/")  # fnmatch's * would match a / too
-    found = [
-        page for page in known if page.count("/") == depth and fnmatch(page, pattern) and page not in named
-    ]
-    return sorted(found, key=lambda page: (not page.endswith("index.md"), page))
+def _matches(page: str, pattern: str) -> bool:
+    # fnmatch's * would match a / too.
+    return "*" in pattern and page.count("/") == pattern.count("/") and fnmatch(page, pattern)
+
+
+def _filled(nav: list[Any], found: dict[str, list[str]]) -> list[Any]:
+    filled: list[Any] = []
+    for entry in nav:
+        if isinstance(entry, str):
+            filled += found[entry]
+            continue
+        ((title, inner),) = entry.items()
+        if isinstance(inner, str):
+            inside: list[Any] = found[inner]
+            if inside == [inner]:
+                filled.append(entry)
+                continue
+        else:
+            inside = _filled(inner, found)
+        if inside:
+            filled.append({title: inside})
+    return filled

@@ -15,6 +15,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))  # the modules beside this one, whoever imports it
 
 import mathml
+import notebooks
 import reference
 import source_pages
 from links import PAGES, rewritten
@@ -26,6 +27,7 @@ from symbols import ROOT, locate
 
 SOURCES = {place: file for file, place in PAGES.items()}  # page of the site -> file outside docs/
 PICTURES = "idea/pictures"
+NOTEBOOKS = "notebooks"
 # "kept": use the pictures of the repository instead of drawing them, for a quick look at a text.
 KEPT = os.environ.get("DOCS_PICTURES") == "kept"
 
@@ -58,6 +60,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         for name, data in pictures().items():
             add(f"{PICTURES}/{name}", data)
 
+    for script in sorted((ROOT / "docs" / NOTEBOOKS).glob("*.py")):
+        notebook = read_notebook(script)
+        add(f"{NOTEBOOKS}/{script.stem}.md", notebook.markdown)
+        for name, data in notebook.pictures.items():
+            add(f"{NOTEBOOKS}/pictures/{name}", data)
+
     linked = {symbol.file for symbol in reference.homes()}
     for file in files.documentation_pages():
         if not _is_reference(file.src_uri):
@@ -89,6 +97,16 @@ def on_page_content(content: str, page: Page, **_: Any) -> str:
     if _is_reference(page.file.src_uri):
         content = _HEADING.sub(lambda match: _with_source(match, page.url), content)
     return content
+
+
+@cache
+def read_notebook(script: Path) -> notebooks.Notebook:
+    """A notebook's page, run unless pictures are kept."""
+    sys.path.insert(0, str(ROOT))
+    try:
+        return notebooks.page(script, run=not KEPT)
+    finally:
+        sys.path.remove(str(ROOT))
 
 
 @cache

@@ -20,12 +20,14 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 sys.path.insert(0, str(DOCS / "hooks"))
 try:
+    import notebooks
     from navigation import expanded, pages_of
     from symbols import Symbol, locate, members, public_modules, public_names
 finally:
     sys.path.pop(0)
 
-GENERATED = ("reference/", "weights/", "changelog.md")  # pages that the build makes
+# Pages that the build makes of files outside docs/ and of docstrings.
+GENERATED = ("reference/", "weights/", "changelog.md", "contributing.md", "security-policy.md")
 
 
 def written() -> list[str]:
@@ -47,17 +49,12 @@ def test_the_menu_names_no_page_that_nobody_writes() -> None:
 
 
 def test_patterns_stand_for_the_pages_that_no_entry_names() -> None:
-    nav = [
-        "b.md",
-        "*.md",
-        {"Deep": "deep/*.md"},
-        {"Gone": "gone.md"},
-        {"None": "none/*.md"},
-        {"One": ["a.md"]},
-    ]
-    found = expanded(nav, ["a.md", "b.md", "c.md", "deep/z.md", "deep/index.md", "deep/a.md"])
+    nav = ["b.md", "*.md", {"A": "a-*.md"}, {"Deep": "deep/*.md"}, {"Gone": "gone.md"}, {"One": ["a.md"]}]
+    found = expanded(nav, ["a.md", "b.md", "c.md", "a-1.md", "deep/z.md", "deep/README.md", "deep/a.md"])
     assert found[:2] == ["b.md", "c.md"]
-    assert found[2:] == [{"Deep": ["deep/index.md", "deep/a.md", "deep/z.md"]}, {"One": ["a.md"]}]
+    deep = ["deep/README.md", "deep/a.md", "deep/z.md"]
+    assert found[2:] == [{"A": ["a-1.md"]}, {"Deep": deep}, {"One": ["a.md"]}]
+    assert expanded([{"None": "none/*.md"}], ["a.md"]) == []
 
 
 def test_drawings_are_current() -> None:
@@ -80,6 +77,37 @@ def test_each_step_has_its_parts() -> None:
         assert "\n## The equation\n" in text
         assert text.count("$$") >= 2
         assert "arXiv:" in text
+
+
+SCRIPT = """# %% [markdown]
+# # A title
+#
+# A line with `code`.
+
+# %%
+from PIL import Image
+print("red")
+Image.new("RGB", (8, 8), "red")
+
+# %%
+1 + 1
+x = 3
+
+# %%
+[x, x]
+"""
+
+
+@pytest.mark.parametrize("run", [True, False])
+def test_a_notebook_shows_what_its_cells_show(run: bool, tmp_path: Path) -> None:
+    script = tmp_path / "1-red.py"
+    script.write_text(SCRIPT, encoding="utf-8")
+    page = notebooks.page(script, run)
+    assert page.markdown.startswith("# A title\n\nA line with `code`.\n\n```py\nfrom PIL import Image\n")
+    assert ("```text\nred\n```\n\n![What the cell shows](pictures/1-red-1.webp)" in page.markdown) is run
+    assert page.markdown.endswith("```py\n[x, x]\n```\n" + "\n```text\n[3, 3]\n```\n" * run)
+    assert list(page.pictures) == ["1-red-1.webp"] * run
+    assert Path.cwd() != tmp_path
 
 
 def public_symbols() -> Iterator[tuple[str, Symbol]]:

@@ -137,7 +137,8 @@ def _source(place: str) -> str:
 def _inlined(match: re.Match[str]) -> str:
     """A drawing within the page, where its colours are the page's."""
     svg = (ROOT / "docs" / "idea" / "drawings" / f"{match['name']}.svg").read_text(encoding="utf-8")
-    label = f'<svg role="img" aria-label="{html.escape(html.unescape(match["alt"]))}" '
+    words = html.escape(html.unescape(match["alt"]))
+    label = f'<svg role="img" data-search-exclude aria-label="{words}" '
     return svg[svg.index("<svg") :].replace("<svg ", label, 1).strip()
 
 

@@ -15,8 +15,8 @@ from symbols import ROOT, symbols_of
 
 # Files outside docs/ that are pages of the site, and where.
 PAGES = {
-    "weights/README.md": "weights/README.md",
-    "weights/small/README.md": "weights/small/README.md",
+    "weights/README.md": "models/bundled.md",
+    "weights/small/README.md": "models/small.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security-policy.md",

@@ -27,7 +27,7 @@ finally:
     sys.path.pop(0)
 
 # Pages that the build makes of files outside docs/ and of docstrings.
-GENERATED = ("reference/", "weights/", "changelog.md", "contributing.md", "security-policy.md")
+GENERATED = ("reference/", "models/", "changelog.md", "contributing.md", "security-policy.md")
 
 
 def written() -> list[str]:

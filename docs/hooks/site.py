@@ -1,6 +1,5 @@
 """What MkDocs calls while it builds the site: generated pages, pictures, links, formulas, lines of source."""
 
-# ruff: noqa: E402  (the modules beside this file are found once its folder is in sys.path)
 from __future__ import annotations
 
 import html

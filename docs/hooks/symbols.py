@@ -7,6 +7,7 @@ repository and the dotted name within it: `ldm_core/schedulers/ddim.py`, `DDIM.s
 from __future__ import annotations
 
 import ast
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,7 +30,7 @@ class Symbol:
     def summary(self) -> str:
         """The docstring's first sentence, on one line."""
         paragraph = " ".join((self.docstring or "").split("\n\n")[0].split())
-        return paragraph.split(". ")[0].rstrip(".:")
+        return re.split(r"(?<! al)\. ", paragraph)[0].rstrip(".:")
 
 
 @cache

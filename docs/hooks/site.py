@@ -92,7 +92,7 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 def on_page_content(content: str, page: Page, **_: Any) -> str:
     content = mathml.with_mathml(content)
     content = _DRAWING.sub(_inlined, content)
-    content = _DRAWN.sub(r'<div class="drawn">\g<0></div>', content)
+    content = _DRAWN.sub(r'<span class="drawn">\g<0></span>', content)
     content = _PICTURE.sub('<img loading="lazy" ', content)
     if _is_reference(page.file.src_uri):
         content = _HEADING.sub(lambda match: _with_source(match, page.url), content)

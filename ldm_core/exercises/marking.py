@@ -22,6 +22,7 @@ class Mark:
 
     @property
     def right(self) -> bool:
+        """Whether all of the exercise's tests passed."""
         return self.failed is None
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ldm_core.cli.defaults import BUNDLED_GUIDANCE, BUNDLED_STEPS, GUIDANCE, SCHEDULERS, STEPS
 from ldm_core.cli.option_types import number, whole
-from ldm_core.recipe.fields import MAX_STEPS
+from ldm_core.recipe.checks import MAX_STEPS
 from ldm_core.recipe.noises import MAX_PICTURES
 from ldm_core.support.limits import MAX_SIZE
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ldm_core.config import PRESETS
 from ldm_core.recipe import Recipe, SourceFile, source_file
-from ldm_core.recipe.fields import HASH_DIGITS
+from ldm_core.recipe.files import HASH_DIGITS
 from ldm_core.support.printable import few
 
 FILES_SHOWN = 20

@@ -15,7 +15,8 @@ from ldm_core.cli.defaults import MAX_PICTURES
 from ldm_core.cli.inputs import named
 from ldm_core.conditioners.layout import as_box
 from ldm_core.images import open_picture
-from ldm_core.recipe.fields import BOX, FLAGS, MAX_OBJECTS
+from ldm_core.recipe.checks import MAX_OBJECTS
+from ldm_core.recipe.fields import BOX, FLAGS
 from ldm_core.support.json_text import parse_json
 from ldm_core.support.printable import few, shown
 from ldm_core.support.regular_file import open_regular

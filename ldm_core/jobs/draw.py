@@ -15,7 +15,8 @@ from ldm_core.guidance import Guidance
 from ldm_core.jobs.inputs import inputs_of, kind_of, require_inputs
 from ldm_core.jobs.rows import Row, id_of, parse_row, row_seed
 from ldm_core.model import LatentDiffusion
-from ldm_core.recipe.fields import Recipe, SourceFile, without_paths
+from ldm_core.recipe.fields import Recipe, without_paths
+from ldm_core.recipe.files import SourceFile
 from ldm_core.sampler import Sampler
 from ldm_core.schedulers import Scheduler
 from ldm_core.start import require_size

@@ -19,7 +19,7 @@ from ldm_core.jobs.draw import Draw
 from ldm_core.jobs.plan import SHARD_SIZE, Plan, open_plan, settings_of, shard_name
 from ldm_core.jobs.shards import FORMATS, Entry, entry_of
 from ldm_core.jobs.sources import Rows
-from ldm_core.recipe.fields import source_file
+from ldm_core.recipe.files import source_file
 from ldm_core.support.atomic_files import write_whole
 from ldm_core.support.json_text import parse_json
 from ldm_core.support.regular_file import open_regular

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm_core.images import open_picture, to_rgb
-from ldm_core.recipe.fields import SourceFile, file_sha256
+from ldm_core.recipe.files import SourceFile, file_sha256
 from ldm_core.support.json_text import parse_json
 from ldm_core.support.printable import shown
 

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 from ldm_core.jobs.rows import COLUMNS, id_of
-from ldm_core.recipe.fields import SourceFile, source_file
+from ldm_core.recipe.files import SourceFile, source_file
 from ldm_core.support.json_text import parse_json
 from ldm_core.support.printable import printable, shown
 from ldm_core.support.regular_file import open_regular

@@ -1,15 +1,8 @@
 """A picture's recipe: the data that are needed to draw it again, stored in its PNG file."""
 
-from ldm_core.recipe.fields import (
-    AdapterFile,
-    Recipe,
-    SourceFile,
-    file_sha256,
-    from_json,
-    source_file,
-    to_json,
-    without_paths,
-)
+from ldm_core.recipe.controls import ControlFile
+from ldm_core.recipe.fields import Recipe, from_json, to_json, without_paths
+from ldm_core.recipe.files import AdapterFile, SourceFile, file_sha256, source_file
 from ldm_core.recipe.noises import Noises
 from ldm_core.recipe.parameters_text import from_parameters_text, to_parameters_text
 from ldm_core.recipe.png import read_recipe, write_png
@@ -17,6 +10,7 @@ from ldm_core.recipe.restoration import Restoration, read_restoration
 
 __all__ = [
     "AdapterFile",
+    "ControlFile",
     "Noises",
     "Recipe",
     "Restoration",

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ldm_core.recipe.fields import Recipe, SourceFile, is_checksum
+from ldm_core.recipe.fields import Recipe
+from ldm_core.recipe.files import SourceFile, is_checksum
 
 NEGATIVE = "Negative prompt:"
 SEPARATOR, QUOTED = re.compile('[",]'), re.compile(r'"(?:\\.|[^"\\])*"')

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from ldm_core.recipe.fields import SCHEMA, SourceFile, read_built, read_source
+from ldm_core.recipe.checks import read_built
+from ldm_core.recipe.fields import SCHEMA
+from ldm_core.recipe.files import SourceFile, read_source
 from ldm_core.recipe.png import JSON_CHUNK, bytes_with_texts, read_texts
 from ldm_core.support.json_text import parse_json
 from ldm_core.support.limits import is_number, is_whole

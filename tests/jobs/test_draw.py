@@ -14,7 +14,8 @@ from support.small_models import small_model
 
 import ldm_core
 from ldm_core.jobs import Draw, Options, Row, row_seed
-from ldm_core.recipe.fields import SourceFile, to_json
+from ldm_core.recipe.fields import to_json
+from ldm_core.recipe.files import SourceFile
 
 MIXED: list[dict[str, Any]] = [
     {"id": "a", "prompt": "a cat"},

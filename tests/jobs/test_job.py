@@ -17,7 +17,7 @@ from support.kills import die, killed
 from ldm_core.jobs import Options, Part, open_job, open_rows, run, verify
 from ldm_core.jobs import job as job_module
 from ldm_core.recipe import read_recipe
-from ldm_core.recipe.fields import SourceFile
+from ldm_core.recipe.files import SourceFile
 from ldm_core.support import atomic_files
 from ldm_core.training import TarShards
 
@@ -228,7 +228,7 @@ def test_verify_looks_into_the_files(rows: Path, tmp_path: Path) -> None:
         member.size = len(data)
         archive.addfile(member, io.BytesIO(data))
     text = json.loads(record.read_text())
-    from ldm_core.recipe.fields import file_sha256
+    from ldm_core.recipe.files import file_sha256
 
     text |= {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
     record.write_text(json.dumps(text))

@@ -86,6 +86,7 @@ def _draw_chunk(job: Job, chunk: slice, progress: Progress, recorder: Recorder |
         height=recipe.height,
         width=recipe.width,
         num_images=per_input,
+        **job.controls,
         **options,
     )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ldm_core.adapters.ip_adapter import apply_ip_adapter
 from ldm_core.cli import defaults
+from ldm_core.cli.controls import require_clip
 from ldm_core.cli.draw import Progress
 from ldm_core.cli.inputs import open_rgb
 from ldm_core.cli.kinds import default_guidance
@@ -22,6 +23,7 @@ from ldm_core.cli.recipe_files import require_trust
 from ldm_core.guidance import ClassifierFreeGuidance
 from ldm_core.recipe import Recipe, read_recipe, without_paths
 from ldm_core.sampler import Sampler
+from ldm_core.support.warn import warn
 from ldm_core.workbench import Flags, Grid, Picture, Workbench, parse_flags
 
 
@@ -58,11 +60,12 @@ def open_desk(args: Namespace, again: Recipe | None, *, grids: int = 1) -> Itera
     """The workbench of a command: with the model of its options, or of the recipe `again`, or the bundled."""
     if again is not None:
         require_trust(args, again, ())
+    adapter = getattr(args, "ip_adapter", None)
+    require_clip(adapter, getattr(args, "clip", None))
     scheduler = chosen_scheduler(args, again)
     output = find_output(args.output, args.command, count=grids, steps=False, force=args.force)
     device = usable_device(args.device)
     model, fields = load_model(args, again, device)
-    adapter = getattr(args, "ip_adapter", None)
     if adapter is not None:
         apply_ip_adapter(model, adapter, clip=args.clip)
     bundled = fields["model"].path is None
@@ -97,6 +100,8 @@ def imagine(args: Namespace) -> int:
     """Draw a grid for each prompt and return the exit status."""
     again = None if args.recipe is None else read_recipe(args.recipe)
     prompts = _prompts(args.prompt, again)
+    if again is not None and (again.controls or again.image_prompts):
+        warn(f"{args.recipe} was drawn with controls or an image prompt, and imagine draws without them")
     image = None if args.image is None else open_rgb(args.image, "--image")
     done, status = 0, 0
     try:

@@ -84,7 +84,7 @@ def _add_picture(parser: argparse.ArgumentParser) -> None:
 
 def _add_adapter(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ip-adapter", metavar="FILE", help="an IP-Adapter, which takes the pictures")
-    parser.add_argument("--clip", metavar="FILE", help="the CLIP that the IP-Adapter was made for")
+    parser.add_argument("--clip", metavar="FILE|FOLDER", help="the CLIP that the IP-Adapter was made for")
 
 
 def _add_drawing(parser: argparse.ArgumentParser, add_model: AddModel) -> None:

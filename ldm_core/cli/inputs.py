@@ -60,14 +60,14 @@ def open_inputs(image: str | None, mask: str | None, size: tuple[int, int] | Non
         return Inputs()
     image_file, picture = _open(image, to_rgb)
     if mask is None:
-        return Inputs(_fitted(picture, size), None, image_file)
+        return Inputs(fitted(picture, size), None, image_file)
     mask_file, white = _open(mask, to_grey)
     if white.size != picture.size:
         sizes = ["×".join(map(str, one.size)) for one in (white, picture)]
         raise ValueError(
             f"the mask and the image must have the same size, got {sizes[0]} and {sizes[1]} pixels"
         )
-    return Inputs(_fitted(picture, size), _fitted(white, size), image_file, mask_file)
+    return Inputs(fitted(picture, size), fitted(white, size), image_file, mask_file)
 
 
 def _open(path: str, convert: Callable[[Image], Image]) -> tuple[SourceFile, Image]:
@@ -85,7 +85,8 @@ def named(name: str) -> Iterator[None]:
         raise ValueError(f"{name}: {error}") from None
 
 
-def _fitted(image: Image, size: tuple[int, int] | None) -> Image:
+def fitted(image: Image, size: tuple[int, int] | None) -> Image:
+    """A picture cropped around its centre to a size's proportions and scaled; None: as it is."""
     from PIL import Image as PIL
     from PIL import ImageOps
 

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from ldm_core.cli.control_options import add_control_options
 from ldm_core.cli.defaults import (
     BUNDLED_GUIDANCE,
     BUNDLED_STEPS,
@@ -76,6 +77,8 @@ def build_parser() -> argparse.ArgumentParser:
         _add_model_path(drawing)
         _add_how(drawing)
         _add_where(drawing)
+    for drawing in (txt2img, img2img, inpaint, sample):
+        add_control_options(drawing)
     add_imagine_commands(command, _add_model)
     add_restore_options(command("restore", "Restore the faces of a photo, or of all photos in a folder."))
     draw = command("draw", "Draw a picture for each row of a file; run again, it resumes.")

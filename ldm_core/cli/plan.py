@@ -6,7 +6,7 @@ Options that the command line lacks come from the recipe of `--from`, or else fr
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -15,13 +15,20 @@ import torch
 import ldm_core
 from ldm_core import schedulers
 from ldm_core.cli import defaults
-from ldm_core.cli.inputs import Inputs, open_inputs
+from ldm_core.cli.controls import open_controls
+from ldm_core.cli.inputs import Inputs, Subject, open_inputs
 from ldm_core.cli.kinds import default_guidance, is_guided, joined, usage
 from ldm_core.cli.model import chosen, load_model, usable_device
 from ldm_core.cli.output import Output, find_output
 from ldm_core.cli.printing import PROG
 from ldm_core.cli.prompts import open_prompts
-from ldm_core.cli.recipe_files import option_of, recorded_path, require_trust
+from ldm_core.cli.recipe_files import (
+    CONTROL_FILES,
+    control_files,
+    option_of,
+    recorded_path,
+    require_trust,
+)
 from ldm_core.cli.sample_inputs import open_sample_inputs
 from ldm_core.guidance import ClassifierFreeGuidance, Guidance, ImageAndTextGuidance
 from ldm_core.model import LatentDiffusion
@@ -56,13 +63,15 @@ OPTIONAL = tuple(name for name in SOURCES if name != "mask")  # files that the o
 class Job:
     """A drawing command: its sampler, a recipe and the inputs of each picture, and its output.
 
-    pictures: the image and mask of img2img and inpaint.
+    pictures: the image and mask of img2img and inpaint. controls: arguments of `Sampler.sample` for controls
+    and an image prompt.
     """
 
     sampler: Sampler
     recipes: Sequence[Recipe]
     inputs: Sequence[Any]
     pictures: Inputs
+    controls: Mapping[str, Any]
     output: Output
 
 
@@ -78,6 +87,7 @@ def prepare(args: Namespace) -> Job:
     output = find_output(args.output, args.command, count=len(seeds), steps=args.show_steps, force=args.force)
     size = args.size or ((again.width, again.height) if again else None)
     pictures = _inputs(args, again, size) if args.command in NEEDED else Inputs()
+    steering = open_controls(args, again)
     device = usable_device(args.device)
 
     model, model_fields = load_model(args, again, device)
@@ -88,6 +98,7 @@ def prepare(args: Namespace) -> Job:
     width, height = _size(args, model, inputs, pictures) or size or (model.config.image_size,) * 2
     if args.command != "upscale":  # which pads the picture and crops the result
         require_size(model.config, height, width)
+    controls, control_fields = steering.apply(model, (width, height))
     template = Recipe(
         task=args.command,
         prompt="",
@@ -108,18 +119,24 @@ def prepare(args: Namespace) -> Job:
         device=str(device),
         versions={"ldm_core": ldm_core.__version__, "torch": str(torch.__version__)},
         **model_fields,
+        **control_fields,
     )
-    recipes = [
-        replace(template, seed=seed, **subject.fields)
-        for subject, seed in zip((one for one in subjects for _ in range(num)), seeds)
-    ]
-    if args.no_paths:
-        recipes = [without_paths(recipe) for recipe in recipes]
+    recipes = _recipes(args, template, subjects, seeds)
     if again is not None:
         _warn_of_differences(args.recipe, again, recipes[0])
     syntax = template.prompt_syntax
     sampler = Sampler(model, scheduler, guidance, clip_skip=template.clip_skip, prompts=syntax)
-    return Job(sampler, recipes, [one for one in inputs for _ in range(num)], pictures, output)
+    return Job(sampler, recipes, [one for one in inputs for _ in range(num)], pictures, controls, output)
+
+
+def _recipes(
+    args: Namespace, template: Recipe, subjects: Sequence[Subject], seeds: Sequence[int]
+) -> list[Recipe]:
+    """The recipe of each picture; those of one subject follow one another."""
+    num = len(seeds) // len(subjects)
+    each = (one for one in subjects for _ in range(num))
+    recipes = [replace(template, seed=seed, **one.fields) for one, seed in zip(each, seeds)]
+    return [without_paths(recipe) for recipe in recipes] if args.no_paths else recipes
 
 
 def _size(
@@ -230,10 +247,14 @@ def _warn_of_differences(path: str, again: Recipe, now: Recipe) -> None:
     if not _is_ours(again):
         warn(f"{path} was drawn by another program; the new picture will only be similar")
         return
-    for name in ("model", *SOURCES):
-        then, new = getattr(again, name), getattr(now, name)
+    pairs = [(option_of(name), getattr(again, name), getattr(now, name)) for name in ("model", *SOURCES)]
+    files = (control_files(again), control_files(now))
+    pairs += [
+        (CONTROL_FILES[name], *both) for name in CONTROL_FILES for both in zip(files[0][name], files[1][name])
+    ]
+    for option, then, new in pairs:
         if then is not None and new is not None and not new.same_as(then):
-            what = option_of(name).removeprefix("--")
+            what = option.removeprefix("--")
             warn(
                 f"{path} was drawn with the {what} {then.name!r:.300} (sha256 {then.short_hash}…), not with "
                 f"{new.name!r} ({new.short_hash}…); the new picture will differ"

@@ -21,6 +21,13 @@ from ldm_core.recipe.files import HASH_DIGITS
 from ldm_core.support.printable import few
 
 FILES_SHOWN = 20
+CONTROL_FILES = {  # the options for the files of controls and image prompts, by their names in the arguments
+    "controls": "--control",
+    "hints": "--hint",
+    "ip_adapter": "--ip-adapter",
+    "clip": "--clip",
+    "image_prompts": "--image-prompt",
+}
 
 
 def require_trust(args: Namespace, again: Recipe, pictures: Sequence[str]) -> None:
@@ -54,9 +61,24 @@ def _files_to_trust(args: Namespace, again: Recipe, pictures: Sequence[str]) -> 
         for adapter in getattr(again, kind) if getattr(args, kind) is None else ():
             place = adapter.file.path or adapter.file.name
             named.append((f"--{kind.removesuffix('s')}", f"{place}={adapter.name or adapter.scale}"))
+    if "controls" in args:
+        for name, files in control_files(again).items():
+            if getattr(args, name) is None:
+                named += [(CONTROL_FILES[name], file.path or file.name) for file in files]
     if again.config is not None and again.config not in PRESETS and args.config is None:
         named.append(("--config", again.config))
     return [f"{option} {value!r:.300}" for option, value in named]
+
+
+def control_files(recipe: Recipe) -> dict[str, list[SourceFile]]:
+    """The files of a recipe's controls and image prompt, by the names in `CONTROL_FILES`."""
+    return {
+        "controls": [one.network for one in recipe.controls],
+        "hints": [one.hint for one in recipe.controls],
+        "ip_adapter": [recipe.ip_adapter] if recipe.ip_adapter else [],
+        "clip": [recipe.clip] if recipe.clip else [],
+        "image_prompts": list(recipe.image_prompts),
+    }
 
 
 def option_of(field: str) -> str:
@@ -68,9 +90,9 @@ def _model_option(args: Namespace) -> str:
     return "FILE" if args.command in ("sample", "upscale") else "--model"
 
 
-def recorded_path(recipe: str, file: SourceFile, option: str) -> str:
-    """The recorded path of a file. Raises ValueError, naming its option, if no file is there."""
-    if file.path is not None and os.path.isfile(file.path):
+def recorded_path(recipe: str, file: SourceFile, option: str, *, folder: bool = False) -> str:
+    """The recorded path of a file, or also of a folder. Raises ValueError, naming its option, without one."""
+    if file.path is not None and (os.path.isfile(file.path) or (folder and os.path.isdir(file.path))):
         return file.path
     raise _missing(recipe, file, option)
 

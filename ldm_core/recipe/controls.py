@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ldm_core.recipe.checks import NONE, check, read_built
 from ldm_core.recipe.files import SourceFile, check_file, read_source
@@ -28,7 +28,7 @@ class ControlFile:
     strength: float = 1.0
     start: float = 0.0
     end: float = 1.0
-    guess: str | None = None
+    guess: Literal["original", "diffusers"] | None = None
     mid_only: bool = False
     global_pool: bool | None = None
 

@@ -51,7 +51,7 @@ def to_parameters_text(recipe: Recipe) -> str:
         "Model hash": recipe.model.short_hash,
         "Model": Path(recipe.model.name).stem,
     }
-    settings |= _inputs(recipe)
+    settings |= _inputs(recipe) | _controls(recipe)
     if recipe.autoencoder is not None:
         settings["VAE"] = recipe.autoencoder.name
     for title, adapters in (("Lora hashes", recipe.loras), ("TI hashes", recipe.embeddings)):
@@ -93,6 +93,26 @@ def _inputs(recipe: Recipe) -> dict[str, Any]:
         settings["Embeddings"] = f"{recipe.clip_embeddings.name} ({recipe.embedding_row or 0})"
     if recipe.noise_level is not None:
         settings["Noise level"] = recipe.noise_level
+    return settings
+
+
+def _controls(recipe: Recipe) -> dict[str, str]:
+    """Controls in the form of the web UI's ControlNet extension, their hints, and the image prompt."""
+    settings = {}
+    for k, control in enumerate(recipe.controls):
+        mode = "ControlNet is more important" if control.guess else "Balanced"
+        settings[f"ControlNet {k}"] = (
+            f"Module: none, Model: {Path(control.network.name).stem}, Weight: {_shortest(control.strength)}, "
+            f"Resize Mode: Crop and Resize, Guidance Start: {_shortest(control.start)}, "
+            f"Guidance End: {_shortest(control.end)}, Control Mode: {mode}"
+        )
+        settings[f"Hint {k}"] = control.hint.name
+    if recipe.ip_adapter is not None:
+        settings["IP-Adapter"] = recipe.ip_adapter.name
+    if recipe.image_prompts:
+        settings["Image prompts"] = "; ".join(file.name for file in recipe.image_prompts)
+    if recipe.image_scale is not None:
+        settings["Image scale"] = _shortest(recipe.image_scale)
     return settings
 
 

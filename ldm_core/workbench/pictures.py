@@ -45,9 +45,12 @@ class Picture:
 
     @property
     def noises(self) -> Noises:
-        """How the picture was drawn. Pictures of other tasks and programs are not drawn from noise alone."""
+        """How the picture was drawn. Those of other tasks and programs are not drawn from noise alone, nor
+        are those with controls or an image prompt.
+        """
         recipe = self.recipe
         from_noise = recipe.task == "txt2img" and "ldm_core" in recipe.versions
+        from_noise = from_noise and not recipe.controls and not recipe.image_prompts
         return recipe.noises or Noises((((recipe.seed, 1.0),),), alone=from_noise)
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ldm_core.checkpoint.key_map import KeyMap, to_file
 from ldm_core.control.controlnet import ControlNet
+from ldm_core.control.image_projection import IPAdapter, IPAdapterConfig
+from ldm_core.control.ip_adapter import cross_attentions
+from ldm_core.control.ip_names import ip_adapter_map
 from ldm_core.model import LatentDiffusion
 
 
@@ -37,6 +42,15 @@ def shaken(network: Any, seed: int = 0) -> Any:
 def controlnet(model: LatentDiffusion, seed: int = 0) -> ControlNet:
     """A ControlNet that changes much."""
     return shaken(ControlNet.of(model.unet), seed)
+
+
+def write_ip_adapter(model: LatentDiffusion, embedding_dim: int, path: Path) -> str:
+    """The file of a base adapter that changes much; embedding_dim: of CLIP's projected vectors."""
+    widths = tuple(layer.to_k.out_features for layer in cross_attentions(model.unet).values())
+    context = model.config.unet.context_dim
+    config = IPAdapterConfig("base", embedding_dim, context, channels=widths)
+    save_file(tensors_of(shaken(IPAdapter(config)), ip_adapter_map(config)), path)
+    return str(path)
 
 
 def tensors_of(network: nn.Module, key_map: KeyMap, prefix: str = "") -> dict[str, Tensor]:

@@ -12,11 +12,13 @@ import pytest
 from PIL import Image
 from support import cli_runs
 from support.cli_runs import Run, photo, pixels, run
+from support.controls import write_ip_adapter
 from support.tiny_clip import tiny_clip
 
 import ldm_core
 from ldm_core.recipe import SourceFile, file_sha256, read_recipe, source_file
 from ldm_core.workbench import Grid, Picture
+from ldm_core.workbench.plan import fitted
 
 __all__ = ["run"]
 
@@ -97,6 +99,44 @@ def test_blend_and_pictures_in_prompts(run: Run, drawn: str, model: str) -> None
     assert (result.status, read_recipe(result.out[0]).model.path) == (0, None)
 
 
+def test_an_ip_adapter_takes_the_pictures_of_prompts_and_blends(
+    run: Run, tiny: ldm_core.LatentDiffusion
+) -> None:
+    """`--iw` is the scale of the image prompt; without one, it is 1."""
+    pictures = [Image.open(photo(name, size)) for name, size in (("a.png", (32, 32)), ("b.png", (40, 24)))]
+    ldm_core.save(tiny, "model.safetensors")
+    tiny_clip().save("clip.safetensors")
+    adapter = [
+        "--ip-adapter",
+        write_ip_adapter(tiny, 16, Path("ip.safetensors")),
+        "--clip",
+        "clip.safetensors",
+    ]
+    options = [*adapter, "--model", "model.safetensors", "--steps", "1", "--guidance", "3", "--count", "1"]
+    found = {
+        name: Picture.open(run(*command, *options, "--device", "cpu", "-o", f"{name}.png").out[0])
+        for name, command in {
+            "weak": ["imagine", "a cat --seed 1 --iw 0.5", "--image", "b.png"],
+            "strong": ["imagine", "a cat --seed 1", "--image", "b.png"],
+            "blend": ["blend", "a.png", "b.png", "--prompt", "a cat --seed 1 --iw 0.5"],
+        }.items()
+    }
+    model = ldm_core.load("model.safetensors", device="cpu")
+    ldm_core.apply_ip_adapter(model, "ip.safetensors", clip="clip.safetensors")
+    wide = pictures[1]
+    prompts = {
+        "weak": (wide, 0.5),
+        "strong": (wide, 1.0),
+        "blend": ([pictures[0], fitted(wide, (32, 32))], 0.5),
+    }
+    for name, (picture, scale) in prompts.items():
+        own = {"steps": 1, "guidance_scale": 3, "seed": 1, "image_prompt": picture, "image_scale": scale}
+        [expected] = ldm_core.Sampler(model, batch_size=1).txt2img("a cat", **own)
+        assert found[name].image.tobytes() == expected.tobytes(), name
+        assert not found[name].noises.alone, "it is varied from its own pixels"
+    assert found["weak"].image.tobytes() != found["strong"].image.tobytes()
+
+
 def test_describe_prints_words(run: Run, tmp_path: Path) -> None:
     photo()
     tiny_clip().save("clip.safetensors")
@@ -128,6 +168,10 @@ BAD = {
     "blend photo.png": "blend takes two pictures or more, got 1",
     "blend photo.png imagine-0001.png": "a grid; save its pictures with --separate, and blend these",
     "describe photo.png": "describe needs a CLIP",
+    "imagine a --image photo.png --ip-adapter ip.bin": "--ip-adapter needs --clip FILE|FOLDER, the CLIP that",
+    "imagine a --image photo.png --clip clip.pt": "--clip needs --ip-adapter FILE",
+    "imagine a --image photo.png --ip-adapter no.bin --clip no.pt": "no such file",
+    "blend photo.png photo.png --ip-adapter ip.bin": "--ip-adapter needs --clip FILE|FOLDER, the CLIP that",
 }
 
 

@@ -20,7 +20,7 @@ from support.checkpoint_files import tensor_pickle, torch_bytes
 from support.hostile_pickles import PICKLES, beside_tensors
 from support.training_pictures import png
 
-from ldm_core.recipe import AdapterFile, Recipe, SourceFile, to_json, to_parameters_text
+from ldm_core.recipe import AdapterFile, ControlFile, Recipe, SourceFile, to_json, to_parameters_text
 
 REGRESSIONS = Path(__file__).parent / "regressions"
 MAX_SEED = 2**13  # bytes; small inputs are executed, and understood, faster
@@ -35,7 +35,8 @@ FULL_RECIPE = replace(
     scheduler_settings={"spacing": "karras", "eta": 0.5}, guidance_rescale=0.7, strength=0.4, clip_skip=1,
     config="sd1", prediction="v", ema=True, autoencoder=FILE, loras=(AdapterFile(FILE, 0.5, "style"),),
     embeddings=(AdapterFile(FILE, 1.0, "<toy>"),), image=FILE, mask=FILE, device="cpu", dtype="float32",
-    versions={"ldm_core": "0.1.0"},
+    versions={"ldm_core": "0.1.0"}, controls=(ControlFile(FILE, FILE, 0.5, 0.1, 0.8, "original"),), clip=FILE,
+    ip_adapter=FILE, image_prompts=(FILE,), image_scale=0.6,
 )  # fmt: skip
 
 YAML = """model:

@@ -17,6 +17,11 @@ def add_control_options(parser: argparse.ArgumentParser) -> None:
         "An option with several values separated by commas has one for each --control, in order; with one "
         "value, all have it.",
     )
+    _add_controls(group)
+    _add_image_prompt(group)
+
+
+def _add_controls(group: Any) -> None:
     group.add_argument(
         "--control",
         dest="controls",
@@ -58,6 +63,9 @@ def add_control_options(parser: argparse.ArgumentParser) -> None:
         metavar="no|yes",
         help='average what a ControlNet adds over all pixels, as "shuffle" needs (default: as its file says)',
     )
+
+
+def _add_image_prompt(group: Any) -> None:
     group.add_argument("--ip-adapter", metavar="FILE", help="an IP-Adapter; needs --clip and --image-prompt")
     group.add_argument(
         "--clip",

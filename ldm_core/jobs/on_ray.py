@@ -58,7 +58,11 @@ def run_on_ray(
         try:
             rows = ray.get(ray.remote(**resources)(_rows_of_shards).remote(build))
             data.DataContext.get_current().enable_progress_bars = False
-            done = data.range(len(rows), override_num_blocks=min(len(rows), MAX_BLOCKS)).map_batches(
+            # Not data.range, whose tasks would wait for a CPU while the actors hold all of them.
+            numbers = data.from_items(
+                [{"id": k} for k in range(len(rows))], override_num_blocks=min(len(rows), MAX_BLOCKS)
+            )
+            done = numbers.map_batches(
                 _Actor,
                 fn_constructor_args=(build, retry_failed),
                 batch_size=1,

@@ -22,7 +22,10 @@ pytestmark = pytest.mark.slow  # a cluster takes a quarter of a minute to start
 def cluster() -> Iterator[None]:
     paths = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
     environment = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    own = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": 3, "include_dashboard": False}
+    own = (
+        {} if "RAY_ADDRESS" in os.environ else {"num_cpus": 2, "include_dashboard": False}
+    )  # the actors take all
+    # The actors take all CPUs.
     ray.init(**own, log_to_driver=False, runtime_env={"env_vars": environment})
     yield
     ray.shutdown()

@@ -121,6 +121,7 @@ _MODULES = (
     "recipe",
     "restoration",
     "schedulers",
+    "serve",
     "testing",
     "text_encoder",
     "tokenizer",

@@ -43,13 +43,13 @@ def _damage_as_value_error() -> Iterator[None]:
         raise ValueError(f"the picture cannot be decoded ({reason})") from error
 
 
-def open_picture(source: str | os.PathLike[str] | bytes) -> Image:
+def open_picture(source: str | os.PathLike[str] | bytes, *, max_pixels: int = MAX_PIXELS) -> Image:
     """Decode the first frame of a picture file, or of its bytes, and rotate it upright.
 
     Safe for untrusted files: only the formats in FORMATS are read, and the size is checked before decoding. A
     damaged EXIF block is ignored, so that the picture keeps its stored orientation.
     Raises OSError for a file that cannot be opened, is larger than MAX_BYTES or is not a regular file, and
-    ValueError for a file that has none of these formats, is damaged, or has more than MAX_PIXELS pixels.
+    ValueError for a file that has none of these formats, is damaged, or has more than `max_pixels` pixels.
     """
     from PIL import Image as PIL
 
@@ -57,8 +57,8 @@ def open_picture(source: str | os.PathLike[str] | bytes) -> Image:
         try:
             with _damage_as_value_error(), PIL.open(file, formats=FORMATS) as image:
                 pixels = image.width * image.height
-                if pixels > MAX_PIXELS:
-                    raise ValueError(f"the picture has {pixels:,} pixels, more than {MAX_PIXELS:,}")
+                if pixels > max_pixels:
+                    raise ValueError(f"the picture has {pixels:,} pixels, more than {max_pixels:,}")
                 return upright(image)
         except ValueError as error:
             if isinstance(error.__cause__, PIL.UnidentifiedImageError):

@@ -15,6 +15,7 @@ restoration   `restore`
 imagine       `imagine`: grids of pictures
 going_on      what is done with pictures of a grid: `vary`, `zoom-out`, `pan`, `blend`, `describe`, `upscale`
 jobs          `draw` and `verify`
+serve         `serve`: a page and an API in a browser
 printing      everything that is printed
 """
 

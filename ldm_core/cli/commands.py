@@ -16,6 +16,7 @@ from ldm_core.cli.inspection import inspect_file
 from ldm_core.cli.jobs import draw_rows, verify_job
 from ldm_core.cli.printing import tell
 from ldm_core.cli.restoration import restore_files
+from ldm_core.cli.serve import serve
 
 COMMANDS = {
     "txt2img": draw,
@@ -35,6 +36,7 @@ COMMANDS = {
     "convert": convert_file,
     "merge": merge_files,
     "restore": restore_files,
+    "serve": serve,
 }
 
 

@@ -27,6 +27,7 @@ from ldm_core.cli.printing import PROG
 from ldm_core.cli.restore_options import add_restore_options
 from ldm_core.cli.sample_options import add_sample_inputs, add_upscale_inputs
 from ldm_core.recipe.checks import MAX_CLIP_SKIP, MAX_STEPS
+from ldm_core.cli.serve_options import add_serve_options
 
 MAX_MESSAGE = 600  # characters of an error, which may quote an argument of any length
 
@@ -88,6 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     verify = command("verify", "Check the output folder of `draw`.")
     add_verify_options(verify)
     _add_model_path(verify)
+    add_serve_options(command("serve", "Serve a page and an API that draw with models."))
     _add_file_commands(command)
     return parser
 

@@ -36,24 +36,11 @@ from ldm_core.noise import image_seeds
 from ldm_core.recipe import Recipe, read_recipe, without_paths
 from ldm_core.recipe.fields import SOURCES
 from ldm_core.sampler import Sampler
+from ldm_core.schedulers.named import SCHEDULERS
 from ldm_core.start import require_size
 from ldm_core.support.printable import printable, shown
 from ldm_core.support.warn import warn
 
-SCHEDULERS: dict[str, Any] = {
-    "ddim": schedulers.DDIM(),
-    "ddpm": schedulers.DDPM(),
-    "plms": schedulers.PNDM(),
-    "pndm": schedulers.PNDM(),
-    "pndm-rk": schedulers.PNDM(warmup="runge_kutta"),
-    "dpm++2m": schedulers.DPMSolverMultistep(),
-    "dpm++2m-karras": schedulers.DPMSolverMultistep(spacing="karras"),
-    "unipc": schedulers.UniPC(),
-    "euler": schedulers.Euler(),
-    "euler-a": schedulers.EulerAncestral(),
-    "heun": schedulers.Heun(),
-    "lms": schedulers.LMS(),
-}
 CLASSES: dict[str, Any] = {type(scheduler).__name__: type(scheduler) for scheduler in SCHEDULERS.values()}
 NEEDED: dict[str, tuple[str, ...]] = {"txt2img": (), "img2img": ("image",), "inpaint": ("image", "mask")}
 OPTIONAL = tuple(name for name in SOURCES if name != "mask")  # files that the other commands read

@@ -13,10 +13,12 @@ from ldm_core.watch.plots import (
 )
 from ldm_core.watch.preview import LatentPreview, fit_linear, fit_preview
 from ldm_core.watch.strip import Recorder, model_decode, record_steps
+from ldm_core.watch.word_maps import WordMaps, overlay
 
 __all__ = [
     "LatentPreview",
     "Recorder",
+    "WordMaps",
     "draw_boxes",
     "fit_linear",
     "fit_preview",
@@ -27,6 +29,7 @@ __all__ = [
     "plot_schedules",
     "plot_statistics",
     "plot_token_attention",
+    "overlay",
     "record_attention",
     "record_steps",
     "solver_errors",

@@ -182,7 +182,8 @@ ARROWS = {
     "workbench": GROUND | {"conditioners", "condition", "config", "guidance", "recipe", "schedulers"},
     "jobs": LOADING | SAMPLER | {"recipe"},
     "exercises": LOADING | SAMPLER | {"adapters", "testing", "training", "cli"},  # `cli` prints what it says
-    "cli": LOADING | SAMPLER | {"adapters", "watch", "recipe", "workbench", "jobs"},
+    "serve": LOADING | SAMPLER | {"recipe", "watch"},
+    "cli": LOADING | SAMPLER | {"adapters", "watch", "recipe", "workbench", "jobs", "serve"},
     "__main__": {"cli"},
 }
 

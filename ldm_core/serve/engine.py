@@ -80,7 +80,7 @@ class Engine:
         self._thread.start()
 
     def submit(self, order: Order) -> Job:
-        """Put an order into the queue. Raises BadOrder for an invalid one, and TooBusy if the queue is full."""
+        """Put an order into the queue. Raises BadOrder if it is invalid, and TooBusy if the queue is full."""
         order = replace(order, scheduler=order.scheduler or self.scheduler)
         job = Job(complete(order, self.models, self.limits), self._forget)
         with self._changed:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
+from PIL.Image import Image
 
 from ldm_core.images import open_picture
 from ldm_core.recipe import to_parameters_text
@@ -21,9 +22,6 @@ from ldm_core.serve.engine import Engine
 from ldm_core.serve.job import Job
 from ldm_core.serve.order import STRENGTHS, BadOrder, ModelInfo, Order, Task, Upload, open_upload, record
 from ldm_core.support.regular_file import open_regular
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 LARGEST_SIDE = 2048  # that the sliders offer; the engine has its own limit
 KEPT_SECONDS = 3600  # of uploads
@@ -148,7 +146,7 @@ class Page:
             **_QUIET,
         )
 
-    def _run(self, task: Task, prompt: str, negative: str, *form: Any, request: gr.Request) -> Iterator[Any]:
+    def _run(self, request: gr.Request, task: Task, prompt: str, negative: str, *form: Any) -> Iterator[Any]:
         """Draw what the form says, and yield the page's changes at every report."""
         yield {self.draw: gr.update(interactive=False), self.details: gr.update(visible=False)}
         ready = {self.draw: gr.update(interactive=True), self.cancel: gr.update(visible=False)}

@@ -12,6 +12,9 @@ from typing import Any
 from ldm_core.serve.engine import Engine
 
 SPARE = 2**16  # bytes of an upload's body besides the file
+# Fonts of systems: Gradio's own default is loaded from Google.
+FONTS = ["Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]
+MONO_FONTS = ["Menlo", "Consolas", "DejaVu Sans Mono", "monospace"]
 LOCAL_NAMES = ("localhost",)
 
 
@@ -36,7 +39,7 @@ def create_app(engine: Engine, uploads: Path, *, local: bool = True) -> Any:
 
     app = FastAPI(title="ldm_core", docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(router(engine))
-    fonts = {"font": ["Arial", "sans-serif"], "font_mono": ["Consolas", "monospace"]}  # none of Google's
+    fonts = {"font": FONTS, "font_mono": MONO_FONTS}
     gr.mount_gradio_app(
         app,
         Page(engine, uploads).build(),

@@ -148,8 +148,8 @@ class _Drawing:
         return make_grid([latents, predictions], rows=rows, labels=(heads,), tile=STRIP_TILE)
 
     def words(self, picture: Image) -> tuple[tuple[str, Image], ...]:
-        """The maps of the prompt's words over the last picture."""
-        if self.word_maps is None:
+        """The maps of the words over the last picture; none for a single word, which acts everywhere."""
+        if self.word_maps is None or len(self.word_maps.names) < 2:
             return ()
         factor = self.model.config.autoencoder.downsampling
         try:

@@ -145,7 +145,7 @@ class Engine:
         except Cancelled:
             job.update(state="cancelled")
         except Exception as error:
-            bad = _as_bad_order(error)
+            bad = as_bad_order(error)
             job.update(state="failed", message=str(bad or UNEXPECTED), refused=bad is not None)
 
     def _load(self, name: str, job: Job | None = None) -> LoadedModel:
@@ -181,7 +181,7 @@ def _drawn(job: Job, loaded: LoadedModel) -> Result:
         raise BadOrder(str(error)) from error
 
 
-def _as_bad_order(error: Exception) -> BadOrder | None:
+def as_bad_order(error: Exception) -> BadOrder | None:
     """The error in words for users. Others, which may tell of the server's files, are only logged."""
     if isinstance(error, BadOrder):
         return error

@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ldm_core.recipe import Recipe
 from ldm_core.serve.job import Report, Result
 
 if TYPE_CHECKING:
@@ -45,23 +46,39 @@ def error(message: str) -> str:
 def strip(result: Result) -> str:
     if result.strip is None:
         return ""
-    hint = "Above, the noisy latent after the step; below, what the model expects the picture to become."
+    text = "Above, the noisy latent after the step; below, what the model expects the picture to become."
     return (
         f'<div class="ldm-strip" tabindex="0"><img src="{_png(result.strip)}" alt="The steps"></div>'
-        f'<p class="ldm-hint">{hint}</p>'
+        + hint(text)
     )
 
 
 def words(result: Result) -> str:
     if not result.words:
-        return '<p class="ldm-hint">This model has no attention to words that could be shown.</p>'
+        return hint("The maps compare the words of a prompt: they need two words or more.")
     figures = "".join(
         f'<figure><img src="{_png(heat)}" alt="Where {escape(word, quote=True)} acts">'
         f"<figcaption>{escape(word)}</figcaption></figure>"
         for word, heat in result.words
     )
-    hint = "Red: places that attend to the word more than to the rest of the prompt. Blue: less."
-    return f'<div class="ldm-words">{figures}</div><p class="ldm-hint">{hint}</p>'
+    text = "Red: places that attend to the word more than to the rest of the prompt. Blue: less."
+    return f'<div class="ldm-words">{figures}</div>{hint(text)}'
+
+
+def again(recipe: Recipe) -> str:
+    """How to draw the picture again."""
+    files = {"txt2img": "", "img2img": " --image FILE", "inpaint": " --image FILE --mask FILE"}[recipe.task]
+    command = f"<code>python -m ldm_core {recipe.task} --from FILE.png{files}</code>"
+    return hint("The saved PNG carries the recipe. To draw the picture again:") + hint_html(command)
+
+
+def hint(text: str) -> str:
+    """A line of small text."""
+    return hint_html(escape(text))
+
+
+def hint_html(html: str) -> str:
+    return f'<p class="ldm-hint">{html}</p>'
 
 
 def _finished(result: Result, notes: tuple[str, ...]) -> str:

@@ -32,7 +32,7 @@ PAGE = re.compile(
 )
 EVENTS = re.compile(
     r"/gradio_api/(?:info|startup-events|queue/join|queue/data|cancel|reset|upload|upload_progress"
-    r"|heartbeat/[\w-]+|component_server)/?"
+    r"|heartbeat/[\w-]+)/?"
 )
 API = re.compile(r"/v1/(?:models|images/generations)")
 FILE = "/gradio_api/file="

@@ -122,6 +122,8 @@ def complete(order: Order, models: Mapping[str, ModelInfo], limits: Limits) -> O
         raise BadOrder(
             f"There is no scheduler {shown(order.scheduler)}. Schedulers: {expected}.", "scheduler"
         )
+    if not isinstance(order.task, str) or order.task not in STRENGTHS:
+        raise BadOrder(f"There is no task {shown(order.task)}. Tasks: {', '.join(STRENGTHS)}.", "task")
     order = replace(
         order,
         model=model.name,
@@ -181,8 +183,6 @@ def _check_size(order: Order, model: ModelInfo, limits: Limits) -> None:
 
 
 def _check_pictures(order: Order) -> None:
-    if order.task not in STRENGTHS:
-        raise BadOrder(f"There is no task {shown(order.task)}. Tasks: {', '.join(STRENGTHS)}.", "task")
     if order.task != "txt2img" and order.image is None:
         verb = "redraw" if order.task == "img2img" else "repaint"
         raise BadOrder(f"Give a picture to {verb} first.", "image")

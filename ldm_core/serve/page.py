@@ -7,7 +7,9 @@ upload; both are looked up, never opened as they come.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,10 @@ from ldm_core.images import open_picture
 from ldm_core.recipe import to_parameters_text
 from ldm_core.schedulers.named import SCHEDULERS
 from ldm_core.serve import fragments
-from ldm_core.serve.engine import Engine
+from ldm_core.serve.engine import UNEXPECTED, Engine, as_bad_order
 from ldm_core.serve.job import Job
 from ldm_core.serve.order import STRENGTHS, BadOrder, ModelInfo, Order, Task, Upload, open_upload, record
+from ldm_core.support.printable import shown
 from ldm_core.support.regular_file import open_regular
 
 LARGEST_SIDE = 2048  # that the sliders offer; the engine has its own limit
@@ -64,13 +67,15 @@ class Page:
                 self.image = gr.Image(label="Picture to redraw", format="png", height=260, **_UPLOAD)
                 self.strength = gr.Slider(value=STRENGTHS["img2img"], **strength)
             with gr.Tab("Inpaint", id="inpaint") as inpaint_tab:
+                gr.HTML(fragments.hint("Give a picture, and paint over what is to change."))
                 self.editor = gr.ImageEditor(
-                    label="Paint over what is to change",
+                    show_label=False,
+                    elem_id="editor",
                     format="png",
                     height=380,
                     transforms=(),
                     brush=gr.Brush(colors=[PAINT], color_mode="fixed"),
-                    layers=gr.LayerOptions(allow_additional_layers=False),
+                    layers=gr.LayerOptions(disabled=True),
                     **_UPLOAD,
                 )
                 self.mask_strength = gr.Slider(value=STRENGTHS["inpaint"], **strength)
@@ -105,13 +110,15 @@ class Page:
             with gr.Row():
                 self.width = gr.Slider(label="Width", min_width=140, **side)
                 self.height = gr.Slider(label="Height", min_width=140, **side)
-            self.seed = gr.Number(label="Seed", placeholder="random", value=None, precision=0)
+            self.seed = gr.Textbox(label="Seed", placeholder="random", max_length=20)
 
     def _add_outputs(self) -> None:
         self.stage = gr.HTML(fragments.EMPTY, elem_id="stage")
         self.picture = gr.State(None, time_to_live=KEPT_SECONDS)
         with gr.Column(visible=False) as self.details:
-            self.reuse = gr.Button("Go on from this picture", size="sm", elem_id="reuse")
+            with gr.Row():
+                self.redraw = gr.Button("Redraw this", size="sm", min_width=120)
+                self.inpaint = gr.Button("Inpaint this", size="sm", min_width=120)
             with gr.Tabs():
                 with gr.Tab("Steps"):
                     self.strip = gr.HTML()
@@ -121,16 +128,13 @@ class Page:
                     self.recipe = gr.Textbox(
                         label="Recipe", lines=4, buttons=["copy"], interactive=False, elem_id="recipe"
                     )
-                    gr.HTML(
-                        '<p class="ldm-hint">The saved PNG carries it: <code>python -m ldm_core txt2img '
-                        "--from FILE.png</code> draws the picture again.</p>"
-                    )
+                    self.again = gr.HTML()
 
     def _connect(self) -> None:
         given = [self.image, self.strength, self.editor, self.mask_strength]
         settings = [self.model, self.scheduler, self.steps, self.scale, self.width, self.height, self.seed]
         outputs = [
-            *(self.stage, self.strip, self.words, self.recipe),
+            *(self.stage, self.strip, self.words, self.recipe, self.again),
             *(self.picture, self.details, self.draw, self.cancel),
         ]
         inputs = [self.task, self.prompt, self.negative, *settings, *given]
@@ -139,12 +143,11 @@ class Page:
         self.cancel.click(self._cancel, outputs=self.cancel, **_QUIET)
         changed = [self.steps, self.scale, self.width, self.height]
         self.model.change(self._choose_model, inputs=self.model, outputs=changed, **_QUIET)
-        self.reuse.click(
-            self._reuse,
-            inputs=self.picture,
-            outputs=[self.image, self.editor, self.tabs, self.task],
-            **_QUIET,
-        )
+        for button, task in ((self.redraw, "img2img"), (self.inpaint, "inpaint")):
+            show = button.click(partial(_show, task), outputs=[self.tabs, self.task], **_QUIET)
+            target, value = (self.image, _itself) if task == "img2img" else (self.editor, _as_background)
+            # Gradio's editor takes a picture only while it is shown.
+            show.then(value, inputs=self.picture, outputs=target, **_QUIET)
 
     def _run(self, request: gr.Request, task: Task, prompt: str, negative: str, *form: Any) -> Iterator[Any]:
         """Draw what the form says, and yield the page's changes at every report."""
@@ -152,8 +155,9 @@ class Page:
         ready = {self.draw: gr.update(interactive=True), self.cancel: gr.update(visible=False)}
         try:
             job = self.engine.submit(self._order(task, prompt, negative, form))
-        except BadOrder as error:
-            yield {self.stage: fragments.error(str(error)), **ready}
+        except Exception as error:
+            bad = as_bad_order(error)
+            yield {self.stage: fragments.error(str(bad or UNEXPECTED)), **ready}
             return
         session = str(request.session_hash)
         earlier = self._jobs.get(session)
@@ -178,6 +182,7 @@ class Page:
             self.strip: fragments.strip(result),
             self.words: fragments.words(result),
             self.recipe: to_parameters_text(result.recipes[-1]),
+            self.again: fragments.again(result.recipes[-1]),
             self.picture: result.pictures[-1],
             self.details: gr.update(visible=True),
         }
@@ -191,14 +196,14 @@ class Page:
             picture = self._open(editor.background)
             mask = self._painted(editor.layers or [], picture.image.size)
         return Order(
-            prompt=prompt,
-            negative_prompt=negative,
+            prompt=prompt or "",  # Gradio's name of an empty field is None
+            negative_prompt=negative or "",
             model=model,
             task=task,
             image=picture,
             mask=mask,
             strength={"img2img": strength, "inpaint": mask_strength}.get(task),
-            seed=_whole(seed),
+            seed=_seed(seed or ""),
             steps=_whole(steps),
             guidance_scale=scale,
             scheduler=scheduler,
@@ -265,11 +270,6 @@ class Page:
             {"minimum": unit, "maximum": largest, "step": unit, "value": info.size},
         )
 
-    def _reuse(self, picture: Image | None) -> list[Any]:
-        """The picture as the input of the other tabs, and the tab for redrawing it."""
-        editor = {"background": picture, "layers": [], "composite": None}
-        return [picture, editor, gr.update(selected="img2img"), "img2img"]
-
 
 _UPLOAD: dict[str, Any] = {"sources": ["upload", "clipboard"], "type": "filepath", "buttons": []}
 # Events of the page alone, which wait for nothing but the engine, and without Gradio's own progress bars.
@@ -282,6 +282,29 @@ _QUIET: dict[str, Any] = {
 
 def _constant(value: str) -> Any:
     return lambda: value
+
+
+def _show(task: Task) -> list[Any]:
+    return [gr.update(selected=task), task]
+
+
+def _itself(picture: Image | None) -> Any:
+    return picture
+
+
+def _as_background(picture: Image | None) -> Any:
+    return {"background": picture, "layers": [], "composite": None}
+
+
+def _seed(text: str) -> int | None:
+    """The number in the seed's field; None if it is empty."""
+    if not text.strip():
+        return None
+    if re.fullmatch(r"\d{1,20}", text.strip()) is None:
+        raise BadOrder(
+            f"The seed must be a whole number, or empty for a random one, not {shown(text)}.", "seed"
+        )
+    return int(text)
 
 
 def _whole(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,7 +35,8 @@ def serve(args: Namespace) -> int:
         tell(f"serving {', '.join(engine.models)} at http://{host}:{listening.getsockname()[1]}")
         if not local:
             tell(f"warning: anybody who can reach {args.host} can use this server; it has no passwords")
-        run(engine, listening, local=local)
+        with suppress(KeyboardInterrupt):  # the way to end a server
+            run(engine, listening, local=local)
     return 0
 
 

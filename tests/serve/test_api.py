@@ -50,7 +50,7 @@ def test_defaults_and_the_list_of_models(served: str) -> None:
     [
         ({"response_format": "url"}, "response_format", "this server keeps no pictures"),
         ({"output_format": "jpeg"}, "output_format", "must be 'png'"),
-        ({"size": "1000x1000"}, "size", "multiple of 4 pixels"),
+        ({"size": "1001x1000"}, "size", "multiple of 4 pixels"),
         ({"size": "4096x4096"}, "size", "at most 1,048,576 are allowed"),
         ({"size": "big"}, "size", "like '256x256', not 'big'"),
         ({"n": 9}, "n", "number of pictures must be a whole number from 1 to 4"),

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ldm_core.watch.attention_maps import AttentionMaps
 
-MORE, LESS = (0.86, 0.18, 0.12), (0.12, 0.35, 0.85)  # colours of a word that acts more, and less
+MORE, LESS = (0.9, 0.1, 0.1), (0.1, 0.3, 0.9)  # colours of a word that acts more, and less
 SMALLEST = 1e-9  # weight
 END, CONTINUES = "</w>", "##"  # of a word in CLIP's tokens, a word in BERT's
 
@@ -56,7 +56,12 @@ class WordMaps:
             calls.clear()
 
     def heat(self, latent_size: tuple[int, int]) -> Tensor:
-        """log(weight / geometric mean of the prompt's tokens) of each word, (words, h, w), scaled to [-1, 1].
+        """`relative`, divided by its largest absolute value: (words, h, w) in [-1, 1]."""
+        words = self.relative(latent_size)
+        return words / words.abs().max().clamp(min=SMALLEST)
+
+    def relative(self, latent_size: tuple[int, int]) -> Tensor:
+        """log(weight / geometric mean over the prompt's tokens) of each word: (words, h, w), natural units.
 
         latent_size: height and width of the latent. The layers at half its resolution, which show objects
         best, count if there are any, else those at the nearest resolution.
@@ -71,13 +76,9 @@ class WordMaps:
         half = height * width / 4
         places = min(found, key=lambda n: (abs(n - half), n))
         relative = (self._sums[places] / self._counts[places]).T  # (tokens, N)
-        words = torch.stack(
-            [
-                relative[[k for k, word in enumerate(self._token_words) if word == i]].mean(dim=0)
-                for i in range(len(self.names))
-            ]
-        ).reshape(len(self.names), *sizes[places])
-        return words / words.abs().max().clamp(min=SMALLEST)
+        rows = torch.tensor(self._token_words)
+        words = torch.stack([relative[rows == k].mean(dim=0) for k in range(len(self.names))])
+        return words.reshape(-1, *sizes[places])
 
 
 def overlay(image: Tensor, heat: Tensor) -> Tensor:

@@ -129,19 +129,6 @@ def test_words_with_numbers_of_seeds_that_do_not_fit_are_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_attention_maps_single_out_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The arithmetic on weights that are known: token 2 has twice the others' weight at one place."""
-    import torch
-
-    functions = runpy.run_path(str(EXAMPLES[0].parent / "attention_maps.py"))
-    weights = torch.full((2, 1, 4, 77), 0.01)
-    weights[1, 0, 3, 2] = 0.02
-    relative = functions["relative_weights"]({"layer": [weights], "other": [weights[:, :, :1]]}, 2, 2)
-    half = np.log(2) / 2  # half of log 2 above the geometric mean of two tokens
-    expected = torch.tensor([[[0, 0], [0, -half]], [[0, 0], [0, half]]], dtype=torch.float32)
-    torch.testing.assert_close(relative, expected)
-
-
 def test_slerp_keeps_the_length_and_meets_its_ends() -> None:
     import torch
 

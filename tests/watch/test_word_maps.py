@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -41,6 +43,9 @@ def test_a_map_shows_where_a_word_weighs_more_than_the_others() -> None:
     assert heat.shape == (2, 2, 2)
     assert torch.allclose(heat[0], torch.tensor([[0.0, 0.0], [1.0, 0.0]]), atol=1e-6)
     assert torch.allclose(heat[1], -heat[0])
+    relative = words.relative((4, 4))
+    half = math.log(8) / 2  # above the geometric mean of two tokens
+    assert torch.allclose(relative[0], torch.tensor([[0.0, 0.0], [half, 0.0]]), atol=1e-6)
     with pytest.raises(ValueError, match=r"no attention to words was recorded for latents of \(5, 7\)"):
         words.heat((5, 7))
 

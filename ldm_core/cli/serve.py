@@ -46,7 +46,7 @@ def _sources(args: Namespace) -> list[Source]:
     dtype: Any = args.dtype if args.dtype in (None, "auto") else getattr(torch, args.dtype)
     paths = [Path(path) for path in args.models] or [bundled_model()]
     names = _names([path.name if path.is_dir() else path.stem for path in paths])
-    how = (
+    how: dict[str, Any] = (
         {"steps": defaults.STEPS}
         if args.models
         else {"steps": defaults.BUNDLED_STEPS, "guidance_scale": defaults.BUNDLED_GUIDANCE}

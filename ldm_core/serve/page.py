@@ -284,7 +284,7 @@ def _constant(value: str) -> Any:
     return lambda: value
 
 
-def _show(task: Task) -> list[Any]:
+def _show(task: str) -> list[Any]:
     return [gr.update(selected=task), task]
 
 

@@ -151,7 +151,6 @@ class Page:
 
     def _run(self, request: gr.Request, task: Task, prompt: str, negative: str, *form: Any) -> Iterator[Any]:
         """Draw what the form says, and yield the page's changes at every report."""
-        yield {self.draw: gr.update(interactive=False), self.details: gr.update(visible=False)}
         ready = {self.draw: gr.update(interactive=True), self.cancel: gr.update(visible=False)}
         try:
             job = self.engine.submit(self._order(task, prompt, negative, form))
@@ -165,14 +164,23 @@ class Page:
             earlier.cancel()
         self._jobs[session] = job
         try:
-            yield {self.cancel: gr.update(visible=True, interactive=True, value="Cancel")}
             for report in job.reports():
-                yield {self.stage: fragments.stage(report)}
-            yield {**ready, **self._results(job)}
+                if not report.final:
+                    # All of it each time: a busy page may skip to the latest change.
+                    yield {self.stage: fragments.stage(report), **self._busy(job)}
+            yield {self.stage: fragments.stage(job.report), **ready, **self._results(job)}
         finally:  # also if the browser has gone
             job.cancel()
             if self._jobs.get(session) is job:
                 del self._jobs[session]
+
+    def _busy(self, job: Job) -> dict[Any, Any]:
+        words = {"interactive": not job.cancelled, "value": "Cancelling" if job.cancelled else "Cancel"}
+        return {
+            self.draw: gr.update(interactive=False),
+            self.cancel: gr.update(visible=True, **words),
+            self.details: gr.update(visible=False),
+        }
 
     def _results(self, job: Job) -> dict[Any, Any]:
         result = job.report.result

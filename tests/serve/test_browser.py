@@ -119,10 +119,9 @@ def test_inpaints_with_a_drawn_mask(page: Any, tmp_path: Path) -> None:
     orange.save(tmp_path / "orange.png")
     fill(page, "Prompt", "panda")
     page.get_by_role("tab", name="Inpaint").click()
-    with page.expect_file_chooser() as chooser:
-        page.locator(".upload-container button, button:has-text('Upload')").filter(visible=True).first.click()
-    chooser.value.set_files(tmp_path / "orange.png")
-    canvas = page.locator("canvas").filter(visible=True).first
+    page.locator("#editor canvas").first.wait_for()
+    page.locator("#editor input[type=file]").set_input_files(tmp_path / "orange.png")
+    canvas = page.locator("#editor canvas").first
     page.wait_for_timeout(3000)  # until the editor has taken the picture, which nothing tells
     box = canvas.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2

@@ -26,8 +26,8 @@ from ldm_core.cli.option_types import number, seeds, size, whole
 from ldm_core.cli.printing import PROG
 from ldm_core.cli.restore_options import add_restore_options
 from ldm_core.cli.sample_options import add_sample_inputs, add_upscale_inputs
-from ldm_core.recipe.checks import MAX_CLIP_SKIP, MAX_STEPS
 from ldm_core.cli.serve_options import add_serve_options
+from ldm_core.recipe.checks import MAX_CLIP_SKIP, MAX_STEPS
 
 MAX_MESSAGE = 600  # characters of an error, which may quote an argument of any length
 

@@ -58,6 +58,7 @@ class Report:
 
     @property
     def final(self) -> bool:
+        """Whether no other report of the job follows."""
         return self.state in FINAL
 
 

@@ -116,7 +116,7 @@ def renamed(adapter: dict[str, Tensors], named: Callable[[str], str], half: str)
     }
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("names", "suffix"), [("processors", ".safetensors"), ("lora.down", ".bin")])
 def test_diffusers_old(small_pair: Pair, tmp_path: Path, names: str, suffix: str) -> None:
     unet_name, unet_half, text_name, text_half = OLD[names]
@@ -210,7 +210,7 @@ PEFT_CONFIGS: dict[str, Any] = {
 }
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(3)
 @pytest.mark.filterwarnings("ignore:`lora_bias=True`", "ignore:Adapter 'default'")
 @pytest.mark.parametrize("kind", PEFT_CONFIGS)
 def test_peft_writes_the_folder_and_computes_the_outputs(tiny: Pair, tmp_path: Path, kind: str) -> None:

@@ -23,7 +23,7 @@ from ldm_core.recipe import Recipe, read_recipe, source_file, write_png
 # The same picture again
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize(
     "options",
     [

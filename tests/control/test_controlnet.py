@@ -49,7 +49,7 @@ def inputs(rows: int = 2, width: int = 64) -> tuple[Tensor, Tensor, Tensor]:
     return draw(rows, 4, SIZE, SIZE), t, draw(rows, 7, width, seed=1)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("unet", [SMALL_SD1.unet, SMALL_SD2.unet], ids=["sd1", "sd2"])
 def test_networks_agree_with_diffusers(unet: Any) -> None:
     """Residuals, and the U-Net that takes them; hints of two channels and of another size."""
@@ -143,6 +143,7 @@ def test_residuals_add_up(model: LatentDiffusion) -> None:
         model.unet(x, t, context, residuals=a.map(lambda r: r[:, :, ::2]))
 
 
+@pytest.mark.slow  # two U-Nets and two ControlNets
 def test_transfer_to_another_base(model: LatentDiffusion) -> None:
     """What was learned stays, and the copy of the old U-Net becomes one of the new."""
     new = shaken(UNet(SMALL_SD1.unet), seed=5)

@@ -37,7 +37,7 @@ def test_a_folder_that_diffusers_wrote(theirs: Path, models: Models) -> None:
     assert report.load == f"ldm_core.load({str(theirs)!r})"
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize(
     "options",
     [
@@ -101,7 +101,7 @@ def test_a_part_from_a_folder(part: str, theirs: Path, models: Models) -> None:
         assert alone.config == used(models["sd1"].config).unet
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("kind", ["sd1", "sd2", "x4-upscaler"])
 def test_written_then_read(kind: str, models: Models, tmp_path: Path) -> None:
     model = models[kind]
@@ -131,7 +131,7 @@ def test_the_index_names_a_version() -> None:
     assert index["_diffusers_version"]
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("name", [name for name in PRESETS if name not in NO_PIPELINE])
 def test_settings_say_all_of_a_configuration(name: str) -> None:
     config = PRESETS[name]

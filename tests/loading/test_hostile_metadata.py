@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("name", [*DOCUMENTS, *CLAIMS])
 def test_a_configuration_in_the_metadata(name: str, whole: Path, tmp_path: Path) -> None:
     text = DOCUMENTS[name] if name in DOCUMENTS else claim(NARROW, name)
@@ -97,7 +97,7 @@ WORDS = {
 }
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("name", WORDS)
 def test_words_in_the_metadata(name: str, whole: Path, tmp_path: Path) -> None:
     stated = {"ldm_core__config": json.dumps(VALID), "ldm_core__added_words": WORDS[name]}
@@ -134,7 +134,7 @@ TOKENS: dict[str, tuple[str, Any]] = {
 }
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("name", TOKENS)
 def test_words_of_a_folders_tokenizer(name: str, folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(folder, tmp_path / "model", copy_function=link)
@@ -184,7 +184,7 @@ SETTINGS: dict[str, tuple[str, str, Any]] = {
 }
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_setting_of_a_folder(name: str, folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(folder, tmp_path / "model", copy_function=link)

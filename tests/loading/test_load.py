@@ -79,7 +79,7 @@ SAVED = [("sd1", "ckpt"), ("sd2", "ckpt"), *((kind, "safetensors") for kind in S
 MORE_SAVED = [(kind, "ckpt") for kind in SMALL if (kind, "ckpt") not in SAVED]
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize(
     ("kind", "ending"), [*SAVED, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in MORE_SAVED)]
 )

@@ -48,7 +48,7 @@ def compare(path: Path, config: LatentDiffusionConfig, folder: Path, size: int) 
         }
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("kind", "ending"),
     [

@@ -56,7 +56,7 @@ def contents(path: Path) -> np.ndarray:
         return np.asarray(image.convert("RGB")).astype(float)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(4)
 @pytest.mark.usefixtures("quick_previews")
 @pytest.mark.parametrize(
     "script",

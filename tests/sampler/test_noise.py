@@ -55,7 +55,7 @@ def latents(model: LatentDiffusion, scheduler: Any) -> list[torch.Tensor]:
     return [step.latent for step in Sampler(model, scheduler).steps("a cat", **OPTIONS)]
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("scheduler", [*WITHOUT, *WITH], ids=repr)
 def test_pictures_are_those_of_noise_drawn_at_every_step(scheduler: Any, model: LatentDiffusion) -> None:
     drawing = Always(scheduler)
@@ -67,7 +67,7 @@ def test_pictures_are_those_of_noise_drawn_at_every_step(scheduler: Any, model: 
     assert all(torch.equal(noise, randn(noise.shape, streams)) for noise in drawing.noise)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("scheduler", WITHOUT, ids=repr)
 def test_noise_that_is_ignored_is_not_drawn(
     scheduler: Any, model: LatentDiffusion, monkeypatch: pytest.MonkeyPatch

@@ -54,7 +54,7 @@ def quiet(pipeline: Any) -> Any:
     return pipeline
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("ours", "theirs", "bound"),
     [

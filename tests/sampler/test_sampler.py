@@ -49,7 +49,7 @@ def inpainting_model() -> LatentDiffusion:
     return random_model(SMALL["sd1-inpaint"])
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "scheduler",
     [DDIM(eta=1.0), PNDM(), *(pytest.param(s, marks=pytest.mark.slow) for s in (DDIM(), DDPM()))],

@@ -104,7 +104,7 @@ def train(name: str, folder: Path, **options: Any) -> None:
     shutdown_distributed()
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize(
     ("name", "parallel"),
     [

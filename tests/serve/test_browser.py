@@ -149,7 +149,7 @@ def test_reads_an_error(page: Any) -> None:
     assert button(page, "Draw").is_enabled()
 
 
-def test_goes_on_from_a_picture_and_ends_with_the_page(page: Any, tmp_path: Path) -> None:
+def test_goes_on_from_a_picture(page: Any, tmp_path: Path) -> None:
     fill(page, "Prompt", "fire")
     button(page, "Draw").click()
     saved(page, tmp_path / "fire.png")

@@ -167,7 +167,7 @@ def _restored_face(photo: Photo, network: FaceNetwork, seed: int | None, grey: b
     restored = network(levels, seed)
     if grey:
         restored = _greyed(restored, levels)
-    pixels = face.pixels[:].zero_()
+    pixels = face.pixels[:]
     _blend(pixels[..., : face.colours], restored, torch.ones(face.size), face.top)
     face.pixels[:] = pixels
     return face

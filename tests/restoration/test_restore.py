@@ -389,3 +389,11 @@ def wrong(options: dict[str, Any]) -> Callable[[], Any]:
 def test_bad_input(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         wrong(options)()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_an_aligned_face_keeps_its_alpha(mode: str) -> None:
+    photo = in_mode(astronaut(), mode).resize((512, 512))
+    result = restore(photo, lambda x: 0.9 * x, aligned=True)
+    assert result.mode == mode
+    assert np.array_equal(np.asarray(result)[..., -1], np.asarray(photo)[..., -1])

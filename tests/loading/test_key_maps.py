@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.configs import SMALL
 from support.examples import examples
+from support.published_names import PUBLISHED
 from support.reference import random_model
 from torch import Tensor
 
@@ -41,16 +42,6 @@ from ldm_core.loading.save import file_tensors
 from ldm_core.loading.weights import blank_network
 from ldm_core.model import LatentDiffusion
 
-PUBLISHED = {
-    "sd1": "stable-diffusion/v1-inference",
-    "sd2-base": "stable-diffusion-2/v2-inference",
-    "sd2-v": "stable-diffusion-2/v2-inference-v",
-    "sd2-inpaint": "stable-diffusion-2/v2-inpainting-inference",
-    "sd2-depth": "stable-diffusion-2/v2-midas-inference",
-    "sd2-unclip-h": "stable-diffusion-2/v2-1-stable-unclip-h-inference",
-    "sd2-unclip-l": "stable-diffusion-2/v2-1-stable-unclip-l-inference",
-    "x4-upscaler": "stable-diffusion-2/x4-upscaling",
-}
 NAMES = pytest.mark.parametrize("name", PUBLISHED)
 
 # The published lists hold these besides parameters: buffers that follow from the configuration.

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.published_names import PUBLISHED
 from torch import Tensor
 
 import ldm_core
@@ -19,17 +20,6 @@ from ldm_core.conditioners import UnclipConfig
 from ldm_core.config import PRESETS
 
 pytestmark = pytest.mark.slow
-
-PUBLISHED = {
-    "sd1": "stable-diffusion/v1-inference",
-    "sd2-base": "stable-diffusion-2/v2-inference",
-    "sd2-v": "stable-diffusion-2/v2-inference-v",
-    "sd2-inpaint": "stable-diffusion-2/v2-inpainting-inference",
-    "sd2-depth": "stable-diffusion-2/v2-midas-inference",
-    "sd2-unclip-h": "stable-diffusion-2/v2-1-stable-unclip-h-inference",
-    "sd2-unclip-l": "stable-diffusion-2/v2-1-stable-unclip-l-inference",
-    "x4-upscaler": "stable-diffusion-2/x4-upscaling",
-}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -4,12 +4,15 @@
     python examples/train_emoji/train.py clip        emoji-data runs
     python examples/train_emoji/train.py diffusion   emoji-data runs
     python examples/train_emoji/train.py further     emoji-data runs --model weights/emoji.safetensors
+    python examples/train_emoji/train.py decoder     emoji-data runs --model runs/further.safetensors
 
-The last takes a finished model further; without --model, what `diffusion` left.
+`further` trains the U-Net of a finished model, and `decoder` the decoder of its autoencoder, whose latents
+stay as they are; without --model, they begin with what `diffusion` and `further` left.
 
 Each stage leaves its run in a folder of RUNS (`state.safetensors`, `metrics.csv`, `tensorboard/`, `samples/`)
 and, when it is done, a model: `runs/evaluator.safetensors` is the CLIP that judges, and
-`runs/emoji.safetensors` what is shipped (`runs/further.safetensors` of the last). A stage that was cut
+`runs/emoji.safetensors` what is shipped (`runs/further.safetensors` and `runs/decoder.safetensors` of the
+last two). A stage that was cut
 off, at any moment, goes on where it last saved when the same command is given again, on this machine or
 another to which RUNS was copied.
 `--steps 50` is for a quick look.
@@ -99,7 +102,8 @@ DIFFUSION = TrainingSettings(
     save_every=50,
     picture_every=250,
 )
-FURTHER = replace(DIFFUSION, steps=1200, seed=5)
+FURTHER = replace(DIFFUSION, steps=1700, seed=5)
+DECODER = replace(AUTOENCODER, steps=800, seed=6)
 
 
 @dataclass(frozen=True)
@@ -215,6 +219,17 @@ def train_further(run: Run, file: Path, *, joint: bool) -> None:
         checkpoint.save(emoji, run.runs / "further.safetensors", dtype=torch.float16)
 
 
+def train_decoder(run: Run, file: Path) -> None:
+    """Train the decoder on the latents that the U-Net already draws."""
+    pictures, emoji = run.pictures(), load(file, dtype=torch.float32)
+    assert isinstance(emoji.autoencoder, AutoencoderKL)
+    weights = AutoencoderLossWeights(perceptual=0.3)
+    objective = AutoencoderObjective(emoji.autoencoder, weights=weights, train_encoder=False)
+    trainer = run.train("decoder", objective, pictures, DECODER)
+    with trainer.averaged():
+        checkpoint.save(emoji, run.runs / "decoder.safetensors", dtype=torch.float16)
+
+
 def often(pictures: EmojiPictures) -> list[int]:
     """How many places each picture has."""
     return [COMMON_TIMES if common else 1 for common in pictures.common]
@@ -239,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("stage", choices=["autoencoder", "clip", "diffusion", "further"])
+    parser.add_argument("stage", choices=["autoencoder", "clip", "diffusion", "further", "decoder"])
     parser.add_argument("data", type=Path)
     parser.add_argument("runs", type=Path)
     parser.add_argument("--steps", type=int, help="of the stage, in place of the recipe's")
@@ -256,12 +271,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         choices=["frozen", "joint"],
         help="whether the text encoder learns with the U-Net (frozen, if not given)",
     )
-    parser.add_argument("--model", type=Path, help="what `further` begins with")
+    parser.add_argument("--model", type=Path, help="what `further` and `decoder` begin with")
     parser.add_argument("--device", default="cpu", help="where `further` trains")
     parser.add_argument("--quiet", action="store_true")
     args = parser.parse_args(arguments)
-    if args.model and args.stage != "further":
-        parser.error(f"--model is what `further` begins with; {args.stage} takes none")
+    if args.model and args.stage not in ("further", "decoder"):
+        parser.error(f"--model is what `further` and `decoder` begin with; {args.stage} takes none")
     if args.text and args.stage not in ("diffusion", "further"):
         parser.error(f"--text is for `diffusion` and `further`; {args.stage} trains no U-Net")
     if args.device != "cpu" and args.stage != "further":
@@ -275,8 +290,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             train_clip(run)
         elif args.stage == "diffusion":
             train_diffusion(run, joint=args.text == "joint")
-        else:
+        elif args.stage == "further":
             train_further(run, args.model or run.runs / "emoji.safetensors", joint=args.text == "joint")
+        else:
+            train_decoder(run, args.model or run.runs / "further.safetensors")
     except (ValueError, OSError, TrainingError, CheckpointError) as error:
         sys.exit(f"error: {error}")
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -105,7 +106,8 @@ class ReconstructionObjective(Objective):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """One group per network, so that their gradients are clipped separately."""
-        groups: list[dict[str, Any]] = [{"params": list(self.autoencoder.parameters())}]
+        trained = [p for p in self.autoencoder.parameters() if p.requires_grad]
+        groups: list[dict[str, Any]] = [{"params": trained}]
         if self.discriminator is not None:
             start = self.weights.adversarial_start
             groups.append({"params": list(self.discriminator.parameters()), "start": start})
@@ -172,6 +174,8 @@ class AutoencoderObjective(ReconstructionObjective):
     """Trains a KL autoencoder, optionally with a discriminator. Batches have "image".
 
     features: as in `ReconstructionObjective`. weights: see `AutoencoderLossWeights`.
+    train_encoder: if False, the encoder and `quant_conv` are frozen and only the decoder is trained, so that
+        a U-Net trained on the latents stays valid. The KL divergence, then constant, is left out of the loss.
     """
 
     autoencoder: AutoencoderKL
@@ -184,19 +188,26 @@ class AutoencoderObjective(ReconstructionObjective):
         features: Features | None = None,
         discriminator: PatchDiscriminator | None = None,
         weights: AutoencoderLossWeights | None = None,
+        train_encoder: bool = True,
     ) -> None:
         super().__init__(autoencoder, features, discriminator, weights or AutoencoderLossWeights())
+        self.train_encoder = train_encoder
+        if not train_encoder:
+            autoencoder.encoder.requires_grad_(False)
+            autoencoder.quant_conv.requires_grad_(False)
 
     def reconstruct(
         self, images: Tensor, generators: Sequence[torch.Generator]
     ) -> tuple[Tensor, Tensor, Metrics]:
         """A sample decoded, the KL divergence per value of the image, and the metric "kl"."""
-        encoded = self.autoencoder.encode(images)
+        with nullcontext() if self.train_encoder else torch.no_grad():
+            encoded = self.autoencoder.encode(images)
         # The KL sums over a latent, which needs more precision than autocast may leave.
         posterior = DiagonalGaussian(encoded.mean.float(), encoded.logvar.float())
         decoded = self.autoencoder.decode(posterior.sample(generators)).float()
         kl = posterior.kl().mean() / images[0].numel()
-        return decoded, self.weights.kl * kl, {"kl": kl}
+        regularisation = self.weights.kl * kl if self.train_encoder else torch.zeros_like(kl)
+        return decoded, regularisation, {"kl": kl}
 
 
 @torch.no_grad()

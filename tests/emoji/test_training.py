@@ -74,7 +74,7 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(script.MODELS, 16, MODEL)
     monkeypatch.setattr(script, "CLIP", CLIP)
     monkeypatch.setattr(script, "EVALUATOR", CLIP)
-    for name in ("AUTOENCODER", "CONTRAST", "JUDGE", "DIFFUSION", "FURTHER"):
+    for name in ("AUTOENCODER", "CONTRAST", "JUDGE", "DIFFUSION", "FURTHER", "DECODER"):
         changes = {"batch_size": 4, "workers": 0, "save_every": 2, "picture_every": 3, "log_every": 1}
         monkeypatch.setattr(script, name, replace(getattr(script, name), **changes))
 
@@ -110,6 +110,14 @@ def test_three_commands_make_a_model_that_draws(data: Path, tmp_path: Path) -> N
     for part, learns in (("unet", True), ("text_encoder", True), ("autoencoder", False)):
         before, after = emoji.modules[part].state_dict(), further.modules[part].state_dict()
         assert all(torch.equal(before[name], after[name]) for name in before) != learns
+
+    # Then its decoder does, on the same latents.
+    command("decoder", data, tmp_path, 2)
+    sharper = ldm_core.load(tmp_path / "decoder.safetensors")
+    for part in further.modules:
+        before, after = further.modules[part].state_dict(), sharper.modules[part].state_dict()
+        changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+        assert changed == ({"decoder", "post_quant_conv"} if part == "autoencoder" else set())
 
     # The judge is another network than the model's own text encoder came from.
     ours, judge = (ldm_core.CLIP.load(tmp_path / f"{name}.safetensors") for name in ("clip", "evaluator"))
@@ -176,7 +184,7 @@ def test_options_of_other_stages_are_refused(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for stage, option, words in (
-        ("diffusion", ["--model", "x.safetensors"], "--model is what `further` begins with"),
+        ("diffusion", ["--model", "x.safetensors"], "--model is what `further` and `decoder`"),
         ("autoencoder", ["--text", "joint"], "--text is for `diffusion` and `further`"),
         (
             "diffusion",

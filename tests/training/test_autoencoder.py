@@ -44,6 +44,23 @@ def test_terms_are_the_papers(autoencoder: AutoencoderKL) -> None:
             assert float(metrics["mse"]) == pytest.approx(float(F.mse_loss(decoded, images)), rel=1e-5)
 
 
+def test_a_frozen_encoder_keeps_its_latents(autoencoder: AutoencoderKL, tmp_path: Path) -> None:
+    objective = AutoencoderObjective(autoencoder, train_encoder=False)
+    images, before = batch()["image"], {n: p.clone() for n, p in autoencoder.state_dict().items()}
+    with torch.no_grad():
+        latents = autoencoder.encode(images).mode()
+    run(tmp_path, objective, steps=2)
+    with torch.no_grad():
+        assert torch.equal(autoencoder.encode(images).mode(), latents)
+    changed = {n.split(".")[0] for n, p in autoencoder.state_dict().items() if not torch.equal(p, before[n])}
+    assert changed == {"decoder", "post_quant_conv"}
+    whole = AutoencoderObjective(autoencoder, weights=AutoencoderLossWeights(kl=0.0))
+    assert torch.equal(
+        AutoencoderObjective(autoencoder, train_encoder=False)(batch(), generators(), 0)[0],
+        whole(batch(), generators(), 0)[0],
+    )
+
+
 def test_gradient_loss_sees_edges_and_not_levels() -> None:
     images = torch.rand(2, 3, 16, 16)
     assert multiscale_gradient_loss(images, images) == 0

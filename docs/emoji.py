@@ -32,6 +32,7 @@ CURVES = {
     "clip": "found",
     "diffusion": "error",
     "further": "error",
+    "decoder": "mse",
 }
 POINTS = 8
 

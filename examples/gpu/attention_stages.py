@@ -178,10 +178,12 @@ def best_tiles(rows: Iterable[Row], capability: str) -> dict[str, dict[int, Tile
 
 def table_of(capability: str, queries: int) -> str:
     """The name in tiles.py of the table for a GPU, of compute capability "9.0", say, and so many queries."""
-    hopper = capability.startswith("9.")
-    if queries <= getattr(tile_tables, "SHORT", 0):
-        return "FORWARD_SHORT_HOPPER" if hopper else "FORWARD_SHORT"
-    return "FORWARD_HOPPER" if hopper else "FORWARD" if capability == "8.0" else "FORWARD_SMALLER"
+    short = queries <= getattr(tile_tables, "SHORT", 0)
+    if capability == "8.0":
+        return "FORWARD_SHORT" if short else "FORWARD"
+    if capability.startswith("9."):
+        return "FORWARD_SHORT_HOPPER" if short else "FORWARD_HOPPER"
+    return "FORWARD_BLACKWELL" if capability.startswith("10.") else "FORWARD_SMALLER"
 
 
 def table_rows(best: dict[int, Tile]) -> dict[int, str]:

@@ -73,7 +73,7 @@ FULL = Plan(
     attention=(
         Size(
             "self 4096", 2, 8, 4096, 4096, 40, 5, 72,
-            {"triton": (150, 190), "flash": (195, 235), "cuDNN": (150, 185)}, backward=True,
+            {"triton": (105, 160), "flash": (195, 235), "cuDNN": (150, 185)}, backward=True,
         ),
         Size("self 1024", 2, 8, 1024, 1024, 80, 5, 6.8, backward=True),
         Size("self 256", 2, 8, 256, 256, 160, 5, 1.2),

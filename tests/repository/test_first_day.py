@@ -288,9 +288,14 @@ def test_the_best_tiles_replace_those_of_the_table() -> None:
     assert stage.rewritten(one_line, "FORWARD_SHORT", best) == expected_text
     with pytest.raises(ValueError, match="expected a table OTHER of tiles, found none"):
         stage.rewritten(before, "OTHER", best)
-    assert [stage.table_of(c, 4096) for c in ("8.0", "8.9", "9.0", "12.0")] == [
-        "FORWARD", "FORWARD_SMALLER", "FORWARD_HOPPER", "FORWARD_SMALLER",
-    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("chip", [80, 86, 89, 90, 100, 103, 120])
+@pytest.mark.parametrize("queries", [64, 4096])
+def test_a_tile_is_written_where_the_kernel_looks_for_it(chip: int, queries: int) -> None:
+    name = module("attention_stages").table_of(f"{chip // 10}.{chip % 10}", queries)
+    tile = table.forward_tile(64, torch.float16, chip, queries=queries)
+    assert tile == replace(table.tile_for(getattr(table, name), 64), registers=None)
 
 
 def test_a_wrong_result_is_not_timed() -> None:

@@ -22,6 +22,8 @@ from ldm_core.support.printable import shown
 TITLES = {
     "sd1": "Stable Diffusion 1",
     "sd1-inpaint": "Stable Diffusion 1 for inpainting",
+    "instruct-pix2pix": "InstructPix2Pix",
+    "gligen": "GLIGEN",
     "sd2-base": "Stable Diffusion 2 base",
     "sd2-v": "Stable Diffusion 2 v",
     "sd2-inpaint": "Stable Diffusion 2 for inpainting",

@@ -21,6 +21,7 @@ from torch import Tensor
 import ldm_core
 from ldm_core.checkpoint import CheckpointError, inspect, save
 from ldm_core.config import PRESETS
+from ldm_core.loading.diagnosis import TITLES
 from ldm_core.loading.doctor import Report
 from ldm_core.loading.evidence import CONFIG_KEY
 from ldm_core.loading.find import ema_key
@@ -48,7 +49,15 @@ def test_the_bundled_model() -> None:
     assert json.loads(json.dumps(report.to_dict()))["presets"] == []
 
 
-@pytest.mark.parametrize(("name", "found"), [("sd1", ("sd1",)), ("sd2-v", ("sd2-base", "sd2-v"))])
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("sd1", ("sd1",)),
+        ("sd2-v", ("sd2-base", "sd2-v")),
+        ("instruct-pix2pix", ("instruct-pix2pix",)),
+        ("gligen", ("gligen",)),
+    ],
+)
 def test_a_file_of_4_gb_in_a_moment(name: str, found: tuple[str, ...], tmp_path: Path) -> None:
     """A sparse file of the real size: a safetensors header, and a hole where the numbers would be."""
     header, end = {}, 0
@@ -69,6 +78,7 @@ def test_a_file_of_4_gb_in_a_moment(name: str, found: tuple[str, ...], tmp_path:
     assert time.perf_counter() - start < 2
     assert report.presets == found
     assert all(counts["tensors"] for counts in report.parts.values())
+    assert all(f"({preset})" in str(report) for preset in found)
 
 
 def test_ema_unknown_and_missing_parts_are_said(tmp_path: Path) -> None:
@@ -88,6 +98,10 @@ def test_ema_unknown_and_missing_parts_are_said(tmp_path: Path) -> None:
         path,
     )
     assert inspect(path).ema
+
+
+def test_every_preset_has_a_title() -> None:
+    assert set(TITLES) == set(PRESETS)
 
 
 @pytest.mark.slow  # a process that imports everything

@@ -15,14 +15,14 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 INDEX = "https://pypi.org/simple"
-EXTRAS = ("test", "train", "gpu", "docs", "control", "bench")
+EXTRAS = ("test", "train", "gpu", "docs", "control", "bench", "web")
 WITHOUT_DEPENDENCIES = ("open_clip_torch",)  # as the README installs it
 OF_TORCH = re.compile(r"torch==|triton==|nvidia-|cuda-")  # what PyTorch's CPU builds do without, and PyTorch
 
 HEADS = {
     "torch": "PyTorch as PyPI has it, on Linux with CUDA. PyTorch's own index has other files.",
     "runtime": "What ldm_core needs beside PyTorch.",
-    "test": "What the tests, benchmarks and figures need beside that; install with --no-deps.",
+    "test": "What the tests, benchmarks, figures and the web page need beside that; install with --no-deps.",
 }
 ORIGIN = "Written by hashes/update.py from constraints.txt; docs/security.md says how to use it."
 

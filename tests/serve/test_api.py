@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serve.conftest import Make, serving
+from serve.conftest import PATIENCE, Make, serving
 
 import ldm_core
 from ldm_core.images import open_picture
@@ -98,11 +98,11 @@ def test_a_full_queue_and_failures(make: Make, gated: Any, tmp_path: Path) -> No
             client(address).images.generate(prompt="c")
         second.cancel()
         with pytest.raises(openai.APITimeoutError):  # a client that goes takes its order with it
-            client(address).with_options(timeout=0.5).images.generate(prompt="d")
+            client(address).with_options(timeout=2).images.generate(prompt="d")
         while engine._waiting:
             assert not next(first.reports(0.05)).final
         gated.unet.open()
-        assert first.wait(60).state == "done"
+        assert first.wait(PATIENCE).state == "done"
         gated.unet.error = RuntimeError("secret")
         with pytest.raises(openai.InternalServerError, match="The server's log says what"):
             client(address).images.generate(prompt="e")

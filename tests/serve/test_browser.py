@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
-from serve.conftest import FILE, serving
+from PIL import Image, ImageColor
+from serve.conftest import FILE, PATIENCE, serving
 
 import ldm_core
 from ldm_core.recipe import read_recipe
 from ldm_core.serve import Engine, Source
 
 pytest.importorskip("gradio")
-playwright = pytest.importorskip("playwright.sync_api")
+playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright and Debian's chromium")
 
 CHROMIUM = Path("/usr/bin/chromium")
-PATIENCE = 60_000  # milliseconds, where other work shares the cores
 
 pytestmark = [
     pytest.mark.slow,
@@ -47,7 +47,7 @@ def browser() -> Iterator[Any]:
 def page(browser: Any, address: str, request: pytest.FixtureRequest) -> Iterator[Any]:
     """The page, which asks no other host and reports no error."""
     page = browser.new_page(viewport={"width": request.param, "height": 900})
-    page.set_default_timeout(PATIENCE)
+    page.set_default_timeout(1000 * PATIENCE)
     asked: list[str] = []
     errors: list[str] = []
     page.on("request", lambda one: asked.append(one.url))
@@ -67,6 +67,17 @@ def button(page: Any, name: str) -> Any:
 
 def fill(page: Any, label: str, text: str) -> None:
     page.get_by_label(label, exact=True).fill(text)
+
+
+def wait_for_colour(page: Any, element: Any, colour: str, *, gone: bool = False) -> None:
+    """Until the pixel at the centre of an element has the colour, or another one."""
+    for _ in range(5 * PATIENCE):
+        shot = Image.open(io.BytesIO(element.screenshot())).convert("RGB")
+        there = shot.getpixel((shot.width // 2, shot.height // 2)) == ImageColor.getrgb(colour)
+        if there != gone:
+            return
+        page.wait_for_timeout(200)
+    raise AssertionError(f"{colour} is {'still' if gone else 'not'} there")
 
 
 def saved(page: Any, path: Path) -> Image.Image:
@@ -122,7 +133,7 @@ def test_inpaints_with_a_drawn_mask(page: Any, tmp_path: Path) -> None:
     page.locator("#editor canvas").first.wait_for()
     page.locator("#editor input[type=file]").set_input_files(tmp_path / "orange.png")
     canvas = page.locator("#editor canvas").first
-    page.wait_for_timeout(3000)  # until the editor has taken the picture, which nothing tells
+    wait_for_colour(page, canvas, "orange")
     box = canvas.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     page.mouse.move(x - 30, y)
@@ -130,7 +141,7 @@ def test_inpaints_with_a_drawn_mask(page: Any, tmp_path: Path) -> None:
     for k in range(13):
         page.mouse.move(x - 30 + 5 * k, y + k % 3)
     page.mouse.up()
-    page.wait_for_timeout(1000)
+    wait_for_colour(page, canvas, "orange", gone=True)
     button(page, "Draw").click()
     picture = saved(page, tmp_path / "inpainted.png").convert("RGB")
     colour = orange.getpixel((0, 0))

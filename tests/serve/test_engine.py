@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from serve.conftest import FILE, Make
+from serve.conftest import FILE, PATIENCE, Make
 from support.small_models import small_model
 
 import ldm_core
@@ -48,8 +48,8 @@ def test_an_order_becomes_the_samplers_picture_with_its_recipe(
 
 
 def test_pictures_of_one_order_are_those_of_their_seeds_alone(engine: Engine) -> None:
-    two = engine.submit(Order("a", seed=3, num_images=2, watched=False)).wait(60).result
-    alone = engine.submit(Order("a", seed=4, watched=False)).wait(60).result
+    two = engine.submit(Order("a", seed=3, num_images=2, watched=False)).wait(PATIENCE).result
+    alone = engine.submit(Order("a", seed=4, watched=False)).wait(PATIENCE).result
     assert two.pictures[1].tobytes() == alone.pictures[0].tobytes()
     assert [recipe.seed for recipe in two.recipes] == [3, 4]
     assert (two.strip, two.words) == (None, ())
@@ -61,7 +61,7 @@ def test_pictures_are_cropped_to_the_size_that_is_asked_for(engine: Engine, task
     mask.paste(255, (8, 8, 30, 20))
     given = {"mask": Upload(mask, SourceFile("mask.png", ""))} if task == "inpaint" else {}
     order = Order("a cat", task=task, image=GIVEN, width=32, height=32, seed=1, **given)
-    result = engine.submit(order).wait(60).result
+    result = engine.submit(order).wait(PATIENCE).result
     assert result.pictures[0].size == (32, 32)
     assert result.recipes[0].image == GIVEN.file
     if task == "inpaint":  # the corner is outside of the mask
@@ -80,7 +80,7 @@ def test_large_pictures_have_linear_previews(
     assert first.report.state == "done"
     preview = engine._loaded._preview
     assert preview is not None
-    engine.submit(Order("b", steps=1)).wait(60)
+    engine.submit(Order("b", steps=1)).wait(PATIENCE)
     assert engine._loaded._preview is preview  # fitted once
 
 
@@ -98,9 +98,9 @@ def test_jobs_are_drawn_in_their_order_and_can_be_cancelled(make: Make, gated: A
     assert third.report.position == 1
     first.cancel()
     gated.unet.open()
-    assert first.wait(60).state == "cancelled"
+    assert first.wait(PATIENCE).state == "cancelled"
     assert first.report.step == 0  # it ended after the step that had begun
-    assert third.wait(60).state == "done"
+    assert third.wait(PATIENCE).state == "done"
     assert gated.unet.calls == 2
     first.cancel()  # of a finished job: nothing happens
     third.cancel()
@@ -112,7 +112,7 @@ def test_closing_cancels_everything(make: Make, gated: Any) -> None:
     jobs = [engine.submit(Order(prompt)) for prompt in "ab"]
     gated.unet.open()
     engine.close()
-    assert {job.wait(60).state for job in jobs} <= {"cancelled", "done"}
+    assert {job.wait(PATIENCE).state for job in jobs} <= {"cancelled", "done"}
     assert jobs[1].report.state == "cancelled"
     with pytest.raises(TooBusy, match="shutting down"):
         engine.submit(Order("c"))
@@ -135,11 +135,11 @@ def test_a_failure_is_told_in_words_and_the_next_job_is_drawn(
     gated.unet.open()
     gated.unet.error = error
     with caplog.at_level(logging.WARNING):
-        report = engine.submit(Order("a", steps=1)).wait(60)
+        report = engine.submit(Order("a", steps=1)).wait(PATIENCE)
     assert (report.state, report.message, report.refused) == ("failed", message, refused)
     assert ("secret" in caplog.text) == (message == UNEXPECTED)  # the log has what users do not see
     gated.unet.error = None
-    assert engine.submit(Order("a", steps=1)).wait(60).state == "done"
+    assert engine.submit(Order("a", steps=1)).wait(PATIENCE).state == "done"
 
 
 def test_one_model_at_a_time_is_in_memory(make: Make, source: Source, tiny: Any) -> None:
@@ -159,8 +159,8 @@ def test_one_model_at_a_time_is_in_memory(make: Make, source: Source, tiny: Any)
     job = engine.submit(Order("a", model="other"))
     assert "loading" in [report.state for report in job.reports()] or job.report.state == "done"
     assert job.report.result.recipes[0].model.name == "other.ckpt"
-    assert engine.submit(Order("a", steps=1)).wait(60).result.recipes[0].model.name == FILE.name
-    report = engine.submit(Order("a", model="other")).wait(60)
+    assert engine.submit(Order("a", steps=1)).wait(PATIENCE).result.recipes[0].model.name == FILE.name
+    report = engine.submit(Order("a", model="other")).wait(PATIENCE)
     assert (report.state, report.message) == ("failed", UNEXPECTED)
 
 
@@ -173,7 +173,7 @@ def test_only_models_of_prompts_are_served(source: Source) -> None:
 
 
 def test_warnings_become_notes(engine: Engine) -> None:
-    report = engine.submit(Order("cat " * 100, steps=1, watched=False)).wait(60)
+    report = engine.submit(Order("cat " * 100, steps=1, watched=False)).wait(PATIENCE)
     assert len(report.notes) == 1
     assert "cat" in report.notes[0]
 

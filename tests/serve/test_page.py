@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from serve.conftest import PATIENCE
 
 from ldm_core.recipe import read_recipe
 from ldm_core.serve import Engine
@@ -23,7 +24,7 @@ SECRET = Path(__file__).resolve()  # a file of the server, as good as any
 
 @pytest.fixture(scope="module")
 def page(served: str) -> Any:
-    with httpx.Client(base_url=served, timeout=60) as client:
+    with httpx.Client(base_url=served, timeout=PATIENCE) as client:
         yield client
 
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from support.examples import FULL, QUICK
 
 import ldm_core
 
-settings.register_profile("full", max_examples=FULL)
-settings.register_profile("quick", max_examples=QUICK)
+SLOW = [HealthCheck.too_slow]  # a check of the machine's load, which says nothing of the code
+settings.register_profile("full", max_examples=FULL, suppress_health_check=SLOW)
+settings.register_profile("quick", max_examples=QUICK, suppress_health_check=SLOW)
 settings.load_profile("quick")  # unless --hypothesis-profile names another
 
 

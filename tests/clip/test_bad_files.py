@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import HealthCheck, given
+from hypothesis import given
 from hypothesis import strategies as st
 from support.clip_checkpoints import CONFIG, EXACT, Tensors, changed, json_file, write
 from support.clip_reference import (
@@ -138,7 +138,7 @@ JSON = st.recursive(
 SETTINGS = open_clip_arguments(EXACT)
 
 
-@examples(60, suppress_health_check=[HealthCheck.too_slow])
+@examples(60)
 @given(st.sampled_from(["model_cfg", "vision_cfg", "text_cfg", "preprocess_cfg"]), st.data(), JSON)
 def test_settings_of_any_kind_are_read_or_refused(place: str, data: st.DataObject, value: Any) -> None:
     """Whatever stands in a settings file, there is a configuration or an error that can be caught."""

@@ -17,7 +17,7 @@ import pytest
 from fuzz import run, targets, watch
 from fuzz.seeds import seeds
 from fuzz.words import WORDS
-from hypothesis import HealthCheck, given
+from hypothesis import given
 from hypothesis import strategies as st
 from support.examples import examples
 
@@ -46,7 +46,7 @@ def test_seeds_keep_the_promises(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", targets.TARGETS)
-@examples(40, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@examples(40, derandomize=True)
 @given(data=st.data())
 def test_changed_seeds_keep_the_promises(name: str, data: st.DataObject) -> None:
     seed = data.draw(st.sampled_from(SEEDS[name]))

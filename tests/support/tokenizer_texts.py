@@ -5,7 +5,6 @@ from __future__ import annotations
 import unicodedata
 from collections import defaultdict
 
-from hypothesis import HealthCheck
 from hypothesis import strategies as st
 from support.examples import examples
 
@@ -14,7 +13,7 @@ from ldm_core.clip.tokenizer import CLIPTokenizer
 TOKENIZER = CLIPTokenizer()
 
 
-many = examples(200, suppress_health_check=[HealthCheck.too_slow])
+many = examples(200)
 
 
 def characters_by_script() -> dict[str, list[str]]:

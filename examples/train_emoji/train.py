@@ -102,7 +102,7 @@ DIFFUSION = TrainingSettings(
     save_every=50,
     picture_every=250,
 )
-FURTHER = replace(DIFFUSION, steps=1250, seed=5)
+FURTHER = replace(DIFFUSION, steps=1400, seed=5)
 DECODER = replace(AUTOENCODER, steps=800, seed=6)
 
 

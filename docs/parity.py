@@ -101,39 +101,43 @@ def rows(full: bool) -> Iterator[Row]:
         yield from compare(SD2_V, "SD2-v, 256×256", torch.float32, latent=32)
 
 
-PAGE = """# What agrees with what, and to how many digits
+PAGE = """# Agreement with other implementations
 
-Written by `python docs/parity.py{flag}` with torch {torch}, diffusers {diffusers} and transformers {transformers};
-the tests hold the small sizes and SD1's to these bounds (`tests/repository/test_parity.py`, `tests/loading/test_full_size.py`).
+The networks agree with diffusers and transformers within 1e-5 in float32 and 1e-9 in float64. The [last table](#tests) has the
+schedulers, the tokenizer and whole images.
 
-Both sides have the same random weights. They go from here through this package's own key map to CompVis's file keys,
-and from there through the reference's own converter, so a row tests the network and the key map at once. The error is
-the largest difference over the largest value, with PyTorch's convolutions and memory layout on both sides
-([performance](performance.md) tells how near to float64 the faster ways are); 0 means equal to the bit, where both run the same PyTorch kernels in the same
-order.
+## Networks
+
+Both sides have the same random weights: this package's key map writes them with CompVis's file keys, and the reference's converter
+reads them, so each row tests a key map, too. The error is the largest difference over the largest value, with PyTorch's
+convolutions and memory layout on both sides (for the faster ones, see
+[performance](performance.md#winograds-convolution-and-rounding)); 0 means equal bits.
 
 | component | size | reference | dtype | largest error | bound |
 |---|---|---|---|---|---|
 {table}
 
-float32 differs in the order of sums. In float64 both sides compute in float64 throughout, but for the timestep
-embedding, which both take in float32 by the same operations, so that it is equal.
+The float32 errors come from the order of sums. In float64, the timestep embedding is still float32, on both sides.
 
-Held by tests alone, with the same kind of comparison:
+`python docs/parity.py{flag}` wrote this page with torch {torch}, diffusers {diffusers} and transformers {transformers}.
+`tests/repository/test_parity.py` tests these bounds for small sizes, and `tests/loading/test_full_size.py` for SD1's size.
 
-| what | against | bound | test |
+## Tests
+
+| what | reference | bound | test |
 |---|---|---|---|
-| token ids | open_clip's tokenizer, thousands of strings in every script, and generated ones; special tokens in a prompt: transformers | equal | `test_tokenizer.py`, `test_tokenizer_special.py` |
-| one step of DDIM, PNDM, DDPM | diffusers' schedulers with this package's float64 table | 1e-9 | `test_schedulers.py` |
-| one step of DPM-Solver++, UniPC, Euler, ancestral Euler, Heun, LMS | diffusers' schedulers with this package's noise levels | 1e-9, or 1e-6 where theirs rounds x to float32 | `test_solvers.py` |
-| DDIM, PNDM and DDPM with their own float32 table | diffusers' schedulers | 2e-6 (their table's rounding) | `test_schedulers.py` |
-| 50-step trajectories | diffusers' schedulers | 1e-5 | `test_schedulers.py` |
-| DDIM and PLMS | the original's formulas, in numpy | 1e-9 | `test_schedulers.py` |
-| whole pictures, text to pixels | diffusers' `StableDiffusionPipeline` and its img2img kin with the bundled weights (its U-Net's beginning built from its own blocks, as its settings cannot say it) | 1e-4 of the range, 3e-4 with PNDM | `test_pipeline_parity.py` |
-| key maps | names and shapes of all published SD1 and SD2 tensors | exact, both ways | `test_key_maps.py` |
+| token ids | open_clip's tokenizer, for thousands of strings in every script and for generated ones; transformers, for special tokens in a prompt | equal | `tests/clip/test_tokenizer.py`, `test_tokenizer_special.py` |
+| one step of DDIM, PNDM, DDPM | diffusers' schedulers with this package's float64 table | 1e-9 | `tests/schedulers/test_diffusers.py`, `test_pndm.py` |
+| one step of DDIM and DDPM in float32 | diffusers' schedulers with their own table, which is inexact near t = 0 | 5e-6; 2e-5 if the network predicts x0 | `tests/schedulers/test_diffusers.py` |
+| one step of DPM-Solver++, UniPC, Euler, ancestral Euler, Heun, LMS | diffusers' schedulers with this package's noise levels | 1e-9, or 1e-6 where theirs rounds x to float32 | `tests/schedulers/test_solvers_diffusers.py` |
+| 50 steps of DDIM and PNDM in float32 | diffusers' schedulers | 1e-5; 4e-5 if the network predicts x0 | `tests/schedulers/test_diffusers.py`, `test_pndm.py` |
+| DDIM and PLMS | CompVis's formulas in numpy | 1e-9 | `tests/schedulers/test_compvis.py` |
+| whole images, from the prompt to pixels | diffusers' `StableDiffusionPipeline` and its img2img pipeline with the bundled weights; its U-Net's outer layers are built from diffusers' blocks, because diffusers' settings do not cover them | 1e-4 of the range, 3e-4 with PNDM | `tests/sampler/test_pipeline_parity.py` |
+| latents of inpainting | diffusers' `StableDiffusionInpaintPipeline` with random weights | 1e-5 | `tests/sampler/test_pipeline_parity.py` |
+| key maps | names and shapes of all published SD1 and SD2 tensors | exact, both ways | `tests/loading/test_key_maps.py` |
 
-Where this package and diffusers mean different things by one name (the last alpha, spacings, PNDM's v-prediction and
-others), [`schedulers.md`](schedulers.md) says how they differ.
+[Schedulers](schedulers.md#differences-from-diffusers) lists what diffusers defines differently, such as the last alpha, spacings
+and PNDM with v.
 """
 
 

@@ -13,8 +13,8 @@ import torch
 def chunks_win_in_bfloat16() -> bool:
     """Whether this CPU has AVX-512 BF16 instructions but no AMX.
 
-    On AMD's Zen 4, which is such a CPU, chunked attention takes 0.5 to 0.8 of SDPA's time; on Intel's
-    Sapphire Rapids, which has AMX, it takes 1.6.
+    On AMD's Zen 4, which is such a CPU, chunked attention takes 0.43 to 0.78 of SDPA's time; on
+    Intel's Sapphire Rapids, which has AMX, it takes 1.2 to 3.3.
     """
     known = _cpu_capabilities()
     return bool(known.get("avx512_bf16") and not known.get("amx_bf16"))

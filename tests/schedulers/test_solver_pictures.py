@@ -68,17 +68,14 @@ def expect_fewer_calls_to_be_closer(
         return rms(latents(model, scheduler, steps, picture) - solution)
 
     trailing = DDIM(spacing="trailing", set_alpha_to_one=True)
-    solvers = [DPMSolverMultistep(spacing="karras"), UniPC(spacing="karras")]
-    for calls, ddims in ((15, 25), (10, 15)):
-        far = min(error(DDIM(), ddims), error(trailing, ddims))
-        assert max(error(solver, calls) for solver in solvers) < far
+    far = min(error(DDIM(), 25), error(trailing, 25))
+    assert error(DPMSolverMultistep(spacing="karras"), 15) < far
+    assert error(UniPC(spacing="karras"), 15) < far / 2
 
 
-@pytest.mark.slow  # 190 calls of the bundled model for each picture
+@pytest.mark.slow  # 140 calls of the bundled model for each picture
 @pytest.mark.parametrize("picture", PICTURES[1:], ids=str)
-def test_ten_and_fifteen_calls_come_closer_than_ddims_15_and_25(
-    bundled: LatentDiffusion, picture: tuple[str, int]
-) -> None:
+def test_fifteen_calls_come_closer_than_ddims_25(bundled: LatentDiffusion, picture: tuple[str, int]) -> None:
     # UniPC in 60 steps stands for the solution; the next test has DDIM's in 1000, for another picture.
     solution = latents(bundled, UniPC(spacing="karras"), 60, picture)
     expect_fewer_calls_to_be_closer(bundled, solution, picture)

@@ -4,9 +4,9 @@
     python docs/pictures.py samples.png strip.png
     python docs/pictures.py --report REPORT          the model card's sheets, from what evaluate.py left
 
-Those of fine-tuning, a quarter of an hour more, only when they are named. Not here: what is trained on the
-emoji data (controls.md, unclip.md), the page of serve.md, and the pictures of docs/idea and the notebooks,
-which the site's build draws.
+The pictures of fine-tuning take a quarter of an hour more and are drawn only if named. This script does not
+draw what needs the emoji data (controls.md, unclip.md), the screenshot of serve.md, or the pictures of
+docs/idea and the notebooks (see docs/site.md).
 """
 
 from __future__ import annotations

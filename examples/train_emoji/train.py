@@ -9,10 +9,9 @@
 `further` trains the U-Net of a finished model, and `decoder` the decoder of its autoencoder, whose latents
 stay as they are; without --model, they begin with what `diffusion` and `further` left.
 
-Each stage leaves its run in a folder of RUNS (`state.safetensors`, `metrics.csv`, `tensorboard/`, `samples/`)
-and, when it is done, a model: `runs/evaluator.safetensors` is the CLIP that judges, and
-`runs/emoji.safetensors` what is shipped (`runs/further.safetensors` and `runs/decoder.safetensors` of the
-last two). A stage that was cut
+Each stage leaves its run in a folder of RUNS (`state.safetensors`, `metrics.csv`, `tensorboard/`,
+`samples/`) and, when it is done, a model: `clip` writes `runs/evaluator.safetensors`, the CLIP that judges,
+`diffusion` `runs/emoji.safetensors`, and the last two stages a file of their own name. A stage that was cut
 off, at any moment, goes on where it last saved when the same command is given again, on this machine or
 another to which RUNS was copied.
 `--steps 50` is for a quick look.

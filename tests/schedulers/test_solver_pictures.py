@@ -68,6 +68,7 @@ def expect_fewer_calls_to_be_closer(
         return rms(latents(model, scheduler, steps, picture) - solution)
 
     trailing = DDIM(spacing="trailing", set_alpha_to_one=True)
+    # DPM++ is nearest to its bound for "panda", 0.032 of 0.034; rounding moves latents by 1e-5 between chips.
     far = min(error(DDIM(), 25), error(trailing, 25))
     assert error(DPMSolverMultistep(spacing="karras"), 15) < far
     assert error(UniPC(spacing="karras"), 15) < far / 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NoReturn
 
 from ldm_core.cli.control_options import add_control_options
@@ -41,6 +42,7 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{message} (see {self.prog} --help)")
 
 
+@cache
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands. It raises ValueError for a command line that it cannot parse."""
     from ldm_core import __version__

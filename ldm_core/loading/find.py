@@ -5,6 +5,7 @@ EMA: CompVis's trainer stores averaged U-Net weights beside the trained ones, un
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -90,10 +91,11 @@ class PartSource:
 
 def find_parts(checkpoint: Checkpoint) -> dict[str, PartSource]:
     """The parts in a file, by slot, each at the first place where it is found."""
+    keys = sorted(checkpoint.tensors)
     places: dict[str, tuple[Part, Layout, str, str]] = {}
     for part in parts():
         for layout in part.layouts:
-            if part.slot not in places and (place := _place(checkpoint, layout)) is not None:
+            if part.slot not in places and (place := _place(checkpoint, keys, layout)) is not None:
                 places[part.slot] = part, layout, *place
     # Keys under the prefix of another part do not belong to a part without a prefix.
     claimed = tuple(base or prefix for _, _, base, prefix in places.values() if prefix)
@@ -104,11 +106,11 @@ def find_parts(checkpoint: Checkpoint) -> dict[str, PartSource]:
     return _told_apart(found)
 
 
-def _place(checkpoint: Checkpoint, layout: Layout) -> tuple[str, str] | None:
-    """(the file's prefix, the whole prefix) under which a file has this layout, or None."""
+def _place(checkpoint: Checkpoint, keys: list[str], layout: Layout) -> tuple[str, str] | None:
+    """(the file's prefix, the whole prefix) under which a file has this layout, or None (keys: sorted)."""
     for base, inner in layout.prefixes:
         marks = (base + inner + mark for mark in layout.marks)
-        if not all(any(key.startswith(mark) for key in checkpoint.tensors) for mark in marks):
+        if not all(_any_starts_with(keys, mark) for mark in marks):
             continue
         if layout.accepts is None:
             return base, base + inner
@@ -116,6 +118,12 @@ def _place(checkpoint: Checkpoint, layout: Layout) -> tuple[str, str] | None:
         if layout.accepts({name: tuple(tensor.shape) for name, tensor in tensors.items()}):
             return base, base + inner
     return None
+
+
+def _any_starts_with(keys: list[str], prefix: str) -> bool:
+    """Whether any of the sorted keys starts with the prefix: if one does, the first one from there does."""
+    first = bisect_left(keys, prefix)
+    return first < len(keys) and keys[first].startswith(prefix)
 
 
 def _part_tensors(

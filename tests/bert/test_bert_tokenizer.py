@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.tokenizer_texts import PIECES, SCRIPT_TEXT, SCRIPTS, many
+from support.tokenizer_texts import PIECES, SCRIPT_TEXT, characters_by_script, many
 
 from ldm_core.bert import BERTTokenizer
 from ldm_core.bert.characters import CACHED, LATER, normalised, words
@@ -57,12 +57,13 @@ def corpus() -> list[str]:
     rng = random.Random(0)
     texts = PHRASES + [text.upper() for text in PHRASES]
     texts += [unicodedata.normalize(form, text) for text in PHRASES for form in ("NFD", "NFKC")]
-    for script in (SCRIPTS[name] for name in sorted(SCRIPTS)):
+    named = characters_by_script()
+    for script in (named[name] for name in sorted(named)):
         for count in (2, 5) if len(script) < 20 else (1, 4, 8, 16, 40):
             mixed = rng.choices(script, k=count) + rng.choices([*" .a7\u0301", "[MASK]"], k=count // 2)
             rng.shuffle(mixed)
             texts.append("".join(mixed))
-    scripts = list(SCRIPTS.values())
+    scripts = list(named.values())
     texts += [" ".join(rng.choice(script) for script in rng.sample(scripts, 10)) for _ in range(600)]
     texts += ["".join(chr(rng.randrange(0x250)) for _ in range(30)) for _ in range(300)]
     return texts

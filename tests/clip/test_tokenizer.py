@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.tokenizer_texts import ANY_CHARACTER, PIECES, SCRIPT_TEXT, SCRIPTS, TOKENIZER, many
+from support.tokenizer_texts import ANY_CHARACTER, PIECES, SCRIPT_TEXT, TOKENIZER, characters_by_script, many
 
 from ldm_core.clip import bpe
 from ldm_core.clip.bpe import END_OF_TEXT, merge, vocabulary
@@ -44,9 +44,6 @@ def load_open_clip_tokenizer() -> ModuleType:
 @pytest.fixture(scope="module")
 def reference() -> Any:
     return load_open_clip_tokenizer().SimpleTokenizer()
-
-
-NUMERALS = [chr(code) for code in range(0x110000) if unicodedata.category(chr(code)).startswith("N")]
 
 
 PHRASES = [
@@ -99,15 +96,17 @@ def corpus() -> list[str]:
     ]
     texts += [html.escape(text) for text in PHRASES] + [text.upper() for text in PHRASES]
     texts += [unicodedata.normalize(form, text) for text in PHRASES for form in ("NFD", "NFKC")]
-    for name in sorted(SCRIPTS):
-        script = SCRIPTS[name]
+    scripts = characters_by_script()
+    for name in sorted(scripts):
+        script = scripts[name]
         for count in (2, 5) if len(script) < 20 else (1, 4, 8, 16, 40):
             mixed = rng.choices(script, k=count) + rng.choices([" ", ".", "a", "7", "\u0301"], k=count // 2)
             rng.shuffle(mixed)
             texts.append("".join(mixed))
-    texts += ["".join(rng.choices(NUMERALS, k=12)) for _ in range(100)]
+    numerals = [chr(code) for code in range(0x110000) if unicodedata.category(chr(code)).startswith("N")]
+    texts += ["".join(rng.choices(numerals, k=12)) for _ in range(100)]
     texts += [
-        " ".join(rng.choice(script) for script in rng.sample(list(SCRIPTS.values()), 10)) for _ in range(200)
+        " ".join(rng.choice(script) for script in rng.sample(list(scripts.values()), 10)) for _ in range(200)
     ]
     return texts
 

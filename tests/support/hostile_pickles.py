@@ -208,104 +208,105 @@ def many_times(value: bytes, count: int) -> bytes:
     return program(b"}(", tensor, text("v"), value, b"q\0", text("vs"), b"](", b"h\0" * count, b"eu")
 
 
-BOMBS: dict[str, bytes] = {
-    "tuple doubled 60 times": program(text("lol"), b"q\0" + b"0h\0h\0\x86q\0" * 60),
-    "list doubled 60 times": program(b"]q\0" + b"0](h\0h\0eq\0" * 60),
-    "list doubled 60 times, shown": many_times(b"]q\0" + b"0](h\0h\0eq\0" * 60, 1),
-    "doubled tuple as a key": program(b"})q\0" + b"0h\0h\0\x86q\0" * 60 + b"K\1s"),
-    "tuples nested deep": program(b")", b"\x85" * 200_000),
-    "lists nested deep": program(b"]" * 200_000, b"a" * 199_999),
-    "lists nested deep, shown": many_times(b"]" * 50_000 + b"a" * 49_999, 1),
-    "calls nested deep": program(SYSTEM, b")R" * 100_000),
-    "arguments nested deep": program(SYSTEM, b"q\0)R", b"\x85q\1" + b"0h\0h\1R\x85q\1" * 30_000),
-    "states nested deep": program(CALL, b"q\0" + b"0" + SYSTEM + b")Rh\0bq\0" * 1),
-    "deep tuple as a key": program(b"})", b"\x85" * 200_000, b"K\1s"),
-    "state_dict nested deep": program((b"}" + text("state_dict")) * 20_000, b"}", b"s" * 20_000),
-    "tensors nested deep": program((b"}" + text("x")) * 20_000, TENSOR, b"s" * 20_000),
-    "marks without end": program(b"(" * 3_000_000),
-    "encode over and over": program(
+# Made when a test uses them: some are tens of megabytes.
+BOMBS: dict[str, Callable[[], bytes]] = {
+    "tuple doubled 60 times": lambda: program(text("lol"), b"q\0" + b"0h\0h\0\x86q\0" * 60),
+    "list doubled 60 times": lambda: program(b"]q\0" + b"0](h\0h\0eq\0" * 60),
+    "list doubled 60 times, shown": lambda: many_times(b"]q\0" + b"0](h\0h\0eq\0" * 60, 1),
+    "doubled tuple as a key": lambda: program(b"})q\0" + b"0h\0h\0\x86q\0" * 60 + b"K\1s"),
+    "tuples nested deep": lambda: program(b")", b"\x85" * 200_000),
+    "lists nested deep": lambda: program(b"]" * 200_000, b"a" * 199_999),
+    "lists nested deep, shown": lambda: many_times(b"]" * 50_000 + b"a" * 49_999, 1),
+    "calls nested deep": lambda: program(SYSTEM, b")R" * 100_000),
+    "arguments nested deep": lambda: program(SYSTEM, b"q\0)R", b"\x85q\1" + b"0h\0h\1R\x85q\1" * 30_000),
+    "states nested deep": lambda: program(CALL, b"q\0" + b"0" + SYSTEM + b")Rh\0bq\0" * 1),
+    "deep tuple as a key": lambda: program(b"})", b"\x85" * 200_000, b"K\1s"),
+    "state_dict nested deep": lambda: program((b"}" + text("state_dict")) * 20_000, b"}", b"s" * 20_000),
+    "tensors nested deep": lambda: program((b"}" + text("x")) * 20_000, TENSOR, b"s" * 20_000),
+    "marks without end": lambda: program(b"(" * 3_000_000),
+    "encode over and over": lambda: program(
         name("_codecs", "encode"), b"q\0", text("x" * 1_000_000), text("latin1"),
         b"\x86q\1" + b"0h\0h\1R" * 20_000,
     ),
-    "sets copied over and over": program(
+    "sets copied over and over": lambda: program(
         name("builtins", "set"), b"q\0](", b"".join(b"M" + struct.pack("<H", n) for n in range(50_000)),
         b"e\x85q\1" + b"0h\0h\1R" * 20_000,
     ),
-    "integers that collide": program(b"}(", colliding_integers(100_000), b"u"),
-    "long names over and over": program(
+    "integers that collide": lambda: program(b"}(", colliding_integers(100_000), b"u"),
+    "long names over and over": lambda: program(
         text("m" * 1_000_000), b"q\0", text("n" * 1_000_000),
         b"q\1\x93" + b"0h\0h\1\x93" * 200_000, protocol=4,
     ),
-    "array made 50,000 times": program(
+    "array made 50,000 times": lambda: program(
         name("numpy.core.multiarray", "_reconstruct"), b"q\0",
         b"(K\1" + group(b"J", struct.pack("<i", 1_000_000)), name("numpy", "dtype"),
         group(text("u1"), b"\x89\x88"), b"R" + group(b"K\3", text("|"), b"N") + b"b",
         b"\x89" + text("x" * 1_000_000) + b"tq\1",
         b"}(" + b"".join(text(f"a{n}") + b"h\0)Rh\1b" for n in range(50_000)) + b"u",
     ),
-    "long list 50,000 times": many_times(b"](" + b"K\1" * 20_000 + b"e", 50_000),
-    "long text 50,000 times": many_times(text("x" * 1_000_000), 50_000),
-    "dict 50,000 times": many_times(
+    "long list 50,000 times": lambda: many_times(b"](" + b"K\1" * 20_000 + b"e", 50_000),
+    "long text 50,000 times": lambda: many_times(text("x" * 1_000_000), 50_000),
+    "dict 50,000 times": lambda: many_times(
         b"}(" + b"".join(text(f"k{n}") + b"K\1" for n in range(5_000)) + b"u", 50_000
     ),
-    "numpy text 50,000 times": many_times(
+    "numpy text 50,000 times": lambda: many_times(
         name("numpy.core.multiarray", "scalar") + b"("
         + name("numpy", "dtype") + group(text("U99999"), b"\x89\x88") + b"R"
         + group(b"K\3", text("<"), b"N") + b"b" + text("x" * 399_996) + b"tR", 50_000,
     ),
-    "long arguments with keywords": program(
+    "long arguments with keywords": lambda: program(
         SYSTEM, b"q\0" + b"0", group(b"K\1" * 150_000), b"q\1" + b"0}" + text("k") + b"K\1sq\2" + b"0](",
         b"h\0h\1h\2\x92" * 24_000, b"e", protocol=4,
     ),
-    "arrays of a wrong shape": numpy_arrays(group(b"K\7"), text("x" * 10_000_000)),
-    "arrays of an endless shape": numpy_arrays(group(b"K\1" * 300_000), text("x"), b"\x88"),
-    "arrays of no bytes": numpy_arrays(group(numbers(3_000_001)), text("x" * 3_000_000 + "\u1234")),
-    "long keys that are equal": program(
+    "arrays of a wrong shape": lambda: numpy_arrays(group(b"K\7"), text("x" * 10_000_000)),
+    "arrays of an endless shape": lambda: numpy_arrays(group(b"K\1" * 300_000), text("x"), b"\x88"),
+    "arrays of no bytes": lambda: numpy_arrays(group(numbers(3_000_001)), text("x" * 3_000_000 + "\u1234")),
+    "long keys that are equal": lambda: program(
         text("k" * 4_000_000) + b"q\0", text("k" * 4_000_000) + b"q\1}h\0Ns", b"h\1Ns" * 200_000
     ),
-    "long keys, shown": many_times(b"}" + text("k" * 1_000_000) + b"Ns", 90_000),
-    "long tuples as keys": program(
+    "long keys, shown": lambda: many_times(b"}" + text("k" * 1_000_000) + b"Ns", 90_000),
+    "long tuples as keys": lambda: program(
         text("\U000e0000" * 256), b"q\0(" + b"h\0" * 16 + b"tq\1](", b"}h\1Ns" * 150_000, b"e"
     ),
-    "key that meets all others": program(
+    "key that meets all others": lambda: program(
         b"}", b"".join(numbers(n) + b"Ns" for n in probed_in_turn(80_000)), (numbers(1) + b"Ns") * 200_000
     ),
-    "memo that meets all others": program(
+    "memo that meets all others": lambda: program(
         b"N", b"".join(b"r" + struct.pack("<I", n) for n in probed_in_turn(80_000)),
         (b"j" + struct.pack("<I", 1)) * 200_000,
     ),
-    "memo of integers that collide": program(
+    "memo of integers that collide": lambda: program(
         b"N", b"".join(b"p%d\n" % (n * (2**61 - 1)) for n in range(1, 40_000))
     ),
-    "many arguments": program(
+    "many arguments": lambda: program(
         name("collections", "OrderedDict"), b"q\0" + b"0(" + b")" * 200_000 + b"tq\1](",
         b"h\0h\1R" * 200_000 + b"e",
     ),
-    "tensor of 64 dimensions": program(
+    "tensor of 64 dimensions": lambda: program(
         name("torch._utils", "_rebuild_tensor_v2"), b"q\0", group(
             group(text("storage"), name("torch", "FloatStorage"), text("0"), text("cpu"), b"K\4") + b"Q",
             b"K\0", group(b"K\1" * 64), group(b"K\1" * 64), b"\x89}"
         ), b"q\1](" + b"h\0h\1R" * 300_000 + b"e",
     ),
-    "endless list as an encoding": program(
+    "endless list as an encoding": lambda: program(
         name("_codecs", "encode"), text("x"), b"]q\0" + b"0](h\0h\0eq\0" * 60 + b"\x86R"
     ),
-    "long storage keys that are equal": program(
+    "long storage keys that are equal": lambda: program(
         *(group(text("storage"), name("torch", "FloatStorage"), text("0" * 5_000_000), text("cpu"), b"K\4")
           + b"q" + bytes([n]) for n in (0, 1)), b"h\0Q", b"h\1Q" * 200_000,
     ),
-    "names of all pairs": program(
+    "names of all pairs": lambda: program(
         *(text("\1" * 97 + f"{n:03}") + b"q" + bytes([n]) for n in range(250)),
         *(b"h" + bytes([n]) + b"h" + bytes([m]) + b"\x93" for n in range(250) for m in range(250)),
         protocol=4,
     ),
-    "state_dict within itself": program(
+    "state_dict within itself": lambda: program(
         b"}q\0(" + text("state_dict") + b"h\0", TENSOR.removeprefix(b"}(").removesuffix(b"u"),
         *(text(f"{n:x}") + b"N" for n in range(200_000)), b"u",
     ),
-    "long names of tensors": program(
+    "long names of tensors": lambda: program(
         b"}" + text("p" * 4_000), TENSOR.removesuffix(b"u"), b"q\0",
         *(text(f"{n:x}") + b"h\0" for n in range(200_000)), b"us",
     ),
-    "sets": program(b"(" + b"\x8f" * 990_000 + b"t", protocol=4),
+    "sets": lambda: program(b"(" + b"\x8f" * 990_000 + b"t", protocol=4),
 }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import defaultdict
+from functools import cache
 
 from hypothesis import strategies as st
 from support.examples import examples
@@ -16,6 +17,7 @@ TOKENIZER = CLIPTokenizer()
 many = examples(200)
 
 
+@cache
 def characters_by_script() -> dict[str, list[str]]:
     """All named characters, by the first word of their name: LATIN, GREEK, TAMIL, CJK, HANGUL, MUSICAL …"""
     groups: dict[str, list[str]] = defaultdict(list)
@@ -24,9 +26,6 @@ def characters_by_script() -> dict[str, list[str]]:
         if name:
             groups[name.replace("-", " ").split()[0]].append(chr(code))
     return groups
-
-
-SCRIPTS = characters_by_script()
 
 
 ANY_CHARACTER = st.characters(exclude_categories=())  # lone surrogates and unassigned code points included
@@ -66,6 +65,8 @@ PIECES = st.sampled_from(
 )
 
 
-SCRIPT_TEXT = st.sampled_from(sorted(SCRIPTS)).flatmap(
-    lambda name: st.text(st.sampled_from([*SCRIPTS[name], " ", "'", "1"]), max_size=30)
-)
+def text_of(script: str) -> st.SearchStrategy[str]:
+    return st.text(st.sampled_from([*characters_by_script()[script], " ", "'", "1"]), max_size=30)
+
+
+SCRIPT_TEXT = st.deferred(lambda: st.sampled_from(sorted(characters_by_script())).flatmap(text_of))

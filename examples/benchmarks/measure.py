@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import subprocess
 import sys
@@ -52,7 +53,10 @@ def measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
     for name, call in calls.items():
         outputs[name], repeats[name] = warm_up(case, call)
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for k in range(args.rounds):
+    begun = time.monotonic()
+    for k in itertools.count():
+        if k >= args.rounds and time.monotonic() - begun >= args.seconds:
+            break
         for name in list(calls)[:: 1 if k % 2 == 0 else -1]:
             seconds[name].append(timed(case, calls[name], repeats[name], clock))
     operations = dict.fromkeys(calls, case.operations) | {MATMUL: 2 * args.matmul**3}

@@ -39,7 +39,8 @@ def options(description: str | None) -> argparse.ArgumentParser:
     dtypes = ["float32", "bfloat16"]
     usual = dtypes if has_bf16_units() else dtypes[:1]
     parser.add_argument("--dtype", nargs="+", choices=dtypes, default=usual, help="by default what is fast")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="at least")
+    parser.add_argument("--seconds", type=float, default=0, help="more rounds, until they took so long")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these candidates, and the peer")
     parser.add_argument("--memory", action="store_true", help="also each candidate's peak memory")

@@ -37,6 +37,7 @@ def test_the_simulation(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     assert 0.7 * expected < static < 1.3 * expected
 
 
+@pytest.mark.slow  # 300 pictures
 def test_memory_and_overhead(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     if sys.platform == "linux":
         text = printed("memory", ["--rows", "300"], monkeypatch, capsys)

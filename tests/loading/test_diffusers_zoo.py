@@ -105,7 +105,7 @@ def noise_of(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(3))
 
 
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("name", ZOO)
 def test_loading_gives_back_the_model(
     name: str, models: dict[str, Any], folders: dict[str, Path], tmp_path: Path

@@ -190,6 +190,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow  # waits for a second, twice
 def test_a_stage_that_is_out_of_time_goes_on_later(tmp_path: Path) -> None:
     found = run_fake(tmp_path, lambda: sleep_once(tmp_path), 1.0)
     assert (found["state"], [row["name"] for row in found["rows"]]) == ("out of time", ["first"])

@@ -37,7 +37,7 @@ def labels(config: LatentDiffusionConfig, batch: int, dtype: torch.dtype) -> tor
     return None
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @KINDS
 @pytest.mark.parametrize(
     ("dtype", "size"),

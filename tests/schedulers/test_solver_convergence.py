@@ -78,6 +78,7 @@ ORDERS = [
 ]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("solver", "theory", "tolerance"), ORDERS)
 def test_order_of_convergence_on_sd1s_own_table(solver: Any, theory: int, tolerance: float) -> None:
     errors = [end_error(solver, n) for n in STEPS]

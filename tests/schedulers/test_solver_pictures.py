@@ -177,6 +177,7 @@ def test_captions_of_a_strip_round_the_timestep(bundled: LatentDiffusion) -> Non
     assert strip.strip().size[0] > 0
 
 
+@pytest.mark.slow  # draws with three schedulers
 def test_the_docs_script_measures_what_the_table_shows(bundled: LatentDiffusion, tmp_path: Path) -> None:
     script = runpy.run_path(str(DOCS / "solvers.py"))
     few = {name: script["SCHEDULERS"][name] for name in ("DDIM", "Heun, Karras", "PNDM (PLMS)")}

@@ -22,7 +22,7 @@ ALIKE = {"ffhq256", "lsun-beds256", "semantic-synthesis512", "sd2-unclip-l"}
 EACH = pytest.mark.parametrize("preset", sorted(set(PRESETS) - ALIKE))
 
 
-@pytest.mark.one_in(6)
+@pytest.mark.one_in(12)
 @EACH
 def test_a_saved_model_loads_with_the_same_bits(preset: str, tmp_path: Path) -> None:
     model = random_model(small(preset))

@@ -218,6 +218,7 @@ def test_impossible_tiles_are_refused(bundled: LatentDiffusion) -> None:
         encode_tiled(bundled.autoencoder, torch.zeros(1, 3, 64, 64), tile=30, overlap=8)
 
 
+@pytest.mark.slow
 def test_a_model_can_be_given_a_tiled_autoencoder(bundled: LatentDiffusion) -> None:
     from ldm_core import Sampler
 

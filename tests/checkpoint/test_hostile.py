@@ -196,6 +196,7 @@ def test_bombs_take_little_time(tmp_path: Path, name: str) -> None:
         assert time.process_time() - start < 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["encode over and over", "long arguments with keywords"])
 def test_a_bomb_takes_little_memory(tmp_path: Path, name: str) -> None:
     path = tmp_path / "bomb.ckpt"

@@ -92,6 +92,7 @@ def test_a_terminal_sees_a_bar(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
     os.close(primary)
 
 
+@pytest.mark.slow
 def test_convert_inspect_and_draw_from_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A folder is as good as a file: the same picture, and a recipe that finds it again."""
     small, folder, file = (tmp_path / name for name in ("small.safetensors", "folder", "again.safetensors"))

@@ -56,6 +56,7 @@ def images(model: LatentDiffusion) -> list[Image.Image]:
     return found
 
 
+@pytest.mark.slow
 def test_the_text_and_the_commands_give_the_picture_of_the_python_lines(images: list[Image.Image]) -> None:
     assert len(COMMANDS) == 2
     for command in COMMANDS:

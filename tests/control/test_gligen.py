@@ -107,6 +107,7 @@ def plain(model: LatentDiffusion) -> LatentDiffusion:
     return replace(model, conditioner=model.conditioner.text, unet=net.requires_grad_(False), config=config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("until", [0.3, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_a_run_agrees_with_diffusers(tiny: LatentDiffusion, until: float) -> None:
     noise = draw(1, 4, 16, 16, seed=3)

@@ -117,6 +117,7 @@ def test_what_has_no_weight_is_not_evaluated(text: float, image: float, rows: in
     assert network.rows == [rows]
 
 
+@pytest.mark.slow
 def test_special_cases(tiny: LatentDiffusion, picture: Tensor) -> None:
     """Both scales 1: the conditional prediction. The image's 1: classifier-free guidance."""
     inputs = {"prompt": "make it winter", "image": picture}
@@ -140,6 +141,7 @@ def test_the_picture_joins_as_unscaled_mode(tiny: LatentDiffusion, picture: Tens
     assert tiny.condition("a prompt alone").concat is None
 
 
+@pytest.mark.slow
 def test_several_pictures_and_prompts(tiny: LatentDiffusion) -> None:
     sampler = ldm_core.Sampler(tiny, batch_size=2)
     pictures = hint(2, 3, 32, 32)
@@ -205,6 +207,7 @@ def test_the_published_names_are_those_of_the_preset(published: Any) -> None:
     assert sorted(n for e in key_map.values() for n in e.parameters) == sorted(shapes)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_loads_with_its_averages(tiny: LatentDiffusion, picture: Tensor, tmp_path: Path) -> None:
     """As instruct-pix2pix-00-22000.ckpt: a trainer's file, of which the averaged weights are used."""
     tensors = file_tensors(tiny)
@@ -220,6 +223,7 @@ def test_a_checkpoint_loads_with_its_averages(tiny: LatentDiffusion, picture: Te
     assert torch.equal(ldm_core.Sampler(loaded).edit(picture, "winter", **REQUEST), expected)
 
 
+@pytest.mark.slow
 def test_a_folder_of_diffusers_loads(tiny: LatentDiffusion, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     ldm_core.save(tiny, folder, layout="diffusers")

@@ -126,6 +126,7 @@ def test_three_commands_make_a_model_that_draws(data: Path, tmp_path: Path) -> N
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("joint", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_text_encoder_stays_clips_or_learns(data: Path, tmp_path: Path, joint: bool) -> None:
     for stage in ("autoencoder", "clip"):

@@ -202,6 +202,7 @@ def test_a_terminal_snr_of_zero_is_read_and_written(tmp_path: Path) -> None:
     assert torch.equal(loaded.noise_schedule.betas, model.noise_schedule.betas)
 
 
+@pytest.mark.slow
 def test_latents_of_other_channels_in_the_real_pipeline(tmp_path: Path) -> None:
     """f=8 and 4 channels are Stable Diffusion's; the paper's f=16 has 16."""
     from diffusers import StableDiffusionPipeline

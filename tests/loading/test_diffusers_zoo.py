@@ -237,6 +237,7 @@ def test_unclip(models: dict[str, Any], folders: dict[str, Path]) -> None:
     assert (ours - picture).abs().max() < CLOSE
 
 
+@pytest.mark.slow
 def test_a_folder_of_unclip_always_has_statistics(tmp_path: Path) -> None:
     """A mean of 0 and a std of 1, without which the pipeline does not load; so for a model without any."""
     model = random_model(replace(UNCLIP, conditioner=UnclipConfig(24)))

@@ -93,6 +93,7 @@ def test_save_then_load_is_the_identity(kind: str, ending: str, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == [path], "a temporary file was left"
 
 
+@pytest.mark.slow
 def test_a_mapped_model_can_be_saved_over_its_own_file(tmp_path: Path) -> None:
     """Its weights are views of the file that is being replaced."""
     model = random_model(SMALL["sd1"])

@@ -203,6 +203,7 @@ def prepared_nothing() -> ldm_core.nn.optimization.Optimization:
     return ldm_core.nn.optimization.Optimization(linears=0, feed_forwards=0, convolutions=0, nbytes=0)
 
 
+@pytest.mark.slow
 def test_f2_in_bfloat16_is_taken_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (convolution, prepared):
         monkeypatch.setattr(module, "MIN_CHANNELS", 64)

@@ -121,6 +121,7 @@ def test_peak_memory_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert weights < row["peak_mb"] * 1e6 < (10 if "optimized" in row["name"] else 6) * weights
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux alone counts a peak anew")
 def test_a_peak_is_that_of_the_call_and_not_of_what_was_made_before_it() -> None:
     million = 2**20

@@ -18,7 +18,7 @@ def has_code(page: Path) -> bool:
     return BLOCK.search(page.read_text(encoding="utf-8")) is not None
 
 
-@pytest.mark.one_in(9)
+@pytest.mark.one_in(12)
 @pytest.mark.usefixtures("quick_previews")
 @pytest.mark.parametrize("page", [p for p in PAGES if has_code(p)], ids=lambda page: page.name)
 def test_code_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

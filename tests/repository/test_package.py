@@ -45,6 +45,7 @@ print(ldm_core.recipe.__name__, [thing.__name__ for thing in rooms], "tensorboar
 """
 
 
+@pytest.mark.slow
 def test_importing_prints_and_opens_nothing_and_leaves_others_alone() -> None:
     """Nor do submodules need an import of their own."""
     assert python(IMPORTED) == (

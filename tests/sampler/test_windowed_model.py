@@ -265,6 +265,7 @@ def test_memory_is_that_of_a_window(model: LatentDiffusion) -> None:
             hook.remove()
 
 
+@pytest.mark.slow
 def test_other_parts_of_the_package_work_in_windows(model: LatentDiffusion) -> None:
     options: dict[str, Any] = {"steps": 3, "seed": 0, "width": 48, "output": "latent"}
     plain = Sampler(windowed(model, size=16)).txt2img("a", **options)

@@ -130,6 +130,7 @@ def test_training_changes_the_factors_alone(tmp_path: Path) -> None:
     assert {id(p) for p in trainer.objective.parameters()} == {id(p) for p in lora.parameters()}
 
 
+@pytest.mark.slow
 def test_a_run_that_is_cut_off_goes_on_to_the_bit(tmp_path: Path) -> None:
     class CutOff(Exception):
         pass

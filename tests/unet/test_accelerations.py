@@ -124,6 +124,7 @@ def test_replays_chunks_and_guidance_in_two_calls_agree(small: LatentDiffusion, 
         torch.testing.assert_close(again, first, rtol=0, atol=3e-4)  # 7.6e-5: guidance amplifies rounding
 
 
+@pytest.mark.slow
 def test_other_requests_leave_no_trace(small: LatentDiffusion) -> None:
     """Each as if it came first: another size, prompt and number, an image, walks broken off."""
     image = draw(1, 3, 64, 64, seed=4).clamp(0, 1)

@@ -78,6 +78,7 @@ def test_attention_by_token_and_step(bundled: LatentDiffusion) -> None:
         token_weights({"a": [torch.ones(1, 1, 1, 3)], "b": [torch.ones(1, 1, 1, 3)] * 2})
 
 
+@pytest.mark.slow
 def test_errors_fall_with_the_steps(bundled: LatentDiffusion) -> None:
     measured = solver_errors(bundled, {"DDIM": DDIM()}, ["fire"], calls=(2, 10), reference_steps=20)
     (few, large), (many, small) = measured["DDIM"]

@@ -99,6 +99,7 @@ def test_blend_and_pictures_in_prompts(run: Run, drawn: str, model: str) -> None
     assert (result.status, read_recipe(result.out[0]).model.path) == (0, None)
 
 
+@pytest.mark.slow
 def test_an_ip_adapter_takes_the_pictures_of_prompts_and_blends(
     run: Run, tiny: ldm_core.LatentDiffusion
 ) -> None:

@@ -85,6 +85,7 @@ def cases(args: argparse.Namespace) -> Iterator[Case]:
             candidates=candidates,
             peer="diffusers",
             dtype=dtype,
+            warm=args.steps < 10,
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -32,14 +32,16 @@ GOALS = (
 
 
 def table(report: dict[str, Any]) -> str:
-    """Markdown: each goal beside what was measured, and the rate of a matrix product beside it."""
+    """Markdown: each goal beside what was measured, OpenVINO's ratio, and the rate of a matrix product."""
     lines = [
-        "| work | type | by | at most | hoped for | measured | matmul, GFLOP/s |",
-        "|---|---|---|---:|---:|---:|---:|",
+        "| work | type | by | at most | hoped for | measured | OpenVINO | matmul, GFLOP/s |",
+        "|---|---|---|---:|---:|---:|---:|---:|",
     ]
     for goal in GOALS:
         case, row = found(report, goal)
+        _, peer = found(report, replace(goal, candidate="OpenVINO"))
         ratio = "not measured" if row is None else f"{row['ratio']:.3f}"
+        openvino = "" if peer is None else f"{peer['ratio']:.3f}"
         matmul = "" if case is None or not case["matmul_gflops"] else f"{case['matmul_gflops']:.0f}"
         cells = (
             goal.case,
@@ -48,6 +50,7 @@ def table(report: dict[str, Any]) -> str:
             f"{goal.at_most:.2f}",
             f"{goal.hoped:.2f}",
             ratio,
+            openvino,
             matmul,
         )
         lines.append(f"| {goal.benchmark}: {' | '.join(cells)} |")

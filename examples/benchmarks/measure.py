@@ -30,6 +30,7 @@ class Case:
     operations: int | None = None  # additions and multiplications of one call, for GFLOP/s
     exact: Callable[[], Tensor] | None = None  # else differences are from the peer's output
     before: Callable[[], None] | None = None  # run before every call, and not timed
+    warm: bool = True  # call each candidate before it is timed; minutes of work gain nothing by it
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,15 @@ def measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
     outputs: dict[str, Any] = {}
     repeats: dict[str, int] = {}
     for name, call in calls.items():
-        outputs[name], repeats[name] = warm_up(case, call)
+        outputs[name], repeats[name] = warm_up(case, call) if case.warm else (None, 1)
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     begun = time.monotonic()
     for k in itertools.count():
         if k >= args.rounds and time.monotonic() - begun >= args.seconds:
             break
         for name in list(calls)[:: 1 if k % 2 == 0 else -1]:
-            seconds[name].append(timed(case, calls[name], repeats[name], clock))
+            outputs[name], took = timed(case, calls[name], repeats[name], clock)
+            seconds[name].append(took)
     operations = dict.fromkeys(calls, case.operations) | {MATMUL: 2 * args.matmul**3}
     matmul = operations[MATMUL] / statistics.median(seconds[MATMUL]) / 1e9 if case.operations else None
     rows = []
@@ -94,14 +96,15 @@ def warm_up(case: Case, call: Callable[[], Any]) -> tuple[Any, int]:
     return output, max(1, round(SHORT / seconds))
 
 
-def timed(case: Case, call: Callable[[], Any], repeats: int, clock: Callable[[], float]) -> float:
+def timed(case: Case, call: Callable[[], Any], repeats: int, clock: Callable[[], float]) -> tuple[Any, float]:
+    """A call's output, and the seconds that it took."""
     if case.before:
         case.before()
     begin = clock()
     for _ in range(repeats):
         output = call()
     seconds = (clock() - begin) / repeats
-    return output.seconds if isinstance(output, Measured) else seconds
+    return output, output.seconds if isinstance(output, Measured) else seconds
 
 
 def matrix_product(rows: int, dtype: str) -> Callable[[], Tensor]:

@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from goals import table
 from side_by_side import COLUMNS
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -27,6 +28,7 @@ TITLES = {
     "loading": "Loading a checkpoint",
     "tokenizer": "The tokenizer",
 }
+WITH_OPENVINO = ", with OpenVINO"  # what everything.py appends to the name of a case
 IN_THE_PICTURE = ("unet_step", "autoencoder", "text_encoder", "end_to_end", "loading", "tokenizer")
 
 
@@ -56,7 +58,7 @@ def markdown_table(benchmark: dict[str, Any]) -> str:
 
 def measured(report: dict[str, Any]) -> str:
     """The part of the page between the comments."""
-    parts = [conditions(report)]
+    parts = [conditions(report), f"### Goals\n\n{table(report)}\n"]
     for benchmark in report["benchmarks"]:
         name, cases = benchmark["benchmark"], benchmark["cases"]
         parts.append(f"### {TITLES[name]}\n")
@@ -85,6 +87,17 @@ def replaced(page: str, text: str) -> str:
     return f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}"
 
 
+def _one_of_each(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """OpenVINO, which runs beside the default alone, among the others; without what only approximates."""
+    apart = {(c["case"], c["dtype"]): c["candidates"] for c in cases if c["case"].endswith(WITH_OPENVINO)}
+    kept = []
+    for case in (case for case in cases if not case["case"].endswith(WITH_OPENVINO)):
+        others = apart.get((case["case"] + WITH_OPENVINO, case["dtype"]), [])
+        rows = [row for row in case["candidates"] if "approximate" not in row["name"]]
+        kept.append(case | {"candidates": rows + [row for row in others if row["name"] == "OpenVINO"]})
+    return kept
+
+
 def draw(report: dict[str, Any], path: Path) -> None:
     """A bar for each candidate: its time over the peer's."""
     import matplotlib
@@ -92,18 +105,14 @@ def draw(report: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    cases = [
-        (f"{TITLES[b['benchmark']]}: {case['case']}, {case['dtype']}", case)
-        for b in report["benchmarks"]
-        if b["benchmark"] in IN_THE_PICTURE
-        for case in b["cases"]
-    ]
-    names = list(dict.fromkeys(row["name"] for _, case in cases for row in case["candidates"]))
+    cases = [case for b in report["benchmarks"] if b["benchmark"] in IN_THE_PICTURE for case in b["cases"]]
+    cases = _one_of_each(cases)
+    names = list(dict.fromkeys(row["name"] for case in cases for row in case["candidates"]))
     colours = dict(zip(names, pyplot.get_cmap("tab10").colors))
     labels, places, y = [], [], 0.0
-    figure, axes = pyplot.subplots(figsize=(9, 1 + 0.25 * sum(len(c["candidates"]) + 1 for _, c in cases)))
-    for label, case in cases:
-        labels.append(label)
+    figure, axes = pyplot.subplots(figsize=(8, 1 + 0.17 * sum(len(c["candidates"]) + 1 for c in cases)))
+    for case in cases:
+        labels.append(f"{case['case']}, {case['dtype']}")
         places.append(y + (len(case["candidates"]) - 1) / 2)
         for row in case["candidates"]:
             axes.barh(y, row["ratio"], color=colours[row["name"]])
@@ -112,6 +121,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
         y += 1
     axes.axvline(1, color="grey", linewidth=0.8)
     axes.set_yticks(places, labels, fontsize=7)
+    axes.margins(y=0.01)
     axes.invert_yaxis()
     axes.set_xlabel("time over the peer's, less is faster")
     handles = [pyplot.Rectangle((0, 0), 1, 1, color=colours[name]) for name in names]

@@ -198,9 +198,10 @@ def test_goals_stand_beside_what_was_measured() -> None:
     goal = goals.GOALS[0]
     row = {"name": goal.candidate, "ratio": 0.7654}
     case = {"case": f"{goal.case}, batch 2", "dtype": goal.dtype, "matmul_gflops": 432.1, "candidates": [row]}
-    lines = goals.table({"benchmarks": [{"benchmark": goal.benchmark, "cases": [case]}]}).splitlines()
+    peer = case | {"case": f"{goal.case}, with OpenVINO", "candidates": [{"name": "OpenVINO", "ratio": 0.9}]}
+    lines = goals.table({"benchmarks": [{"benchmark": goal.benchmark, "cases": [case, peer]}]}).splitlines()
     assert len(lines) == 2 + len(goals.GOALS)
-    assert lines[2] == "| unet_step: sd1 U-Net | bfloat16 | ldm_core | 0.80 | 0.76 | 0.765 | 432 |"
+    assert lines[2] == "| unet_step: sd1 U-Net | bfloat16 | ldm_core | 0.80 | 0.76 | 0.765 | 0.900 | 432 |"
     assert all("not measured" in line for line in lines[3:])
 
 

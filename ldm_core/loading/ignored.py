@@ -33,6 +33,7 @@ IGNORED = {
 # By prefix of the key.
 IGNORED_PREFIXES = {
     "model_ema.": "averaged U-Net weights, used with ema=True",
+    "ddim_": "tables of a sampler that ran before the model was saved",
     "control_model.": "a ControlNet, which load_control loads",
     "diffusion.": "noise schedule tables of GLIGEN",
     "depth_model.": "MiDaS, the depth estimator of SD2's depth-to-image model",
@@ -61,5 +62,6 @@ IGNORED_PREFIXES = {
 
 AUTOENCODER_EXTRAS = {
     "loss.": "the autoencoder's discriminator and perceptual network, used in training",
+    "colorize": "random colours in which segmentation maps are shown in training",
     "model_ema.": "averaged autoencoder weights, used in training only",
 }

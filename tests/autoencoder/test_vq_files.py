@@ -219,6 +219,7 @@ def test_a_part_alone_needs_no_configuration(tmp_path: Path) -> None:
     torch.manual_seed(0)
     autoencoder = AutoencoderVQ(replace(TINY_VQ, attn_resolutions=(128,), middle_attention=False))
     extras = {"loss.logvar": torch.zeros(()), "model_ema.decay": torch.zeros(())}
+    extras["colorize"] = torch.zeros(3, 7, 1, 1)
     for layout in part_of(autoencoder.config).layouts:
         tensors = to_file(layout.key_map(autoencoder.config), autoencoder.state_dict())
         path = tmp_path / f"{layout.name}.safetensors"

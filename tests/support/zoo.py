@@ -98,6 +98,9 @@ def trainer_tensors(preset: str, tensors: Shapes) -> dict[str, Tensor]:
         extra["scale_factor"] = torch.tensor(SCALE)
     if config.use_ema:
         extra |= averages({k: torch.empty(shape, device="meta") for k, shape in tensors.items()})
+    if preset in ("bsr-sr", "inpainting-big"):  # saved after a sampler had left its tables in the model
+        names = ("sigmas", "alphas", "alphas_prev", "sqrt_one_minus_alphas")
+        extra |= {f"ddim_{name}": torch.empty(200, device="meta") for name in names}
     others = {
         "first_stage_model.loss.logvar": [],
         "first_stage_model.loss.discriminator.main.0.weight": [64, 3, 4, 4],

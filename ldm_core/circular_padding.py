@@ -27,6 +27,8 @@ _HANDLE = "_seamless"  # attribute of a network that has a handle
 class Wrapped:
     """A 3x3 convolution with circular padding, by a function that pads with zeros (`ConvolutionFunction`)."""
 
+    padding_mode = "circular"
+
     def __init__(self, convolution: ConvolutionFunction) -> None:
         self.convolution = convolution
 

@@ -67,10 +67,20 @@ def change_of(layer: Any, x: Tensor, weights: Sequence[Tensor], spatial: int = 0
         if isinstance(layer, nn.Linear):
             x = F.linear(x, weight)
         elif place == spatial:
-            x = F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation)
+            padding = layer.padding
+            if _padding_mode(layer) == "circular":
+                rows, columns = padding
+                x, padding = F.pad(x, (columns, columns, rows, rows), mode="circular"), 0
+            x = F.conv2d(x, weight, None, layer.stride, padding, layer.dilation)
         else:
             x = F.conv2d(x, weight)
     return x
+
+
+def _padding_mode(layer: Any) -> str:
+    """A 3x3 convolution of this package pads in its function, which `seamless` replaces."""
+    mode: str = getattr(getattr(layer, "convolution", layer), "padding_mode", "zeros")
+    return mode
 
 
 def adaptable_layers(model: LatentDiffusion) -> dict[str, Any]:
@@ -198,7 +208,8 @@ class _Change:
         return self.scales[self.part]
 
     def hook_on(self) -> None:
-        self._handle = self.layer.register_forward_hook(self)
+        # Before other hooks: an IP-Adapter takes the layer's output as its queries.
+        self._handle = self.layer.register_forward_hook(self, prepend=True)
 
     def hook_off(self) -> None:
         if self._handle is not None:

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from support.configs import SMALL_SD1
 from support.controls import draw, shaken, tensors_of
+from support.lora_own import write_unet_lora
 from support.random_models import random_model
 from support.reference import relative_error
 from torch import Tensor
@@ -191,6 +192,22 @@ def test_scale_by_layer_and_rows(own: LatentDiffusion, tmp_path: Path) -> None:
         handle.project(draw(2, 64))
     twin = copy.deepcopy(own.unet)  # hooks and all
     assert torch.equal(twin(x, 9, context), own.unet(x, 9, context))
+
+
+def test_queries_are_those_of_a_lora_in_any_order(own: LatentDiffusion, tmp_path: Path) -> None:
+    path = write_unet_lora(own, lambda name, _: name.endswith("attn2.to_q"), tmp_path / "lora.safetensors")
+    handle = ldm_core.apply_ip_adapter(own, written("base", tmp_path))
+    lora = ldm_core.apply_lora(own, path)  # after the IP-Adapter's hooks
+    x, context = draw(2, 4, 16, 16), draw(2, 7, 64, seed=1)
+    with handle.using(handle.project(embeddings("base"))):
+        live = own.unet(x, 9, context)
+        lora.fuse()
+        fused = own.unet(x, 9, context)
+        lora.unfuse()
+        assert torch.equal(own.unet(x, 9, context), live)
+        lora.scale = 0
+        assert relative_error(own.unet(x, 9, context), fused) > 0.01
+    assert relative_error(live, fused) < TOLERANCE
 
 
 @pytest.mark.one_in(5)

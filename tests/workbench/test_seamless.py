@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from support.configs import TINY
+from support.lora_own import write_unet_lora
 from support.random_models import random_model
 
 import ldm_core
@@ -51,6 +53,21 @@ def test_a_shift_of_the_input_shifts_the_result(model: ldm_core.LatentDiffusion,
     assert error() > 0.05
     with ldm_core.seamless(model):
         assert error() < 1e-5
+
+
+def test_a_lora_of_convolutions_is_seamless_too(model: ldm_core.LatentDiffusion, tmp_path: Path) -> None:
+    path = write_unet_lora(model, lambda _, layer: layer.weight.ndim == 4, tmp_path / "lora.safetensors")
+    lora = ldm_core.apply_lora(model, path)
+    predict = predictions(model)["unet"][0]
+    x = torch.randn(1, 4, 8, 12, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), ldm_core.seamless(model):
+        live = predict(x)
+        shifted = torch.roll(live, SHIFT, (2, 3))
+        assert relative_error(predict(torch.roll(x, SHIFT, (2, 3))), shifted) < 1e-5
+        lora.fuse()
+        assert relative_error(live, predict(x)) < 1e-5
+        lora.remove()
+        assert relative_error(predict(x), live) > 0.01
 
 
 @pytest.mark.parametrize("backend", ["direct", "winograd"])

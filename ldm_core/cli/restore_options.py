@@ -76,7 +76,7 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep-grey",
         action=argparse.BooleanOptionalAction,
-        help="faces of grey photos become grey (default: yes, but for a file for colorization)",
+        help="faces of grey photos become grey (default: as in the network's script, CodeFormer's alone)",
     )
     parser.add_argument(
         "--seed",

@@ -31,7 +31,8 @@ class FaceNetwork:
     script     what is done around the network
     draws      whether the network draws noise: its parameter `seed`
     fills      only white pixels are replaced (CodeFormer's file for inpainting)
-    colorizes  grey faces become coloured (CodeFormer's file for colorization)
+    keeps_grey faces of a grey photo become grey again, as in CodeFormer's script; not with its files for
+               inpainting and colorization
     """
 
     network: Any
@@ -40,7 +41,7 @@ class FaceNetwork:
     script: Script
     draws: bool
     fills: bool
-    colorizes: bool
+    keeps_grey: bool
 
     @classmethod
     def of(cls, restorer: Any, fidelity: float | None, alignment: Alignment | None) -> FaceNetwork:
@@ -68,7 +69,7 @@ class FaceNetwork:
             own if alignment is None else SCRIPTS[alignment],
             draws="seed" in taken,
             fills=config == INPAINTING,
-            colorizes=config == COLORIZATION,
+            keeps_grey=kind in (None, "codeformer") and config not in (INPAINTING, COLORIZATION),
         )
 
     @torch.inference_mode()

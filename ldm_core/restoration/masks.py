@@ -15,8 +15,6 @@ from torch import Tensor
 from ldm_core.restoration.inputs import placement
 from ldm_core.restoration.warping import Region, covered, warp
 
-# Of ParseNet's classes: all parts of the face, hair and neck excluded.
-FACE_CLASSES = (*range(1, 14), 15)
 PARSED = 512  # pixels of a side of the pictures that ParseNet sees
 # Halves of OpenCV's kernels for small sizes and no given sigma, in 256ths.
 _SMALL_KERNELS = {
@@ -30,12 +28,14 @@ PARSED_BLUR = 101  # pixels of the Gaussian over a parsed mask, which is applied
 
 
 @dataclass(frozen=True)
-class ParsedEdge:
-    """What becomes of the edge of a parsed mask.
+class ParsedMask:
+    """How a mask is made of a parser's classes.
 
-    sigma: of the Gaussians. border: pixels at the square's border that are set to 0, before or after them.
+    classes: of ParseNet, which the mask contains. sigma: of the Gaussians. border: pixels at the square's
+    border that are set to 0, before or after them.
     """
 
+    classes: tuple[int, ...]
     sigma: float
     border: int
     before: bool
@@ -64,7 +64,7 @@ def square_mask(
 
 
 @torch.inference_mode()
-def parsed_mask(face: Tensor, parser: Any, edge: ParsedEdge) -> Tensor:
+def parsed_mask(face: Tensor, parser: Any, made: ParsedMask) -> Tensor:
     """The mask (512, 512) of an aligned face (512, 512, 3), RGB in [0, 255], by a network.
 
     parser: a callable from (1, 3, 512, 512) in [-1, 1] to logits (1, 19, 512, 512) of ParseNet's classes, or
@@ -78,11 +78,11 @@ def parsed_mask(face: Tensor, parser: Any, edge: ParsedEdge) -> Tensor:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"expected logits of (1, 19, {PARSED}, {PARSED}) from the parser, got {found}")
     classes = logits[0].argmax(dim=0).cpu()
-    mask = torch.isin(classes, torch.tensor(FACE_CLASSES)).float()
-    mask = _framed(mask, edge.border) if edge.before else mask
+    mask = torch.isin(classes, torch.tensor(made.classes)).float()
+    mask = _framed(mask, made.border) if made.before else mask
     for _ in range(2):
-        mask = blur(mask, PARSED_BLUR, edge.sigma)
-    return mask if edge.before else _framed(mask, edge.border)
+        mask = blur(mask, PARSED_BLUR, made.sigma)
+    return mask if made.before else _framed(mask, made.border)
 
 
 def _framed(mask: Tensor, border: int) -> Tensor:

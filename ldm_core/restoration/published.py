@@ -20,7 +20,7 @@ APACHE = (
     "License, non-commercial use only)"
 )
 MIT = "MIT License"
-NONE = "the authors state no licence, so all rights are reserved"
+ALIBABA = "© Alibaba, 2021: for academic and non-commercial use only"
 UNKNOWN = "not known: these are the tensors of no published file"
 
 
@@ -43,7 +43,7 @@ def _gfpgan(file: str, config: Any) -> Published:
 
 
 def _gpen(size: int, *widths: int) -> Published:
-    return Published(f"GPEN-BFR-{size}.pth", "yangxy/GPEN", GPENConfig(widths), NONE)
+    return Published(f"GPEN-BFR-{size}.pth", "yangxy/GPEN", GPENConfig(widths), ALIBABA)
 
 
 def _facexlib(file: str, config: Any) -> Published:

@@ -73,8 +73,9 @@ def restore(
         and "both" the smaller of these two at each pixel (CodeFormer's script with a parser).
     parser: what `restoration.load` returns for a ParseNet, or a callable in its place.
     alignment: "facexlib" or "gpen", whose template and borders to use; None: that of the network's script.
-    keep_grey: restored faces of a grey photo are grey as well. Otherwise a grey photo becomes RGB. None: yes,
-        but not with CodeFormer's file for colorization.
+    keep_grey: restored faces of a grey photo are grey as well. Otherwise a grey photo becomes RGB. None: as
+        in the network's script: yes for CodeFormer, but for its files for inpainting and colorization, and
+        for a callable; no for GFPGAN and GPEN, whose colours remain.
     seed: of the noise that a network draws: face k has seed + k. None: fresh noise in every call.
 
     The file for inpainting replaces the white pixels of a face only: give it an aligned face.
@@ -84,7 +85,7 @@ def restore(
     _check(fidelity, upscale, threshold, aligned, mask, parser, background, alignment, seed)
     network = FaceNetwork.of(restorer, fidelity, alignment)
     opened = open_photo(photo)
-    keep_grey = not network.colorizes if keep_grey is None else keep_grey
+    keep_grey = network.keeps_grey if keep_grey is None else keep_grey
     opened = opened if keep_grey or opened.colours != 1 else opened.coloured()
     grey = keep_grey and opened.is_grey()
     if aligned:
@@ -117,9 +118,13 @@ def _found(photo: Photo, detector: Any, threshold: float) -> list[Located]:
 
 @dataclass(frozen=True)
 class _Restored:
-    """levels (S, S, 3) of a restored face, whole or not, and the map (2, 3) from the photo to it."""
+    """levels (S, S, 3) of a restored face, whole or not, and the map (2, 3) from the photo to it.
+
+    parsed: the levels that a parser gets, in which the face is not smoothed.
+    """
 
     levels: Tensor
+    parsed: Tensor
     to_face: Tensor
     whole: bool
 
@@ -190,9 +195,11 @@ def _restored(
     restored = network(levels, seed)
     if torch.equal(restored, levels):
         return None
+    restored = _greyed(restored, levels) if grey else restored
+    smooth = restored
     if 0 < face.side < script.smoothed_below:
-        restored = torch.stack([blur(one, 3, None) for one in restored.unbind(dim=2)], dim=2).round()
-    return _Restored(_greyed(restored, levels) if grey else restored, to_face, whole=not grey)
+        smooth = torch.stack([blur(one, 3, None) for one in restored.unbind(dim=2)], dim=2).round()
+    return _Restored(smooth, restored, to_face, whole=not grey)
 
 
 def _greyed(face: Tensor, crop: Tensor) -> Tensor:
@@ -215,7 +222,7 @@ def _paste(photo: Photo, face: _Restored, upscale: int, mask: Mask, script: Scri
     if region.is_empty():
         return
     if parser is not None:
-        shape = _warped_mask(face.levels, to_face, region, script, parser)
+        shape = _warped_mask(face.parsed, to_face, region, script, parser)
         soft = shape if mask == "parsing" else torch.minimum(shape, soft)
     for band in region.bands():
         rows = slice(band.top - region.top, band.bottom - region.top)
@@ -225,7 +232,7 @@ def _paste(photo: Photo, face: _Restored, upscale: int, mask: Mask, script: Scri
         if mask != "parsing":
             pasted *= solid[rows, :, None]
         pixels = photo.pixels[band.slices]
-        _blend(pixels[..., : photo.colours], pasted, soft[rows], photo.top)
+        _blend(pixels[..., : photo.colours], pasted, soft[rows], photo.top, script.rounds)
         photo.pixels[band.slices] = pixels
 
 
@@ -246,12 +253,15 @@ def _warped_mask(levels: Tensor, to_face: Tensor, region: Region, script: Script
     return warp(shape[..., None], to_face, region)[..., 0]
 
 
-def _blend(pixels: Tensor, face: Tensor, mask: Tensor, top: int) -> None:
-    """Replace pixels (h, w, C) by mask * face + (1 - mask) * pixels in place. face: (h, w, 3) in [0, 255]."""
+def _blend(pixels: Tensor, face: Tensor, mask: Tensor, top: int, rounds: bool = False) -> None:
+    """Replace pixels (h, w, C) by mask * face + (1 - mask) * pixels in place. face: (h, w, 3) in [0, 255].
+
+    Whole levels are rounded, or truncated.
+    """
     if pixels.shape[2] == 1:
         face = face[..., :1]
     mask = mask[..., None]
     mixed = mask * (face * (top / 255)) + (1 - mask) * pixels.float()
     if pixels.dtype != torch.float32:
-        mixed = mixed.floor()
+        mixed = mixed.round() if rounds else mixed.floor()
     pixels.copy_(mixed.clamp(0, top))

@@ -163,6 +163,6 @@ def test_a_drawing_is_no_restored_photo_and_inspect_shows_both(run: Run) -> None
 
 def test_grey_photos(run: Run) -> None:
     astronaut().convert("L").save("grey.png")
-    restore(run, "grey.png", "-o", "a.png")
+    restore(run, "grey.png", "-o", "a.png", "--keep-grey")
     restore(run, "grey.png", "-o", "b.png", "--no-keep-grey")
     assert [Image.open(name).mode for name in ("a.png", "b.png")] == ["L", "RGB"]

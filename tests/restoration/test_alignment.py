@@ -163,15 +163,17 @@ def test_the_mask_in_a_region_is_the_mask_in_the_whole_photo() -> None:
     assert expected.max() == 0
 
 
-def test_a_parsed_mask_has_the_face_alone() -> None:
+def test_a_parsed_mask_has_the_scripts_classes() -> None:
     logits = torch.zeros(1, 19, 512, 512)
     logits[:, 0] = 0.5
     logits[:, 13, 150:400, 150:350] = 1
-    logits[:, 17, :100] = 1  # hair
+    logits[:, 17, :100] = 1  # neck
     mask = parsed_mask(torch.zeros(512, 512, 3), lambda x: (logits, x), FACEXLIB.parsed)
     assert mask[275, 250] == pytest.approx(1, abs=1e-3)
     assert mask[150, 250] == pytest.approx(0.5, abs=0.03)
     assert mask[:80].max() < 1e-3
+    with_neck = parsed_mask(torch.zeros(512, 512, 3), lambda x: logits, GPEN.parsed)
+    assert with_neck[60, 250] == pytest.approx(1, abs=1e-3)
     with pytest.raises(ValueError, match=r"expected logits of \(1, 19, 512, 512\) from the parser, got"):
         parsed_mask(torch.zeros(512, 512, 3), lambda x: x, FACEXLIB.parsed)
 

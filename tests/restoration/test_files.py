@@ -41,7 +41,7 @@ KINDS = {
 }
 
 
-LICENCES = {"codeformer.pth": "S-Lab", "GFPGANv1.4.pth": "NVIDIA", "GPEN-BFR-256.pth": "no licence"}
+LICENCES = {"codeformer.pth": "S-Lab", "GFPGANv1.4.pth": "NVIDIA", "GPEN-BFR-256.pth": "Alibaba"}
 
 
 def shapes_of(name: str) -> dict[str, list[int]]:
@@ -196,7 +196,7 @@ def test_inspect_names_the_file_and_its_licence() -> None:
     for name, words in (
         ("codeformer.pth", "S-Lab"),
         ("GFPGANv1.4.pth", "NVIDIA"),
-        ("GPEN-BFR-256.pth", "no licence"),
+        ("GPEN-BFR-256.pth", "non-commercial"),
     ):
         source = blank_source(name, prefix_of(name))
         found = diagnose(source.checkpoint, {source.part.slot: source})

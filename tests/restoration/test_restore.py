@@ -123,6 +123,11 @@ def test_the_file_for_inpainting_fills_white_pixels_alone() -> None:
     assert np.array_equal(result, expected)
     restore(face, restorer, 0.5, aligned=True)
     assert seen[1] == (0.5, False)
+    grey = face.convert("L").convert("RGB")
+    result = levels(restore(grey, restorer, aligned=True))
+    expected = levels(grey)
+    expected[120:200, 100:180] = (255, 0, 0)
+    assert np.array_equal(result, expected), "a grey face is not matched to a crop with white pixels"
 
 
 def test_the_file_for_colorization_colours_grey_photos() -> None:
@@ -135,6 +140,9 @@ def test_the_file_for_colorization_colours_grey_photos() -> None:
     assert restore(grey, restorer, detector=known, keep_grey=True).mode == "L"
     usual, _ = by_its_script(CodeFormerConfig())
     assert restore(grey, usual, detector=known).mode == "L"
+    for kind in ("gfpgan", "gpen"):  # their scripts keep the network's colours
+        usual.kind, usual.config = kind, None
+        assert np.ptp(levels(restore(grey, usual, detector=known)), axis=2).max() == 255
 
 
 def test_a_gpen_gets_faces_as_its_script_aligns_them() -> None:
@@ -174,6 +182,35 @@ def test_gpen_smooths_small_faces(case: tuple[int, bool]) -> None:
     )
     contrast = levels(result)[230:250, 220:240].std()
     assert contrast < 12 if smooth else contrast > 12
+
+
+def test_gpen_parses_faces_before_they_are_smoothed_and_rounds() -> None:
+    """Its result is round(m face + (1 - m) photo); the others' is truncated."""
+    seen: list[Tensor] = []
+
+    def parser(x: Tensor) -> Tensor:
+        seen.append(x)
+        logits = torch.zeros(1, 19, 512, 512)
+        logits[:, 1] = 1
+        return logits
+
+    spots = torch.zeros(1, 3, 512, 512)
+    spots[..., ::2, ::2] = 1
+    gpen = SimpleNamespace(network=lambda x: spots, kind="gpen")
+    photo = astronaut().resize((512, 512))
+    detector = lambda _: (np.array([[0, 0, 50, 300]]), np.array(POINTS)[None] * 2)  # noqa: E731
+    restore(photo, gpen, detector=detector, mask="parsing", parser=parser)
+    assert torch.equal(seen[0] > 0.5, spots > 0.5)
+
+    white, points = Image.new("RGB", (1000, 1000), "white"), np.array(POINTS) * 2 + 250
+    darker = SimpleNamespace(network=lambda x: x - 1.5 / 255, kind="gpen")
+    result = levels(
+        restore(white, darker, detector=lambda _: (BOXES, points[None]), mask="parsing", parser=parser)
+    )
+    assert set(np.unique(result)) == {254, 255}
+    side = (512 - 2 * 26) / float(torch.linalg.det(similarity(points, 512, "gpen")[:, :2])) ** 0.5
+    changed = (result == 254).all(axis=2).sum()  # where the mask is above a half
+    assert changed == pytest.approx(side**2, rel=0.01)
 
 
 @pytest.mark.one_in(2)

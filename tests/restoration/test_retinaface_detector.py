@@ -58,23 +58,24 @@ def test_scores_above_the_threshold_and_no_overlap_above_04() -> None:
     assert len(FaceDetector(network, 0.7, side=None)(Image.new("RGB", (320, 160)))) == 3
 
 
-@pytest.mark.parametrize(("size", "side", "seen"), [((90, 60), 30, (30, 45)), ((60, 90), 120, (180, 120))])
-def test_the_shorter_side_is_scaled_and_boxes_are_scaled_back(
+@pytest.mark.parametrize(
+    ("size", "side", "seen"),
+    [((90, 60), 30, (60, 90)), ((60, 90), 120, (180, 120)), ((61, 90), 120, (177, 120))],
+)
+def test_small_photos_are_enlarged_and_boxes_are_scaled_back(
     size: tuple[int, int], side: int, seen: tuple[int, int]
 ) -> None:
+    """CodeFormer's script never shrinks a photo, and divides by the scale, not by a ratio of sizes."""
     photo = astronaut().resize(size)
     network = Fixed({where(*seen, 12, 12, 16): 0.99})
     (face,) = FaceDetector(network, side=side)(photo)
     (x,) = network.seen
     assert x.shape[2:] == seen
-    scale = size[1] / seen[0]
-    np.testing.assert_allclose(face.box, np.array([4, 4, 20, 20]) * scale)
-    np.testing.assert_allclose(face.points[2], np.array([12, 12]) * scale)
+    scale = max(1, side / min(size))
+    np.testing.assert_allclose(face.box, np.array([4, 4, 20, 20]) / scale, rtol=1e-6)
+    np.testing.assert_allclose(face.points[2], np.array([12, 12]) / scale, rtol=1e-6)
     pixels = torch.from_numpy(np.array(photo))
-    if side < min(size):
-        wanted = torch.nn.functional.interpolate(pixels.permute(2, 0, 1)[None].float(), seen, mode="area")
-    else:
-        wanted = resize(pixels, seen, "bilinear", lambda band: (band + 0.5).floor()).permute(2, 0, 1)[None]
+    wanted = resize(pixels, seen, "bilinear", lambda band: (band + 0.5).floor()).permute(2, 0, 1)[None]
     torch.testing.assert_close(x, wanted.float(), atol=1e-3, rtol=0)
 
 
@@ -114,9 +115,11 @@ def test_random_weights_on_any_size(case: tuple[str, tuple[int, int]]) -> None:
 
 
 def test_a_long_photo_is_bounded() -> None:
-    height, width = FaceDetector(Fixed({}))._size(2, 100_000)
-    assert 0.9 * 2**23 < height * width <= 2**23
-    assert FaceDetector(Fixed({}), side=None)._size(2, 100_000) == (2, 100_000)
+    for size in ((2, 100_000), (3000, 4000)):
+        height, width, scale = FaceDetector(Fixed({}))._size(*size)
+        assert 0.9 * 2**23 < height * width <= 2**23
+        assert int(size[1] * scale) == width
+        assert FaceDetector(Fixed({}), side=None)._size(*size) == (*size, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """RetinaFace as a detector: from a photo to faces.
 
-The photo is scaled so that its shorter side has `side` pixels, as in CodeFormer's script; facexlib, which
-GFPGAN's uses, takes it as it is. Of the anchors whose score is above the threshold, each suppresses those
-with lower scores that overlap with it by more than OVERLAP.
+A photo whose shorter side has fewer than `side` pixels is enlarged to it, as in CodeFormer's script, which
+never shrinks one; facexlib, which GFPGAN's uses, takes every photo as it is. Of the anchors whose score is
+above the threshold, each suppresses those with lower scores that overlap with it by more than OVERLAP.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ldm_core.support.printable import shown
 SIDE = 640  # pixels
 THRESHOLD = 0.8  # CodeFormer's; facexlib's is 0.97
 OVERLAP = 0.4  # intersection over union
-MOST_PIXELS = 2**23  # of a scaled photo: those that are very long are scaled less, or down
+MOST_PIXELS = 2**23  # of a scaled photo: larger ones are scaled less, or down
 MOST = 5000  # candidates; the best ones are kept
 
 
@@ -36,8 +36,8 @@ class FaceDetector:
 
     network    what `restoration.load(…).network` is for a file of RetinaFace
     threshold  in [0, 1]; faces have a score above it
-    side       pixels of the shorter side of the photo for the network, or None for the photo as it is, whose
-               memory grows with the photo
+    side       the fewest pixels of the shorter side of the photo for the network; photos over 8 megapixels
+               are made smaller. None: the photo as it is, whose memory grows with the photo
 
     Raises ValueError for other values.
     """
@@ -65,19 +65,18 @@ class FaceDetector:
     def find(self, pixels: Pixels) -> list[Face]:
         """The faces in a photo (H, W, 3), uint8 RGB."""
         height, width = pixels.shape[:2]
-        size = self._size(height, width)
-        x = _scaled(pixels, size).to(**placement(self.network))
+        *size, scale = self._size(height, width)
+        x = _scaled(pixels, (size[0], size[1])).to(**placement(self.network))
         boxes, logits, points = (one.float() for one in self.network(x))  # 16-bit types hold no positions
         found = decode((boxes, logits, points), *size)
-        scale = torch.tensor([width / size[1], height / size[0]])
-        return _faces(found, self.threshold, scale)
+        return _faces(found, self.threshold, 1 / scale)
 
-    def _size(self, height: int, width: int) -> tuple[int, int]:
-        """The height and width for the network."""
+    def _size(self, height: int, width: int) -> tuple[int, int, float]:
+        """The height and width for the network, and the scale by which both were multiplied and rounded."""
         if self.side is None:
-            return height, width
-        scale = min(self.side / min(height, width), (MOST_PIXELS / (height * width)) ** 0.5)
-        return max(1, int(height * scale)), max(1, int(width * scale))
+            return height, width, 1.0
+        scale = min(max(1.0, self.side / min(height, width)), (MOST_PIXELS / (height * width)) ** 0.5)
+        return max(1, int(height * scale)), max(1, int(width * scale)), scale
 
 
 def _scaled(pixels: Pixels, size: tuple[int, int]) -> Tensor:
@@ -89,11 +88,11 @@ def _scaled(pixels: Pixels, size: tuple[int, int]) -> Tensor:
     return pixels[:].permute(2, 0, 1)[None].float()
 
 
-def _faces(found: Found, threshold: float, scale: Tensor) -> list[Face]:
-    """The faces of the first photo of a batch, in pixels that are `scale` (x, y) times larger."""
+def _faces(found: Found, threshold: float, scale: float) -> list[Face]:
+    """The faces of the first photo of a batch, with places that are multiplied by `scale`."""
     boxes, scores, points = (one[0].float().cpu() for one in (found.boxes, found.scores, found.points))
     likely = scores > threshold
     boxes, scores, points = boxes[likely], scores[likely], points[likely]
     best = scores.argsort(descending=True, stable=True)[:MOST]
     kept = [int(best[k]) for k in suppress(boxes[best].numpy(), scores[best].numpy(), OVERLAP)]
-    return [Face(boxes[k] * scale.repeat(2), float(scores[k]), points[k] * scale) for k in kept]
+    return [Face(boxes[k] * scale, float(scores[k]), points[k] * scale) for k in kept]

@@ -9,7 +9,7 @@ values differ by a few 8-bit levels (`tests/clip/test_preprocessing.py` has the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -24,22 +24,31 @@ if TYPE_CHECKING:
 LONGEST = 64  # maximum ratio of sides; scaling up a very narrow picture would need too much memory
 
 
-def preprocess(images: ImageInput, config: ImageEncoderConfig) -> Tensor:
+Crop = Literal["openai", "transformers"]
+
+
+def preprocess(images: ImageInput, config: ImageEncoderConfig, *, crop: Crop = "openai") -> Tensor:
     """Convert one or several images of any sizes to normalised pixels (B, 3, S, S); S is the image_size.
 
     images: a PIL image of any mode (rotated upright, with transparency composited on white); a floating-point
     tensor (3, H, W) or (B, 3, H, W) in [0, 1]; or a list of these. The result for PIL images is float32 on
-    the CPU; for a tensor, it has the tensor's dtype and device. Raises ValueError for other inputs.
+    the CPU; for a tensor, it has the tensor's dtype and device.
+    crop: the offset of the centre crop is rounded to even in OpenAI's code and down in transformers', which
+    differs by a pixel for some sizes. Adapters that were trained with transformers need the latter.
+
+    Raises ValueError for other inputs.
     """
+    if crop not in get_args(Crop):
+        raise ValueError(f"crop must be one of {', '.join(get_args(Crop))}, not {crop!r}")
     if isinstance(images, Sequence) and not isinstance(images, str | bytes):
         if not images:
             raise ValueError("expected at least one image, got an empty list")
-        return torch.cat([preprocess(image, config) for image in images])
+        return torch.cat([preprocess(image, config, crop=crop) for image in images])
     size = config.image_size
     if isinstance(images, Tensor):
-        square = _square_of_tensor(images, size)
+        square = _square_of_tensor(images, size, crop)
     else:
-        square = image_to_tensor(_square_of_pil(images, size))
+        square = image_to_tensor(_square_of_pil(images, size, crop))
     mean, std = (square.new_tensor(values)[:, None, None] for values in (config.mean, config.std))
     return (square - mean) / std
 
@@ -56,24 +65,24 @@ def scaled_size(height: int, width: int, size: int) -> tuple[int, int]:
     return (size, scaled) if height <= width else (scaled, size)
 
 
-def _first(length: int, size: int) -> int:
-    """The offset of the centre crop, rounded to even as in OpenAI's code; transformers rounds down."""
-    return round((length - size) / 2)
+def _first(length: int, size: int, crop: Crop) -> int:
+    """The offset of the centre crop."""
+    return round((length - size) / 2) if crop == "openai" else (length - size) // 2
 
 
-def _square_of_pil(image: Any, size: int) -> Image:
+def _square_of_pil(image: Any, size: int, crop: Crop) -> Image:
     from PIL import Image as PIL
 
     if not isinstance(image, PIL.Image):
         raise ValueError(f"expected the image as a PIL image or a tensor, not {type(image).__name__}")
     rgb = to_rgb(image)
     height, width = scaled_size(rgb.height, rgb.width, size)
-    top, left = _first(height, size), _first(width, size)
+    top, left = _first(height, size, crop), _first(width, size, crop)
     scaled = rgb.resize((width, height), PIL.Resampling.BICUBIC)
     return scaled.crop((left, top, left + size, top + size))
 
 
-def _square_of_tensor(image: Tensor, size: int) -> Tensor:
+def _square_of_tensor(image: Tensor, size: int, crop: Crop) -> Tensor:
     batch = image if image.ndim == 4 else image[None]
     if batch.ndim != 4 or batch.shape[1] != 3 or not batch.is_floating_point() or len(batch) == 0:
         raise ValueError(
@@ -87,5 +96,5 @@ def _square_of_tensor(image: Tensor, size: int) -> Tensor:
     scaled = batch
     if batch.shape[2:] != (height, width):
         scaled = F.interpolate(batch, (height, width), mode="bicubic", antialias=True).clamp(0, 1)
-    top, left = _first(height, size), _first(width, size)
+    top, left = _first(height, size, crop), _first(width, size, crop)
     return scaled[:, :, top : top + size, left : left + size]

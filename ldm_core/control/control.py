@@ -222,7 +222,8 @@ class Control:
                 f"hint of its last hidden states (B, N, {self.net.config.width})"
             )
         own = next(encoder.parameters())
-        return encoder.hidden_states(preprocess(self.hint, encoder.config).to(own)).to(weight)
+        pixels = preprocess(self.hint, encoder.config, crop="transformers")
+        return encoder.hidden_states(pixels.to(own)).to(weight)
 
 
 def _check_fused(hint: Any) -> None:

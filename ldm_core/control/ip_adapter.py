@@ -84,7 +84,7 @@ class ImagePromptHandle:
         Raises ValueError without the CLIP image encoder that the adapter was made for.
         """
         clip = self._needed_clip("a picture")
-        return self.project(self._embeddings(preprocess(images, clip.config)))
+        return self.project(self._embeddings(preprocess(images, clip.config, crop="transformers")))
 
     def unconditional(self) -> Tensor:
         """The tokens of no picture, (1, N, context_dim), for the unconditional half of guidance."""

@@ -46,8 +46,8 @@ def load_control(
     model: the model to control. It checks that the control fits, gives what files do not contain (the number
         of attention heads, the weights to which differences are added), and the device and dtype.
     device, dtype: instead of those of the model; without both, as in `load`.
-    global_pool: average a ControlNet's residuals over all pixels, which "shuffle" needs. None: if the file
-        says so, which only diffusers folders do.
+    global_pool: average a ControlNet's residuals over all pixels, which "shuffle" needs. None: as a diffusers
+        folder says; of other files, whose tensors do not say it, those with "shuffle" in their name.
     variant, mmap: as in `load`.
 
     Raises CheckpointError for a file that cannot be read, is no such control, or does not fit the model.
@@ -69,6 +69,8 @@ def load_control(
     if not any(other.part.fills for other in sources.values()):
         report(name, {"not used by the control": leftovers(checkpoint, sources.values())[1]})
     config = _config(source, model)
+    if global_pool is None and described_part(source) is None and "shuffle" in name.lower():
+        global_pool = True
     if global_pool is not None and isinstance(config, ControlNetConfig):
         config = replace(config, global_pool=global_pool)
     network = blank_network(config)

@@ -56,6 +56,17 @@ def test_half_a_pixel_goes_where_openais_code_puts_it(size: tuple[int, int]) -> 
     assert torch.equal(preprocess(image, SMALL), (expected - mean) / std)
 
 
+@pytest.mark.parametrize("size", [(1024, 683), (427, 640), (640, 480)])
+def test_the_crop_of_transformers_on_request(size: tuple[int, int]) -> None:
+    image = picture(*size)
+    theirs = CLIPImageProcessorPil()(image, return_tensors="pt")["pixel_values"]
+    assert float((preprocess(image, CONFIG, crop="transformers") - theirs).abs().max()) < EXACT
+    other = float((preprocess(image, CONFIG) - theirs).abs().max())
+    assert other > 0.01 if size != (640, 480) else other < EXACT
+    with pytest.raises(ValueError, match="crop must be one of openai, transformers, not 'centre'"):
+        preprocess(image, CONFIG, crop="centre")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("size", [(640, 480), (300, 500), (100, 60), (224, 224)])
 def test_tensors_come_close_to_pil(size: tuple[int, int]) -> None:
     """PIL rounds to 8 bits after each of two passes, and clips in between: at most 3 levels apart, 0.4 on

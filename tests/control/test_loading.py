@@ -119,6 +119,17 @@ def test_diffusers_folders(net: ControlNet, model: LatentDiffusion, tmp_path: Pa
         ldm_core.load_control(folder)
 
 
+def test_a_file_that_is_called_shuffle_is_pooled(
+    net: ControlNet, model: LatentDiffusion, tmp_path: Path
+) -> None:
+    """The YAML that is published beside control_v11e_sd15_shuffle.pth says so, and web UIs go by the name."""
+    path = written(tensors_of(net, diffusers_map(net.config)), tmp_path, "Control_sd15_Shuffle.safetensors")
+    assert ldm_core.load_control(path, model=model).config.global_pool
+    assert not ldm_core.load_control(path, model=model, global_pool=False).config.global_pool
+    other = path.rename(tmp_path / "control_sd15_canny.safetensors")
+    assert not ldm_core.load_control(other, model=model).config.global_pool
+
+
 ADAPTERS: dict[str, tuple[Any, Any, Any]] = {
     "full": (T2IAdapter, T2IAdapterConfig(channels=CHANNELS), adapter_names.original_map),
     "light": (T2IAdapter, T2IAdapterConfig(3, CHANNELS, 4, kind="light"), adapter_names.original_map),

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm_core.adapters.lora_delta import Delta, WidthError, kind_of
+from ldm_core.adapters.lora_delta import Delta, Full, WidthError, kind_of
 from ldm_core.adapters.lora_names import PEFT, SECOND_TEXT_ENCODER, layer_names, split_key
 from ldm_core.adapters.peft_settings import PeftSettings, parse_settings
 from ldm_core.checkpoint.folder import adapter_file, read_json
@@ -30,6 +30,7 @@ from ldm_core.support.printable import printable
 
 PEFT_CONFIG = "adapter_config.json"
 DIFFUSERS_METADATA = "lora_adapter_metadata"
+FIRST = "unet.conv_in"
 WIDTHS = {768: " (as SD1)", 1024: " (as SD2)", 2048: " (as SDXL)"}
 
 # Name suffixes of the layers whose number of inputs is a characteristic width of the network.
@@ -74,8 +75,14 @@ def read_adapter(
     deltas: dict[str, Delta] = {}
     errors: dict[str, ValueError] = {}
     for name, layer in layers.items():
+        own = settings.get(name.split(".")[0])
         try:
-            deltas[name] = _delta(layer, name, shapes, settings.get(name.split(".")[0]))
+            deltas[name] = _delta(layer, name, shapes, own)
+        except WidthError as error:
+            if name == FIRST and error.made_for == config.unet.out_channels < error.inputs:
+                deltas[name] = _widened(layer, shapes, error, own)
+            else:
+                errors[name] = error
         except ValueError as error:
             errors[name] = error
     _refuse_other_widths(source, layers, errors)
@@ -185,6 +192,21 @@ def _delta(
     # Copied, since a memory-mapped file may be overwritten later, for example by a trainer.
     factors = {role: tensor.clone() for role, tensor in fitted.items()}
     return kind(factors, shape, rank, scale, bias)
+
+
+def _widened(
+    layer: _Layer, shapes: Mapping[str, tuple[int, ...]], error: WidthError, settings: PeftSettings | None
+) -> Delta:
+    """The change of the first convolution by an adapter of a model without concatenated inputs.
+
+    An inpainting model's first convolution sees more than the latent, which the adapter does not change.
+    """
+    outputs, inputs, *kernel = shapes[f"{FIRST}.weight"]
+    narrow = dict(shapes) | {f"{FIRST}.weight": (outputs, error.made_for, *kernel)}
+    delta = _delta(layer, FIRST, narrow, settings)
+    diff = torch.zeros(outputs, inputs, *kernel)
+    diff[:, : error.made_for] = delta.weight()
+    return Full({"diff": diff}, tuple(diff.shape), None, delta.scale, delta.bias)
 
 
 def _alpha(alpha: Tensor) -> float:

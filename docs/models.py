@@ -95,7 +95,8 @@ FIGURES = (
     ("8", "layouts → images", "`sample layout2img256.ckpt --layout boxes.json`"),
     ("9", "landscapes larger than in training", "`Sampler(ldm_core.windowed(model, size=64, stride=32)).sample(classes)`, "
      "[larger pictures](large-pictures.md)"),
-    ("10", "super-resolution", "`upscale bsr_sr.ckpt --image small.png --scheduler ddim --eta 1`"),
+    ("10", "super-resolution", "`upscale bsr_sr.ckpt --image small.png --scheduler ddim --eta 1 --steps 100`; pictures over "
+     "128 pixels in [windows](large-pictures.md#super-resolution)"),
     ("11", "inpainting", "`inpaint --model inpainting_big.ckpt --image A --mask B`"),
 )  # fmt: skip
 
@@ -161,8 +162,9 @@ def lines() -> list[str]:
         own = sum(count for part, count in sizes.items() if part not in ("unet", "autoencoder"))
         counts = [sizes["unet"], own, sizes["autoencoder"]]
         shown = " + ".join(f"{count / 1e6:.1f}" for count in counts)
+        pixels = ", ".join(sorted({str(PRESETS[one].image_size) for one in row.names.split(", ")}))
         rows.append(
-            f"| `{row.names.replace(', ', '`, `')}` | {row.task} | {config.image_size} | "
+            f"| `{row.names.replace(', ', '`, `')}` | {row.task} | {pixels} | "
             f"{first_stage(config.autoencoder)} | {conditioning(name)} | {shown} | "
             f"`sampler.{row.call}` | `{row.command}` | {row.compared} |"
         )
